@@ -1,0 +1,52 @@
+"""Chooses between the compiled twins and the pure-Python ones at build time; all else is in pyproject.toml.
+
+FASTPIPE_NO_EXTENSIONS=1 (0 and empty mean no), or a machine without a C compiler or without Python's headers, gives a
+pure-Python install: a py3-none-any wheel that holds the Python twins only. A compiler that is there but fails is an
+error: a platform wheel always holds its extensions.
+"""
+
+import os
+import pathlib
+import sys
+import tempfile
+
+from setuptools import Extension, setup
+from setuptools._distutils.ccompiler import new_compiler
+from setuptools._distutils.sysconfig import customize_compiler, get_python_inc
+
+EXTENSIONS = {
+    name: source
+    for name, source in {"fastpipe._pipe_c": "src/fastpipe/_pipe_c.pyx"}.items()
+    if pathlib.Path(source).exists()
+}
+
+
+def compiler_present() -> bool:
+    """Whether a program that includes Python.h compiles here."""
+    compiler = new_compiler()
+    customize_compiler(compiler)
+    with tempfile.TemporaryDirectory() as folder:
+        source = pathlib.Path(folder, "probe.c")
+        source.write_text("#include <Python.h>\nint main(void) { return 0; }\n")
+        try:
+            compiler.compile([str(source)], output_dir=folder, include_dirs=[get_python_inc()])
+        except Exception as error:  # distutils' compilers each have their own error classes
+            print(f"fastpipe: no C compiler or no Python headers ({error}): installing the Python twin only",
+                  file=sys.stderr)
+            return False
+    return True
+
+
+def extensions() -> list[Extension]:
+    if os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0") or not compiler_present():
+        return []
+    from Cython.Build import cythonize
+
+    return cythonize(
+        [Extension(name, [source]) for name, source in EXTENSIONS.items()],
+        language_level=3,
+        build_dir="build/cython",
+    )
+
+
+setup(ext_modules=extensions())

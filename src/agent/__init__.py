@@ -1,0 +1,1 @@
+"""A tunnel agent and its hub."""

@@ -1,0 +1,77 @@
+"""What can go wrong, and whose fault it is: one class per thing that a caller can do about it."""
+
+from __future__ import annotations
+
+__all__ = ["AgentError", "ConfigError", "HubError", "Refused", "TargetError", "WireError"]
+
+
+class AgentError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(AgentError):
+    """A configured value is wrong: change it where `source` says and start again (exit code 2).
+
+    field: the configuration field's name; source: where the value came from (a flag, a variable, a file's name, or
+    "argument"); expected: what would be right, with range and unit.
+    """
+
+    def __init__(self, field: str, source: str, expected: str) -> None:
+        super().__init__(f"{field} (from {source}): {expected}")
+        self.field = field
+        self.source = source
+        self.expected = expected
+
+
+class WireError(AgentError):
+    """The peer broke the format: HTTP/2, gRPC's framing or the packet message. Ends the session it came on.
+
+    rule: the rule that was broken, with the frame or field it was broken in. http2_code: the HTTP/2 error code
+    (RFC 9113, section 7) to answer with, where it was HTTP/2 that was broken.
+    """
+
+    def __init__(self, rule: str, *, http2_code: int = 0x1) -> None:
+        super().__init__(rule)
+        self.rule = rule
+        self.http2_code = http2_code
+
+
+class HubError(AgentError):
+    """A session with the hub could not be had, or ended.
+
+    retryable: False where trying again at once can't help, as with a rejected identity (then it is said loudly and
+    retried slowly).
+    """
+
+    def __init__(self, reason: str, *, retryable: bool = True) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retryable = retryable
+
+
+class TargetError(AgentError):
+    """A target could not be reached or broke HTTP. status: 502, 503 or 504, the answer that its client gets.
+
+    reason: the class of what happened, in words fit for the client's eyes. stage: where it happened (`connect`, `tls`,
+    `response head`, …), for the log.
+    """
+
+    def __init__(self, status: int, reason: str, *, stage: str = "") -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.stage = stage
+
+
+class Refused(AgentError):
+    """Raised by a Router or a RequestProcessor: the client gets `status` with `reason` as text/plain.
+
+    status: 400 to 599. reason: shown to the client, so without secrets.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        if not 400 <= status <= 599:
+            raise ValueError(f"status must be from 400 to 599, not {status}")
+        super().__init__(f"{status} {reason}")
+        self.status = status
+        self.reason = reason

@@ -1,0 +1,91 @@
+"""Runs coroutine tests on asyncio (debug mode) and uvloop, and fails any test that leaves something behind.
+
+After each test: no exception reached the loop's handler, no task lives, no descriptor is open that wasn't before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+try:
+    import uvloop
+except ImportError:  # not on Windows and PyPy
+    uvloop = None
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+if uvloop is not None:
+    LOOPS["uvloop"] = uvloop.new_event_loop
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if inspect.iscoroutinefunction(metafunc.function):
+        metafunc.fixturenames.append("loop_name")
+        wanted = metafunc.definition.get_closest_marker("loops")
+        metafunc.parametrize("loop_name", wanted.args if wanted else list(LOOPS))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    loop_name = pyfuncitem.callspec.params["loop_name"]
+    run_on(loop_name, pyfuncitem.obj(**arguments))
+    return True
+
+
+def run_on(loop_name: str, coroutine: Any) -> None:
+    """Run a coroutine on a fresh loop; fail for unhandled errors and for tasks left alive."""
+    unhandled: list[str] = []
+
+    async def supervised() -> None:
+        loop = asyncio.get_running_loop()
+        loop.slow_callback_duration = 60.0
+        loop.set_exception_handler(
+            lambda _, context: unhandled.append(f"{context.get('message')}: {context.get('exception')!r}")
+        )
+        await coroutine
+        for _ in range(3):  # callbacks already scheduled are no leak
+            await asyncio.sleep(0)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        if left:
+            await asyncio.wait(left, timeout=0.5)
+            left = {task for task in left if not task.done()}
+        assert not left, f"tasks left alive: {left}"
+        gc.collect()  # a transport dropped without close warns here, inside the test
+        await asyncio.sleep(0)
+
+    with asyncio.Runner(loop_factory=LOOPS[loop_name], debug=loop_name == "asyncio") as runner:
+        runner.run(supervised())
+    assert not unhandled, f"the loop's exception handler was called: {unhandled}"
+
+
+def open_descriptors() -> dict[int, str]:
+    """This process's descriptors and what each is open on. Linux only; elsewhere empty."""
+    found: dict[int, str] = {}
+    if sys.platform == "linux":
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+            except OSError:  # the listing's own descriptor
+                continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail where a test leaves a descriptor open that was not open before it."""
+    before = open_descriptors()
+    yield
+    gc.collect()
+    left = {fd: name for fd, name in open_descriptors().items() if before.get(fd) != name}
+    if request.node.get_closest_marker("leaves_descriptors") is None:
+        assert not left, f"descriptors left open: {left}"
