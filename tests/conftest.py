@@ -23,6 +23,7 @@ except ImportError:  # not on Windows and PyPy
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 if uvloop is not None:
     LOOPS["uvloop"] = uvloop.new_event_loop
+    uvloop.new_event_loop().close()  # libuv opens its process-wide descriptors with the first loop
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
