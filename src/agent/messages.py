@@ -65,11 +65,13 @@ class Target:
             raise ValueError("a Target's url can't hold user information or a fragment")
         if not self.url.isascii() or any(c <= " " for c in self.url):
             raise ValueError("a Target's url must be visible ASCII")
-        path = parts.path or ("/" if self.url else "")
-        if parts.query:
-            path += "?" + parts.query
+        # Taken off the text, not put together from its parts: an empty query's "?" is part of the path and query too.
+        path = self.url[len(parts.scheme) + 3 + len(parts.netloc) :]
+        if self.url and not path.startswith("/"):
+            path = "/" + path
         set_field = object.__setattr__  # the class is frozen; these are derived once, here
         set_field(self, "scheme", parts.scheme)
         set_field(self, "host", parts.hostname or "")
-        set_field(self, "port", parts.port or (443 if parts.scheme == "https" else 80))
+        default_port = 443 if parts.scheme == "https" else 80
+        set_field(self, "port", default_port if parts.port is None else parts.port)
         set_field(self, "path", path.encode("ascii"))

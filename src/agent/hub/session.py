@@ -1,0 +1,210 @@
+"""One agent's tunnel, seen from the hub: opens connections to the agent's proxy and carries their bytes.
+
+    hub's proxy ── transport ══ pipe ══ _Connection ── outbound ──► tunnel ──► agent
+                                             ◄── packet_received ◄──
+
+`AgentSession.connect` gives the hub's proxy a pipe end that behaves as a TCP connection to the agent would. All state
+belongs to one session and dies with it (wire.md, "conn ids"): nothing here is handed to the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from fastpipe import PipeEnd, create_pipe
+
+from ..errors import TargetError
+
+__all__ = ["AgentSession"]
+
+logger = logging.getLogger(__name__)
+
+DATA, ERROR, DRAIN = 0, 1, 2  # wire.md's ControlCode
+PIPE_LIMIT_BYTES = 65536
+BEHIND_BYTES = 4 * 1024 * 1024
+"""A client this far behind what its agent has sent makes the hub stop reading the tunnel."""
+BEHIND_TIMEOUT_S = 10.0
+"""How long a client may keep the hub from reading; then its connection is ended, for the others' sake."""
+PROBE_INTERVAL_S = 10.0
+"""wire.md, "vanished clients": an empty DATA makes the other side say whether it still knows the connection."""
+
+
+class _Outbound(Protocol):
+    def write(self, data: bytes | memoryview) -> None: ...
+    def finish(self, code: int | None = None, error_message: str = "") -> None: ...
+    def abort(self) -> None: ...
+
+
+class _Tunnel(Protocol):
+    features: frozenset[str]
+
+    def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> _Outbound: ...
+    def send(self, conn_id: int, code: int, data: bytes = b"", error_message: str = "") -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+
+class _Connection(asyncio.Protocol):
+    """The tunnel's side of one connection: pipe → packets, packets → pipe."""
+
+    accepts_views = True
+
+    def __init__(self, session: AgentSession, conn_id: int) -> None:
+        self.conn_id = conn_id
+        self._session = session
+        self._end: PipeEnd | None = None
+        self._outbound: _Outbound | None = None
+        self.bytes_seen = 0
+        self.probed_at_bytes = -1
+
+    # -- the pipe's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        end = cast(PipeEnd, transport)
+        self._end = end
+        self._outbound = self._session.tunnel.outbound(self.conn_id, end.pause_reading, end.resume_reading)
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        assert self._outbound is not None
+        self._outbound.write(data)
+
+    def eof_received(self) -> bool:
+        return True  # the base protocol has no half-close: what the agent still sends goes on
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        outbound, self._outbound = self._outbound, None
+        if outbound is not None:
+            # The proxy is done with this connection, or its client is gone: either way the agent may forget it.
+            outbound.finish(ERROR, "the client is gone")
+        self._session.forget(self)
+
+    def pause_writing(self) -> None:
+        pass  # `write` never refuses; how far behind the client is, is looked at when the next packet comes
+
+    def resume_writing(self) -> None:
+        self._session.caught_up(self)
+
+    # -- the tunnel's side
+
+    def deliver(self, data: bytes | memoryview) -> None:
+        end = self._end
+        if end is None:
+            return
+        self.bytes_seen += len(data)
+        end.write(data)
+        if end.get_write_buffer_size() > BEHIND_BYTES:
+            self._session.fell_behind(self)
+
+    def end(self) -> None:
+        """The agent is done with this connection, or lost: the proxy sees its upstream break."""
+        outbound, self._outbound = self._outbound, None
+        if outbound is not None:
+            outbound.abort()
+        if self._end is not None:
+            self._end.abort()
+
+
+class AgentSession:
+    """The connections of one tunnel.
+
+    tunnel: the tunnel's hub role. cluster: the name its agent gave. identity: whom the agent was authenticated as, ""
+    where none was asked for. on_lost: called once, when the tunnel has ended.
+    """
+
+    def __init__(self, tunnel: object, cluster: str, identity: str, on_lost: Callable[[AgentSession], None]) -> None:
+        self.tunnel = cast(_Tunnel, tunnel)
+        self.cluster = cluster
+        self.identity = identity
+        self.draining = False
+        self._on_lost = on_lost
+        self._lost = False
+        self._ids = itertools.count(1)
+        self._connections: dict[int, _Connection] = {}
+        self._behind: dict[_Connection, asyncio.TimerHandle] = {}
+        self._loop = asyncio.get_running_loop()
+        self._probe_timer = self._loop.call_later(PROBE_INTERVAL_S, self._probe)
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._connections)
+
+    async def connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        """Open a connection to the agent's proxy and give it to `protocol`.
+
+        Returns its transport, whose `connection_made` is on its way. Raises TargetError (502) where the tunnel is
+        gone. Has no await of its own, so cancellation leaves nothing half-open.
+        """
+        if self._lost:
+            raise TargetError(502, "the cluster's tunnel is gone", stage="connect")
+        connection = _Connection(self, next(self._ids))
+        near, far = create_pipe(limit=PIPE_LIMIT_BYTES)
+        self._connections[connection.conn_id] = connection
+        far.set_protocol(connection)
+        near.set_protocol(protocol)
+        return near
+
+    # -- what the tunnel calls (PacketReceiver)
+
+    def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
+        connection = self._connections.get(conn_id)
+        if code == DRAIN and conn_id == 0:
+            self.draining = True
+        elif connection is None:
+            # The agent's own probe of a connection this hub has forgotten (wire.md, "vanished clients").
+            if code == DATA:
+                self.tunnel.send(conn_id, ERROR, error_message=f"unknown packet connection {conn_id}")
+        elif code == DATA:
+            connection.deliver(data)
+        elif code == ERROR:
+            logger.info("agent ended a connection", extra={"conn_id": conn_id, "reason": error_message[:200]})
+            connection.end()
+        else:
+            logger.debug("packet with an unknown code", extra={"conn_id": conn_id, "code": code})
+
+    def tunnel_lost(self, error: Exception | None) -> None:
+        self._lost = True
+        self._probe_timer.cancel()
+        for timer in self._behind.values():
+            timer.cancel()
+        self._behind.clear()
+        for connection in list(self._connections.values()):
+            connection.end()
+        self._on_lost(self)
+
+    # -- what connections call
+
+    def forget(self, connection: _Connection) -> None:
+        self._connections.pop(connection.conn_id, None)
+        self.caught_up(connection)
+
+    def fell_behind(self, connection: _Connection) -> None:
+        """Stop reading the tunnel until this client has caught up, or its time is over."""
+        if connection not in self._behind and not self._lost:
+            self._behind[connection] = self._loop.call_later(BEHIND_TIMEOUT_S, self._too_slow, connection)
+            if len(self._behind) == 1:
+                self.tunnel.pause_reading()
+
+    def caught_up(self, connection: _Connection) -> None:
+        timer = self._behind.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+            if not self._behind and not self._lost:
+                self.tunnel.resume_reading()
+
+    def _too_slow(self, connection: _Connection) -> None:
+        logger.warning(
+            "client too slow: its connection is ended", extra={"conn_id": connection.conn_id, "cluster": self.cluster}
+        )
+        self.tunnel.send(connection.conn_id, ERROR, error_message="the client is too slow")
+        connection.end()
+
+    def _probe(self) -> None:
+        self._probe_timer = self._loop.call_later(PROBE_INTERVAL_S, self._probe)
+        for connection in self._connections.values():
+            if connection.probed_at_bytes == connection.bytes_seen:
+                self.tunnel.send(connection.conn_id, DATA)
+            connection.probed_at_bytes = connection.bytes_seen
