@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard src/fastpipe/*.pyx src/fastpipe/*.pxd src/agent/tunnel/*.pyx src/agent/tunnel/*.pxd)
 
-.PHONY: demo test test-compiled test-python lint types clean
+OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
+
+.PHONY: demo test test-compiled test-python test-pythons lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastpipe-agent demo
@@ -17,6 +19,13 @@ test-compiled: $(VENV)/.tested
 
 test-python: $(VENV)/.tested
 	FASTPIPE_NO_EXTENSIONS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The transport's own tests, on every newer CPython that pyenv has here.
+test-pythons:
+	@for python in $(OTHER_PYTHONS); do \
+	  venv=$(VENV)-$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  $(MAKE) --no-print-directory test-compiled VENV=$$venv PYTHON=$$python PYTEST_ARGS=tests/fastpipe || exit 1; \
+	done
 
 lint: $(VENV)/.linted
 	$(BIN)/ruff check .
