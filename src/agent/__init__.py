@@ -1,1 +1,74 @@
-"""A tunnel agent and its hub."""
+"""A tunnel agent and its hub: what is used from Python. Each name's module is imported when the name is first used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .agent import Agent
+    from .config import AgentConfig, ConfigErrors, HubConfig, MemoryCommConfig
+    from .errors import AgentError, ConfigError, HubError, Refused, TargetError, WireError
+    from .messages import RequestHead, Target
+    from .policy.identity import RequestProcessor
+    from .policy.router import Router
+    from .policy.trust import CertificateProvider
+
+    __version__: str
+
+__all__ = [
+    "Agent",
+    "AgentConfig",
+    "AgentError",
+    "CertificateProvider",
+    "ConfigError",
+    "ConfigErrors",
+    "HubConfig",
+    "HubError",
+    "MemoryCommConfig",
+    "Refused",
+    "RequestHead",
+    "RequestProcessor",
+    "Router",
+    "Target",
+    "TargetError",
+    "WireError",
+    "__version__",
+]
+
+_HOMES = {
+    "Agent": "agent",
+    "AgentConfig": "config",
+    "AgentError": "errors",
+    "CertificateProvider": "policy.trust",
+    "ConfigError": "errors",
+    "ConfigErrors": "config",
+    "HubConfig": "config",
+    "HubError": "errors",
+    "MemoryCommConfig": "config",
+    "Refused": "errors",
+    "RequestHead": "messages",
+    "RequestProcessor": "policy.identity",
+    "Router": "policy.router",
+    "Target": "messages",
+    "TargetError": "errors",
+    "WireError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("fastpipe-agent")
+    elif name in _HOMES:
+        from importlib import import_module
+
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

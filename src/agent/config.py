@@ -1,0 +1,209 @@
+"""What operators set: one declaration for each field of the agent, the hub and the proxy command.
+
+A field, its flag, its `AGENT_*` variable and its TOML key are one name (`hub_address`, `--hub-address`,
+`AGENT_HUB_ADDRESS`); a table's fields carry the table's name in front (`--memory-comm-buffer-size`). Making one of
+these objects checks it: ConfigErrors names every wrong field. `settings.py` has the machinery.
+"""
+
+# ruff: noqa: RUF009  (each call makes one dataclass field, as dataclasses.field does)
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar, cast
+
+from . import fields as kind
+from .settings import Checked, ConfigErrors, Rule, load
+from .syntax import Address, Route, is_loopback, parse_address
+
+__all__ = [
+    "AgentConfig",
+    "ConfigErrors",
+    "HubConfig",
+    "MemoryCommConfig",
+    "ProcessConfig",
+    "ProxyConfig",
+    "load_config",
+]
+
+T = TypeVar("T")
+Routes = Sequence[str | tuple[str, str]] | Mapping[str, str]
+
+DRAIN_GRACE_S = 25.0
+"""Below Kubernetes' default terminationGracePeriodSeconds of 30, so that DRAIN still goes out."""
+
+_DRAIN_HELP = "how long requests in flight may go on after the first SIGTERM"
+_ROUTE_HELP = "requests below this path prefix go to this URL (several times; the longest prefix wins)"
+_TARGET_CA_HELP = "PEM certificates that targets are trusted by, beside the system's; reloaded when they change"
+
+
+def _check_socket_path(path: str) -> None:
+    # sun_path has 108 bytes on Linux and 104 on macOS and the BSDs, the closing NUL included.
+    if not 0 < len(path.encode()) <= 103:
+        raise ValueError(f"must be a path of at most 103 bytes, not {path!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryCommConfig(Checked):
+    """The proposal's limits. buffer_size bounds the memory pipes; max_connections holds in both modes."""
+
+    buffer_size: int = kind.integer(
+        "bytes that a connection's pipe holds in each direction before its writer is paused",
+        default=65536, low=4096, high=64 * 1024 * 1024, unit="bytes",
+    )
+    max_connections: int = kind.integer(
+        "connections open at once, over memory or UDS; past it requests are answered 503",
+        default=1000, low=1, high=1_000_000, unit="connections",
+    )
+    enable_metrics: bool = kind.boolean("count connections, packets and bytes, and show them at /metrics")
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentConfig(Checked):
+    """`fastpipe-agent run`: the hub, how it is dialled, and where requests go."""
+
+    hub_address: str | Sequence[str] = kind.addresses("the hub's gRPC address; several are tried in turn")
+    cluster_name: str = kind.label("this cluster's name at the hub: one RFC 1123 label")
+    insecure: bool = kind.boolean("dial the hub in plaintext (HTTP/2 with prior knowledge)")
+    hub_ca_file: str = kind.file("PEM certificates that the hub is trusted by, instead of the system's roots")
+    hub_client_cert_file: str = kind.file("PEM certificate that the agent shows to the hub")
+    hub_client_key_file: str = kind.file("its private key, where it isn't in the same file")
+    hub_server_name: str = kind.text("the name in the hub's certificate, if not the address's", metavar="NAME")
+    hub_token_file: str = kind.file("a token, sent to the hub as `authorization: Bearer`; read for each session")
+    use_memory_comm: bool = kind.boolean("connect tunnel and proxy by pipes in memory rather than Unix sockets")
+    memory_comm: MemoryCommConfig = kind.group(MemoryCommConfig)
+    uds_socket_path: str = kind.text(
+        "the proxy's Unix socket (default: in a private directory of its own)",
+        metavar="PATH", check=_check_socket_path,
+    )
+    routes: Routes = kind.routes(_ROUTE_HELP, name="route")
+    app: Any = kind.reference("an ASGI application that gets every request")
+    target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP)
+    health_address: str = kind.address("where /healthz and /readyz are served (default: nowhere)", default="")
+    drain_grace_s: float = kind.seconds(_DRAIN_HELP, default=DRAIN_GRACE_S, low=0, high=3600)
+
+    rules: ClassVar = (
+        Rule(("hub_ca_file", "insecure"), lambda ca, insecure: ca and insecure, "must not be set with insecure"),
+        Rule(
+            ("hub_client_cert_file", "insecure"), lambda cert, insecure: cert and insecure,
+            "must not be set with insecure",
+        ),
+        Rule(
+            ("hub_server_name", "insecure"), lambda name, insecure: name and insecure, "must not be set with insecure"
+        ),
+        Rule(
+            ("hub_client_key_file", "hub_client_cert_file"), lambda key, cert: key and not cert,
+            "must be set together with hub_client_cert_file",
+        ),
+        Rule(("app", "route"), lambda app, routes: app is not None and routes, "must not be set together with route"),
+    )
+
+    @property
+    def hub_addresses(self) -> tuple[Address, ...]:
+        """hub_address as hosts and ports, at least one."""
+        return tuple(map(parse_address, self.hub_address))
+
+    @property
+    def static_routes(self) -> tuple[Route, ...]:
+        """routes as (prefix, URL), without trailing slashes."""
+        return cast("tuple[Route, ...]", self.routes)  # the field has made them so, however they were written
+
+    @property
+    def target_ca_files(self) -> tuple[str, ...]:
+        """target_ca_file as paths."""
+        return tuple(self.target_ca_file)
+
+
+@dataclasses.dataclass(frozen=True)
+class HubConfig(Checked):
+    """`fastpipe-agent hub`: its two ports, and which agents it lets in."""
+
+    grpc_address: str = kind.address("where agents open their tunnels (port 0: a free one)", default="127.0.0.1:8443")
+    http_address: str = kind.address("where users send requests to /<cluster>/…", default="127.0.0.1:8080")
+    grpc_cert_file: str = kind.file("PEM certificate chain of the gRPC port (none: plaintext)")
+    grpc_key_file: str = kind.file("its private key, where it isn't in the same file")
+    http_cert_file: str = kind.file("PEM certificate chain of the HTTP port (none: plaintext)")
+    http_key_file: str = kind.file("its private key, where it isn't in the same file")
+    agent_ca_file: str = kind.file("PEM CA of agents' certificates, whose CN or DNS name is their cluster's name")
+    agent_token_file: str = kind.file("agents' tokens: lines of a cluster's name, white space, its token")
+    allow_any_agent: bool = kind.boolean("let agents in that show nothing, also off loopback")
+    drain_grace_s: float = kind.seconds(_DRAIN_HELP, default=DRAIN_GRACE_S, low=0, high=3600)
+
+    rules: ClassVar = (
+        Rule(
+            ("grpc_key_file", "grpc_cert_file"), lambda key, cert: key and not cert,
+            "must be set together with grpc_cert_file",
+        ),
+        Rule(
+            ("http_key_file", "http_cert_file"), lambda key, cert: key and not cert,
+            "must be set together with http_cert_file",
+        ),
+        Rule(
+            ("agent_ca_file", "grpc_cert_file"), lambda ca, cert: ca and not cert,
+            "must be set together with grpc_cert_file: a client certificate is only shown over TLS",
+        ),
+        Rule(
+            ("grpc_address", "agent_ca_file", "agent_token_file", "allow_any_agent"),
+            lambda address, ca, tokens, anyone: not (
+                ca or tokens or anyone or is_loopback(parse_address(address, listen=True).host)
+            ),
+            "must be a loopback address, or agents must be authenticated (--agent-ca-file, --agent-token-file): "
+            "any agent could take any cluster's requests. --allow-any-agent allows that",
+        ),
+    )
+
+    @property
+    def authenticates_agents(self) -> bool:
+        """Whether an agent can show who it is."""
+        return bool(self.agent_ca_file or self.agent_token_file)
+
+    @property
+    def lets_anyone_in(self) -> bool:
+        """Whether an agent that shows nothing is let in: asked for, or on loopback with nothing to show."""
+        return self.allow_any_agent or not self.authenticates_agents
+
+
+@dataclasses.dataclass(frozen=True)
+class ProxyConfig(Checked):
+    """`fastpipe-agent proxy`: the agent's proxy alone on a TCP port, no cluster name in the paths."""
+
+    listen: str = kind.address("where the proxy listens (port 0: a free one)", default="127.0.0.1:8080")
+    routes: Routes = kind.routes(_ROUTE_HELP, name="route")
+    target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP)
+    drain_grace_s: float = kind.seconds(_DRAIN_HELP, default=DRAIN_GRACE_S, low=0, high=3600)
+
+    rules: ClassVar = (Rule(("route",), lambda routes: not routes, "must be set: at least one PREFIX=URL"),)
+
+    @property
+    def static_routes(self) -> tuple[Route, ...]:
+        """routes as (prefix, URL), without trailing slashes."""
+        return cast("tuple[Route, ...]", self.routes)  # the field has made them so, however they were written
+
+    @property
+    def target_ca_files(self) -> tuple[str, ...]:
+        """target_ca_file as paths."""
+        return tuple(self.target_ca_file)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessConfig(Checked):
+    """What the command line itself uses: nothing of this matters to who runs an Agent in a loop of their own."""
+
+    log_level: str = kind.choice(
+        "what is logged to standard error", ("debug", "info", "warning", "error"), default="info"
+    )
+    loop: str = kind.choice(
+        "the event loop; auto is uvloop where it is installed", ("auto", "uvloop", "asyncio"), default="auto"
+    )
+
+
+def load_config(
+    cls: type[T], *, flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str = ""
+) -> tuple[T, ProcessConfig]:
+    """A command's configuration and its process's, from flags, environment, TOML file and defaults.
+
+    flags: by field name (`memory_comm.buffer_size`), None where not given. Raises ConfigErrors with all that is wrong.
+    """
+    (config, process), _sources = load((cls, ProcessConfig), flags=flags, environ=environ, config_file=config_file)
+    return config, process

@@ -1,0 +1,175 @@
+"""Router: from a request's head to its Target. Two routers of ours, for Kubernetes' paths and for static routes.
+
+Both read the raw target, before any percent-decoding, and both check the cluster name of *every* request: a base hub
+pins a client's connection to the cluster of its first request, and a later one on it may be for another (wire.md,
+"misdirected"). What isn't plainly right is refused:
+
+1. 400: not origin-form, bytes that aren't visible ASCII, `#`, a `.` or `..` segment in any spelling, a first segment
+   that is no RFC 1123 label.
+2. 421: another cluster's path.
+3. 404, 403, 400: the router's own rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Iterable
+from typing import Any, Protocol, runtime_checkable
+
+from ..errors import ConfigError, Refused
+from ..messages import RequestHead, Target
+from ..syntax import check_label, check_route, has_dot_segments, is_label
+
+__all__ = ["AppRouter", "KubernetesRouter", "Router", "StaticRouter"]
+
+# Everything but visible ASCII, and "#": RFC 9112 section 3.2.1 has no fragment in a request target.
+_UNFIT = re.compile(rb"[^!-~]|#")
+
+API_SERVER = "https://kubernetes.default.svc"
+_API_NAMESPACES = b"/api/v1/namespaces/"
+
+
+@runtime_checkable
+class Router(Protocol):
+    """Decides where each request goes. One of the three interfaces that users replace."""
+
+    def route(self, request: RequestHead) -> Target | Awaitable[Target]:
+        """The target of `request`, or an awaitable of it.
+
+        request: the head as parsed and checked; its target is raw. Raises Refused for an answer to the client instead;
+        anything else raised is an error of the router's (logged, answered without its text). An awaitable is cancelled
+        when the client goes away.
+        """
+        ...
+
+
+class _ClusterPaths:
+    """Splits a raw request target into the path behind the cluster's name, and the query."""
+
+    def __init__(self, cluster: str | None) -> None:
+        """cluster: the agent's own name; None where paths have no cluster name. Raises ConfigError."""
+        try:
+            self._prefix = b"" if cluster is None else b"/" + check_label(cluster).encode("ascii")
+        except ValueError as error:
+            raise ConfigError("cluster_name", "argument", str(error)) from None
+
+    def split(self, target: bytes) -> tuple[bytes, bytes]:
+        """(path, query): the path starts with "/", the query is empty or starts with "?". Raises Refused."""
+        path, mark, query = target.partition(b"?")
+        if not path.startswith(b"/") or _UNFIT.search(target):
+            raise Refused(400, "the request target must be a path in visible ASCII, without a fragment")
+        if has_dot_segments(path):
+            raise Refused(400, "the path must have no '.' or '..' segment")
+        prefix = self._prefix
+        if prefix and not (path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in (b"", b"/")):
+            if not is_label(path[1:].partition(b"/")[0]):
+                raise Refused(400, "the path must start with a cluster's name, which is one RFC 1123 label")
+            raise Refused(421, "this connection leads to another cluster")
+        return path[len(prefix) :] or b"/", mark + query
+
+
+class StaticRouter:
+    """Sends each path below a prefix to that prefix's URL.
+
+    The longest prefix of whole segments wins: `/api` matches `/api` and `/api/x`, not `/apix`. The URL's path takes the
+    prefix's place; trailing slashes of both are ignored, and an empty result is `/`.
+    """
+
+    def __init__(self, routes: Iterable[tuple[str, str]], cluster: str | None) -> None:
+        """routes: (prefix, URL) pairs. cluster: the name all paths start with; None: none (`fastpipe-agent proxy`).
+
+        Raises ConfigError for a prefix or URL that is wrong or there twice (a URL with a query, fragment or user info
+        is wrong).
+        """
+        self._paths = _ClusterPaths(cluster)
+        found: dict[bytes, str] = {}
+        for given_prefix, given_url in routes:
+            try:
+                route = check_route(given_prefix, given_url)
+            except ValueError as error:
+                raise ConfigError("route", "argument", str(error)) from None
+            prefix = route.prefix.rstrip("/").encode("ascii")  # b"" for "/", so that all prefixes end alike
+            if prefix in found:
+                raise ConfigError("route", "argument", f"must have the prefix {route.prefix} once only")
+            found[prefix] = route.url
+        # Two prefixes that match one path are prefixes of each other, so the longer text has more segments.
+        self._routes = sorted(found.items(), key=lambda item: -len(item[0]))
+
+    def route(self, request: RequestHead) -> Target:
+        """The target of the longest prefix. Raises Refused: 400, 421, and 404 where no prefix matches."""
+        path, query = self._paths.split(request.target)
+        for prefix, url in self._routes:
+            if path.startswith(prefix):
+                rest = path[len(prefix) :]
+                if not rest or rest.startswith(b"/"):
+                    # check_route has seen that `url` ends its authority, so a rest of "//x" stays a path.
+                    return Target(url + (rest + query).decode("ascii"))
+        raise Refused(404, "no route for this path")
+
+
+class AppRouter:
+    """Sends every path to one ASGI application in this process, without the cluster's name."""
+
+    def __init__(self, app: Any, cluster: str | None) -> None:
+        """app: an ASGI 3 application. cluster: as StaticRouter's. Raises ConfigError."""
+        self._app = app
+        self._paths = _ClusterPaths(cluster)
+
+    def route(self, request: RequestHead) -> Target:
+        """The application, with the path behind the cluster's name. Raises Refused: 400, 421."""
+        path, query = self._paths.split(request.target)
+        # The host is never dialled; the application sees the client's own Host.
+        return Target("http://localhost" + (path + query).decode("ascii"), app=self._app, preserve_host=True)
+
+
+class KubernetesRouter:
+    """wire.md's table of paths: services by `proxy-service`, and the API server for everything else.
+
+    `/<cluster>/api/v1/namespaces/<ns>/services/<https:name[:port]>/proxy-service/<path>` goes to
+    `https://<name>.<ns>.svc:<port>/<path>`, all else to `https://kubernetes.default.svc/`. Never run it without a
+    RequestProcessor that authenticates (see `selection.select_policy`).
+    """
+
+    def __init__(self, cluster: str) -> None:
+        """cluster: the agent's own name, the first segment of every path. Raises ConfigError."""
+        self._paths = _ClusterPaths(cluster)
+
+    def route(self, request: RequestHead) -> Target:
+        """The service or the API server. Raises Refused: 400, 403, 421."""
+        path, query = self._paths.split(request.target)
+        if path.startswith(_API_NAMESPACES):
+            # 0 "", 1 api, 2 v1, 3 namespaces, 4 <ns>, 5 services, 6 <service>, 7 proxy-service, 8 <path…>
+            parts = path.split(b"/", 8)
+            if len(parts) >= 8 and parts[5] == b"services" and parts[7] == b"proxy-service":
+                host, port = _service(namespace=parts[4], service=parts[6])
+                rest = b"/" + (parts[8] if len(parts) > 8 else b"")
+                return Target(f"https://{host}:{port}" + (rest + query).decode("ascii"))
+        return Target(API_SERVER + (path + query).decode("ascii"))
+
+
+def _service(namespace: bytes, service: bytes) -> tuple[str, int]:
+    """Host and port of `https:name[:port]` in a namespace, by wire.md's grammar. Raises Refused.
+
+    Without a scheme, Kubernetes' own `name[:port]` is understood, so as to say 403 and not 400.
+    """
+    if not is_label(namespace):
+        raise Refused(400, "the namespace must be one RFC 1123 label")
+    parts = service.split(b":")
+    scheme = parts.pop(0) if len(parts) == 3 or (len(parts) == 2 and parts[0] in (b"https", b"http")) else b""
+    if len(parts) > 2 or scheme not in (b"https", b"http", b""):
+        raise Refused(400, "the service must be https:name or https:name:port")
+    name = parts[0]
+    if not is_label(name):
+        raise Refused(400, "the service's name must be one RFC 1123 label")
+    if scheme != b"https":
+        raise Refused(403, "only services reached by https are served: https:name:port")
+    port_text = parts[1] if len(parts) > 1 else b""
+    if not port_text:
+        port = 443
+    elif port_text.isdigit() and len(port_text) <= 5 and 1 <= int(port_text) <= 65535:
+        port = int(port_text)
+    else:
+        raise Refused(400, "the service's port must be a number from 1 to 65535")
+    if (name, namespace) == (b"kubernetes", b"default"):
+        raise Refused(403, "the API server isn't reached as a service")  # that way leads past the review
+    return f"{name.decode('ascii')}.{namespace.decode('ascii')}.svc", port

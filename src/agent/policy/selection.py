@@ -1,0 +1,61 @@
+"""Which router and which processor an agent runs with: the one place where "nothing is authenticated" is decided."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import ConfigError
+from .identity import Anonymous, RequestProcessor
+from .router import AppRouter, KubernetesRouter, Router, StaticRouter
+
+__all__ = ["UNAUTHENTICATED", "select_policy"]
+
+UNAUTHENTICATED = "nothing is authenticated: requests reach their targets as they come, Impersonate-* is removed"
+
+_log = logging.getLogger(__name__)
+
+
+def select_policy(
+    *,
+    cluster: str | None,
+    routes: Sequence[tuple[str, str]] = (),
+    app: Any = None,
+    router: Router | None = None,
+    request_processor: RequestProcessor | None = None,
+) -> tuple[Router, RequestProcessor]:
+    """The router and the processor to run with.
+
+    cluster: the agent's name, None for paths without one. routes: (prefix, URL) pairs. app: an ASGI application.
+    router, request_processor: the user's own, which win. With a router, routes or an app and no processor, nothing is
+    authenticated, and one WARNING says so.
+
+    Raises ConfigError for a wrong route or name, and where Kubernetes' paths would run without a processor: they are
+    never served unauthenticated.
+    """
+    if router is None and (routes or app is not None):
+        router = StaticRouter(routes, cluster) if routes else AppRouter(app, cluster)
+    if (router is None or isinstance(router, KubernetesRouter)) and request_processor is None:
+        raise _kubernetes_unavailable()
+    if router is None:
+        if cluster is None:
+            raise ConfigError("route", "not set", "without a cluster name, routes, an app or a router must be given")
+        router = KubernetesRouter(cluster)
+    if request_processor is None:
+        _log.warning(UNAUTHENTICATED)
+        request_processor = Anonymous()
+    return router, request_processor
+
+
+def _kubernetes_unavailable() -> ConfigError:
+    """Why Kubernetes' paths can't be served: this version has no processor for them, and where we are."""
+    where = "in a cluster" if os.environ.get("KUBERNETES_SERVICE_HOST") else "outside a cluster"
+    return ConfigError(
+        "route",
+        "not set",
+        f"without routes or an app, the targets are Kubernetes' ({where}), and those are served only by a request "
+        "processor that authenticates, which this version doesn't bring: give --route PREFIX=URL or --app module:app, "
+        "or in Python request_processor=",
+    )

@@ -1,0 +1,184 @@
+"""CertificateProvider: which certificates a target must show. And the TLS contexts of our own ports and the hub link.
+
+All contexts: TLS 1.2 or newer, verification and host name checks on. There is no switch to turn them off.
+"""
+
+from __future__ import annotations
+
+import binascii
+import os
+import re
+import ssl
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from ..errors import ConfigError
+from ..messages import Target
+from .files import Reloaded
+
+__all__ = ["CertificateProvider", "FileTrust", "client_context", "parse_certificates", "server_context"]
+
+# One block of RFC 7468, or the start of one that doesn't end as it should.
+_BLOCK = re.compile(
+    rb"-----BEGIN (?P<label>[^\r\n]*?)-----(?:(?P<base64>[A-Za-z0-9+/=\s]*)-----END (?P=label)-----)?"
+)
+
+
+@runtime_checkable
+class CertificateProvider(Protocol):
+    """Says which certificates are trusted. One of the three interfaces that users replace."""
+
+    @property
+    def generation(self) -> int:
+        """Counts up when the roots change: upstream connections opened before that are not used again."""
+        ...
+
+    def ssl_context(self, target: Target) -> ssl.SSLContext:
+        """The context to connect to `target` with; called for each new TLS connection. Raises nothing."""
+        ...
+
+
+class FileTrust:
+    """Trusts the system's roots and the certificates in PEM files, read anew when the files change.
+
+    A file that turns bad leaves the last good roots in force, and is said as an ERROR. Sessions of an older generation
+    are for the pool to close.
+    """
+
+    def __init__(
+        self,
+        ca_files: Sequence[str | os.PathLike[str]] = (),
+        *,
+        system_roots: bool = True,
+        field: str = "target_ca_file",
+        check_interval_s: float = 1.0,
+    ) -> None:
+        """ca_files: PEM files with one or more certificates each. system_roots: trust what the system trusts, too.
+
+        field: the configuration field that named the files. check_interval_s: how long a change may go unseen.
+        Raises ConfigError for a file that can't be read, or holds anything but whole certificates.
+        """
+        self._system_roots = system_roots
+        self._files = Reloaded(
+            [os.fspath(path) for path in ca_files], _parse_all, field=field, check_interval_s=check_interval_s
+        )
+        self._context: tuple[int, ssl.SSLContext] | None = None
+
+    @property
+    def generation(self) -> int:
+        """How often the files have changed, seen at most `check_interval_s` late."""
+        self._files.refresh()
+        return self._files.generation
+
+    @property
+    def problem(self) -> str | None:
+        """Why the files as they are now can't be used, None where they can."""
+        return self._files.problem
+
+    def ssl_context(self, target: Target) -> ssl.SSLContext:
+        """One context per generation, the same for every target. The first one loads the roots (some 20 ms)."""
+        generation = self.generation
+        if self._context is None or self._context[0] != generation:
+            self._context = (generation, _roots_context(self._files.value, self._system_roots, ["http/1.1"]))
+        return self._context[1]
+
+
+def parse_certificates(pem: bytes, name: str = "the file") -> list[bytes]:
+    """The DER certificates in a PEM file: strict where OpenSSL skips what it can't read.
+
+    Text around the blocks is allowed (RFC 7468, section 2); a block that is cut, isn't base64, holds no certificate or
+    has another label is not. Raises ValueError that begins with `name`; at least one certificate must be there.
+    """
+    found: list[bytes] = []
+    for number, block in enumerate(_BLOCK.finditer(pem), 1):
+        where = f"{name}, block {number},"
+        if block["label"] != b"CERTIFICATE":
+            raise ValueError(f"{where} must be a CERTIFICATE, not {block['label'].decode('ascii', 'replace')!r}")
+        if block["base64"] is None:
+            raise ValueError(f"{where} must be base64 up to an END CERTIFICATE line")
+        try:
+            der = binascii.a2b_base64(b"".join(block["base64"].split()), strict_mode=True)
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=der)
+        except (binascii.Error, ssl.SSLError, ValueError) as error:
+            raise ValueError(f"{where} must be a valid certificate ({error})") from None
+        found.append(der)
+    if not found:
+        raise ValueError(f"{name} must hold at least one PEM certificate")
+    return found
+
+
+def _parse_all(contents: list[bytes]) -> list[bytes]:
+    return [der for number, pem in enumerate(contents, 1) for der in parse_certificates(pem, f"CA file {number}")]
+
+
+def _roots_context(certificates: Sequence[bytes], system_roots: bool, alpn: list[str]) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies, and checks host names
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a trusted intermediate is an anchor, as for Go and curl
+    context.set_alpn_protocols(alpn)
+    if system_roots:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    for certificate in certificates:
+        context.load_verify_locations(cadata=certificate)
+    return context
+
+
+def client_context(
+    *,
+    ca_file: str = "",
+    ca_field: str = "hub_ca_file",
+    cert_file: str = "",
+    key_file: str = "",
+    cert_field: str = "hub_client_cert_file",
+    alpn: Sequence[str] = ("h2",),
+) -> ssl.SSLContext:
+    """The context to dial the hub with, from files as they are now.
+
+    ca_file: trust these certificates instead of the system's roots. cert_file, key_file: the client certificate to
+    show; key_file "" means that cert_file holds both. Raises ConfigError, naming the field.
+    """
+    roots = Reloaded([ca_file], _parse_all, field=ca_field).value if ca_file else []
+    context = _roots_context(roots, not ca_file, list(alpn))
+    if cert_file:
+        _load_chain(context, cert_file, key_file, cert_field)
+    return context
+
+
+def server_context(
+    cert_file: str,
+    key_file: str,
+    *,
+    cert_field: str,
+    client_ca_file: str = "",
+    client_ca_field: str = "agent_ca_file",
+    client_required: bool = True,
+    alpn: Sequence[str] = (),
+) -> ssl.SSLContext:
+    """The context of a port of the hub's, from files as they are now.
+
+    client_ca_file: ask peers for a certificate that one of these signed; client_required: refuse a peer without one.
+    Raises ConfigError, naming the field.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    if client_ca_file:
+        for certificate in Reloaded([client_ca_file], _parse_all, field=client_ca_field).value:
+            context.load_verify_locations(cadata=certificate)
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.verify_mode = ssl.CERT_REQUIRED if client_required else ssl.CERT_OPTIONAL
+    _load_chain(context, cert_file, key_file, cert_field)
+    return context
+
+
+def _load_chain(context: ssl.SSLContext, cert_file: str, key_file: str, field: str) -> None:
+    def no_password() -> str:
+        raise ValueError("the key is encrypted")  # else OpenSSL would ask on the terminal
+
+    try:
+        context.load_cert_chain(cert_file, key_file or None, no_password)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        files = f"{cert_file}, {key_file}" if key_file else cert_file
+        expected = f"must be a PEM certificate and its unencrypted private key ({error})"
+        raise ConfigError(field, files, expected) from error

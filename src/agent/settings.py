@@ -1,0 +1,235 @@
+"""How a configuration is declared, and read from flags, environment, a TOML file and defaults: the schema's machinery.
+
+A configuration is a frozen dataclass whose fields are made by the functions of `fields.py` (`boolean`, `integer`, …).
+That one declaration gives the field's check, its flag, its `AGENT_*` variable, its TOML key and its help. A flag wins
+over the variable, that over the file, that over the default. Every wrong value is reported at once, each as a
+ConfigError with field, source and what would be right.
+
+Values come in two shapes: text (from flags and variables) goes through `parse` first; what Python or TOML gives is
+typed already and goes to `convert` alone, so `use_memory_comm="yes"` is wrong in TOML and right in the environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from .errors import ConfigError
+
+__all__ = ["GROUP", "SETTING", "Checked", "ConfigErrors", "Given", "Rule", "Setting", "load", "settings"]
+
+SETTING = "setting"  # keys of a dataclass field's metadata
+GROUP = "group"
+ARGUMENT = "argument"
+
+
+class ConfigErrors(ConfigError):
+    """Everything that is wrong with a configuration. errors: one ConfigError each, in the fields' order, at least one.
+
+    Where one is enough, its own `field`, `source` and `expected` are the first error's.
+    """
+
+    def __init__(self, errors: Sequence[ConfigError]) -> None:
+        first = errors[0]
+        super().__init__(first.field, first.source, first.expected)
+        self.args = ("\n".join(map(str, errors)),)
+        self.errors = tuple(errors)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One field of a configuration, as every source of values sees it.
+
+    name: as flags, variables and TOML spell it, with a dot before a group's fields. attribute: the dataclass field's
+    own name. convert: the value, checked and in its final form; raises ValueError with what would be right. parse:
+    text to what convert takes. metavar: what the help shows for the value, with its unit; "" for a boolean.
+    """
+
+    help: str
+    convert: Callable[[Any], Any]
+    parse: Callable[[str], Any]
+    metavar: str = "TEXT"
+    many: bool = False
+    required: bool = False
+    default: Any = None
+    name: str = ""
+    attribute: str = ""
+
+    @property
+    def flag(self) -> str:
+        return "--" + re.sub("[._]", "-", self.name)
+
+    @property
+    def variable(self) -> str:
+        return "AGENT_" + self.name.replace(".", "_").upper()
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """A value and where it came from. text: it needs parsing."""
+
+    value: Any
+    source: str
+    text: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What must hold between fields. wrong: gets their values in order, True where the rule is broken.
+
+    The error names the first field. Rules whose fields are wrong on their own are not asked.
+    """
+
+    fields: tuple[str, ...]
+    wrong: Callable[..., bool]
+    expected: str
+
+
+class Checked:
+    """Base of a configuration: its fields are checked, and brought to their final form, when it is made.
+
+    Raises ConfigErrors, never for the first wrong value only.
+    """
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    def __post_init__(self) -> None:
+        cls = type(self)
+        own = {setting.name: setting for setting in settings(cls) if "." not in setting.name}
+        given = {name: Given(getattr(self, setting.attribute), ARGUMENT) for name, setting in own.items()}
+        values, errors = _check(own.values(), given, cls.rules)
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            group = field.metadata.get(GROUP)
+            if group is not None and not isinstance(getattr(self, field.name), group):
+                errors.append(ConfigError(field.name, ARGUMENT, f"must be a {group.__name__}"))
+        if errors:
+            raise ConfigErrors(errors)
+        for name, value in values.items():
+            object.__setattr__(self, own[name].attribute, value)
+
+
+def settings(cls: type) -> Iterator[Setting]:
+    """The settings of a configuration class in declared order, a group's fields as `group.field`."""
+    for field in dataclasses.fields(cls):
+        group = field.metadata.get(GROUP)
+        if group is not None:
+            for setting in settings(group):
+                yield dataclasses.replace(setting, name=f"{field.name}.{setting.name}")
+            continue
+        setting = field.metadata[SETTING]
+        required = field.default is dataclasses.MISSING
+        yield dataclasses.replace(
+            setting,
+            name=setting.name or field.name,
+            attribute=field.name,
+            required=required,
+            default=None if required else field.default,
+        )
+
+
+def _check(
+    declared: Iterable[Setting], given: Mapping[str, Given], rules: Iterable[Rule]
+) -> tuple[dict[str, Any], list[ConfigError]]:
+    """(values of the fields that are right, by name; errors of the others, and of broken rules)."""
+    values: dict[str, Any] = {}
+    errors: list[ConfigError] = []
+    for setting in declared:
+        found = given.get(setting.name)
+        if found is None:
+            if setting.required:
+                where = f"nowhere: {setting.flag}, {setting.variable} or the file"
+                errors.append(ConfigError(setting.name, where, f"must be set: {setting.help}"))
+            else:
+                values[setting.name] = setting.default
+            continue
+        try:
+            value = setting.parse(found.value) if found.text else found.value
+            values[setting.name] = setting.convert(value)
+        except ValueError as error:
+            errors.append(ConfigError(setting.name, found.source, str(error)))
+    for rule in rules:
+        if all(name in values for name in rule.fields) and rule.wrong(*(values[name] for name in rule.fields)):
+            source = given[rule.fields[0]].source if rule.fields[0] in given else "default"
+            errors.append(ConfigError(rule.fields[0], source, rule.expected))
+    return values, errors
+
+
+def load(
+    classes: Sequence[type[Any]],
+    *,
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    config_file: str = "",
+) -> tuple[list[Any], dict[str, str]]:
+    """Read configurations from every source: one object per class, and each set field's source by its name.
+
+    classes: their fields' names must differ; TOML keys of none of them are errors. flags: by setting name, None for
+    those not given; text, a tuple of texts, or a bool. environ: variables; an empty one counts as not set.
+    config_file: a TOML file's path, "" for none. Raises ConfigErrors.
+    """
+    declared = {cls: list(settings(cls)) for cls in classes}
+    every = [setting for group in declared.values() for setting in group]
+    given, errors = _from_file(config_file, every) if config_file else ({}, [])
+    for setting in every:
+        text = environ.get(setting.variable, "")
+        if text:
+            given[setting.name] = Given(text, setting.variable, text=True)
+        value = flags.get(setting.name)
+        if value is not None and value != ():
+            given[setting.name] = Given(value, setting.flag, text=isinstance(value, str))
+    made: list[Any] = []
+    for cls in classes:
+        values, wrong = _check(declared[cls], given, cls.rules)
+        errors += wrong
+        if not errors:
+            made.append(_make(cls, declared[cls], values))
+    if errors:
+        raise ConfigErrors(errors)
+    return made, {name: found.source for name, found in given.items()}
+
+
+def _make(cls: type[Any], declared: Sequence[Setting], values: Mapping[str, Any]) -> Any:
+    arguments: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        group = field.metadata.get(GROUP)
+        if group is not None:
+            inner = {s.attribute: values[s.name] for s in declared if s.name.startswith(field.name + ".")}
+            arguments[field.name] = group(**inner)
+    arguments |= {s.attribute: values[s.name] for s in declared if "." not in s.name}
+    return cls(**arguments)
+
+
+def _from_file(path: str, declared: Sequence[Setting]) -> tuple[dict[str, Given], list[ConfigError]]:
+    """The values of a TOML file, and errors for keys that nothing reads."""
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+    except OSError as error:
+        return {}, [ConfigError("config", path, f"must be a readable TOML file ({error.strerror})")]
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
+        return {}, [ConfigError("config", path, f"must be valid TOML ({error})")]
+    names = {setting.name for setting in declared}
+    groups = {name.partition(".")[0] for name in names if "." in name}
+    given: dict[str, Given] = {}
+    errors: list[ConfigError] = []
+    for key, value in content.items():
+        if key in groups and isinstance(value, dict):
+            flat = {f"{key}.{inner}": inner_value for inner, inner_value in value.items()}
+        elif key in groups:
+            errors.append(ConfigError(key, path, f"must be a table, [{key}]"))
+            continue
+        else:
+            flat = {key: value}
+        for name, found in flat.items():
+            if name in names:
+                given[name] = Given(found, path)
+            else:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f"perhaps {close[0]} is meant" if close else f"fields are {', '.join(sorted(names))}"
+                errors.append(ConfigError(name, path, f"is no field here; {hint}"))
+    return given, errors

@@ -1,0 +1,170 @@
+"""The syntax of what operators and clients write: cluster names, addresses, routes, paths, references to objects.
+
+Every parser takes text and gives a value, or raises ValueError whose text says what would be right, fit to follow a
+field's name. Nothing here resolves a name, opens a file or imports a module.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+__all__ = [
+    "Address",
+    "Route",
+    "check_label",
+    "check_route",
+    "has_dot_segments",
+    "is_label",
+    "is_loopback",
+    "parse_address",
+    "parse_reference",
+    "parse_route",
+]
+
+# One RFC 1123 label as Kubernetes writes it: lower case, 63 bytes at most. fullmatch only: `$` would let "\n" through.
+_LABEL = re.compile(rb"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
+LABEL_RULE = "one RFC 1123 label: 1 to 63 of a-z, 0-9 and '-', with a letter or digit at both ends"
+
+# A "." or ".." between separators, each byte raw or percent-encoded. A target that decodes before it splits takes %2F
+# for a separator, some take a backslash for one, and some cut a segment at ";": what any of them would climb by is out.
+_DOT_SEGMENT = re.compile(rb"(?:^|/|\\|%2f|%5c)(?:\.|%2e){1,2}(?:/|\\|;|%2f|%5c|%3b|$)", re.IGNORECASE)
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[-A-Za-z0-9_.]{0,251}[A-Za-z0-9_])?\.?")  # "_": names in compose files
+_REFERENCE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+_VISIBLE_ASCII = re.compile(r"[!-~]*")
+
+
+def is_label(name: bytes) -> bool:
+    """Whether `name` is one RFC 1123 label: no dots, no percent-escapes, no upper case."""
+    return _LABEL.fullmatch(name) is not None
+
+
+def check_label(name: str) -> str:
+    """`name`, where it is one RFC 1123 label. Raises ValueError."""
+    if not (name.isascii() and is_label(name.encode("ascii"))):
+        raise ValueError(f"must be {LABEL_RULE}, not {name!r}")
+    return name
+
+
+def has_dot_segments(path: bytes) -> bool:
+    """Whether a raw path has a `.` or `..` segment in any spelling that a target may read as one.
+
+    path: before any percent-decoding, without its query.
+    """
+    if b"/." not in path and b"%" not in path and b"\\" not in path and not path.startswith(b"."):
+        return False  # what nearly every path is: the pattern tries each byte
+    return _DOT_SEGMENT.search(path) is not None
+
+
+class Address(NamedTuple):
+    """A host and a port. host: a name, an IPv4 or an IPv6 address without brackets, or "" for every interface."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """HOST:PORT, an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str, *, listen: bool = False) -> Address:
+    """`HOST:PORT`, `[IPv6]:PORT`. Raises ValueError.
+
+    listen: an address to listen on rather than to dial: port 0 (a free one) and an empty host (every interface) are
+    right then, too.
+    """
+    ports = "0 (a free one) to 65535" if listen else "1 to 65535"
+    wrong = ValueError(f"must be HOST:PORT with a port from {ports}, an IPv6 address in brackets, not {text!r}")
+    host, colon, port_text = text.rpartition(":")
+    if not colon or not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5):
+        raise wrong
+    port = int(port_text)
+    if not (0 if listen else 1) <= port <= 65535:
+        raise wrong
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if not _is_ipv6(host):
+            raise wrong
+    elif not (host == "" and listen) and not _HOST_NAME.fullmatch(host):
+        raise wrong
+    return Address(host, port)
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a listener on `host`: a loopback address, or `localhost`. Resolves nothing."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Route(NamedTuple):
+    """Requests whose path is below `prefix` go to `url`. Both without trailing slashes, but for the prefix "/"."""
+
+    prefix: str
+    url: str
+
+
+def parse_route(text: str) -> Route:
+    """`PREFIX=URL`, as `/api=http://127.0.0.1:9000/v1`. Raises ValueError."""
+    prefix, equals, url = text.partition("=")
+    if not equals:
+        raise ValueError("must be PREFIX=URL, as /api=http://127.0.0.1:9000")
+    return check_route(prefix, url)
+
+
+def check_route(prefix: str, url: str) -> Route:
+    """A route from its two parts, checked and without trailing slashes. Raises ValueError.
+
+    The URL is never quoted in the error: it may hold a password.
+    """
+    where = f"the prefix {prefix!r}"
+    if not prefix.startswith("/") or not _VISIBLE_ASCII.fullmatch(prefix) or "?" in prefix or "#" in prefix:
+        raise ValueError(f"{where} must be a path that starts with '/', in visible ASCII, without '?' and '#'")
+    if has_dot_segments(prefix.encode("ascii")):
+        raise ValueError(f"{where} must have no '.' or '..' segment")
+    where = f"the URL for {prefix}"
+    if not _VISIBLE_ASCII.fullmatch(url) or "\\" in url:
+        raise ValueError(f"{where} must be visible ASCII without backslashes")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        rule = "must have a port from 1 to 65535, or none, and an IPv6 address in brackets"
+        raise ValueError(f"{where} {rule}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{where} must be http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH]")
+    if "@" in parts.netloc:
+        raise ValueError(f"{where} must hold no user info")
+    if "?" in url:
+        raise ValueError(f"{where} must hold no query")
+    if "#" in url:
+        raise ValueError(f"{where} must hold no fragment")
+    if port == 0 or parts.netloc.endswith(":"):
+        raise ValueError(f"{where} must have a port from 1 to 65535, or none")
+    if not (_is_ipv6(parts.hostname) if "[" in parts.netloc else _HOST_NAME.fullmatch(parts.hostname)):
+        raise ValueError(f"{where} must have a host name, an IPv4 address, or an IPv6 address in brackets")
+    if has_dot_segments(parts.path.encode("ascii")):
+        raise ValueError(f"{where} must have no '.' or '..' segment")
+    return Route(prefix.rstrip("/") or "/", url.rstrip("/"))
+
+
+def parse_reference(text: str) -> tuple[str, str]:
+    """`package.module:name` as (module, name); either may be dotted. Raises ValueError."""
+    if not _REFERENCE.fullmatch(text):
+        raise ValueError(f"must be module:name, as mypackage.web:app, not {text!r}")
+    module, _, name = text.partition(":")
+    return module, name
