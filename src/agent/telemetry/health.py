@@ -1,0 +1,69 @@
+"""`/healthz` and `/readyz` at the health address: for a kubelet, a load balancer, or a person with curl."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+__all__ = ["HealthServer"]
+
+REQUEST_TIMEOUT_S = 5.0
+HEAD_BYTES = 8192
+
+
+class HealthServer:
+    """A small HTTP server, one request per connection.
+
+    ready: whether `/readyz` answers 200; otherwise 503. `/healthz` answers 200 while the event loop runs.
+    """
+
+    def __init__(self, ready: Callable[[], bool]) -> None:
+        self._ready = ready
+        self._server: asyncio.Server | None = None
+        self._requests: set[asyncio.Task[None]] = set()
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port. host "" means every interface. Raises OSError."""
+        self._server = await asyncio.start_server(self._accept, host or None, port, limit=HEAD_BYTES)
+        listening: int = self._server.sockets[0].getsockname()[1]
+        return listening
+
+    async def close(self) -> None:
+        """Stop listening and end what is open."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._requests:
+            task.cancel()
+        if self._requests:
+            await asyncio.wait(self._requests)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            # A peer that is slow, sends too much or goes away gets nothing: there is nobody to tell.
+            with contextlib.suppress(OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    writer.write(self._answer(head))
+                    await writer.drain()
+        finally:
+            writer.close()
+
+    def _answer(self, head: bytes) -> bytes:
+        method, _, rest = head.partition(b" ")
+        path = rest.partition(b" ")[0].partition(b"?")[0]
+        if method not in (b"GET", b"HEAD"):
+            status, text = "405 Method Not Allowed", b"only GET and HEAD\n"
+        elif path == b"/healthz":
+            status, text = "200 OK", b"ok\n"
+        elif path == b"/readyz":
+            status, text = ("200 OK", b"ready\n") if self._ready() else ("503 Service Unavailable", b"not ready\n")
+        else:
+            status, text = "404 Not Found", b"not found\n"
+        fields = f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
+        return fields.encode("ascii") + (b"" if method == b"HEAD" else text)
