@@ -65,5 +65,6 @@ class HealthServer:
             status, text = ("200 OK", b"ready\n") if self._ready() else ("503 Service Unavailable", b"not ready\n")
         else:
             status, text = "404 Not Found", b"not found\n"
-        fields = f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
-        return fields.encode("ascii") + (b"" if method == b"HEAD" else text)
+        fields = ("Content-Type: text/plain", f"Content-Length: {len(text)}", "Connection: close")
+        head_out = "\r\n".join((f"HTTP/1.1 {status}", *fields, "", ""))
+        return head_out.encode("ascii") + (b"" if method == b"HEAD" else text)
