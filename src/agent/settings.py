@@ -140,7 +140,7 @@ def _check(
         found = given.get(setting.name)
         if found is None:
             if setting.required:
-                where = f"nowhere: {setting.flag}, {setting.variable} or the file"
+                where = f"{setting.flag}, {setting.variable} or the file"
                 errors.append(ConfigError(setting.name, where, f"must be set: {setting.help}"))
             else:
                 values[setting.name] = setting.default

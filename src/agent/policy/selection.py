@@ -41,7 +41,7 @@ def select_policy(
         raise _kubernetes_unavailable()
     if router is None:
         if cluster is None:
-            raise ConfigError("route", "not set", "without a cluster name, routes, an app or a router must be given")
+            raise ConfigError("route", "argument", "must be set: Kubernetes' paths start with a cluster's name")
         router = KubernetesRouter(cluster)
     if request_processor is None:
         _log.warning(UNAUTHENTICATED)
@@ -54,7 +54,7 @@ def _kubernetes_unavailable() -> ConfigError:
     where = "in a cluster" if os.environ.get("KUBERNETES_SERVICE_HOST") else "outside a cluster"
     return ConfigError(
         "route",
-        "not set",
+        "--route or --app",
         f"without routes or an app, the targets are Kubernetes' ({where}), and those are served only by a request "
         "processor that authenticates, which this version doesn't bring: give --route PREFIX=URL or --app module:app, "
         "or in Python request_processor=",

@@ -1,0 +1,5 @@
+"""`python -m agent` is `fastpipe-agent`."""
+
+from .cli import main
+
+main()
