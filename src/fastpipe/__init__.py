@@ -1,1 +1,37 @@
-"""An in-memory duplex transport for asyncio."""
+"""An in-memory duplex transport for asyncio: `create_pipe()` gives two connected ends.
+
+The door: it picks the compiled twin where it was built, the Python one elsewhere or with FASTPIPE_NO_EXTENSIONS=1
+(0 and empty mean no). A compiled twin that is there but can't be imported raises: nobody is made slow in silence.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import TYPE_CHECKING, Final, Literal
+
+from fastpipe._errors import PipeBrokenError, PipeBusyError, PipeClosedError, PipeError
+from fastpipe._socket import PipeSocket
+
+if TYPE_CHECKING:
+    from fastpipe._pipe_c import Chunk, ChunkPool, PipeEnd, PipeStatistics, create_pipe
+elif os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0") or importlib.util.find_spec("fastpipe._pipe_c") is None:
+    from fastpipe._pipe_py import Chunk, ChunkPool, PipeEnd, PipeStatistics, create_pipe
+else:
+    from fastpipe._pipe_c import Chunk, ChunkPool, PipeEnd, PipeStatistics, create_pipe
+
+IMPLEMENTATION: Final[Literal["c", "python"]] = "c" if PipeEnd.__module__ == "fastpipe._pipe_c" else "python"
+
+__all__ = [
+    "IMPLEMENTATION",
+    "Chunk",
+    "ChunkPool",
+    "PipeBrokenError",
+    "PipeBusyError",
+    "PipeClosedError",
+    "PipeEnd",
+    "PipeError",
+    "PipeSocket",
+    "PipeStatistics",
+    "create_pipe",
+]

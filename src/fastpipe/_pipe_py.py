@@ -1,0 +1,737 @@
+"""An in-memory pipe for asyncio: the reference twin. What it does is the specification; `_pipe_c` is the same, faster.
+
+A pipe is two ends, and each end is a transport. There is no object between them: an end keeps what its peer wrote and
+nobody took yet, so a write puts the bytes where they are read.
+
+        a.write(data) ──► [ b's waiting pieces ] ──► b's protocol, or b.read() by hand
+        a's protocol, or a.read() by hand ◄── [ a's waiting pieces ] ◄── b.write(data)
+
+States of one end, and what leads from one to the next:
+
+                 close(), abort(), collected as garbage          connection_lost(None) made,
+        OPEN ───────────────────────────────────────► CLOSING ─────────────────────────────► LOST
+          │                                                      or no protocol to tell        ▲
+          │  the peer aborts; a write into a closed peer;                                      │
+          └───────────────────────────────────────────► BROKEN ────────────────────────────────┘
+             a callback of ours raises                            connection_lost(error) made
+
+Beside the state an end knows: `made` (connection_made was called), `eof_sent` (write_eof), `eof_in` (the peer will
+write no more), `eof_told` (eof_received was called), `paused` (pause_reading), `protocol_paused` (pause_writing).
+
+What a call does in each state (nothing: returns and changes nothing):
+
+    call               OPEN                           BROKEN                        CLOSING        LOST
+    write, writelines  queued at the peer;            dropped                       dropped        dropped
+                       peer closed: → BROKEN
+      after write_eof  RuntimeError in every state
+    write_eof          peer gets EOF; twice: nothing  nothing                       nothing        nothing
+    close              peer: bytes, then EOF;         nothing                       nothing        nothing
+                       → CLOSING
+    abort              peer → BROKEN, untaken bytes   nothing                       where the peer nothing
+                       dropped; → CLOSING                                           has untaken bytes:
+                                                                                    as in OPEN
+    pause_/resume_     stops and restarts data and    nothing                       nothing        nothing
+      reading          EOF; twice: nothing
+    set_protocol       takes over from here; first:   as OPEN                       as OPEN        nothing
+                       connection_made follows
+    peek, read,        what waits; nothing at EOF     what waits, then              PipeClosedError: it is over
+      readinto,                                       PipeBrokenError               (PipeBrokenError, if it broke)
+      consume          with a protocol set: PipeBusyError, in every state
+    at_eof             whether all was taken and      False                         False          False
+                       nothing can follow
+    get_… , is_…       answer in every state; is_closing() is `state is not OPEN`
+
+Callbacks are made by the home's turn (see `_turn_py`), one an end at a time, the first of these that is due (`_next`):
+
+    connection_made    a protocol is set and has not had it
+    resume_writing     it had pause_writing, and the peer has taken the rest down to the low-water mark
+    data_received /    pieces wait, reading is not paused; OPEN or BROKEN
+      buffer_updated
+    eof_received       the peer writes no more, nothing waits, reading is not paused; a false answer closes the end
+    connection_lost    BROKEN or CLOSING: the last callback
+
+pause_writing alone is made inside the call that passes the mark, as in all of asyncio; and data of an `inline` pipe
+inside the write that brings it, unless a callback of its receiver is on the stack: then that one returns first.
+
+Invariants, named where the code keeps them:
+
+    I1  `size` is the sum of the lengths of the pieces that wait; no piece is empty; without pieces nothing is allocated.
+    I2  a piece never changes: it is exact bytes, or a view of bytes or of a Chunk (which stays as it is while a view lives).
+    I3  after connection_lost, and without a protocol, no callback is made; connection_made is the first, made once.
+    I4  an end is in its home's queue at most once, and is there, or reading is by hand or paused, while one is due.
+    I5  no callback but pause_writing (and inline data) is made inside a call of the same pipe.
+    I6  all books are kept before a callback is made: it may call anything.
+    I7  an end with a protocol lives as long as its peer is open; one that is read by hand belongs to whoever holds it.
+    I8  a link from a to b is there until a is LOST or b has finished: so no link means that nobody takes what a writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable
+from operator import index
+from threading import get_ident
+from typing import Any, final
+from weakref import ref
+
+from fastpipe import _errors
+from fastpipe._chunk_py import Chunk, ChunkPool, exact_bytes, immutable
+from fastpipe._errors import PipeBrokenError, PipeBusyError, PipeClosedError
+from fastpipe._limits import DEFAULT_LIMIT, DEFAULT_MAX_CHUNK, checked_limit, checked_max_chunk, water_marks
+from fastpipe._socket import PipeSocket
+from fastpipe._turn_py import Home, home_of
+
+__all__ = ["Chunk", "ChunkPool", "PipeEnd", "PipeStatistics", "create_pipe"]
+
+OPEN, BROKEN, CLOSING, LOST = range(4)
+STATE_NAMES = ("open", "broken", "closing", "lost")
+
+
+def create_pipe(
+    *,
+    limit: int = DEFAULT_LIMIT,
+    inline: bool = False,
+    max_chunk: int | None = DEFAULT_MAX_CHUNK,
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> tuple[PipeEnd, PipeEnd]:
+    """Two connected transports in memory; what is written to one arrives at the other.
+
+    limit: high-water mark of each direction in bytes, 0 to sys.maxsize; low is a quarter. inline: deliver within `write`.
+    max_chunk: the most one data_received brings, in bytes, at least 1; None: every write whole. loop: the loop that calls
+    protocols; None: the running one, or none until `set_protocol`. Raises TypeError, ValueError; RuntimeError where the
+    loop is closed. The pipe belongs to this thread (or the loop's, once it runs).
+    """
+    high = checked_limit(limit)
+    chunk = checked_max_chunk(max_chunk)
+    if loop is None:
+        loop = asyncio._get_running_loop()
+    home = Home(None) if loop is None else home_of(loop)
+    first, second = object.__new__(PipeEnd), object.__new__(PipeEnd)
+    for end, peer in ((first, second), (second, first)):
+        end._start(home, peer, high, bool(inline), chunk)
+    return first, second
+
+
+@final
+class PipeStatistics:
+    """What one end has sent and taken since `collect_statistics` was first called; counts on by itself."""
+
+    __slots__ = ("_paused_at", "_paused_s", "bytes_read", "bytes_written", "chunks_read", "chunks_written", "pauses")
+
+    def __init__(self) -> None:
+        self.bytes_written = self.chunks_written = 0  # accepted by write: a chunk is one write
+        self.bytes_read = self.chunks_read = 0  # delivered, or taken by hand: a chunk is one delivery or one call
+        self.pauses = 0  # calls of pause_writing
+        self._paused_s = 0.0
+        self._paused_at: float | None = None
+
+    @property
+    def paused_s(self) -> float:
+        """Seconds between pause_writing and resume_writing (or the end), a pause that lasts included."""
+        running = 0.0 if self._paused_at is None else time.monotonic() - self._paused_at
+        return self._paused_s + running
+
+    def _pause(self) -> None:
+        self.pauses += 1
+        self._paused_at = time.monotonic()
+
+    def _resume(self) -> None:
+        self._paused_s, self._paused_at = self.paused_s, None
+
+
+@final
+class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin is what loop.sendfile asks for
+    """One end of a pipe: an asyncio.Transport, or without a protocol a byte stream that is read by hand. See above."""
+
+    __slots__ = (
+        "__weakref__", "_accepts_views", "_buffered", "_busy", "_context", "_eof_in", "_eof_sent", "_eof_told", "_error",
+        "_head", "_home", "_inline", "_made", "_max_chunk", "_paused", "_peer_ref", "_peer_strong", "_protocol", "_queued",
+        "_rest", "_size", "_state", "_stats",
+    )  # fmt: skip
+
+    _start_tls_compatible = True  # loop.start_tls asks for it
+    _sendfile_compatible = asyncio.constants._SendfileMode.FALLBACK  # loop.sendfile: reads the file and writes it here
+
+    def __new__(cls, *_: object, **__: object) -> PipeEnd:
+        raise TypeError(_errors.MADE_ELSEWHERE)
+
+    def __init__(self) -> None:
+        """Never reached: create_pipe makes the ends."""
+
+    def _start(self, home: Home, peer: PipeEnd, high: int, inline: bool, max_chunk: int) -> None:
+        self._home = home
+        self._peer_strong: PipeEnd | None = None  # I7
+        self._peer_ref: Callable[[], PipeEnd | None] = ref(peer)
+        self._head: bytes | memoryview | None = None  # what the peer wrote: the next piece, and those behind it
+        self._rest: deque[bytes | memoryview] | None = None
+        self._size = 0
+        self._high_water, self._low_water = high, high // 4
+        self._inline, self._max_chunk = inline, max_chunk
+        self._protocol: Any = None
+        self._context: contextvars.Context | None = None
+        self._buffered = self._accepts_views = False
+        self._state = OPEN
+        self._error: BaseException | None = None
+        self._made = self._eof_sent = self._eof_in = self._eof_told = False
+        self._paused = self._protocol_paused = self._queued = self._busy = False
+        self._extra: dict[str, Any] | None = None
+        self._stats: PipeStatistics | None = None
+
+    # ---- writing
+
+    def write(self, data: Any) -> None:
+        """Send bytes. data: bytes-like; `bytes` and views of them or of a Chunk are kept by reference, else copied now.
+
+        Never blocks and never refuses: past the high-water mark it calls pause_writing. Raises TypeError without a
+        buffer, RuntimeError after write_eof, from another thread, and where the loop is closed.
+        """
+        if get_ident() != self._home.thread:
+            raise RuntimeError(_errors.WRONG_THREAD)
+        if type(data) is not bytes:
+            data = immutable(data)  # I2
+        if self._eof_sent:
+            raise RuntimeError(_errors.WRITE_AFTER_EOF)
+        if data and self._state == OPEN:
+            self._send((data,))
+
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        """`write` for each item, all or nothing: an item without a buffer raises before any is sent."""
+        self._check_thread()
+        pieces = [piece for piece in map(immutable, list_of_data) if piece]
+        if self._eof_sent:
+            raise RuntimeError(_errors.WRITE_AFTER_EOF)
+        if pieces and self._state == OPEN:
+            self._send(pieces)
+
+    def _send(self, pieces: Iterable[bytes | memoryview]) -> None:
+        peer = self._peer_strong or self._peer_ref()
+        if peer is None:  # I8
+            self._break(PipeBrokenError(_errors.PEER_GONE))
+            return
+        for piece in pieces:
+            if peer._head is None:
+                peer._head = piece
+            elif peer._rest is None:
+                peer._rest = deque((piece,))
+            else:
+                peer._rest.append(piece)
+            peer._size += len(piece)
+            if self._stats is not None:
+                self._stats.chunks_written += 1
+                self._stats.bytes_written += len(piece)
+        if peer._protocol is not None and not peer._paused:
+            if peer._inline:
+                peer._deliver_inline()
+            elif not peer._queued:
+                self._home.wake(peer)
+        if not self._protocol_paused and self.get_write_buffer_size() > self._high_water:
+            self._pause_protocol()
+
+    def can_write_eof(self) -> bool:
+        """True."""
+        return True
+
+    def write_eof(self) -> None:
+        """Half-close: the peer gets eof_received after all bytes; this end still reads. Raises RuntimeError as `write`."""
+        self._check_thread()
+        if self._state != OPEN or self._eof_sent:
+            return
+        self._eof_sent = True
+        peer = self._peer()
+        if peer is not None:
+            peer._eof_in = True
+            peer._wake()
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that the peer has not taken yet."""
+        peer = self._peer_strong or self._peer_ref()
+        return 0 if peer is None else peer._size
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """(low, high) water marks in bytes."""
+        return self._low_water, self._high_water
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Set the marks in bytes; asyncio's defaults: 64 KiB, and a quarter of high. Raises ValueError, RuntimeError."""
+        self._check_thread()
+        self._high_water, self._low_water = water_marks(high, low)
+        if not self._protocol_paused and self.get_write_buffer_size() > self._high_water:
+            self._pause_protocol()
+        elif self._state == OPEN:
+            self._wake()  # the low mark may have risen above what waits
+
+    def _pause_protocol(self) -> None:
+        if self._state != OPEN or self._protocol is None or not self._made:
+            return
+        self._protocol_paused = True
+        if self._stats is not None:
+            self._stats._pause()
+        try:
+            self._call(self._protocol, "pause_writing")
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._report(error, "protocol.pause_writing() failed")
+        if self._inline:
+            self._wake()  # bytes that came for us while the callback was on the stack
+
+    # ---- ending
+
+    def is_closing(self) -> bool:
+        """Whether this end was closed, aborted or broken."""
+        return self._state != OPEN
+
+    def close(self) -> None:
+        """End both directions: what was written arrives, then EOF; what waits here is dropped; connection_lost(None) follows."""
+        self._check_thread()
+        if self._state == OPEN:
+            self._finish(CLOSING, None, aborting=False)
+
+    def abort(self) -> None:
+        """End both directions at once: untaken bytes are dropped, the peer gets PipeBrokenError, this end connection_lost(None)."""
+        self._check_thread()
+        if self._state == OPEN:
+            self._finish(CLOSING, None, aborting=True)
+        elif self._state == CLOSING and self.get_write_buffer_size():
+            peer = self._peer()
+            self._unlink()
+            if peer is not None:
+                peer._break(PipeBrokenError(_errors.PEER_ABORTED), drop=True)
+
+    def _finish(self, state: int, error: BaseException | None, *, aborting: bool) -> None:
+        """Leave OPEN by our own doing, and let the peer know: EOF, or that the pipe broke."""
+        self._state, self._error = state, error
+        self._drop_waiting()
+        peer = self._peer()
+        if aborting:
+            self._unlink()
+        if peer is not None:
+            peer._unlink()  # I8
+            if aborting:
+                peer._break(PipeBrokenError(_errors.PEER_ABORTED), drop=True)
+            else:
+                peer._eof_in = True
+                peer._wake_quietly()
+        if self._protocol is None and state == CLOSING:
+            self._state = LOST
+            self._unlink()
+        self._wake_quietly()
+
+    def _break(self, error: BaseException, *, drop: bool = False) -> None:
+        """Leave OPEN by the peer's doing. drop: what waits here as well."""
+        if self._state == OPEN:
+            self._state, self._error = BROKEN, error
+            self._unlink()
+        if drop:
+            self._drop_waiting()
+        self._wake_quietly()
+
+    def _drop_waiting(self) -> None:
+        self._head = self._rest = None  # I1
+        self._size = 0
+
+    def _peer(self) -> PipeEnd | None:
+        return self._peer_strong or self._peer_ref()
+
+    def _unlink(self) -> None:
+        self._peer_strong, self._peer_ref = None, _nobody
+
+    def __del__(self) -> None:
+        if self._state != OPEN:
+            return
+        warnings.warn(f"unclosed transport {self!r}", ResourceWarning, stacklevel=1, source=self)
+        home = self._home
+        if home.thread == get_ident() or home.loop is None:
+            self._abandon()
+        elif not home.loop.is_closed():  # the garbage collector runs in any thread
+            home.loop.call_soon_threadsafe(self._abandon)
+
+    def _abandon(self) -> None:
+        """Nobody holds this end any more: the peer gets what was written, then EOF; no callback of ours."""
+        self._protocol = self._context = None
+        if self._state == OPEN:
+            self._finish(CLOSING, None, aborting=False)
+
+    # ---- protocol
+
+    def set_protocol(self, protocol: Any) -> None:
+        """Have `protocol` called from now on, in a copy of this context; the first one gets connection_made.
+
+        protocol: Protocol, BufferedProtocol, or None to read by hand again. Bytes that wait go to it. Raises RuntimeError
+        from another thread or loop, without any loop, and where the loop is closed.
+        """
+        home = self._home
+        if home.loop is None:
+            home = self._move_in(asyncio.get_running_loop())
+        elif get_ident() != home.thread:
+            raise RuntimeError(_errors.WRONG_THREAD)
+        elif home.loop.is_closed():
+            raise RuntimeError(_errors.LOOP_CLOSED)
+        if self._state == LOST:
+            return
+        self._protocol = protocol
+        self._context = None if protocol is None else contextvars.copy_context()
+        self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
+        self._accepts_views = bool(getattr(protocol, "accepts_views", False))
+        peer = self._peer()
+        if peer is not None and peer._state == OPEN:
+            peer._peer_strong = None if protocol is None else self  # I7
+        self._wake()
+
+    def _move_in(self, loop: asyncio.AbstractEventLoop) -> Home:
+        """This pipe had no loop: now it has."""
+        home = self._home = home_of(loop)
+        peer = self._peer()
+        if peer is not None:
+            peer._home = home
+        return home
+
+    def get_protocol(self) -> Any:
+        """The protocol; None before the first and after connection_lost."""
+        return self._protocol
+
+    def pause_reading(self) -> None:
+        """No data and no EOF for the protocol until resume_reading. Raises RuntimeError from another thread."""
+        self._check_thread()
+        if self._state == OPEN:
+            self._paused = True
+
+    def resume_reading(self) -> None:
+        """Deliver again, from the loop. Raises RuntimeError from another thread and where the loop is closed."""
+        self._check_thread()
+        if self._state == OPEN and self._paused:
+            self._paused = False
+            self._wake()
+
+    def is_reading(self) -> bool:
+        """Whether this end is open and reading is not paused."""
+        return self._state == OPEN and not self._paused
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """`socket` (a stand-in without a descriptor), `peername`, `sockname` ('' unless set), and what was set."""
+        extra = self._extra
+        if extra is not None and name in extra:
+            return extra[name]
+        if name in ("peername", "sockname"):
+            return ""
+        if name == "socket":
+            return PipeSocket(self.get_extra_info("sockname"), self.get_extra_info("peername"))
+        return default
+
+    def set_extra_info(self, name: str, value: Any) -> None:
+        """Have get_extra_info(name) give `value`; for whoever makes the pipe."""
+        if self._extra is None:
+            self._extra = {}
+        self._extra[name] = value
+
+    def collect_statistics(self) -> PipeStatistics:
+        """The counts of this end, which begin with the first such call. Costs nothing until then."""
+        if self._stats is None:
+            self._stats = PipeStatistics()
+            if self._protocol_paused:
+                self._stats._pause()
+        return self._stats
+
+    # ---- callbacks
+
+    def _next(self) -> Callable[[], None] | None:
+        """The callback that is due, as a method that makes it."""
+        if self._protocol is None:
+            return self._lost_unheard if self._state == CLOSING else None
+        if not self._made:
+            return self._connect
+        state = self._state
+        if state == OPEN:
+            if self._protocol_paused and self.get_write_buffer_size() <= self._low_water:
+                return self._resume_protocol
+            if not self._paused:
+                if self._head is not None:
+                    return self._deliver
+                if self._eof_in and not self._eof_told:
+                    return self._tell_eof
+            return None
+        if state == BROKEN and self._head is not None and not self._paused:
+            return self._deliver
+        return None if state == LOST else self._tell_lost
+
+    def _wake(self) -> None:
+        """Join the home's queue if a callback is due. Raises RuntimeError where the loop is closed."""
+        if not self._queued and self._home.loop is not None and self._next() is not None:  # I4
+            self._home.wake(self)
+
+    def _wake_quietly(self) -> None:
+        """The same where the pipe is ending: with the loop closed there is nobody to tell, and no harm in that."""
+        try:
+            self._wake()
+        except RuntimeError:
+            self._lost_unheard()
+
+    def _call(self, protocol: Any, name: str, *args: Any) -> Any:
+        """Make a callback in the protocol's context. (Inside another of this end the context is entered already.)"""
+        callback = getattr(protocol, name)
+        if self._busy:
+            return callback(*args)
+        self._busy = True
+        try:
+            assert self._context is not None
+            return self._context.run(callback, *args)
+        finally:
+            self._busy = False
+
+    def _connect(self) -> None:
+        self._made = True  # I3
+        try:
+            self._call(self._protocol, "connection_made", self)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal(error, "Fatal error: protocol.connection_made() call failed.")
+        if not self._protocol_paused and self.get_write_buffer_size() > self._high_water:
+            self._pause_protocol()  # it was written to before it had a protocol
+
+    def _resume_protocol(self) -> None:
+        self._protocol_paused = False
+        if self._stats is not None:
+            self._stats._resume()
+        try:
+            self._call(self._protocol, "resume_writing")
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._report(error, "protocol.resume_writing() failed")
+
+    def _deliver_inline(self) -> None:
+        """Deliver what waits now, within the peer's write, or leave it to the loop's turn if now it can't be."""
+        home = self._home
+        if self._busy or self._queued:  # its callback, or a turn that is due, delivers it: the order is kept
+            return
+        if not home.draining and not home.depth:
+            home.calls = home.bytes = 0
+        home.depth += 1
+        try:
+            while self._made and self._next() == self._deliver and not home.spent():
+                home.calls += 1
+                self._deliver()
+        finally:
+            home.depth -= 1
+            self._wake()
+
+    def _deliver(self) -> None:
+        while True:
+            if self._buffered:
+                self._deliver_buffer()
+            else:
+                self._deliver_data()
+            if not self._inline or self._queued or self._head is None or self._home.spent():
+                return
+            if self._next() != self._deliver:
+                return
+            self._home.calls += 1  # inline: what came while the callback was on the stack
+
+    def _deliver_data(self) -> None:
+        piece = self._head
+        assert piece is not None
+        if len(piece) > self._max_chunk:
+            piece = memoryview(piece)[: self._max_chunk]
+        self._taken(len(piece), deliveries=1)  # I6
+        data = memoryview(piece) if self._accepts_views else exact_bytes(piece)
+        self._home.bytes += len(data)
+        try:
+            self._call(self._protocol, "data_received", data)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal(error, "Fatal error: protocol.data_received() call failed.")
+
+    def _deliver_buffer(self) -> None:
+        try:
+            buffer = self._call(self._protocol, "get_buffer", min(self._size, self._max_chunk))
+            view = _writable(buffer)
+            if not view:
+                raise RuntimeError(_errors.EMPTY_BUFFER)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal(error, "Fatal error: protocol.get_buffer() call failed.")
+            return
+        n = self._fill(view[: self._max_chunk])
+        view.release()
+        if not n:  # get_buffer ended this end, or took the bytes
+            return
+        self._home.bytes += n
+        try:
+            self._call(self._protocol, "buffer_updated", n)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal(error, "Fatal error: protocol.buffer_updated() call failed.")
+
+    def _tell_eof(self) -> None:
+        self._eof_told = True
+        try:
+            keep_open = self._call(self._protocol, "eof_received")
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal(error, "Fatal error: protocol.eof_received() call failed.")
+            return
+        if not keep_open and self._state == OPEN:
+            self._finish(CLOSING, None, aborting=False)
+
+    def _tell_lost(self) -> None:
+        error, protocol = self._error, self._protocol
+        self._lost_unheard()
+        try:
+            self._call(protocol, "connection_lost", error)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as raised:
+            self._report(raised, "protocol.connection_lost() failed")
+        finally:
+            self._protocol = self._context = None
+
+    def _lost_unheard(self) -> None:
+        if self._state != OPEN:
+            self._state = LOST  # I3
+            self._drop_waiting()
+            self._unlink()
+            if self._stats is not None and self._protocol_paused:
+                self._stats._resume()
+
+    def _report(self, error: BaseException, message: str) -> None:
+        context = {"message": message, "exception": error, "transport": self, "protocol": self._protocol}
+        assert self._home.loop is not None
+        self._home.loop.call_exception_handler(context)
+
+    def _fatal(self, error: BaseException, message: str) -> None:
+        """A callback raised: say so, and end as if the pipe had broken here; the peer sees an abort."""
+        self._report(error, message)
+        if self._state == OPEN:
+            self._finish(BROKEN, error, aborting=True)
+        else:
+            self._drop_waiting()
+
+    # ---- reading by hand
+
+    def peek(self) -> memoryview:
+        """The next bytes, in place: valid and unchanged for as long as the view is held. Empty where nothing waits.
+
+        What follows them is seen after `consume`. Raises PipeBusyError with a protocol set, PipeClosedError and
+        PipeBrokenError when this end is over, RuntimeError from another thread; so do all reads by hand.
+        """
+        self._check_reader()
+        return memoryview(self._head or b"")
+
+    def consume(self, n: int) -> None:
+        """Take n bytes, 0 to all that wait. Raises ValueError for another count; the errors of `peek`."""
+        n = index(n)
+        self._check_reader()
+        if not 0 <= n <= self._size:
+            raise _errors.past_the_end(n, self._size)
+        if n:
+            self._taken(n, deliveries=1)
+
+    def read(self, n: int = -1) -> bytes:
+        """Take up to n bytes (-1: all that wait) and give them; the very object where it is one. b"" where nothing waits.
+
+        Raises the errors of `peek`.
+        """
+        n = index(n)
+        self._check_reader()
+        n = self._size if n < 0 else min(n, self._size)
+        if not n:
+            return b""
+        head = self._head
+        assert head is not None
+        if n == len(head):
+            self._taken(n, deliveries=1)
+            return exact_bytes(head)
+        data = bytearray(n)
+        self._fill(memoryview(data))
+        return bytes(data)
+
+    def readinto(self, buffer: Any) -> int:
+        """Take as many bytes as wait and fit, into `buffer` (writable, C-contiguous); their count, 0 where nothing waits.
+
+        Raises TypeError for another buffer, and the errors of `peek`.
+        """
+        view = _writable(buffer)
+        self._check_reader()
+        return self._fill(view)
+
+    def at_eof(self) -> bool:
+        """Whether all was taken and the peer writes no more. False once this end is closed or broken: reads raise then."""
+        return self._state == OPEN and self._eof_in and self._head is None
+
+    def _check_reader(self) -> None:
+        self._check_thread()
+        if self._protocol is not None:
+            raise PipeBusyError(_errors.READ_BUSY)
+        if self._head is None and self._state != OPEN:
+            if isinstance(self._error, PipeBrokenError):
+                raise PipeBrokenError(*self._error.args)
+            raise PipeClosedError(_errors.READ_CLOSED)
+
+    def _fill(self, view: memoryview) -> int:
+        """Copy what waits into a flat writable view and take it: as much as fits."""
+        filled = 0
+        while self._head is not None and filled < len(view):
+            piece = memoryview(self._head)[: len(view) - filled]
+            view[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            self._taken(len(piece), deliveries=0)
+        if filled and self._stats is not None:
+            self._stats.chunks_read += 1
+        return filled
+
+    def _taken(self, n: int, *, deliveries: int) -> None:
+        """n bytes have left the pipe: keep the books, and let a paused writer know."""
+        if self._stats is not None:
+            self._stats.bytes_read += n
+            self._stats.chunks_read += deliveries
+        self._size -= n  # I1
+        head = self._head
+        assert head is not None
+        while n >= len(head):
+            n -= len(head)
+            if not self._rest:
+                self._head = self._rest = None
+                break
+            head = self._head = self._rest.popleft()
+        else:
+            if n:
+                self._head = memoryview(head)[n:]
+        if self._rest is not None and not self._rest:
+            self._rest = None
+        writer = self._peer_strong or self._peer_ref()
+        if writer is not None and writer._protocol_paused and self._size <= writer._low_water:
+            writer._wake()
+
+    def _check_thread(self) -> None:
+        if get_ident() != self._home.thread:
+            raise RuntimeError(_errors.WRONG_THREAD)
+
+    def __repr__(self) -> str:
+        waiting, unread = self._size, self.get_write_buffer_size()
+        return f"<fastpipe.PipeEnd {STATE_NAMES[self._state]} waiting={waiting} unread={unread}>"
+
+
+def _nobody() -> None:
+    """The reference to a peer that is no more."""
+
+
+def _writable(buffer: Any) -> memoryview:
+    """A flat view of a writable buffer. Raises TypeError."""
+    try:
+        view = memoryview(buffer)
+    except TypeError:
+        raise _errors.not_writable(buffer) from None
+    if view.readonly:
+        raise _errors.not_writable(buffer)
+    if not view.c_contiguous:
+        raise TypeError(_errors.NOT_CONTIGUOUS)
+    return view.cast("B") if view.nbytes else memoryview(bytearray())

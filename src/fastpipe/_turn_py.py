@@ -1,0 +1,125 @@
+"""Whose callback is next: one queue for all pipes on one loop, drained in the loop's turns.
+
+The first wake-up is one `call_soon`. Everything that its callbacks cause joins the same queue and is made in the same
+turn, in the order in which `call_soon` would have made it, one callback an end at a time, so no pipe waits for a busy
+one. After TURN_CALLS callbacks or TURN_BYTES bytes the rest is left to the next turn, for which timers and sockets
+have not to wait longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from threading import get_ident
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from fastpipe._errors import LOOP_CLOSED
+from fastpipe._limits import TURN_BYTES, TURN_CALLS
+
+if TYPE_CHECKING:
+    from fastpipe._pipe_py import PipeEnd
+
+
+class Home:
+    """Where pipes live: an event loop (or none yet), its thread, and the ends that have a callback due.
+
+    While it has no loop it is one pipe's own; with a loop it is shared by all pipes there, and lives as long as they.
+    """
+
+    __slots__ = ("__weakref__", "bytes", "calls", "depth", "draining", "due", "loop", "scheduled", "thread")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.loop = loop
+        self.thread = get_ident()
+        self.due: deque[PipeEnd] = deque()
+        self.scheduled = False  # a Turn is with the loop
+        self.draining = False
+        self.depth = 0  # inline deliveries on the stack
+        self.calls = self.bytes = 0  # made and delivered in this turn, or in this outermost inline write
+
+    def wake(self, end: PipeEnd) -> None:
+        """Have the end's next callback made. Raises RuntimeError where the loop is closed."""
+        end._queued = True
+        self.due.append(end)
+        if not self.scheduled and not self.draining:
+            self.schedule()
+
+    def schedule(self) -> None:
+        """Ask the loop for a turn. Where it is closed nobody is due any more, and RuntimeError is raised."""
+        assert self.loop is not None
+        self.scheduled = True
+        try:
+            self.loop.call_soon(Turn(self))
+        except BaseException:
+            self.forget()
+            raise
+
+    def forget(self) -> None:
+        """The loop won't give another turn: it was closed."""
+        self.scheduled = False
+        while self.due:
+            self.due.popleft()._queued = False
+
+    def spent(self) -> bool:
+        """Whether this turn's budget is used up."""
+        return self.calls >= TURN_CALLS or self.bytes >= TURN_BYTES
+
+    def drain(self) -> None:
+        """One turn: callbacks in the order they came due, until none is or the budget is spent."""
+        self.scheduled = False
+        if self.draining:  # a loop run inside a callback: that callback's turn goes on when it returns
+            return
+        self.thread = get_ident()
+        self.draining = True
+        self.calls = self.bytes = 0
+        due = self.due
+        try:
+            while due and not self.spent():
+                end = due.popleft()
+                end._queued = False
+                self.calls += 1
+                callback = end._next()
+                if callback is not None:
+                    callback()
+                    if not end._queued and end._next() is not None:
+                        end._queued = True
+                        due.append(end)
+        finally:  # SystemExit and KeyboardInterrupt pass through, as everywhere in asyncio
+            self.draining = False
+            if due and not self.scheduled:
+                self.schedule()
+
+
+class Turn:
+    """What the loop is handed. A loop that is closed drops it uncalled: then its home hears of it."""
+
+    __slots__ = ("home",)
+
+    def __init__(self, home: Home) -> None:
+        self.home: Home | None = home
+
+    def __call__(self) -> None:
+        home, self.home = self.home, None
+        if home is not None:
+            home.drain()
+
+    def __del__(self) -> None:
+        if self.home is not None:
+            self.home.forget()
+
+    def __repr__(self) -> str:  # what asyncio's debug mode names when callbacks were slow
+        return "<fastpipe turn>"
+
+
+_homes: WeakValueDictionary[int, Home] = WeakValueDictionary()  # by id(loop): a home keeps its loop alive, so ids are unique
+
+
+def home_of(loop: asyncio.AbstractEventLoop) -> Home:
+    """The one home on this loop. Raises RuntimeError where it is closed."""
+    home = _homes.get(id(loop))
+    if home is None:
+        if loop.is_closed():
+            raise RuntimeError(LOOP_CLOSED)
+        home = _homes.setdefault(id(loop), Home(loop))
+    return home

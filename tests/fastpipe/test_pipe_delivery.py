@@ -1,0 +1,95 @@
+"""What is written to one end arrives at the other: when, in what order, in which context."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+
+import pytest
+
+
+async def test_bytes_arrive_after_connection_made(twin, recorder, run_turns):
+    a, b = twin.create_pipe()
+    a.write(b"early")
+    pa, pb = recorder(), recorder()
+    a.set_protocol(pa)
+    b.set_protocol(pb)
+    assert pb.log == []
+    await run_turns()
+    assert pb.log == [("connection_made",), ("data_received", b"early")]
+    assert pa.log == [("connection_made",)]
+    assert pa.transport is a
+    a.close()
+    assert pa.calls == ["connection_made"]
+    await run_turns()
+    assert pb.calls[2:] == ["eof_received", "connection_lost"]
+    assert pa.log[1:] == [("connection_lost", None)]
+    assert b.is_closing()
+    assert b.get_protocol() is None
+
+
+async def test_nothing_is_delivered_inside_write(twin, recorder, run_turns):
+    a, b = twin.create_pipe()
+    log = []
+    a.set_protocol(recorder("a", log, data_received=lambda p, _: (p.transport.write(b"pong"), log.append("a wrote"))))
+    b.set_protocol(recorder("b", log, data_received=lambda p, _: (p.transport.write(b"ping"), log.append("b wrote"))))
+    await run_turns()
+    del log[:]
+    a.write(b"go")
+    log.append("go written")
+    while len(log) < 5:
+        await asyncio.sleep(0)
+    assert log[:5] == ["go written", ("b", "data_received", b"go"), "b wrote", ("a", "data_received", b"ping"), "a wrote"]
+    a.abort()
+    await run_turns()
+
+
+async def test_hops_are_drained_in_one_turn_of_the_loop(twin, recorder, run_turns):
+    a, b = twin.create_pipe()
+    left = [100]
+
+    def reply(protocol, data):
+        if left[0]:
+            left[0] -= 1
+            protocol.transport.write(data)
+
+    a.set_protocol(recorder(data_received=reply))
+    b.set_protocol(recorder(data_received=reply))
+    await run_turns()
+    a.write(b"x")
+    await asyncio.sleep(0)
+    assert left == [0]
+    a.abort()
+    await run_turns()
+
+
+async def test_callbacks_run_in_the_context_of_set_protocol(twin, recorder, run_turns):
+    var = contextvars.ContextVar("var", default="none")
+    seen = []
+    a, b = twin.create_pipe()
+    var.set("setter's")
+    b.set_protocol(recorder(data_received=lambda p, d: seen.append(var.get())))
+    a.set_protocol(recorder())
+    var.set("writer's")
+    a.write(b"x")
+    await run_turns()
+    assert seen == ["setter's"]
+    a.abort()
+    await run_turns()
+
+
+@pytest.mark.parametrize("inline", [False, True])
+async def test_a_busy_pair_starves_nobody(twin, recorder, run_turns, inline):
+    a, b = twin.create_pipe(inline=inline)
+    stop = []
+    echo = lambda p, d: None if stop else p.transport.write(d)  # noqa: E731
+    a.set_protocol(recorder(data_received=echo))
+    b.set_protocol(recorder(data_received=echo))
+    await run_turns()
+    a.write(b"x")
+    await asyncio.sleep(0.01)
+    stop.append(True)
+    await run_turns()
+    assert len(b.get_protocol().log) > 1000
+    a.close()
+    await run_turns()
