@@ -1,0 +1,389 @@
+"""A base hub, faults included, as one process: what wire.md's "Base protocol" says an existing hub in Go does.
+
+    client ── TCP ──► HTTP port ── first request re-written, then raw bytes ──► gRPC stream ──► agent
+
+gRPC is grpcio's C core, HTTP is read with h11, the messages are compiled from the .proto: nothing of `agent` is used.
+`python base_hub.py [CERT KEY]` prints `grpc PORT` and `http PORT`, then answers each command line on standard input
+with one line of JSON, and ends with its standard input. Commands, CLUSTER being the agent's `cluster-name`:
+
+    stats CLUSTER               what has been seen of this cluster's agents (`Record`)
+    drop CLUSTER [STATUS]       end its streams with this gRPC status (UNAVAILABLE)
+    refuse CLUSTER STATUS       end every new stream at once with this status; `-` accepts again
+    deaf CLUSTER on|off         leave probes unanswered
+    flood CLUSTER N             N empty DATA packets for conn_id 0
+    raw CLUSTER CONN_ID HEX     one DATA packet
+    code CLUSTER CONN_ID N [TEXT]  one packet with this control code and error message
+    message CLUSTER HEX         these bytes as one gRPC message, whatever they are
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import pathlib
+import sys
+from collections import deque
+from typing import Any
+
+import grpc
+import h11
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tunnel"))
+messages = grpc.protos("tunnel.proto")  # type: ignore[attr-defined]
+Packet = messages.Packet
+DATA, ERROR, DRAIN = 0, 1, 2
+
+RAW_PACKET_BYTES = 32 * 1024
+QUEUED_PACKETS = 100  # per connection; more are dropped without a word
+OUTGOING_PACKETS = 1000  # per stream; past it the hub gives the stream up
+MAX_HEAD_BYTES = 1024 * 1024  # net/http's DefaultMaxHeaderBytes
+
+
+@dataclasses.dataclass(eq=False)
+class Record:
+    """What has been seen of one cluster's agents, over all its streams."""
+
+    streams: int = 0
+    live_streams: int = 0
+    metadata: list[list[str]] = dataclasses.field(default_factory=list)
+    probes: int = 0
+    connections: int = 0
+    open_connections: int = 0
+    packets_out: int = 0  # hub to agent, but for answers to probes
+    packets_in: int = 0
+    dropped_packets: int = 0
+    largest_packet_in: int = 0
+    unknown_ids: list[int] = dataclasses.field(default_factory=list)  # DATA for connections the hub doesn't know
+    errors: list[list[Any]] = dataclasses.field(default_factory=list)  # [conn_id, text] of the agent's ERRORs
+    error_for_unknown: int = 0
+    drains: int = 0
+    open_at_drain: int = 0
+    packets_after_drain: int = 0
+    other_codes: list[int] = dataclasses.field(default_factory=list)
+    ends: list[str] = dataclasses.field(default_factory=list)  # how each stream ended
+
+
+class Connection:
+    """One client's TCP connection. `queue` holds what its own task has not written yet."""
+
+    def __init__(self, conn_id: int, writer: asyncio.StreamWriter) -> None:
+        self.conn_id = conn_id
+        self.writer = writer
+        self.queue: deque[bytes] = deque()
+        self.wake = asyncio.Event()
+        self.ended = False
+
+    async def write_queued(self) -> None:
+        with contextlib.suppress(OSError):
+            while self.queue or not self.ended:
+                if not self.queue:
+                    self.wake.clear()
+                    await self.wake.wait()
+                    continue
+                self.writer.write(self.queue.popleft())
+                await self.writer.drain()
+            self.writer.close()
+
+    def end(self) -> None:
+        """Close the client's connection once what is queued has gone."""
+        self.ended = True
+        self.wake.set()
+
+
+class Stream:
+    """One agent's call."""
+
+    def __init__(self, hub: BaseHub, cluster: str, context: grpc.aio.ServicerContext) -> None:
+        self.hub = hub
+        self.record = hub.record(cluster)
+        self.floods: list[asyncio.Task[None]] = []
+        self.context = context
+        self.connections: dict[int, Connection] = {}
+        self.last_id = 0
+        self.outgoing: asyncio.Queue[Any] = asyncio.Queue(OUTGOING_PACKETS)
+        self.ended: asyncio.Future[tuple[grpc.StatusCode, str]] = asyncio.get_running_loop().create_future()
+        self.drained = False
+
+    def end(self, status: grpc.StatusCode, message: str) -> None:
+        if not self.ended.done():
+            self.ended.set_result((status, message))
+
+    def send(self, packet: Any) -> None:
+        try:
+            self.outgoing.put_nowait(packet)
+        except asyncio.QueueFull:
+            self.end(grpc.StatusCode.UNKNOWN, "outgoing queue is full")
+
+    def open(self, writer: asyncio.StreamWriter) -> Connection:
+        self.last_id += 1
+        self.record.connections += 1
+        connection = self.connections[self.last_id] = Connection(self.last_id, writer)
+        return connection
+
+    def flood(self, count: int) -> None:
+        """What a base hub does to an agent that a newer one of its cluster has replaced."""
+
+        async def put_all() -> None:
+            for _ in range(count):
+                await self.outgoing.put(Packet())
+
+        self.floods.append(asyncio.ensure_future(put_all()))
+
+    async def write_packets(self) -> None:
+        while True:
+            await self.context.write(await self.outgoing.get())
+
+    async def read_packets(self) -> None:
+        while (packet := await self.context.read()) is not grpc.aio.EOF:
+            self.take(packet)
+        self.end(grpc.StatusCode.OK, "")
+
+    def take(self, packet: Any) -> None:
+        record, conn_id = self.record, packet.conn_id
+        record.packets_after_drain += self.drained
+        if packet.code == DRAIN:
+            record.drains += 1
+            record.open_at_drain = len(self.connections)
+            self.drained = True
+            self.end(grpc.StatusCode.OK, "")
+            return
+        connection = self.connections.get(conn_id)
+        if packet.code == DATA and connection is None:
+            if conn_id == -1:
+                record.probes += 1
+                if self.record in self.hub.deaf:
+                    return
+            else:
+                record.unknown_ids.append(conn_id)
+            text = f"unknown packet connection {conn_id}"
+            self.send(Packet(conn_id=conn_id, code=ERROR, error_message=text))
+            return
+        record.packets_in += 1
+        record.largest_packet_in = max(record.largest_packet_in, len(packet.data))
+        if packet.code == DATA:
+            if len(connection.queue) >= QUEUED_PACKETS:
+                record.dropped_packets += 1
+            elif packet.data:
+                connection.queue.append(packet.data)
+                connection.wake.set()
+        elif packet.code == ERROR:
+            record.errors.append([conn_id, packet.error_message])
+            if connection is None:
+                record.error_for_unknown += 1
+                return
+            del self.connections[conn_id]
+            text = packet.error_message.encode()
+            connection.queue.append(b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\n\r\n" + text)
+            connection.end()
+        else:
+            record.other_codes.append(packet.code)
+
+    async def serve(self) -> None:
+        """Until the stream ends, one way or another."""
+        jobs = [asyncio.ensure_future(job()) for job in (self.write_packets, self.read_packets)]
+        try:
+            await asyncio.wait([self.ended, *jobs], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for job in (*jobs, *self.floods):
+                job.cancel()
+            await asyncio.gather(*jobs, *self.floods, return_exceptions=True)
+            for connection in self.connections.values():
+                connection.end()
+            self.connections.clear()
+        if self.ended.done():
+            status, message = self.ended.result()
+            self.record.ends.append(status.name)
+            if status is not grpc.StatusCode.OK:
+                await self.context.abort(status, message)
+        else:
+            self.record.ends.append("LOST")
+
+
+class BaseHub:
+    """Both ports, and the commands."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Record] = {}
+        self.streams: dict[str, list[Stream]] = {}
+        self.refusals: dict[str, grpc.StatusCode] = {}
+        self.deaf: list[Record] = []
+
+    def record(self, cluster: str) -> Record:
+        return self.records.setdefault(cluster, Record())
+
+    # -- agents
+
+    async def tunnel(self, _requests: object, context: grpc.aio.ServicerContext) -> None:
+        metadata = [[key, str(value)] for key, value in context.invocation_metadata() or ()]
+        cluster = dict(metadata).get("cluster-name", "")
+        if not cluster:
+            await context.abort(grpc.StatusCode.UNKNOWN, "cluster-name is required in the metadata")
+        record = self.record(cluster)
+        record.streams += 1
+        record.metadata = metadata
+        if cluster in self.refusals:
+            record.ends.append(self.refusals[cluster].name)
+            await context.abort(self.refusals[cluster], "refused on command")
+        stream = Stream(self, cluster, context)
+        streams = self.streams.setdefault(cluster, [])
+        for replaced in streams:
+            replaced.flood(1_000_000)
+        streams.append(stream)
+        record.live_streams += 1
+        try:
+            await stream.serve()
+        finally:
+            record.live_streams -= 1
+            streams.remove(stream)
+
+    # -- clients
+
+    async def client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self.serve_client(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass
+        except h11.RemoteProtocolError:
+            with contextlib.suppress(OSError):
+                writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+                await writer.drain()
+        finally:
+            writer.close()
+
+    async def serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first = await read_first_request(reader, writer)
+        if first is None:
+            return None
+        path, request, rest = first
+        cluster = path.lstrip("/").split("/")[0].split("?")[0]
+        if not self.streams.get(cluster):
+            writer.write(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\nno agent\n")
+            return await writer.drain()
+        stream = self.streams[cluster][-1]
+        connection = stream.open(writer)
+        writing = asyncio.ensure_future(connection.write_queued())
+        try:
+            for data in (b"", request, rest) if rest else (b"", request):
+                stream.record.packets_out += 1
+                stream.send(Packet(conn_id=connection.conn_id, data=data))
+            while data := await reader.read(RAW_PACKET_BYTES):
+                if connection.ended:
+                    return None
+                stream.record.packets_out += 1
+                stream.send(Packet(conn_id=connection.conn_id, data=data))
+        finally:
+            stream.connections.pop(connection.conn_id, None)  # the agent isn't told
+            if connection.ended:
+                await asyncio.wait([writing])
+            writing.cancel()
+
+    # -- commands
+
+    def command(self, line: str) -> object:
+        name, cluster, *rest = line.split(" ", 3)
+        streams = list(self.streams.get(cluster, ()))
+        if name == "stats":
+            record = self.record(cluster)
+            record.open_connections = sum(len(stream.connections) for stream in streams)
+            return dataclasses.asdict(record)
+        if name == "drop":
+            for stream in streams:
+                stream.end(grpc.StatusCode[rest[0] if rest else "UNAVAILABLE"], "dropped on command")
+        elif name == "refuse":
+            self.refusals.pop(cluster, None)
+            if rest[0] != "-":
+                self.refusals[cluster] = grpc.StatusCode[rest[0]]
+        elif name == "deaf":
+            self.deaf = [record for record in self.deaf if record is not self.record(cluster)]
+            if rest[0] == "on":
+                self.deaf.append(self.record(cluster))
+        elif name == "flood":
+            streams[-1].flood(int(rest[0]))
+        elif name == "raw":
+            streams[-1].send(Packet(conn_id=int(rest[0]), data=bytes.fromhex(rest[1])))
+        elif name == "code":
+            number, _, text = rest[1].partition(" ")
+            streams[-1].send(Packet(conn_id=int(rest[0]), code=int(number), error_message=text))
+        elif name == "message":
+            streams[-1].send(bytes.fromhex(rest[0]))
+        else:
+            return {"unknown command": line}
+        return len(streams)
+
+
+async def read_first_request(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> tuple[str, bytes, bytes] | None:
+    """(path, the request as net/http gives it on, bytes behind it); None where the client went away first.
+
+    A chunked body is put behind the head as plain bytes, without Content-Length or Transfer-Encoding.
+    """
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+    head: h11.Request | None = None
+    body = bytearray()
+    while True:
+        event = parser.next_event()
+        if event is h11.NEED_DATA:
+            if parser.they_are_waiting_for_100_continue:
+                parser.send(h11.InformationalResponse(status_code=100, headers=[]))
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            data = await reader.read(65536)
+            parser.receive_data(data)
+            if not data and head is None:
+                return None
+        elif isinstance(event, h11.Request):
+            head = event
+        elif isinstance(event, h11.Data):
+            body += event.data
+        elif isinstance(event, h11.EndOfMessage):
+            break
+        else:  # the client closed, or wants to switch protocols at once
+            return None
+    fields = sorted(
+        (b"-".join(part.capitalize() for part in name.split(b"-")), value)
+        for name, value in head.headers
+        if name not in (b"host", b"transfer-encoding")
+    )
+    host = dict(head.headers).get(b"host", b"")
+    lines = [b"%s %s HTTP/%s" % (head.method, head.target, head.http_version), b"Host: " + host]
+    lines += [name + b": " + value for name, value in fields]
+    return head.target.decode("latin-1"), b"\r\n".join(lines) + b"\r\n\r\n" + bytes(body), parser.trailing_data[0]
+
+
+async def main(pair: tuple[bytes, bytes] | None) -> None:
+    """pair: private key and certificate chain of the gRPC port, in PEM; None: plaintext."""
+    hub = BaseHub()
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    handler = grpc.stream_stream_rpc_method_handler(
+        hub.tunnel,
+        request_deserializer=Packet.FromString,
+        response_serializer=lambda packet: packet if isinstance(packet, bytes) else packet.SerializeToString(),
+    )
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("tunnel.v1.TunnelService", {"Tunnel": handler})]
+    )
+    if pair:
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    else:
+        port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    http = await asyncio.start_server(hub.client, "127.0.0.1", 0, backlog=1024)
+    print(f"grpc {port}", flush=True)
+    print(f"http {http.sockets[0].getsockname()[1]}", flush=True)
+    commands = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    while line := await commands.readline():
+        try:
+            answer = hub.command(line.decode().strip())
+        except Exception as error:  # the test that gave the command sees it
+            answer = {"failed": repr(error)}
+        print(json.dumps(answer), flush=True)
+    http.close()
+    await server.stop(None)
+
+
+if __name__ == "__main__":
+    certificate = [pathlib.Path(path).read_bytes() for path in sys.argv[1:]]
+    asyncio.run(main((certificate[1], certificate[0]) if certificate else None))
