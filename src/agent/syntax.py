@@ -155,7 +155,8 @@ def check_route(prefix: str, url: str) -> Route:
         raise ValueError(f"{where} must hold no fragment")
     if port == 0 or parts.netloc.endswith(":"):
         raise ValueError(f"{where} must have a port from 1 to 65535, or none")
-    if not (_is_ipv6(parts.hostname) if "[" in parts.netloc else _HOST_NAME.fullmatch(parts.hostname)):
+    bracketed = "[" in parts.netloc
+    if "%" in parts.hostname or not (_is_ipv6 if bracketed else _HOST_NAME.fullmatch)(parts.hostname):
         raise ValueError(f"{where} must have a host name, an IPv4 address, or an IPv6 address in brackets")
     if has_dot_segments(parts.path.encode("ascii")):
         raise ValueError(f"{where} must have no '.' or '..' segment")

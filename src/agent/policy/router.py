@@ -82,7 +82,7 @@ class StaticRouter:
         is wrong).
         """
         self._paths = _ClusterPaths(cluster)
-        found: dict[bytes, str] = {}
+        found: dict[bytes, tuple[str, str]] = {}  # by prefix: the URL before a rest, and the URL alone
         for given_prefix, given_url in routes:
             try:
                 route = check_route(given_prefix, given_url)
@@ -91,19 +91,19 @@ class StaticRouter:
             prefix = route.prefix.rstrip("/").encode("ascii")  # b"" for "/", so that all prefixes end alike
             if prefix in found:
                 raise ConfigError("route", "argument", f"must have the prefix {route.prefix} once only")
-            found[prefix] = route.url
+            found[prefix] = (route.url, route.url if "/" in route.url.partition("://")[2] else route.url + "/")
         # Two prefixes that match one path are prefixes of each other, so the longer text has more segments.
-        self._routes = sorted(found.items(), key=lambda item: -len(item[0]))
+        self._routes = sorted(((prefix, *urls) for prefix, urls in found.items()), key=lambda item: -len(item[0]))
 
     def route(self, request: RequestHead) -> Target:
         """The target of the longest prefix. Raises Refused: 400, 421, and 404 where no prefix matches."""
         path, query = self._paths.split(request.target)
-        for prefix, url in self._routes:
+        for prefix, url, whole in self._routes:
             if path.startswith(prefix):
                 rest = path[len(prefix) :]
                 if not rest or rest.startswith(b"/"):
                     # check_route has seen that `url` ends its authority, so a rest of "//x" stays a path.
-                    return Target(url + (rest + query).decode("ascii"))
+                    return Target(url + (rest + query).decode("ascii") if rest else whole + query.decode("ascii"))
         raise Refused(404, "no route for this path")
 
 
