@@ -1,0 +1,137 @@
+"""Opens a connection to a target: addresses looked up, tried in turn (RFC 8305, happy eyeballs), TLS on top."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import ssl
+from collections.abc import Awaitable, Iterable
+from typing import Any, TypeVar
+
+from agent.errors import HubError, TargetError
+from agent.messages import Target
+from agent.proxy.limits import ProxyLimits
+
+__all__ = ["dial"]
+
+P = TypeVar("P", bound=asyncio.Protocol)
+R = TypeVar("R")
+AddressInfo = tuple[Any, ...]
+ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5: recommended connection attempt delay
+
+
+async def dial(target: Target, protocol: P, limits: ProxyLimits, context: ssl.SSLContext | None) -> P:
+    """Connect `protocol` to `target`, by TLS where `context` is given.
+
+    A target with `connect` is opened by that alone, its TLS included. Raises TargetError: 502 where name, connection or
+    certificate fail, 504 where they take too long. Cancelled: nothing stays open.
+    """
+    if target.connect is not None:
+        try:
+            await within(limits.connect_timeout_s, "connect", target.connect(protocol))
+        except (OSError, HubError) as error:
+            raise TargetError(502, "the target could not be connected", stage="connect") from error
+        return protocol
+    sock = await within(limits.connect_timeout_s, "connect", _connect(target))
+    loop = asyncio.get_running_loop()
+    try:
+        if context is None:
+            await loop.create_connection(lambda: protocol, sock=sock)
+        else:
+            opening = loop.create_connection(lambda: protocol, sock=sock, ssl=context, server_hostname=target.host)
+            await within(limits.tls_timeout_s, "tls", opening)
+    except ssl.SSLCertVerificationError as error:
+        raise TargetError(502, "the target's certificate was not accepted", stage="tls") from error
+    except (OSError, EOFError) as error:  # ssl.SSLError is an OSError
+        raise TargetError(502, "the TLS handshake with the target failed", stage="tls") from error
+    finally:
+        if protocol_transport(protocol) is None:
+            sock.close()
+    return protocol
+
+
+def protocol_transport(protocol: asyncio.Protocol) -> object | None:
+    """The transport a protocol was given, None where it never was."""
+    return getattr(protocol, "transport", None)
+
+
+async def within(seconds: float, stage: str, opening: Awaitable[R]) -> R:
+    """Await with a limit. Raises TargetError 504 when it is passed."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await opening
+    except TimeoutError as error:
+        raise TargetError(504, f"the target took too long ({stage})", stage=stage) from error
+
+
+async def _connect(target: Target) -> socket.socket:
+    """A connected socket to one of the target's addresses. Raises TargetError 502."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise TargetError(502, "the target's name could not be resolved", stage="resolve") from error
+    if not found:
+        raise TargetError(502, "the target's name has no address", stage="resolve")
+    addresses = list(_interleaved(found))
+    try:
+        if len(addresses) == 1:
+            return await _connect_to(addresses[0])
+        return await _first_to_connect(addresses)
+    except OSError as error:
+        raise TargetError(502, "the target refused the connection", stage="connect") from error
+
+
+def _interleaved(found: Iterable[AddressInfo]) -> Iterable[AddressInfo]:
+    """Alternate the address families, keeping each one's order (RFC 8305, section 4)."""
+    families: dict[int, list[AddressInfo]] = {}
+    for info in found:
+        families.setdefault(info[0], []).append(info)
+    for row in itertools.zip_longest(*families.values()):
+        yield from (info for info in row if info is not None)
+
+
+async def _connect_to(info: AddressInfo) -> socket.socket:
+    family, kind, protocol, _, address = info
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _first_to_connect(addresses: list[AddressInfo]) -> socket.socket:
+    """Try each address, the next one when one fails or a little after it began; the first to connect wins."""
+    attempts: list[asyncio.Task[socket.socket]] = []
+    errors: list[BaseException] = []
+    waiting = list(addresses)
+    try:
+        while waiting or attempts:
+            if waiting:
+                attempts.append(asyncio.ensure_future(_connect_to(waiting.pop(0))))
+            timeout = ATTEMPT_DELAY_S if waiting else None
+            done, _ = await asyncio.wait(attempts, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            for attempt in done:
+                error = attempt.exception()
+                if error is None:
+                    attempts.remove(attempt)
+                    return attempt.result()
+                attempts.remove(attempt)
+                errors.append(error)
+        raise errors[0]
+    finally:
+        for attempt in attempts:
+            attempt.cancel()
+        for attempt in attempts:  # one that won at the same moment is closed, not leaked
+            attempt.add_done_callback(_close_late)
+
+
+def _close_late(attempt: asyncio.Task[socket.socket]) -> None:
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().close()
+
+

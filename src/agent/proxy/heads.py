@@ -1,0 +1,303 @@
+"""Reads the heads of requests and responses: llhttp's verdict, and the proxy's own stricter one on top.
+
+Both functions get one whole head, from its first byte to the empty line, so how the bytes were split on their way can't
+change what comes out. Nothing here keeps state or touches a connection.
+
+What llhttp would let pass and this does not: other protocols and versions in the request line, targets that are not in
+origin-form, dot segments, missing or odd `Host` fields, transfer codings, statuses outside 100 to 599 (http.md, "What
+the proxy adds", 1 to 3, 6 to 8).
+"""
+
+from __future__ import annotations
+
+import re
+
+import httptools
+
+from agent.proxy.headers import Fields, connection_options, drop_named, is_protected, split_fields, tokens
+from agent.proxy.limits import ProxyLimits
+
+__all__ = ["CHUNKED", "METHODS", "UNTIL_EOF", "Fault", "Request", "Response", "check_line",
+           "check_line_so_far", "parse_request", "parse_response"]  # fmt: skip
+
+CHUNKED = -1
+"""A body's length: unknown, chunk by chunk."""
+UNTIL_EOF = -2
+"""A response body's length: all until the connection ends."""
+
+METHODS = frozenset({
+    b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"COPY", b"LOCK", b"MKCOL", b"MOVE",
+    b"PROPFIND", b"PROPPATCH", b"SEARCH", b"UNLOCK", b"BIND", b"REBIND", b"UNBIND", b"ACL", b"REPORT", b"MKACTIVITY",
+    b"CHECKOUT", b"MERGE", b"M-SEARCH", b"NOTIFY", b"SUBSCRIBE", b"UNSUBSCRIBE", b"PURGE", b"MKCALENDAR", b"LINK",
+    b"UNLINK", b"SOURCE", b"QUERY",
+})  # fmt: skip
+# CONNECT asks for a tunnel that a gateway doesn't give; TRACE would show its sender the credentials that the agent puts
+# in (RFC 9110, section 9.3.8).
+REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})  # RFC 9110, section 9.2.2
+UPGRADES = (b"websocket", b"spdy/3.1")
+MAX_LENGTH = 2**63 - 1
+METHOD_BYTES = 32
+LINE_EXTRA_BYTES = METHOD_BYTES + len("  HTTP/1.1")
+
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!-~]+) HTTP/([0-9])\.([0-9])")
+ORIGIN_FORM = re.compile(rb"/[!-\"$-\[\]-~]*")  # visible ASCII without "#" and "\"
+NOT_IN_LINE = re.compile(rb"[^ -~]")
+# A segment of one or two dots, raw or encoded, between slashes that are raw, encoded, or (some servers') backslashes.
+DOT_SEGMENT = re.compile(rb"(?:/|%2f|%5c)(?:\.|%2e){1,2}(?=/|%2f|%5c|;|%3b|$)", re.IGNORECASE)
+HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?")
+DIGITS = re.compile(rb"[0-9]{1,19}")
+CODING = re.compile(TOKEN)
+STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t -~\x80-\xff]*))?\r\n")
+
+
+class Fault(Exception):
+    """A request that gets the proxy's own answer. status, reason: of that answer; it closes the connection unless
+    `close` is False. fields: more header fields for it."""
+
+    def __init__(self, status: int, reason: str, *, close: bool = True, fields: Fields | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.close = close
+        self.fields = fields or []
+
+
+class _Collector:
+    """Receives one head's fields from httptools."""
+
+    __slots__ = ("complete", "fields")
+
+    def __init__(self) -> None:
+        self.fields: Fields = []
+        self.complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+
+class Request:
+    """A checked request head.
+
+    method, target, is_1_0: of the request line. host: its `Host` value, b"" where an HTTP/1.0 client gave none. fields:
+    end-to-end, in order, without Host and Content-Length. length: bytes of body, or CHUNKED. has_length: whether
+    there was a Content-Length. keep_alive: the client means to go on afterwards. upgrade: b"websocket", b"spdy/3.1" or
+    b"". expects_continue: it waits for a 100. takes_trailers: it said `TE: trailers`.
+    """
+
+    __slots__ = (
+        "expects_continue", "fields", "has_length", "host", "is_1_0", "keep_alive", "length", "method",
+        "takes_trailers", "target", "upgrade",
+    )  # fmt: skip
+
+    method: str
+    target: bytes
+    is_1_0: bool
+    host: bytes
+    fields: Fields
+    length: int
+    has_length: bool
+    keep_alive: bool
+    upgrade: bytes
+    expects_continue: bool
+    takes_trailers: bool
+
+
+class Response:
+    """A checked response head.
+
+    status, reason: of the status line. fields: end-to-end, in order, without Content-Length. length: bytes of body,
+    CHUNKED or UNTIL_EOF, by the head alone: whether there is a body at all also depends on the request. content_length:
+    as the target gave it, -1 where it didn't. keep_alive: the target means to go on afterwards. upgrade: the protocol
+    it switches to, lower-case.
+    """
+
+    __slots__ = ("content_length", "fields", "keep_alive", "length", "reason", "status", "upgrade")
+
+    status: int
+    reason: bytes
+    fields: Fields
+    length: int
+    content_length: int
+    keep_alive: bool
+    upgrade: bytes
+
+
+def check_line_so_far(line: bytes, limits: ProxyLimits) -> None:
+    """Check as much of a request line as has come, without its CRLF. Raises Fault where no rest could mend it."""
+    line_bytes = limits.target_bytes + LINE_EXTRA_BYTES
+    if (len(line) > METHOD_BYTES and line.find(b" ", 0, METHOD_BYTES + 1) < 0) or NOT_IN_LINE.search(
+        line, 0, line_bytes
+    ):
+        raise Fault(400, "malformed request line")
+    if len(line) > line_bytes:
+        raise Fault(414, "request target too long")
+
+
+def check_line(line: bytes, limits: ProxyLimits) -> tuple[bytes, bytes, bytes]:
+    """Check a request line without its CRLF.
+
+    Returns (method, target, minor version "0" or "1"). Raises Fault.
+    """
+    check_line_so_far(line, limits)
+    match = REQUEST_LINE.fullmatch(line)
+    if match is None:
+        raise Fault(400, "malformed request line")
+    method, target, major, minor = match.groups()
+    if major != b"1" or minor not in (b"0", b"1"):
+        raise Fault(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+    if len(target) > limits.target_bytes:
+        raise Fault(414, "request target too long")
+    if method in REFUSED_METHODS:
+        raise Fault(405, f"{method.decode()} is not served here", fields=[(b"Allow", ALLOW)])
+    if method not in METHODS:
+        raise Fault(501, "unknown method")
+    if target == b"*":
+        if method != b"OPTIONS":
+            raise Fault(400, "only OPTIONS may ask for *")
+    elif ORIGIN_FORM.fullmatch(target) is None:
+        raise Fault(400, "the request target must be a path")
+    elif (b"%" in target or b"/." in target) and DOT_SEGMENT.search(target.partition(b"?")[0]):
+        raise Fault(400, "the request target has dot segments")
+    return method, target, minor
+
+
+ALLOW = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+
+
+def _read_fields(parser_type: type, head: bytes) -> tuple[_Collector, bool]:
+    """Feed a head to a fresh parser. Returns what came out and whether the parser took it."""
+    collector = _Collector()
+    parser = parser_type(collector)
+    try:
+        if len(head) <= 16384:
+            parser.feed_data(head)
+        else:  # I2: never more than 16 KiB a feed
+            for start in range(0, len(head), 16384):
+                parser.feed_data(head[start : start + 16384])
+    except httptools.HttpParserUpgrade:
+        pass  # the head was taken whole; upgrading is decided by its fields
+    except httptools.HttpParserError:
+        return collector, False
+    if b" \r\n" in head or b"\t\r\n" in head:  # llhttp keeps trailing white space
+        collector.fields = [(name, value.rstrip(b" \t")) for name, value in collector.fields]
+    return collector, True
+
+
+def parse_request(head: bytes, limits: ProxyLimits) -> Request:
+    """Check one request head, from its request line to its empty line. Raises Fault."""
+    line_end = head.index(b"\r\n")
+    method, target, minor = check_line(head[:line_end], limits)
+    collector, taken = _read_fields(httptools.HttpRequestParser, head)
+    if not taken and not collector.complete:
+        raise Fault(400, "malformed request head")
+    if len(collector.fields) > limits.request_fields:
+        raise Fault(431, "too many header fields")
+    fields, special = split_fields(collector.fields)
+
+    request = Request()
+    request.method = method.decode()
+    request.target = target
+    request.is_1_0 = minor == b"0"
+    _set_host(request, special.get(b"host"))
+    _set_framing(request, special)
+    if not taken:
+        raise Fault(400, "malformed request head")
+
+    options = connection_options(special)
+    if options:
+        if any(map(is_protected, options)):
+            raise Fault(400, "a Connection field names one that belongs to the request")
+        fields = drop_named(fields, options)
+    request.fields = fields
+    request.keep_alive = (b"keep-alive" in options if request.is_1_0 else True) and b"close" not in options
+    request.takes_trailers = b"te" in special and b"trailers" in tokens(special[b"te"])
+    request.expects_continue = False
+    if b"expect" in special and not request.is_1_0:
+        if tokens(special[b"expect"]) != [b"100-continue"]:
+            raise Fault(417, "unknown expectation")
+        request.expects_continue = request.length != 0
+    request.upgrade = b""
+    if b"upgrade" in special and b"upgrade" in options and not request.is_1_0:
+        wanted = [token for token in tokens(special[b"upgrade"]) if token in UPGRADES]
+        if wanted:
+            if request.length != 0:
+                raise Fault(400, "an upgrade request can't have a body")
+            request.upgrade = wanted[0]
+    return request
+
+
+def _set_host(request: Request, hosts: list[bytes] | None) -> None:
+    """RFC 9112, section 3.2: one valid Host on 1.1, at most one on 1.0."""
+    if hosts is None:
+        if not request.is_1_0:
+            raise Fault(400, "a Host field is missing")
+        request.host = b""
+    elif len(hosts) != 1 or HOST.fullmatch(hosts[0]) is None:
+        raise Fault(400, "the Host field is not one valid host")
+    else:
+        request.host = hosts[0]
+
+
+def _set_framing(request: Request, special: dict[bytes, list[bytes]]) -> None:
+    """RFC 9112, section 6: no body, Content-Length or chunked, and never a doubt."""
+    lengths, codings = special.get(b"content-length"), special.get(b"transfer-encoding")
+    request.length = 0
+    request.has_length = False
+    if codings is not None:
+        if lengths is not None or request.is_1_0 or len(codings) != 1 or not CODING.fullmatch(codings[0]):
+            raise Fault(400, "Transfer-Encoding must be chunked, once, on HTTP/1.1, without a Content-Length")
+        if codings[0].lower() != b"chunked":
+            raise Fault(501, "unknown transfer coding")
+        request.length = CHUNKED
+    elif lengths is not None:
+        request.length = _content_length(lengths)
+        request.has_length = True
+        if request.length < 0:
+            raise Fault(400, "the Content-Length is not one valid number")
+
+
+def _content_length(values: list[bytes]) -> int:
+    """The one Content-Length below 2^63; -1 where it isn't that."""
+    if len(values) != 1 or DIGITS.fullmatch(values[0]) is None:
+        return -1
+    length = int(values[0])
+    return length if length <= MAX_LENGTH else -1
+
+
+def parse_response(head: bytes) -> Response:
+    """Check one response head, from its status line to its empty line. Raises ValueError with the reason's class."""
+    match = STATUS_LINE.match(head)
+    if match is None:
+        raise ValueError("malformed status line")
+    collector, taken = _read_fields(httptools.HttpResponseParser, head)
+    if not taken:
+        raise ValueError("malformed response head")
+    fields, special = split_fields(collector.fields)
+    minor, status, reason = match.groups()
+    response = Response()
+    response.status = int(status)
+    response.reason = reason or b""
+    options = connection_options(special)
+    if options:
+        fields = drop_named(fields, options)
+    response.fields = fields
+    response.keep_alive = (b"keep-alive" in options if minor == b"0" else True) and b"close" not in options
+    response.upgrade = b"".join(tokens(special[b"upgrade"])) if b"upgrade" in special else b""
+    lengths, codings = special.get(b"content-length"), special.get(b"transfer-encoding")
+    response.content_length = -1
+    if codings is not None:
+        if lengths is not None or minor == b"0" or len(codings) != 1 or codings[0].lower() != b"chunked":
+            raise ValueError("unknown framing of the response")
+        response.length = CHUNKED
+    elif lengths is not None:
+        response.length = response.content_length = _content_length(lengths)
+        if response.length < 0:
+            raise ValueError("malformed Content-Length in the response")
+    else:
+        response.length = UNTIL_EOF
+    return response

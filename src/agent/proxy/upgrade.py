@@ -1,0 +1,149 @@
+"""After a 101: bytes both ways between a client and its target, each direction ended on its own.
+
+    both open ──client's end──► target → client only ──target's end──► done
+        └──────target's end───► client → target only ──client's end──► done
+
+A direction's end is passed on as a half-close where the carrier has one. TLS on asyncio has none: there the connection
+ends once the other direction has been silent for `half_closed_idle_s`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from agent.messages import Target
+from agent.outcome import Stage
+from agent.proxy.clock import NEVER
+
+if TYPE_CHECKING:
+    from agent.proxy.server import Connection
+    from agent.proxy.upstream import Upstream
+
+__all__ = ["Upgraded"]
+
+log = logging.getLogger(__name__)
+
+
+class Upgraded:
+    """Stands where the exchange stood. deadline: when a half-closed connection that stays silent ends."""
+
+    __slots__ = ("_client_ended", "_target", "_target_ended", "_upstream", "connection", "deadline")
+
+    def __init__(self, connection: Connection, upstream: Upstream, target: Target | None) -> None:
+        self.connection = connection
+        self.deadline = NEVER
+        self._upstream: Upstream | None = upstream
+        self._target = target
+        self._client_ended = False
+        self._target_ended = False
+
+    @property
+    def stage(self) -> Stage:
+        return Stage.UPGRADED
+
+    @property
+    def awaits_continue(self) -> bool:
+        return False
+
+    # -- from the client
+
+    def client_bytes(self, data: bytes | memoryview) -> None:
+        """Pass the client's bytes on, untouched."""
+        if self._upstream is not None and self._upstream.transport is not None:
+            self._upstream.transport.write(data)
+
+    def client_eof(self) -> bool:
+        """The client sends no more. Returns whether its connection stays open for what it still receives."""
+        self._client_ended = True
+        upstream = self._upstream
+        if self._target_ended or upstream is None or upstream.transport is None:
+            self._end()
+            return False
+        if upstream.transport.can_write_eof():
+            upstream.transport.write_eof()
+        else:
+            self._watch_silence()
+        return True
+
+    def _watch_silence(self) -> None:
+        proxy = self.connection.proxy
+        self.deadline = proxy.clock.later(proxy.limits.half_closed_idle_s)
+
+    def client_lost(self) -> None:
+        """The client is gone: the target's connection ends at once."""
+        self._drop_upstream()
+
+    def pause_receiving(self) -> None:
+        if self._upstream is not None:
+            self._upstream.pause_reading()
+
+    def resume_receiving(self) -> None:
+        if self._upstream is not None:
+            self._upstream.resume_reading()
+
+    def look_at_deadlines(self, now: float) -> None:
+        if now >= self.deadline:
+            self.deadline = NEVER
+            self._end()
+        elif self._upstream is not None and self._upstream.takes_nothing(now):
+            self.fail(504, "the target takes nothing", "upgraded")
+
+    # -- from the target
+
+    def response_data(self, data: bytes | memoryview) -> None:
+        """Pass the target's bytes on, untouched."""
+        if self.deadline != NEVER:
+            self._watch_silence()
+        self.connection.write(data)
+
+    def response_eof(self) -> bool:
+        """The target sends no more. Returns whether its connection stays open for what it still receives."""
+        self._target_ended = True
+        if self._client_ended:
+            self._end()
+            return False
+        if not self.connection.write_eof():
+            self._end()
+            return False
+        return True
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        """The connection to the target is gone: an orderly end where it had sent its own, else a failure."""
+        self._upstream = None
+        if error is None and (self._target_ended or self._client_ended):
+            self._end()
+            return
+        if error is None:  # TLS ends both directions at once
+            self._end()
+            return
+        log.warning("conn_id=%d stage=upgraded the connection to the target was lost", self.connection.conn_id)
+        self.connection.cut(Stage.UPGRADED)
+
+    def pause_sending(self) -> None:
+        self.connection.pause_reading()
+
+    def resume_sending(self) -> None:
+        self.connection.resume_reading()
+
+    # -- the end
+
+    def fail(self, status: int, reason: str, stage: str, *, close: bool = False) -> None:
+        """End it by force: nothing can be said any more."""
+        log.warning("conn_id=%d stage=upgraded %s", self.connection.conn_id, reason)
+        self._drop_upstream()
+        self.connection.cut(Stage.UPGRADED)
+
+    def _end(self) -> None:
+        """Both directions are through."""
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.exchange = None
+            if upstream.transport is not None:
+                upstream.transport.close()  # what was written still goes out
+        self.connection.upgraded_done()
+
+    def _drop_upstream(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort()

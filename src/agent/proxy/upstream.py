@@ -1,0 +1,251 @@
+"""Connections to targets: pooled, used by one exchange at a time, given back only where nothing is left on them.
+
+A pooled connection is in one of three states: in use (`exchange` set), idle (in the pool), gone. Invariants:
+
+U1. An idle connection has no unread byte, no unsent byte, and reads. A byte that comes while it is idle ends it.
+U2. It is given back only after an exactly framed exchange: request sent whole, response read to its last byte.
+U3. It is reused only for the same (scheme, host, port, trust generation, client identity, connect).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable, Hashable
+from typing import Protocol, cast
+
+from agent.messages import Target
+from agent.proxy.clock import Clock, Stall
+from agent.proxy.dial import dial
+from agent.proxy.limits import ProxyLimits
+
+__all__ = ["Upstream", "UpstreamUser", "Upstreams"]
+
+log = logging.getLogger(__name__)
+
+
+class UpstreamUser(Protocol):
+    """What a connection to a target tells the exchange that uses it. None of these may raise."""
+
+    def response_data(self, data: bytes | memoryview) -> None: ...
+    def response_eof(self) -> bool: ...
+    def upstream_lost(self, error: Exception | None) -> None: ...
+    def pause_sending(self) -> None: ...
+    def resume_sending(self) -> None: ...
+
+
+class Upstream(asyncio.Protocol):
+    """One connection to a target.
+
+    transport: None until connected. exchange: who uses it now. reused: it has served an exchange before. is_tls: it
+    can't be half-closed. writing_paused: its write buffer is above the high-water mark.
+    """
+
+    accepts_views = True
+
+    __slots__ = (
+        "_reading_paused", "exchange", "idle_until", "is_tls", "key", "pool", "reused", "stall", "transport",
+        "writing_paused",
+    )  # fmt: skip
+
+    def __init__(self, pool: Upstreams, key: Hashable) -> None:
+        self.pool = pool
+        self.key = key
+        self.transport: asyncio.Transport | None = None
+        self.exchange: UpstreamUser | None = None
+        self.reused = False
+        self.is_tls = False
+        self.writing_paused = False
+        self.stall = Stall()
+        self.idle_until = 0.0
+        self._reading_paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.is_tls = transport.get_extra_info("ssl_object") is not None
+        high = self.pool.limits.buffer_bytes
+        self.transport.set_write_buffer_limits(high=high, low=high // 4)
+        self.pool.opened(self)
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        if self.exchange is not None:
+            self.exchange.response_data(data)
+        else:  # U1
+            log.warning("stage=idle a target sent bytes that nobody asked for: its connection is closed")
+            self.abort()
+
+    def eof_received(self) -> bool:
+        if self.exchange is not None:
+            return self.exchange.response_eof() and not self.is_tls
+        self.pool.retire(self)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.pool.lost(self)
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.upstream_lost(exc)
+
+    def pause_writing(self) -> None:
+        self.writing_paused = True
+        self.stall.reset()
+        if self.exchange is not None:
+            self.exchange.pause_sending()
+
+    def resume_writing(self) -> None:
+        self.writing_paused = False
+        if self.exchange is not None:
+            self.exchange.resume_sending()
+
+    def takes_nothing(self, now: float) -> bool:
+        """Whether the target has left the write buffer as it is for too long. Asked at each sweep."""
+        if not self.writing_paused or self.transport is None:
+            return False
+        limit_s = self.pool.limits.write_timeout_s
+        return self.stall.is_longer_than(limit_s, self.transport.get_write_buffer_size(), now)
+
+    def is_usable(self) -> bool:
+        """Whether it can carry another request: connected, nothing unsent, not closing."""
+        return self.transport is not None and not self.transport.is_closing() and not self.writing_paused
+
+    def pause_reading(self) -> None:
+        if not self._reading_paused and self.transport is not None and not self.transport.is_closing():
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._reading_paused and self.transport is not None and not self.transport.is_closing():
+            self._reading_paused = False
+            self.transport.resume_reading()
+
+    def abort(self) -> None:
+        """End it at once, dropping what is unsent; its exchange hears no more of it."""
+        self.exchange = None
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class Upstreams:
+    """The pool.
+
+    ssl_context: gives the context for an https target; required where there are any. generation: the number of the
+    trust roots in force; connections made under another one are used no more. identity: which client identity a
+    connection to the target presents, where there are several; part of the pool's key.
+    """
+
+    def __init__(
+        self,
+        *,
+        ssl_context: Callable[[Target], ssl.SSLContext] | None = None,
+        generation: Callable[[], int] = int,
+        identity: Callable[[Target], Hashable] | None = None,
+        limits: ProxyLimits | None = None,
+    ) -> None:
+        self.limits = limits or ProxyLimits()
+        self._ssl_context = ssl_context
+        self._generation = generation
+        self._identity = identity
+        self._idle: dict[Hashable, list[Upstream]] = {}
+        self._open: set[Upstream] = set()
+        self._clock = Clock(self.limits.tick_s, self._sweep)
+        self._closed = asyncio.Event()
+        self._closed.set()
+        self._closing = False
+
+    @property
+    def open_connections(self) -> int:
+        """Connections to targets, used and idle."""
+        return len(self._open)
+
+    @property
+    def idle_connections(self) -> int:
+        return sum(map(len, self._idle.values()))
+
+    def key(self, target: Target) -> Hashable:
+        """What two requests must share to share a connection (U3)."""
+        identity = None if self._identity is None else self._identity(target)
+        return (target.scheme, target.host, target.port, self._generation(), identity, target.connect)
+
+    def take(self, target: Target) -> Upstream | None:
+        """An idle connection to the target, the one used last; None where there is none."""
+        idle = self._idle.get(self.key(target))
+        while idle:
+            upstream = idle.pop()
+            if upstream.is_usable():
+                upstream.reused = True
+                return upstream
+        return None
+
+    async def dial(self, target: Target) -> Upstream:
+        """A new connection to the target. Raises TargetError. Cancelled: nothing stays open."""
+        context = None
+        if target.scheme == "https" and target.connect is None:
+            if self._ssl_context is None:
+                raise ValueError("an https target needs Upstreams(ssl_context=...)")
+            context = self._ssl_context(target)
+        upstream = Upstream(self, self.key(target))
+        try:
+            return await dial(target, upstream, self.limits, context)
+        except BaseException:
+            upstream.abort()
+            raise
+
+    def release(self, upstream: Upstream) -> None:
+        """Take back a connection after an exactly framed exchange (U2)."""
+        upstream.exchange = None
+        upstream.resume_reading()
+        idle = self._idle.setdefault(upstream.key, [])
+        transport = upstream.transport
+        if (
+            self._closing
+            or transport is None
+            or not upstream.is_usable()
+            or len(idle) >= self.limits.idle_upstreams_per_target
+        ):
+            upstream.abort()
+            return
+        self._clock.start()
+        upstream.idle_until = self._clock.later(self.limits.upstream_idle_s)
+        idle.append(upstream)
+
+    def opened(self, upstream: Upstream) -> None:
+        """A connection is up."""
+        self._open.add(upstream)
+        self._closed.clear()
+        if self._closing:
+            upstream.abort()
+
+    def retire(self, upstream: Upstream) -> None:
+        """An idle connection is about to go: nobody may take it."""
+        idle = self._idle.get(upstream.key)
+        if idle is not None and upstream in idle:
+            idle.remove(upstream)
+
+    def lost(self, upstream: Upstream) -> None:
+        """A connection is gone."""
+        self.retire(upstream)
+        self._open.discard(upstream)
+        if not self._open:
+            self._closed.set()
+
+    def _sweep(self, now: float) -> bool:
+        """Close what has been idle for too long."""
+        for key, idle in list(self._idle.items()):
+            stale = [upstream for upstream in idle if upstream.idle_until <= now]
+            for upstream in stale:
+                idle.remove(upstream)
+                upstream.abort()
+            if not idle:
+                del self._idle[key]
+        return bool(self._idle)
+
+    async def close(self) -> None:
+        """End every connection and wait until they are gone. Cancelled: they end all the same."""
+        self._closing = True
+        self._clock.stop()
+        self._idle.clear()
+        for upstream in list(self._open):
+            if upstream.transport is not None:
+                upstream.transport.abort()
+        await self._closed.wait()
