@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import cast
 
 import httptools
 
@@ -42,8 +43,7 @@ class _Target(asyncio.Protocol):
         self._digest = hashlib.sha256()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
@@ -159,48 +159,42 @@ async def _bulk(port: int, payload: bytes, result: Result) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _running(hub: Hub, agent_for: Callable[[int], Agent], ports: dict[str, int]) -> AsyncIterator[None]:
-    """Hub, then the agent that dials it; both ended, agent first, when the block is left."""
+async def _path(use_memory_comm: bool, target_port: int) -> AsyncIterator[int]:
+    """A hub, and an agent that is ready; gives the hub's HTTP port. Both are ended, agent first, behind the block."""
+    ports: dict[str, int] = {}
+    listening, ready = asyncio.Event(), asyncio.Event()
+
+    def on_listening(kind: str, _host: str, port: int) -> None:
+        ports[kind] = port
+        if kind == "http":
+            listening.set()
+
+    hub = Hub(HubConfig(grpc_address="127.0.0.1:0", http_address="127.0.0.1:0"), on_listening=on_listening)
     async with asyncio.TaskGroup() as group:
-        hub_task = group.create_task(hub.run())
-        while "http" not in ports:
-            await asyncio.sleep(0.001)
-            if hub_task.done():
-                raise RuntimeError(f"the hub did not start: {hub_task.exception()!r}")
-        agent_task = group.create_task(agent_for(ports["grpc"]).run())
-        try:
-            yield
-        finally:
-            for task in (agent_task, hub_task):
-                task.cancel()
-                await asyncio.wait([task])
+        tasks = [group.create_task(hub.run())]
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await listening.wait()
+        config = AgentConfig(
+            hub_address=f"127.0.0.1:{ports['grpc']}",
+            cluster_name="demo",
+            insecure=True,
+            use_memory_comm=use_memory_comm,
+            routes={"/": f"http://127.0.0.1:{target_port}"},
+        )
+        tasks.append(group.create_task(Agent(config, on_ready=ready.set).run()))
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await ready.wait()
+        yield ports["http"]
+        for task in reversed(tasks):
+            task.cancel()
+            await asyncio.wait([task])
 
 
 async def _one_mode(use_memory_comm: bool, target_port: int, payload: bytes) -> Result:
     result = Result("memory" if use_memory_comm else "uds")
-    ports: dict[str, int] = {}
-    ready = asyncio.Event()
-    hub = Hub(
-        HubConfig(grpc_address="127.0.0.1:0", http_address="127.0.0.1:0"),
-        on_listening=lambda kind, _host, port: ports.__setitem__(kind, port),
-    )
-
-    def agent_for(port: int) -> Agent:
-        config = AgentConfig(
-            hub_address=f"127.0.0.1:{port}",
-            cluster_name="demo",
-            insecure=True,
-            use_memory_comm=use_memory_comm,
-            routes=(f"/=http://127.0.0.1:{target_port}",),
-        )
-        return Agent(config, on_ready=ready.set)
-
-    async with _running(hub, agent_for, ports):
-        async with asyncio.timeout(START_TIMEOUT_S):
-            await ready.wait()
-        async with asyncio.timeout(WORK_TIMEOUT_S):
-            await _small_requests(ports["http"], result)
-            await _bulk(ports["http"], payload, result)
+    async with _path(use_memory_comm, target_port) as port, asyncio.timeout(WORK_TIMEOUT_S):
+        await _small_requests(port, result)
+        await _bulk(port, payload, result)
     return result
 
 

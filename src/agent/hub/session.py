@@ -13,17 +13,20 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import cast
 
 from fastpipe import PipeEnd, create_pipe
 
 from ..errors import TargetError
+from ..tunnel.packet import ControlCode
+from ..tunnel.scheduler import Outbound
+from ..tunnel.session import Tunnel
 
 __all__ = ["AgentSession"]
 
 logger = logging.getLogger(__name__)
 
-DATA, ERROR, DRAIN = 0, 1, 2  # wire.md's ControlCode
+DATA, ERROR, DRAIN = ControlCode.DATA, ControlCode.ERROR, ControlCode.DRAIN
 PIPE_LIMIT_BYTES = 65536
 BEHIND_BYTES = 4 * 1024 * 1024
 """A client this far behind what its agent has sent makes the hub stop reading the tunnel."""
@@ -31,21 +34,6 @@ BEHIND_TIMEOUT_S = 10.0
 """How long a client may keep the hub from reading; then its connection is ended, for the others' sake."""
 PROBE_INTERVAL_S = 10.0
 """wire.md, "vanished clients": an empty DATA makes the other side say whether it still knows the connection."""
-
-
-class _Outbound(Protocol):
-    def write(self, data: bytes | memoryview) -> None: ...
-    def finish(self, code: int | None = None, error_message: str = "") -> None: ...
-    def abort(self) -> None: ...
-
-
-class _Tunnel(Protocol):
-    features: frozenset[str]
-
-    def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> _Outbound: ...
-    def send(self, conn_id: int, code: int, data: bytes = b"", error_message: str = "") -> None: ...
-    def pause_reading(self) -> None: ...
-    def resume_reading(self) -> None: ...
 
 
 class _Connection(asyncio.Protocol):
@@ -57,7 +45,7 @@ class _Connection(asyncio.Protocol):
         self.conn_id = conn_id
         self._session = session
         self._end: PipeEnd | None = None
-        self._outbound: _Outbound | None = None
+        self._outbound: Outbound | None = None
         self.bytes_seen = 0
         self.probed_at_bytes = -1
 
@@ -115,8 +103,8 @@ class AgentSession:
     where none was asked for. on_lost: called once, when the tunnel has ended.
     """
 
-    def __init__(self, tunnel: object, cluster: str, identity: str, on_lost: Callable[[AgentSession], None]) -> None:
-        self.tunnel = cast(_Tunnel, tunnel)
+    def __init__(self, tunnel: Tunnel, cluster: str, identity: str, on_lost: Callable[[AgentSession], None]) -> None:
+        self.tunnel = tunnel
         self.cluster = cluster
         self.identity = identity
         self.draining = False
@@ -145,7 +133,7 @@ class AgentSession:
         self._connections[connection.conn_id] = connection
         far.set_protocol(connection)
         near.set_protocol(protocol)
-        return near
+        return cast(asyncio.Transport, near)
 
     # -- what the tunnel calls (PacketReceiver)
 
@@ -154,8 +142,9 @@ class AgentSession:
         if code == DRAIN and conn_id == 0:
             self.draining = True
         elif connection is None:
-            # The agent's own probe of a connection this hub has forgotten (wire.md, "vanished clients").
-            if code == DATA:
+            # The agent's probe of a connection this hub has forgotten (wire.md, "vanished clients"); bytes that were on
+            # their way when it was forgotten need no answer, for the agent has been told then.
+            if code == DATA and not data:
                 self.tunnel.send(conn_id, ERROR, error_message=f"unknown packet connection {conn_id}")
         elif code == DATA:
             connection.deliver(data)

@@ -1,0 +1,177 @@
+"""The hub: agents on one port, users on the other, and each user's request routed by its own path.
+
+    user ──HTTP──► Proxy ──route──► AgentSession.connect ──pipe, packets──► the cluster's agent
+
+One of the few places that know all rooms (`agent/agent.py` is another). The HTTP port is the same proxy that the agent
+runs: it parses every request, so nothing unparsed ever reaches a tunnel; its "targets" are agents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+
+from ..config import HubConfig
+from ..errors import Refused
+from ..messages import RequestHead, Target
+from ..outcome import Kind, Stage
+from ..policy.agents import AgentPolicy
+from ..policy.trust import server_context
+from ..proxy.limits import ProxyLimits
+from ..proxy.server import Proxy
+from ..proxy.upstream import Upstreams
+from ..syntax import is_label, parse_address
+from ..tunnel.grpc import GrpcStatus, Status
+from ..tunnel.server import TunnelServer
+from ..tunnel.session import Tunnel
+from .session import AgentSession
+
+__all__ = ["Hub"]
+
+logger = logging.getLogger(__name__)
+
+MAX_CLIENTS = 10_000
+"""Client connections at once; past it the answer is 503."""
+
+UPSTREAM_IDLE_S = 30.0
+"""How long an unused connection to an agent is kept: well below the 75 s after which agents end theirs, for a base
+agent doesn't say when it does."""
+
+GRPC_STATUS = {400: Status.UNKNOWN, 401: Status.UNAUTHENTICATED, 403: Status.PERMISSION_DENIED}
+"""What an agent is told, by the HTTP status that the policy refuses it with."""
+
+
+class Hub:
+    """Runs a hub until cancelled.
+
+    on_listening: called with "grpc" and then "http", the host as configured and the port that is listened on.
+    Raises ConfigError for certificate, key and token files that can't be used.
+    """
+
+    def __init__(self, config: HubConfig, *, on_listening: Callable[[str, str, int], None] = lambda *_: None) -> None:
+        self._config = config
+        self._on_listening = on_listening
+        self._sessions: dict[str, list[AgentSession]] = {}  # by cluster, the newest last
+        self._ids = itertools.count(1)
+        self._agents = AgentPolicy(
+            certificates=bool(config.agent_ca_file), token_file=config.agent_token_file, anyone=config.lets_anyone_in
+        )
+        self._grpc_tls = config.grpc_cert_file and server_context(
+            config.grpc_cert_file,
+            config.grpc_key_file,
+            cert_field="grpc_cert_file",
+            client_ca_file=config.agent_ca_file,
+            client_required=not config.agent_token_file and not config.allow_any_agent,
+            alpn=["h2"],
+        )
+        self._http_tls = config.http_cert_file and server_context(
+            config.http_cert_file, config.http_key_file, cert_field="http_cert_file", alpn=["http/1.1"]
+        )
+
+    async def run(self) -> None:
+        """Listen and serve until cancelled; then let requests in flight finish for up to `drain_grace_s`.
+
+        A second cancellation ends the drain at once. Raises OSError where an address can't be listened on.
+        """
+        loop = asyncio.get_running_loop()
+        limits = ProxyLimits(upstream_idle_s=UPSTREAM_IDLE_S)
+        upstreams = Upstreams(limits=limits)
+        proxy = Proxy(
+            route=self.route,
+            process=None,
+            upstreams=upstreams,
+            limits=limits,
+            max_connections=MAX_CLIENTS,
+            answer_expect=True,
+        )
+        tunnels = TunnelServer(open_tunnel=self.open_tunnel)
+        grpc = parse_address(self._config.grpc_address, listen=True)
+        http = parse_address(self._config.http_address, listen=True)
+        servers: list[asyncio.Server] = []
+        try:
+            servers.append(
+                await loop.create_server(
+                    tunnels.protocol, grpc.host or None, grpc.port, ssl=self._grpc_tls or None, backlog=1024
+                )
+            )
+            servers.append(
+                await loop.create_server(
+                    lambda: proxy.connection(next(self._ids), _ended),
+                    http.host or None,
+                    http.port,
+                    ssl=self._http_tls or None,
+                    backlog=4096,
+                )
+            )
+            self._on_listening("grpc", grpc.host, _port(servers[0].sockets))
+            self._on_listening("http", http.host, _port(servers[1].sockets))
+            try:
+                await loop.create_future()  # until cancelled
+            finally:
+                servers[1].close()
+                proxy.start_draining()
+                await proxy.wait_drained(self._config.drain_grace_s)
+        finally:
+            for server in servers:
+                server.close()
+            proxy.close()
+            await upstreams.close()
+            await tunnels.close()
+
+    def open_tunnel(self, tunnel: Tunnel, metadata: Sequence[tuple[bytes, bytes]]) -> AgentSession:
+        """Let an agent in, for the cluster it names. Raises GrpcStatus where it isn't who it says."""
+        found = dict(metadata)
+        cluster = found[b"cluster-name"]  # the tunnel's server refuses a call without it
+        try:
+            identity = self._agents.identify(
+                cluster, found.get(b"authorization"), tunnel.get_extra_info("peercert")
+            )
+        except Refused as refused:
+            logger.warning(
+                "agent refused", extra={"cluster": cluster[:63].decode("latin-1"), "reason": refused.reason}
+            )
+            raise GrpcStatus(GRPC_STATUS[refused.status], refused.reason) from None
+        name = cluster.decode("ascii")
+        sessions = self._sessions.setdefault(name, [])
+        if any(session.identity != identity for session in sessions):
+            logger.warning("agent refused: another identity holds the cluster", extra={"cluster": name})
+            raise GrpcStatus(Status.PERMISSION_DENIED, "another identity holds this cluster")
+        session = AgentSession(tunnel, name, identity, self._lost)
+        sessions.append(session)
+        logger.info("agent connected", extra={"cluster": name, "peer": tunnel.peername})
+        return session
+
+    def route(self, request: RequestHead) -> Target:
+        """The newest agent of the cluster that the path begins with. Raises Refused: 400, 503."""
+        cluster = request.target[1:].partition(b"?")[0].partition(b"/")[0]
+        if not is_label(cluster):
+            raise Refused(400, "the path must start with a cluster's name, which is one RFC 1123 label")
+        for session in reversed(self._sessions.get(cluster.decode("ascii"), ())):
+            if not session.draining:
+                break
+        else:
+            raise Refused(503, "no agent is connected for this cluster")
+        try:
+            # The host is never dialled: `connect` opens the connection, and the client's own Host goes on.
+            url = "http://agent" + request.target.decode("ascii")
+            return Target(url, connect=session.connect, preserve_host=True)
+        except ValueError:
+            raise Refused(400, "the request target must be a path in visible ASCII, without a fragment") from None
+
+    def _lost(self, session: AgentSession) -> None:
+        sessions = self._sessions[session.cluster]
+        sessions.remove(session)
+        if not sessions:
+            del self._sessions[session.cluster]
+        logger.info("agent disconnected", extra={"cluster": session.cluster})
+
+
+def _ended(conn_id: int, kind: Kind, stage: Stage) -> None:
+    logger.debug("client connection ended", extra={"conn_id": conn_id, "kind": kind, "stage": stage})
+
+
+def _port(sockets: Sequence[object]) -> int:
+    port: int = sockets[0].getsockname()[1]  # type: ignore[attr-defined]  # typeshed has no type for uvloop's
+    return port
