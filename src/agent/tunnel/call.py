@@ -1,0 +1,249 @@
+"""The agent's side of one session: a connection to a hub with one call on it, from the first byte to the last.
+
+             connected: head and probe go out      the probe is answered
+    DIALLING ────────────────────────────────► PROBING ───────────────► UP
+                                                  │                      │
+             status, reset, connection lost, no answer to a probe        │
+                                                  ▼                      ▼
+                                               ENDED ◄───────────────────┘
+
+A call that the hub sent a graceful GOAWAY for, or that was asked to leave, stays UP until it ends: `leaving` says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import ssl
+from collections.abc import Callable
+
+from ..errors import HubError, WireError
+from .grpc import GrpcStatus, Metadata, Status, request_headers, response_status
+from .http2 import Http2Connection
+from .packet import PROBE_ID, ControlCode
+from .session import Tunnel
+from .stream import Headers, Http2Stream
+
+__all__ = ["Call", "HubEndpoint", "ReplacedError"]
+
+_FLOOD_PACKETS = 1000
+"""Empty packets for id 0 between two probes that make a flood: a base hub has a newer agent of this cluster (wire.md,
+"ids ≤ 0")."""
+
+_REJECTED = (Status.UNAUTHENTICATED, Status.PERMISSION_DENIED)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HubEndpoint:
+    """Where a hub is. ssl: None for plaintext (h2c); a context must offer ALPN h2. server_hostname: the name that the
+    hub's certificate must have, where it isn't `host`.
+    """
+
+    host: str
+    port: int
+    ssl: ssl.SSLContext | None = None
+    server_hostname: str | None = None
+
+    @property
+    def authority(self) -> str:
+        """`:authority`: what the hub is called."""
+        name = self.server_hostname or self.host
+        return f"[{name}]:{self.port}" if ":" in name else f"{name}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class ReplacedError(HubError):
+    """The hub has another agent of this cluster: coming back soon would only push that one out again."""
+
+    def __init__(self) -> None:
+        super().__init__("the hub floods id 0: another agent of this cluster has replaced this one", retryable=False)
+
+
+class Call:
+    """One session with a hub.
+
+    ended: done when the session is over; its result is None after an orderly end that was asked for, else a HubError.
+    closed: done when the transport is gone too. changed: called when `leaving` becomes true.
+    """
+
+    def __init__(
+        self,
+        endpoint: HubEndpoint,
+        metadata: Metadata,
+        user_agent: str,
+        *,
+        window_bytes: int,
+        message_bytes: int,
+        changed: Callable[[], None],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.endpoint = endpoint
+        self.tunnel = Tunnel("agent", self)
+        self.connection = Http2Connection(self, client=True, window_bytes=window_bytes, message_bytes=message_bytes)
+        self.ended: asyncio.Future[HubError | None] = loop.create_future()
+        self.closed: asyncio.Future[None] = loop.create_future()
+        self.leaving = False
+        self._metadata = metadata
+        self._user_agent = user_agent
+        self._changed = changed
+        self._drained = False  # we have said DRAIN: the end of the stream is what we wait for
+        self._probe: asyncio.Future[None] | None = None
+        self._for_id_0 = 0  # packets since the last answer to a probe
+
+    # -- what the client calls
+
+    async def dial(self, timeout_s: float) -> None:
+        """Connect and send the call's head and the first probe. Raises HubError. Cancelled: nothing stays open."""
+        endpoint = self.endpoint
+        loop = asyncio.get_running_loop()
+        name = (endpoint.server_hostname or endpoint.host) if endpoint.ssl is not None else None
+        try:
+            async with asyncio.timeout(timeout_s):
+                await loop.create_connection(
+                    lambda: self.connection, endpoint.host, endpoint.port, ssl=endpoint.ssl, server_hostname=name
+                )
+        except TimeoutError:
+            self.fail(HubError(f"no connection to {endpoint} within {timeout_s:g} s"))
+        except ssl.SSLError as error:
+            self.fail(HubError(f"TLS with {endpoint}: {error.reason or error}"))
+        except OSError as error:
+            self.fail(HubError(f"no connection to {endpoint}: {error.strerror or error}"))
+        except BaseException:
+            self.fail(HubError("the dial was cancelled"))
+            raise
+        finally:
+            if not self.connection.was_made and not self.closed.done():
+                self.closed.set_result(None)  # no transport will say so
+        await self._raise_if_ended()
+
+    async def probe(self, timeout_s: float) -> None:
+        """Ask whether the tunnel is up; returns when the hub has answered.
+
+        Raises HubError where it doesn't within timeout_s, or the session ends. While packets come in, or bytes go out
+        that the probe waits behind, the hub has timeout_s more. Cancelled: the session goes on.
+        """
+        await self._raise_if_ended()
+        loop = asyncio.get_running_loop()
+        self._probe = loop.create_future()
+        self.tunnel.send(PROBE_ID, ControlCode.DATA)
+        seen = self._progress()
+        while not self._probe.done():
+            await asyncio.wait((self._probe, self.ended), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await self._raise_if_ended()
+            if not self._probe.done():
+                before, seen = seen, self._progress()
+                if seen == before:
+                    raise HubError(f"no answer to a probe within {timeout_s:g} s")
+        self._for_id_0 = 0
+
+    def leave(self) -> None:
+        """Open nothing more here; say so by `leaving`."""
+        if not self.leaving:
+            self.leaving = True
+            self._changed()
+
+    def drain(self) -> None:
+        """Say DRAIN once everything queued has gone: the hub then ends the stream (wire.md, "DRAIN to the hub")."""
+        if not self._drained and not self.ended.done():
+            self._drained = True
+            self.tunnel.drain(0, ControlCode.DRAIN)
+
+    def fail(self, error: HubError | None) -> None:
+        """End the session for this error, now. A second call is none."""
+        if not self.ended.done():
+            self.ended.set_result(error)
+            self.tunnel.set_lost(error)
+            self.connection.close()
+
+    async def wait_closed(self, timeout_s: float = 3.0) -> None:
+        """Wait until the transport is gone, by force after timeout_s. Cancelled: it is gone by force."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(self.closed)
+        except TimeoutError:
+            self.connection.abort()
+        except asyncio.CancelledError:
+            self.connection.abort()
+            raise
+
+    # -- what the connection calls
+
+    def connected(self, connection: Http2Connection) -> None:
+        scheme = "http" if self.endpoint.ssl is None else "https"
+        head = request_headers(scheme, self.endpoint.authority, self._user_agent, self._metadata)
+        self.tunnel.attach(connection.open_stream(self.tunnel, head))
+
+    def stream_opened(self, stream: Http2Stream, headers: Headers, ended: bool) -> None:
+        raise WireError("HTTP/2: the hub opened a stream")
+
+    def goaway_received(self, connection: Http2Connection) -> None:
+        logger.info("the hub asks for a new session; this one goes on until it ends", extra={"hub": str(self.endpoint)})
+        self.leave()
+
+    def connection_ended(self, connection: Http2Connection, error: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+        self.fail(_hub_error(error))
+
+    # -- what the tunnel calls
+
+    def tunnel_packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
+        if conn_id == PROBE_ID and code == ControlCode.ERROR:
+            if self._probe is not None and not self._probe.done():
+                self._probe.set_result(None)
+            return
+        self._for_id_0 += 1
+        if self._for_id_0 >= _FLOOD_PACKETS:
+            self.fail(ReplacedError())
+
+    def headers_received(self, headers: Headers, ended: bool) -> None:
+        status = response_status(headers)
+        if status is not None:
+            self._status(status)
+        elif ended:
+            self._status(GrpcStatus(Status.UNKNOWN, "the answer has no grpc-status"))
+
+    def trailers_received(self, headers: Headers) -> None:
+        self._status(response_status(headers) or GrpcStatus(Status.UNKNOWN, "the trailers have no grpc-status"))
+
+    def stream_ended(self, in_message: bool) -> None:
+        where = "in the middle of a message" if in_message else "without trailers"
+        self.fail(HubError(f"the hub ended the stream {where}"))
+
+    def stream_lost(self, error: Exception) -> None:
+        self.fail(_hub_error(error))
+
+    def _status(self, status: GrpcStatus) -> None:
+        if status.code == Status.OK:
+            self.fail(None if self._drained else HubError("the hub ended the tunnel"))
+        else:
+            rejected = status.code in _REJECTED
+            self.fail(HubError(f"the hub ended the tunnel with {status}", retryable=not rejected))
+
+    def _progress(self) -> tuple[int, int]:
+        """What has moved so far: packets in, and bytes out where a probe may stand behind them."""
+        connection = self.connection
+        out = connection.sent_bytes - connection.buffered_bytes if self.tunnel.bytes_buffered else 0
+        return self.tunnel.packets_received, out
+
+    async def _raise_if_ended(self) -> None:
+        if self.ended.done():
+            await self.wait_closed()
+            raise self.ended.result() or HubError("the session is over")
+
+
+def _hub_error(error: Exception | None) -> HubError:
+    if isinstance(error, HubError):
+        return error
+    if isinstance(error, WireError):
+        return HubError(f"the hub broke the protocol: {error}")
+    if error is None:
+        return HubError("the session is over")
+    if isinstance(error, OSError):
+        return HubError(f"the connection to the hub dropped: {error.strerror or error}")
+    return HubError(str(error) or type(error).__name__)

@@ -1,0 +1,247 @@
+"""The agent's side: keeps one session with a hub, through everything that ends sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+
+from ..backoff import BackOff
+from ..errors import HubError
+from .call import Call, HubEndpoint, ReplacedError
+from .grpc import check_metadata
+from .http2 import MESSAGE_BYTES, WINDOW_BYTES
+from .packet import PacketReceiver
+from .session import Tunnel
+
+__all__ = ["HubEndpoint", "TunnelClient"]
+
+_MAX_LEAVING = 4
+"""Sessions that a hub asked us to leave and that still go on: past it the oldest is ended."""
+
+_LEAVE_POLL_S = 1.0
+"""How often a session that is being left is looked at, whether its last connection has gone."""
+
+logger = logging.getLogger(__name__)
+
+
+async def _wait(delay_s: float) -> None:
+    await asyncio.sleep(delay_s)
+
+
+class TunnelClient:
+    """An agent's link to one hub: `await run()` dials, probes, serves, and dials again until cancelled or drained.
+
+    hub: where, or a callable that says so before each dial (so that changed certificates are used). cluster_name: sent
+    as metadata, with `metadata` behind it (names in lower case; or a callable, asked before each dial, for tokens that
+    change). open_receiver: called for each session, before anything of it arrives. on_ready(tunnel): the hub has
+    answered the first probe. on_lost(tunnel, error): a session that had been ready is over.
+    probe_interval_s, probe_timeout_s: keepalive (wire.md, "liveness"). dial_timeout_s: TCP and TLS. stable_after_s: a
+    session that was ready for so long lets the back-off start over. slow_retry_s: the wait, ± 50 %, where the hub
+    rejected this agent's identity or has another agent for the cluster. wait: awaited with each delay; for tests.
+    Raises ValueError for metadata that can't be sent.
+    """
+
+    def __init__(
+        self,
+        hub: HubEndpoint | Callable[[], HubEndpoint],
+        *,
+        cluster_name: str,
+        open_receiver: Callable[[Tunnel], PacketReceiver],
+        metadata: Iterable[tuple[str, str | bytes]] | Callable[[], Iterable[tuple[str, str | bytes]]] = (),
+        on_ready: Callable[[Tunnel], None] = lambda tunnel: None,
+        on_lost: Callable[[Tunnel, HubError | None], None] = lambda tunnel, error: None,
+        backoff: BackOff | None = None,
+        probe_interval_s: float = 10.0,
+        probe_timeout_s: float = 5.0,
+        dial_timeout_s: float = 10.0,
+        stable_after_s: float = 30.0,
+        slow_retry_s: float = 60.0,
+        window_bytes: int = WINDOW_BYTES,
+        message_bytes: int = MESSAGE_BYTES,
+        user_agent: str = "fastpipe-agent",
+        wait: Callable[[float], Awaitable[None]] = _wait,
+    ) -> None:
+        self._hub = hub
+        self._cluster_name = cluster_name
+        self._metadata = metadata if callable(metadata) else list(metadata)
+        if not callable(self._metadata):
+            check_metadata(self._metadata)
+        check_metadata([("cluster-name", cluster_name)])
+        self._open_receiver = open_receiver
+        self._on_ready = on_ready
+        self._on_lost = on_lost
+        self._backoff = backoff or BackOff()
+        self._probe_interval_s = probe_interval_s
+        self._probe_timeout_s = probe_timeout_s
+        self._dial_timeout_s = dial_timeout_s
+        self._stable_after_s = stable_after_s
+        self._slow_retry_s = slow_retry_s
+        self._window_bytes = window_bytes
+        self._message_bytes = message_bytes
+        self._user_agent = user_agent
+        self._wait = wait
+        self._calls: list[Call] = []  # the sessions that are not over, the newest last
+        self._up: set[Call] = set()  # those of them whose probe was answered
+        self._tending: set[asyncio.Task[None]] = set()
+        self._kick = asyncio.Event()  # leave what you wait for: a session to be left, a drain, a reconnect
+        self._draining = False
+        self._reconnecting = False  # the next dial doesn't wait
+
+    @property
+    def ready(self) -> bool:
+        """Whether the hub has answered a probe of a session that still goes on."""
+        return bool(self._up)
+
+    async def run(self) -> None:
+        """Keep a session with the hub until cancelled, or `drain` has ended the last. Cancelled: all are dropped."""
+        try:
+            while not self._draining:
+                delay_s = await self._session()
+                if delay_s > 0 and not self._draining:
+                    await self._pause(delay_s)
+            while self._tending:
+                await asyncio.wait(self._tending)
+        finally:
+            for call in self._calls:
+                call.fail(None)
+            while self._tending:
+                await asyncio.wait(self._tending)
+            for call in self._calls:  # one that was never ready
+                await call.wait_closed()
+            self._calls.clear()
+
+    def reconnect_now(self) -> None:
+        """Dial at once: a wait is cut short; a session in use is left once its connections have gone."""
+        self._reconnecting = bool(self._up)
+        for call in self._up:
+            call.leave()
+        self._backoff.reset()
+        self._kick.set()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Leave for good: DRAIN on every session, and wait for the streams' end, by force after timeout_s seconds.
+
+        `run` then returns. The connections' own affairs (what is in flight, what the hub knows) are to be in order
+        before. Cancelled: the sessions are dropped at once.
+        """
+        self._draining = True
+        self._kick.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                for call in self._calls:
+                    if call in self._up:
+                        call.drain()
+                    else:
+                        call.fail(None)
+                if self._calls:
+                    await asyncio.wait([call.ended for call in self._calls])
+        except TimeoutError:
+            logger.warning("the hub did not end the stream within %g s of DRAIN", timeout_s)
+        finally:
+            for call in list(self._calls):
+                call.fail(None)
+
+    async def _session(self) -> float:
+        """One session, until it is over or left to itself; how long to wait before the next, in seconds."""
+        loop = asyncio.get_running_loop()
+        endpoint = self._hub() if callable(self._hub) else self._hub
+        extra = {"hub": str(endpoint)}
+        extra_metadata = self._metadata() if callable(self._metadata) else self._metadata
+        call = Call(
+            endpoint,
+            check_metadata([("cluster-name", self._cluster_name), *extra_metadata]),
+            self._user_agent,
+            window_bytes=self._window_bytes,
+            message_bytes=self._message_bytes,
+            changed=self._kick.set,
+        )
+        self._calls.append(call)
+        call.tunnel.open(self._open_receiver(call.tunnel))
+        try:
+            await call.dial(self._dial_timeout_s)
+            await call.probe(self._probe_timeout_s)
+        except HubError as error:
+            self._calls.remove(call)
+            call.fail(error)
+            if self._draining:
+                return 0
+            return self._after(error, extra)
+        ready_at_s = loop.time()
+        self._up.add(call)
+        logger.info("the hub answers: the tunnel is up", extra=extra)
+        self._on_ready(call.tunnel)
+        task = loop.create_task(self._tend(call))
+        self._tending.add(task)
+        task.add_done_callback(self._tending.discard)
+        while not call.ended.done() and not call.leaving and not self._draining:
+            self._kick.clear()
+            kick = loop.create_task(self._kick.wait())
+            try:
+                await asyncio.wait((call.ended, kick), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                kick.cancel()
+        if self._draining:
+            return 0
+        stable = loop.time() - ready_at_s >= self._stable_after_s
+        if stable:
+            self._backoff.reset()
+        if call.ended.done():
+            return self._after(call.ended.result() or HubError("the hub ended the tunnel"), extra)
+        for old in [one for one in self._calls if one.leaving][:-_MAX_LEAVING]:
+            old.fail(HubError("too many sessions are being left"))
+        if stable or self._reconnecting:
+            self._reconnecting = False
+            return 0
+        return self._backoff.next_s()
+
+    async def _tend(self, call: Call) -> None:
+        """Probe a session until it is over, and end it where the hub has stopped answering."""
+        loop = asyncio.get_running_loop()
+        next_probe_s = loop.time() + self._probe_interval_s
+        try:
+            while not call.ended.done():
+                delay_s = next_probe_s - loop.time()
+                if call.leaving:
+                    delay_s = min(delay_s, _LEAVE_POLL_S)
+                    if not call.tunnel.open_outbounds and any(not other.leaving for other in self._up):
+                        call.drain()
+                await asyncio.wait((call.ended,), timeout=max(0.0, delay_s))
+                if loop.time() >= next_probe_s and not call.ended.done():
+                    await call.probe(self._probe_timeout_s)
+                    next_probe_s = loop.time() + self._probe_interval_s
+        except HubError as error:
+            call.fail(error)
+        finally:
+            call.fail(HubError("the client was stopped"))
+            self._calls.remove(call)
+            self._up.discard(call)
+            outcome = call.ended.result()
+            if call.leaving or outcome is None:
+                logger.info("the session is over", extra={"hub": str(call.endpoint)})
+            self._on_lost(call.tunnel, outcome)
+            await call.wait_closed()
+
+    def _after(self, error: HubError, extra: dict[str, str]) -> float:
+        """Log why there is no session; how long to wait."""
+        if error.retryable:
+            delay_s = self._backoff.next_s()
+            logger.warning("%s; trying again in %.1f s", error, delay_s, extra=extra)
+            return delay_s
+        delay_s = self._backoff.spread_s(self._slow_retry_s)
+        level = logging.WARNING if isinstance(error, ReplacedError) else logging.ERROR
+        logger.log(level, "%s; trying again in %.0f s", error, delay_s, extra=extra)
+        return delay_s
+
+    async def _pause(self, delay_s: float) -> None:
+        """Wait, unless there is something else to do."""
+        self._kick.clear()
+        if self._draining:
+            return
+        loop = asyncio.get_running_loop()
+        waits = [loop.create_task(self._kick.wait()), asyncio.ensure_future(self._wait(delay_s))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()

@@ -1,0 +1,474 @@
+"""The data plane: HTTP/2 DATA frames to gRPC messages to packets, and back. The Python twin: the specification.
+
+No event loop and no transport in here: bytes go in by `FrameReader.feed`, packets come out at each stream's sink in
+wire order, before `feed` returns; messages go in by `FrameWriter.append`, framed buffers come out by `take`.
+
+What comes in is cut at three levels that know nothing of each other's borders:
+
+    received bytes │ … 256 KiB … │ … 256 KiB … │       as the kernel had them
+    HTTP/2 frames  │9│ DATA │9│ DATA      │9│ … │      FrameReader
+    gRPC messages  │5│ message │5│ message │5│ … │     MessageReader, one per stream
+
+                 preface (hub's side only)
+                    │
+                    ▼              DATA: window, length checked at the header
+    ┌────────► frame header ───────────────► payload, piece by piece ──┐
+    │               │  HEADERS, SETTINGS, …      │                     │
+    │               ├────────────────────────► collected whole ────────┤
+    │               │  WINDOW_UPDATE, GOAWAY, and types not known      │
+    └───────────────┴──────────────────────────────────────────────────┘
+
+Invariants
+  I1  The same bytes give the same packets and the same error, however they are cut into calls of `feed`.
+  I2  Nothing waits for a DATA frame to be whole: what is kept of an unfinished message is what arrived of it, once.
+  I3  A received buffer outlives `feed` only through payloads handed out as views, and those are at least a quarter of
+      it: a small payload that waits somewhere never holds a large buffer. Nobody writes into a received buffer: bytes.
+  I4  A DATA frame counts against both windows whole (padding too) when its header is read; on a stream that is not
+      ours any more it counts against the connection's only, and its credit goes back (RFC 9113, sections 5.1, 6.9).
+  I5  Between HEADERS or PUSH_PROMISE and its END_HEADERS nothing but CONTINUATION of that stream (section 6.2).
+  I6  A handler may stop the reader from within any call: then not one more byte is looked at.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from typing import Protocol
+
+from ..errors import WireError
+from .packet import PacketError, decode_conn_id, decode_packet
+
+__all__ = [
+    "CONTINUATION",
+    "DATA",
+    "GOAWAY",
+    "HEADERS",
+    "MAX_WINDOW",
+    "PING",
+    "PREFACE",
+    "PUSH_PROMISE",
+    "RST_STREAM",
+    "SETTINGS",
+    "WINDOW_UPDATE",
+    "FrameHandler",
+    "FrameReader",
+    "FrameWriter",
+    "MessageReader",
+    "MessageSink",
+    "frame",
+]
+
+# RFC 9113, section 6: frame types, flags
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = 0x0, 0x1, 0x2, 0x3, 0x4
+PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0x5, 0x6, 0x7, 0x8, 0x9
+_END_STREAM, _ACK, _END_HEADERS, _PADDED = 0x1, 0x1, 0x4, 0x8
+
+# RFC 9113, section 7: error codes
+_PROTOCOL_ERROR, _FLOW_CONTROL_ERROR, _STREAM_CLOSED = 0x1, 0x3, 0x5
+_FRAME_SIZE_ERROR, _ENHANCE_YOUR_CALM, _INTERNAL_ERROR = 0x6, 0xB, 0x2
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4
+MAX_WINDOW = 2**31 - 1  # RFC 9113, section 6.9.1
+DEFAULT_WINDOW = 65535  # RFC 9113, section 6.5.2
+MIN_MAX_FRAME_SIZE = 16384  # RFC 9113, section 6.5.2
+_MAX_HEADER_BLOCK_BYTES = 256 * 1024  # h2 takes 64 KiB of headers; compressed they are hardly larger
+_HEAD = struct.Struct(">HBBBI")
+_NAMES = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY", "WINDOW_UPDATE",
+          "CONTINUATION")  # fmt: skip
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    """One HTTP/2 frame, header and payload."""
+    size = len(payload)
+    return _HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
+
+
+def _name(kind: int) -> str:
+    return _NAMES[kind] if kind < len(_NAMES) else f"type {kind:#x}"
+
+
+class MessageSink(Protocol):
+    """What one stream's messages are handed to."""
+
+    def packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
+        """The stream's next packet. data: immutable; a memoryview of bytes or bytes."""
+
+    def bad_packet(self, error: PacketError) -> None:
+        """A message that could not be read or is too large, in the place of its packet; the stream itself goes on."""
+
+
+class MessageReader:
+    """One stream's way in: pieces of DATA frames to packets. `window` and `unreturned` are its flow control's books.
+
+    max_message_bytes: a longer message is passed over without being kept, and the sink hears of it in its place.
+    """
+
+    __slots__ = (
+        "_assembled",
+        "_head",
+        "_max",
+        "_pieces",
+        "_prefix",
+        "_sink",
+        "_want",
+        "closed",
+        "ended",
+        "held",
+        "unreturned",
+        "window",
+    )
+
+    def __init__(self, sink: MessageSink, *, window: int, max_message_bytes: int) -> None:
+        self.window = window  # bytes the peer may still send on this stream
+        self.unreturned = 0  # bytes received whose credit has not gone back yet
+        self.ended = False  # END_STREAM was received
+        self.closed = False  # nobody listens any more
+        self.held = False  # its credit stays here for now
+        self._sink = sink
+        self._max = max_message_bytes
+        self._prefix = b""  # an unfinished prefix, 0 to 4 bytes
+        self._want = 0  # bytes still to come of the message in hand; 0: between messages
+        self._pieces: list[memoryview] = []  # what came of it in this feed
+        self._assembled = bytearray()  # and before it
+        self._head: bytearray | None = None  # the first bytes of a message that is too large to be kept
+
+    @property
+    def in_message(self) -> bool:
+        """Whether a message has begun and not ended: the end of the stream now would cut it."""
+        return bool(self._prefix) or self._want > 0
+
+    @property
+    def partial_bytes(self) -> int:
+        """Bytes kept of a message that has not fully arrived."""
+        return len(self._assembled) + sum(map(len, self._pieces))
+
+    def data(self, buffer: bytes, start: int, end: int) -> None:
+        """Take buffer[start:end], the next bytes of the stream. Raises WireError where gRPC's framing is broken."""
+        while start < end and not self.closed:
+            if self._want:
+                start += self._take(buffer, start, end)
+                continue
+            if not self._prefix and end - start >= 5:
+                prefix = buffer[start : start + 5]
+                start += 5
+            else:
+                take = 5 - len(self._prefix)
+                prefix = self._prefix = self._prefix + buffer[start : min(end, start + take)]
+                if len(prefix) < 5:
+                    return
+                start += take
+                self._prefix = b""
+            if prefix[0]:
+                rule = "is compressed, which was not offered" if prefix[0] == 1 else f"has flags {prefix[0]:#x}"
+                raise WireError(f"gRPC: a message {rule}", http2_code=_INTERNAL_ERROR)
+            length = int.from_bytes(prefix[1:], "big")
+            if length > self._max:
+                self._want = length
+                self._head = bytearray()
+            elif length <= end - start:
+                self._deliver(buffer, start, start + length)
+                start += length
+            else:
+                self._want = length
+
+    def settle(self) -> None:
+        """Keep the unfinished message's bytes without the buffers they came in (I3); called at the end of a feed."""
+        for piece in self._pieces:
+            self._assembled += piece
+        self._pieces.clear()
+
+    def close(self) -> None:
+        """Forget the unfinished message; nothing goes to the sink from now on."""
+        self.closed = True
+        self._pieces.clear()
+        self._assembled = bytearray()
+
+    def _take(self, buffer: bytes, start: int, end: int) -> int:
+        """Take what buffer[start:end] has of the message in hand; how many bytes that was."""
+        take = min(self._want, end - start)
+        self._want -= take
+        head = self._head
+        if head is None:
+            self._pieces.append(memoryview(buffer)[start : start + take])
+            if not self._want:
+                if self._assembled:
+                    self.settle()
+                    whole = bytes(self._assembled)
+                    self._assembled = bytearray()
+                else:
+                    whole = b"".join(self._pieces)
+                    self._pieces.clear()
+                self._deliver(whole, 0, len(whole))
+            return take
+        if len(head) < 11:  # a tag and the longest varint: enough to know whose message it is
+            length = len(head) + take + self._want
+            head += buffer[start : start + min(take, 11 - len(head))]
+            if len(head) == 11 or not self._want:
+                rule = f"gRPC: a message of {length} bytes, the limit is {self._max}"
+                self._sink.bad_packet(PacketError(rule, decode_conn_id(bytes(head))))
+        if not self._want:
+            self._head = None
+        return take
+
+    def _deliver(self, buffer: bytes, start: int, end: int) -> None:
+        try:
+            conn_id, code, data_start, data_end, text = decode_packet(buffer, start, end)
+        except PacketError as error:
+            self._sink.bad_packet(error)
+            return
+        size = data_end - data_start
+        data: bytes | memoryview
+        if size * 4 >= len(buffer) and size > 4096:  # I3; below a page a copy costs less than a view
+            data = memoryview(buffer)[data_start:data_end]
+        else:
+            data = buffer[data_start:data_end]
+        self._sink.packet(conn_id, code, data, text)
+
+
+class FrameHandler(Protocol):
+    """Whom a FrameReader tells of all that isn't a message. It may stop the reader; WireError ends the connection."""
+
+    def control_frame(self, kind: int, flags: int, stream_id: int, whole: bytes) -> None:
+        """A frame for the control plane, its header included: HEADERS, SETTINGS, PING, RST_STREAM, GOAWAY, …"""
+
+    def window_update(self, stream_id: int, increment: int) -> None:
+        """The peer returned credit. increment: 0 to 2^31-1, unchecked, as is the stream's state."""
+
+    def data_ended(self, stream_id: int) -> None:
+        """END_STREAM came on a DATA frame of a stream that is being read."""
+
+    def stray_data(self, stream_id: int) -> None:
+        """A DATA frame came for a stream that isn't being read: idle, closed, or ended by the peer before."""
+
+    def stream_error(self, stream_id: int, error: WireError) -> None:
+        """What came on this stream broke its format; the reader of it has been closed."""
+
+
+class FrameReader:
+    """The connection's way in. A stream's MessageReader is put into `streams`; `unreturned` is credit to give back.
+
+    expect_preface: whether the peer is a client. max_frame_size: what the peer may send, for now.
+    """
+
+    def __init__(self, handler: FrameHandler, *, expect_preface: bool) -> None:
+        self.streams: dict[int, MessageReader] = {}
+        self.window = DEFAULT_WINDOW  # bytes the peer may still send on the connection
+        self.unreturned = 0  # bytes received whose credit has not gone back yet
+        self.max_frame_size = MIN_MAX_FRAME_SIZE
+        self.stopped = False
+        self._handler = handler
+        self._preface = PREFACE if expect_preface else b""  # what is still to come of it
+        self._settings_seen = False
+        self._stash = b""  # an unfinished frame header, 0 to 8 bytes
+        self._left = 0  # bytes still to come of the frame in hand
+        self._control: bytearray | None = None  # a control frame being collected; None: its bytes go elsewhere
+        self._reader: MessageReader | None = None  # whom the DATA frame in hand belongs to; None: passed over
+        self._stream_id = 0
+        self._flags = 0
+        self._padding = 0  # bytes of padding at the end of the DATA frame in hand; -1: not read yet
+        self._block_stream = 0  # the stream whose header block is open (I5)
+        self._block_bytes = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes received: exact bytes. Raises WireError where the connection is beyond repair."""
+        if self._preface:
+            count = min(len(self._preface), len(data))
+            if data[:count] != self._preface[:count]:
+                raise WireError("HTTP/2: the connection preface is missing (is the peer speaking HTTP/1 or TLS?)")
+            self._preface = self._preface[count:]
+            data = data[count:]
+        if self._stash:
+            data = self._stash + data
+            self._stash = b""
+        position, end = 0, len(data)
+        touched: MessageReader | None = None
+        while position < end and not self.stopped:
+            if self._left:
+                if self._control is not None:
+                    take = min(self._left, end - position)
+                    self._control += data[position : position + take]
+                    self._left -= take
+                    position += take
+                    if not self._left:
+                        self._control_done()
+                    continue
+                if touched is not None and touched is not self._reader:
+                    touched.settle()
+                touched = self._reader
+                position = self._payload(data, position, end)
+                continue
+            if end - position < 9:
+                self._stash = data[position:]
+                break
+            high, low, kind, flags, stream_id = _HEAD.unpack_from(data, position)
+            position += 9
+            self._begin(high << 8 | low, kind, flags, stream_id & 0x7FFFFFFF)
+        if touched is not None:
+            touched.settle()
+
+    def stop(self) -> None:
+        """Look at no further byte, whatever is fed (I6), and forget unfinished frames and messages."""
+        self.stopped = True
+        for reader in self.streams.values():
+            reader.close()
+
+    def _begin(self, length: int, kind: int, flags: int, stream_id: int) -> None:
+        """Check a frame's header, and choose where its payload goes."""
+        if not self._settings_seen:
+            if kind != SETTINGS or flags & _ACK:
+                rule = f"the first frame is {_name(kind)}, not SETTINGS (is the peer speaking HTTP/2?)"
+                raise WireError(f"HTTP/2: {rule}")
+            self._settings_seen = True
+        if length > self.max_frame_size:
+            rule = f"{_name(kind)} frame of {length} bytes, the limit is {self.max_frame_size}"
+            raise WireError(f"HTTP/2: {rule}", http2_code=_FRAME_SIZE_ERROR)
+        if self._block_stream and (kind != CONTINUATION or stream_id != self._block_stream):
+            raise WireError(f"HTTP/2: {_name(kind)} frame inside the header block of stream {self._block_stream}")  # I5
+        self._left = length
+        self._stream_id = stream_id
+        self._flags = flags
+        self._control = None
+        self._reader = None
+        self._padding = 0
+        if kind == DATA:
+            self._begin_data(length)
+            return
+        if kind > CONTINUATION:  # types not known are ignored (section 5.5)
+            return
+        if kind in (HEADERS, PUSH_PROMISE, CONTINUATION):
+            if kind == CONTINUATION and not self._block_stream:
+                raise WireError("HTTP/2: CONTINUATION frame without a header block")
+            self._block_bytes = length if kind != CONTINUATION else self._block_bytes + length
+            if self._block_bytes > _MAX_HEADER_BLOCK_BYTES:
+                rule = f"header block of more than {_MAX_HEADER_BLOCK_BYTES} bytes"
+                raise WireError(f"HTTP/2: {rule}", http2_code=_ENHANCE_YOUR_CALM)
+            self._block_stream = 0 if flags & _END_HEADERS else stream_id
+        self._control = bytearray(_HEAD.pack(length >> 8, length & 0xFF, kind, flags, stream_id))
+        if not length:
+            self._control_done()
+
+    def _begin_data(self, length: int) -> None:
+        """A DATA frame's header: the windows are charged with all of it (I4)."""
+        stream_id = self._stream_id
+        if not stream_id:
+            raise WireError("HTTP/2: DATA frame on stream 0")
+        if length > self.window:
+            rule = f"DATA frame of {length} bytes exceeds the connection's window of {self.window}"
+            raise WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR)
+        self.window -= length
+        self.unreturned += length
+        reader = self.streams.get(stream_id)
+        if reader is None or reader.ended or reader.closed:
+            self._handler.stray_data(stream_id)
+            return
+        if length > reader.window:
+            rule = f"DATA frame of {length} bytes exceeds the window of {reader.window} of stream {stream_id}"
+            self._fail_stream(reader, WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR))
+            return
+        reader.window -= length
+        reader.unreturned += length
+        self._reader = reader
+        if self._flags & _PADDED:
+            if not length:
+                raise WireError("HTTP/2: padded DATA frame without a pad length", http2_code=_FRAME_SIZE_ERROR)
+            self._padding = -1
+        if not length:
+            self._data_done(reader)
+
+    def _payload(self, data: bytes, position: int, end: int) -> int:
+        """Take what data[position:end] has of the frame in hand's payload; the position behind it."""
+        reader = self._reader
+        if self._padding < 0:
+            self._padding = data[position]
+            position += 1
+            self._left -= 1
+            if self._padding > self._left:
+                raise WireError(f"HTTP/2: DATA frame with {self._padding} bytes of padding in {self._left} of payload")
+        elif reader is not None and self._left > self._padding:
+            take = min(self._left - self._padding, end - position)
+            self._left -= take
+            try:
+                reader.data(data, position, position + take)
+            except WireError as error:
+                self._fail_stream(reader, error)
+            position += take
+        else:
+            take = min(self._left, end - position)
+            self._left -= take
+            position += take
+        if not self._left and reader is not None:
+            self._data_done(reader)
+        return position
+
+    def _data_done(self, reader: MessageReader) -> None:
+        """The DATA frame in hand is whole."""
+        if self._flags & _END_STREAM and not reader.closed and not reader.ended:
+            reader.ended = True
+            self._handler.data_ended(self._stream_id)
+
+    def _fail_stream(self, reader: MessageReader, error: WireError) -> None:
+        reader.close()
+        self._reader = None
+        self._handler.stream_error(self._stream_id, error)
+
+    def _control_done(self) -> None:
+        """The control frame in hand is whole."""
+        assert self._control is not None
+        whole = bytes(self._control)
+        self._control = None
+        kind = whole[3]
+        if kind == WINDOW_UPDATE:
+            if len(whole) != 13:
+                rule = f"WINDOW_UPDATE frame of {len(whole) - 9} bytes, not 4"
+                raise WireError(f"HTTP/2: {rule}", http2_code=_FRAME_SIZE_ERROR)
+            self._handler.window_update(self._stream_id, int.from_bytes(whole[9:], "big") & 0x7FFFFFFF)
+        else:
+            self._handler.control_frame(kind, self._flags, self._stream_id, whole)
+
+
+class FrameWriter:
+    """One stream's way out: messages, given in pieces, to DATA frames. Pieces go out by reference.
+
+    It holds what a window or the transport has cut: a message that was begun has to be finished before the next.
+    """
+
+    __slots__ = ("_pieces", "_stream_id", "pending")
+
+    def __init__(self, stream_id: int) -> None:
+        self.pending = 0  # bytes that are not in a frame yet
+        self._stream_id = stream_id
+        self._pieces: deque[bytes | memoryview] = deque()
+
+    def append(self, piece: bytes | memoryview) -> None:
+        """Put a message's next piece behind what waits. piece: bytes or a view of single bytes; kept, not copied."""
+        size = len(piece)
+        if size:
+            self._pieces.append(piece)
+            self.pending += size
+
+    def take(self, limit: int, max_frame_size: int) -> list[bytes | memoryview]:
+        """Frames with up to `limit` bytes of what waits, none larger than max_frame_size: buffers, in order."""
+        out: list[bytes | memoryview] = []
+        pieces = self._pieces
+        while limit > 0 and self.pending:
+            size = min(limit, self.pending, max_frame_size)
+            limit -= size
+            self.pending -= size
+            out.append(_HEAD.pack(size >> 8, size & 0xFF, DATA, 0, self._stream_id))
+            while size:
+                piece = pieces[0]
+                if len(piece) <= size:
+                    pieces.popleft()
+                    out.append(piece)
+                    size -= len(piece)
+                else:
+                    view = memoryview(piece)
+                    out.append(view[:size])
+                    pieces[0] = view[size:]
+                    size = 0
+        return out
+
+    def clear(self) -> None:
+        """Forget what waits: the stream is gone."""
+        self._pieces.clear()
+        self.pending = 0

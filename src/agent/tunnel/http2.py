@@ -1,0 +1,588 @@
+"""The control plane: one HTTP/2 connection, either role, as an asyncio protocol. The h2 library speaks all but DATA.
+
+Who does what (RFC 9113), as experiments with h2 4.4 drew the border:
+
+    h2    the connection preface, SETTINGS and their ACKs, HPACK, the state of streams, PING, RST_STREAM, trailers
+    here  frames are cut (framing), DATA, WINDOW_UPDATE and all windows, GOAWAY, frame types not known
+
+h2 sees neither DATA nor WINDOW_UPDATE: fed with one but not the other its windows would overflow after 2 GiB. It sees
+no graceful GOAWAY: on any, it closes the connection and forgets its output, while the sender of NO_ERROR means our
+stream to go on and its PINGs to be answered. The end of a stream that came on DATA is mirrored to h2 as an empty one.
+
+    connection_made              fail / close                connection_lost
+    ───────────────► OPEN ─────────────────────► CLOSING ─────────────────────► CLOSED
+                      │   GOAWAY sent, streams lost,   a peer that won't read is      ▲
+                      │   what is queued below goes out   aborted after LINGER_S      │
+                      └───────────────────────────────────────────────────────────────┘
+
+Invariants
+  I1  What h2 has to say is written whole, in the order of the calls that caused it, before any later DATA.
+  I2  A stream's user hears `stream_lost` or the end of its stream, once, and nothing after.
+  I3  At most UNSENT_BYTES wait in the transport, and as many unsent in the kernel: what is chosen next goes out next.
+  I4  What a peer can make us queue by asking (ACKs of SETTINGS and PING) is bounded: it has to read its answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.settings
+import hyperframe.exceptions
+
+from ..errors import WireError
+from .framing_py import (
+    DATA,
+    DEFAULT_WINDOW,
+    GOAWAY,
+    MAX_WINDOW,
+    MIN_MAX_FRAME_SIZE,
+    PREFACE,
+    RST_STREAM,
+    WINDOW_UPDATE,
+    FrameReader,
+    MessageReader,
+    frame,
+)
+from .stream import ConnectionUser, GoAwayError, Headers, Http2Stream, StreamReset, StreamUser
+
+__all__ = ["MESSAGE_BYTES", "WINDOW_BYTES", "Http2Connection"]
+
+WINDOW_BYTES = 16 * 2**20
+"""Receive window of a stream and of the connection: 128 ms of 1 Gbit/s."""
+
+MESSAGE_BYTES = 256 * 2**20 + 65536
+"""Largest message taken: a first packet of 256 MiB and its head (wire.md, "opening")."""
+
+UNSENT_BYTES = 128 * 1024
+FRAME_BYTES = 256 * 1024  # the frame size we offer, and the largest we send however large a one the peer takes
+LINGER_S = 2.0
+_PUMP_BYTES = 2**20  # written in one go before the event loop gets its turn
+_UNREAD_ANSWER_BYTES = 2**20  # I4
+_JOIN_BYTES = 32 * 1024  # up to here one copy costs less than a gathered write
+_MAX_STREAMS = 100
+_SETTINGS = h2.settings.SettingCodes
+_NO_ERROR, _PROTOCOL_ERROR, _INTERNAL_ERROR, _FLOW_CONTROL_ERROR, _STREAM_CLOSED = 0x0, 0x1, 0x2, 0x3, 0x5
+_REFUSED_STREAM = 0x7
+_END_STREAM = 0x1
+_TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+
+logger = logging.getLogger(__name__)
+
+
+class Http2Connection(asyncio.Protocol):
+    """One HTTP/2 connection. client: whether this side opens the streams.
+
+    window_bytes: receive window of each stream and of the connection, 65,535 to 2^31-1. message_bytes: the longest
+    message that is taken.
+    """
+
+    def __init__(
+        self,
+        user: ConnectionUser,
+        *,
+        client: bool,
+        window_bytes: int = WINDOW_BYTES,
+        message_bytes: int = MESSAGE_BYTES,
+    ) -> None:
+        if not DEFAULT_WINDOW <= window_bytes <= MAX_WINDOW:
+            raise ValueError(f"window_bytes must be from {DEFAULT_WINDOW} to {MAX_WINDOW}, not {window_bytes}")
+        self.user = user
+        self.client = client
+        self.streams: dict[int, Http2Stream] = {}
+        self.window = DEFAULT_WINDOW  # bytes we may send on the connection
+        self.closing = False
+        self.sent_bytes = 0  # of DATA, given to the transport
+        self._window_bytes = window_bytes
+        self._message_bytes = message_bytes
+        self._transport: asyncio.Transport | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._frames = FrameReader(self, expect_preface=not client)
+        self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=client, header_encoding=None))
+        values = {
+            _SETTINGS.INITIAL_WINDOW_SIZE: window_bytes,
+            _SETTINGS.MAX_FRAME_SIZE: FRAME_BYTES,
+            _SETTINGS.MAX_CONCURRENT_STREAMS: _MAX_STREAMS,
+            _SETTINGS.MAX_HEADER_LIST_SIZE: self._h2.DEFAULT_MAX_HEADER_LIST_SIZE,
+            _SETTINGS.ENABLE_PUSH: 0,
+        }
+        self._h2.local_settings = h2.settings.Settings(client=client, initial_values=values)
+        self._h2.max_inbound_frame_size = FRAME_BYTES  # the reader holds the peer to it, from the ACK on
+        self._acknowledged = False  # whether the peer has our SETTINGS
+        self._initial_window = DEFAULT_WINDOW  # the peer's: what our side of a new stream may send
+        self._frame_bytes = MIN_MAX_FRAME_SIZE
+        self._round: deque[Http2Stream] = deque()  # streams with something to send
+        self._pump_due = False
+        self._paused = False
+        self._goaway_sent = False
+        self._refusing = False  # no new streams; the connection closes with its last one
+        self._last_ours = 0
+        self._error: Exception | None = None
+        self._pings: deque[Callable[[], None]] = deque()
+        self._linger: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------------ what the users call
+
+    def open_stream(self, user: StreamUser, headers: Headers) -> Http2Stream:
+        """Open a stream (agent's side); the request's head goes out at once, before the peer's SETTINGS are known."""
+        stream_id = self._h2.get_next_available_stream_id()
+        self._h2.send_headers(stream_id, headers)
+        stream = self._add_stream(stream_id)
+        stream.user = user
+        self._last_ours = stream_id
+        self._flush()
+        return stream
+
+    def ping(self, answered: Callable[[], None]) -> None:
+        """Send a PING; `answered` is called when its ACK comes."""
+        if not self.closing:
+            self._pings.append(answered)
+            self._h2.ping(b"fastpipe")
+            self._flush()
+
+    def refuse_streams(self) -> None:
+        """Say GOAWAY NO_ERROR: open streams go on, new ones are refused, the connection closes with the last one."""
+        if not self.closing and not self._refusing:
+            self._refusing = True
+            last = self._h2.highest_inbound_stream_id
+            # Not by h2: it would close the connection for itself, and the streams that go on with it.
+            self._write(frame(GOAWAY, 0, 0, last.to_bytes(4, "big") + bytes(4)))
+            if not self.streams:
+                self.close()
+
+    def close(self, code: int = _NO_ERROR) -> None:
+        """Say GOAWAY, send what is queued below, and close. Streams that are left are forgotten; their users know."""
+        if self.closing:
+            return
+        self.closing = True
+        self._frames.stop()
+        self.streams.clear()
+        self._frames.streams.clear()
+        self._round.clear()
+        transport = self._transport
+        if transport is None:
+            return
+        if not self._goaway_sent:
+            self._goaway_sent = True
+            try:
+                self._h2.close_connection(code)
+            except h2.exceptions.ProtocolError:  # it said so itself when it raised
+                pass
+        self._flush()
+        transport.close()
+        assert self._loop is not None
+        self._linger = self._loop.call_later(LINGER_S, transport.abort)
+
+    def fail(self, error: Exception) -> None:
+        """End the connection for this error, which every stream's user is told."""
+        if self.closing:
+            return
+        self._error = error
+        lost = list(self.streams.values())
+        code = error.http2_code if isinstance(error, WireError) else _INTERNAL_ERROR
+        self.close(_NO_ERROR if isinstance(error, GoAwayError) else code)
+        for stream in lost:
+            stream.user.stream_lost(error)
+
+    def abort(self) -> None:
+        """Drop the connection now, with what is queued. Users of streams aren't told."""
+        self.close()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def extra_info(self, name: str, default: Any = None) -> Any:
+        """The transport's `get_extra_info`."""
+        return default if self._transport is None else self._transport.get_extra_info(name, default)
+
+    @property
+    def was_made(self) -> bool:
+        """Whether there is, or was, a transport: then `connection_ended` is called."""
+        return self._transport is not None
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes that wait in the transport."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    # ------------------------------------------------------------ what the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's is none
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        if self.closing:  # given up while it was being dialled
+            transport.abort()
+            return
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() != "h2":
+            self._error = WireError("TLS: the peer did not choose h2 by ALPN")
+            self.closing = True
+            transport.abort()
+            return
+        transport.set_write_buffer_limits(high=UNSENT_BYTES, low=UNSENT_BYTES // 4)  # I3; uvloop's default low is 16
+        sock = transport.get_extra_info("socket")
+        if sock is not None and _TCP_NOTSENT_LOWAT is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)  # I3
+        self._h2.initiate_connection()
+        if not self.client:
+            self._h2.receive_data(PREFACE)  # the reader takes the client's
+        self._flush()
+        grow = self._window_bytes - DEFAULT_WINDOW
+        if grow:
+            self._frames.window += grow
+            self._write(frame(WINDOW_UPDATE, 0, 0, grow.to_bytes(4, "big")))
+        self.user.connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._frames.feed(data)
+        except WireError as error:
+            self.fail(error)
+        except Exception as error:
+            logger.exception("a receiver failed; the connection ends")
+            self.fail(error)
+        self.return_credit()
+
+    def eof_received(self) -> bool:
+        return False  # HTTP/2 has no half-closed connections
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+        lost = list(self.streams.values())
+        error = self._error
+        if not self.closing:
+            error = exc or ConnectionResetError("the connection dropped")
+        self.closing = True
+        self._frames.stop()
+        self.streams.clear()
+        self._round.clear()
+        for stream in lost:
+            assert error is not None
+            stream.user.stream_lost(error)
+        self.user.connection_ended(self, error)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._pump()
+
+    # ------------------------------------------------------------ what the frame reader calls
+
+    def control_frame(self, kind: int, flags: int, stream_id: int, whole: bytes) -> None:
+        if kind == GOAWAY:
+            self._goaway(stream_id, whole[9:], whole)
+        elif kind == RST_STREAM and stream_id and stream_id not in self.streams:
+            # h2 would end the connection for one that crosses the end of the stream.
+            if self._is_idle(stream_id):
+                raise WireError(f"HTTP/2: RST_STREAM frame on idle stream {stream_id}")
+        else:
+            self._feed_h2(whole)
+
+    def window_update(self, stream_id: int, increment: int) -> None:
+        if not stream_id:
+            if not increment:
+                raise WireError("HTTP/2: WINDOW_UPDATE frame with an increment of 0")
+            if self.window + increment > MAX_WINDOW:
+                rule = "WINDOW_UPDATE frame overflows the connection's window"
+                raise WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR)
+            self.window += increment
+            self._schedule()
+            return
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if self._is_idle(stream_id):
+                raise WireError(f"HTTP/2: WINDOW_UPDATE frame on idle stream {stream_id}")
+        elif not increment:
+            self.stream_error(stream_id, WireError("HTTP/2: WINDOW_UPDATE frame with an increment of 0"))
+        elif stream.window + increment > MAX_WINDOW:
+            rule = f"WINDOW_UPDATE frame overflows the window of stream {stream_id}"
+            self.stream_error(stream_id, WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR))
+        else:
+            stream.window += increment
+            self._wake(stream)
+
+    def data_ended(self, stream_id: int) -> None:
+        self._feed_h2(frame(DATA, _END_STREAM, stream_id))
+
+    def stray_data(self, stream_id: int) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if self._is_idle(stream_id):
+                raise WireError(f"HTTP/2: DATA frame on idle stream {stream_id}")
+        elif not stream.answered:
+            self.stream_error(stream_id, WireError("HTTP/2: DATA frame before the response's headers"))
+        elif stream.remote_ended:
+            rule = f"DATA frame after the end of stream {stream_id}"
+            self.stream_error(stream_id, WireError(f"HTTP/2: {rule}", http2_code=_STREAM_CLOSED))
+
+    def stream_error(self, stream_id: int, error: WireError) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._reset(stream, error.http2_code)
+            stream.user.stream_lost(error)
+
+    # ------------------------------------------------------------ h2
+
+    def _feed_h2(self, whole: bytes) -> None:
+        try:
+            events = self._h2.receive_data(whole)
+        except h2.exceptions.ProtocolError as error:
+            self._goaway_sent = True  # h2 has written one
+            raise WireError(f"HTTP/2: {error}", http2_code=int(error.error_code)) from error
+        except (h2.exceptions.H2Error, hyperframe.exceptions.HyperframeError) as error:
+            raise WireError(f"HTTP/2: {error}") from error
+        self._flush()  # I1
+        for event in events:
+            if self.closing:
+                return
+            self._handle(event)
+
+    def _handle(self, event: h2.events.Event) -> None:
+        match event:
+            case h2.events.RemoteSettingsChanged():
+                self._settings_changed(event)
+            case h2.events.SettingsAcknowledged():
+                if not self._acknowledged:
+                    self._acknowledged = True
+                    self._frames.max_frame_size = FRAME_BYTES
+                    for reader in self._frames.streams.values():
+                        reader.window += self._window_bytes - DEFAULT_WINDOW
+            case h2.events.RequestReceived():
+                self._request(event.stream_id, event.headers, event.stream_ended is not None)
+            case h2.events.ResponseReceived():
+                stream = self.streams.get(event.stream_id)
+                if stream is not None:
+                    stream.answered = True
+                    self._read(stream)
+                    self._ended_remotely(stream, event.stream_ended is not None)
+                    stream.user.headers_received(event.headers, event.stream_ended is not None)
+            case h2.events.TrailersReceived():
+                stream = self.streams.get(event.stream_id)
+                if stream is not None:
+                    self._ended_remotely(stream, True)
+                    stream.user.trailers_received(event.headers)
+            case h2.events.DataReceived():  # the mirror of an END_STREAM
+                stream = self.streams.get(event.stream_id)
+                if stream is not None:
+                    in_message = stream.reader is not None and stream.reader.in_message
+                    self._ended_remotely(stream, True)
+                    stream.user.stream_ended(in_message)
+            case h2.events.StreamReset():
+                stream = self.streams.get(event.stream_id)
+                if stream is not None:
+                    self._forget(stream)
+                    stream.user.stream_lost(StreamReset(int(event.error_code)))
+            case h2.events.PingAckReceived():
+                if self._pings:
+                    self._pings.popleft()()
+
+    def _settings_changed(self, event: h2.events.RemoteSettingsChanged) -> None:
+        window = event.changed_settings.get(_SETTINGS.INITIAL_WINDOW_SIZE)
+        if window is not None:
+            delta = window.new_value - self._initial_window
+            self._initial_window = window.new_value
+            for stream in self.streams.values():
+                if stream.window + delta > MAX_WINDOW:
+                    rule = f"SETTINGS_INITIAL_WINDOW_SIZE overflows the window of stream {stream.id}"
+                    raise WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR)
+                stream.window += delta
+                self._wake(stream)
+        size = event.changed_settings.get(_SETTINGS.MAX_FRAME_SIZE)
+        if size is not None:
+            self._frame_bytes = min(size.new_value, FRAME_BYTES)
+
+    def _request(self, stream_id: int, headers: Headers, ended: bool) -> None:
+        stream = self._add_stream(stream_id)
+        if self._refusing:
+            self._reset(stream, _REFUSED_STREAM)
+            return
+        stream.answered = True
+        stream.remote_ended = ended
+        self.user.stream_opened(stream, headers, ended)
+        if self.streams.get(stream_id) is stream:
+            self._read(stream)
+
+    def _send_headers(self, stream: Http2Stream, headers: Headers, end_stream: bool) -> None:
+        if self.streams.get(stream.id) is stream and not stream.local_ended:
+            self._h2.send_headers(stream.id, headers, end_stream=end_stream)
+            self._flush()
+            if end_stream:
+                self._ended_locally(stream)
+
+    def _goaway(self, stream_id: int, payload: bytes, whole: bytes) -> None:
+        if stream_id:
+            raise WireError(f"HTTP/2: GOAWAY frame on stream {stream_id}")
+        if len(payload) < 8:
+            raise WireError(f"HTTP/2: GOAWAY frame of {len(payload)} bytes, not 8 or more", http2_code=0x6)
+        last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
+        code = int.from_bytes(payload[4:8], "big")
+        if code == _NO_ERROR and (not self.client or self._last_ours <= last):
+            # Graceful: a Go server sends two, the first with 2^31-1, then waits for its streams to end.
+            self.user.goaway_received(self)
+            return
+        self._flush()
+        try:
+            self._h2.receive_data(whole)
+        except h2.exceptions.H2Error:  # it only has to know
+            pass
+        self._goaway_sent = True  # there is nobody to hear one
+        self.fail(GoAwayError(code, last, payload[8:]))
+
+    # ------------------------------------------------------------ streams
+
+    def _add_stream(self, stream_id: int) -> Http2Stream:
+        stream = self.streams[stream_id] = Http2Stream(self, stream_id, self._initial_window)
+        return stream
+
+    def _read(self, stream: Http2Stream) -> None:
+        """Take the stream's DATA from now on: the peer's headers have come."""
+        if stream.reader is None:
+            window = self._window_bytes if self._acknowledged else DEFAULT_WINDOW
+            stream.reader = MessageReader(stream.user, window=window, max_message_bytes=self._message_bytes)
+            stream.reader.ended = stream.remote_ended
+            self._frames.streams[stream.id] = stream.reader
+
+    def _is_idle(self, stream_id: int) -> bool:
+        if stream_id % 2 == 0:
+            return True  # neither side pushes
+        return stream_id > (self._last_ours if self.client else self._h2.highest_inbound_stream_id)
+
+    def _ended_remotely(self, stream: Http2Stream, ended: bool) -> None:
+        if ended:
+            stream.remote_ended = True
+            if stream.reader is not None:
+                stream.reader.ended = True
+            if stream.local_ended:
+                self._forget(stream)
+
+    def _ended_locally(self, stream: Http2Stream) -> None:
+        stream.local_ended = True
+        if stream.remote_ended:
+            self._forget(stream)
+
+    def _reset(self, stream: Http2Stream, code: int) -> None:
+        if self.streams.get(stream.id) is not stream or self.closing:
+            return
+        try:
+            self._h2.reset_stream(stream.id, code)
+        except h2.exceptions.ProtocolError:  # h2 has closed it already
+            pass
+        self._flush()
+        self._forget(stream)
+
+    def _forget(self, stream: Http2Stream) -> None:
+        self.streams.pop(stream.id, None)
+        self._frames.streams.pop(stream.id, None)
+        if stream.reader is not None:
+            stream.reader.close()
+        stream.writer.clear()
+        if self._refusing and not self.streams:
+            self.close()
+
+    # ------------------------------------------------------------ out
+
+    def _wake(self, stream: Http2Stream) -> None:
+        if not stream.queued:
+            stream.queued = True
+            self._round.append(stream)
+        if not self._pump_due:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._pump_due and not self._paused and self._round and not self.closing:
+            self._pump_due = True
+            assert self._loop is not None
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Write what the windows and the transport take, a part of each stream that has something, in turn."""
+        self._pump_due = False
+        transport = self._transport
+        assert transport is not None
+        budget = _PUMP_BYTES
+        while self._round and not self._paused and self.window > 0 and not transport.is_closing():
+            if budget <= 0:
+                self._schedule()
+                return
+            stream = self._round.popleft()
+            writer = stream.writer
+            room = max(UNSENT_BYTES + 1 - transport.get_write_buffer_size(), MIN_MAX_FRAME_SIZE)
+            room = min(room, stream.window, self.window)
+            while writer.pending < room and not stream.finishing and stream.user.fill(writer):
+                pass
+            if room <= 0 or not writer.pending or self.streams.get(stream.id) is not stream:
+                stream.queued = False  # a WINDOW_UPDATE, or its user, wakes it
+                continue
+            self._round.append(stream)
+            before = writer.pending
+            buffers = writer.take(room, self._frame_bytes)
+            sent = before - writer.pending
+            stream.window -= sent
+            self.window -= sent
+            self.sent_bytes += sent
+            budget -= sent
+            if sent <= _JOIN_BYTES:
+                transport.write(b"".join(buffers))
+            else:
+                transport.writelines(buffers)
+            if stream.finishing and not writer.pending:
+                self._finish(stream)
+
+    def _finish(self, stream: Http2Stream) -> None:
+        """End our side: what was begun has gone out."""
+        if stream.local_ended or self.streams.get(stream.id) is not stream:
+            return
+        if stream.trailers is not None:
+            self._send_headers(stream, stream.trailers, True)
+            if not stream.remote_ended:
+                self._reset(stream, _NO_ERROR)  # the answer is complete: send no more (section 8.1)
+            return
+        self._h2.end_stream(stream.id)
+        self._flush()
+        self._ended_locally(stream)
+
+    def return_credit(self) -> None:
+        """Give back what was received, in few and large steps; not that of readers which hold it."""
+        if self.closing:
+            return
+        frames = self._frames
+        out = b""
+        for stream_id, reader in frames.streams.items():
+            if reader.held:
+                continue
+            if reader.unreturned * 4 >= self._window_bytes or reader.unreturned > reader.window:
+                if not reader.ended:
+                    out += frame(WINDOW_UPDATE, 0, stream_id, reader.unreturned.to_bytes(4, "big"))
+                    reader.window += reader.unreturned
+                reader.unreturned = 0
+        if frames.unreturned * 4 >= self._window_bytes or frames.unreturned > frames.window:
+            out += frame(WINDOW_UPDATE, 0, 0, frames.unreturned.to_bytes(4, "big"))
+            frames.window += frames.unreturned
+            frames.unreturned = 0
+        if out:
+            self._write(out)
+
+    def _flush(self) -> None:
+        data = self._h2.data_to_send()
+        if data:
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write(data)
+        if transport.get_write_buffer_size() > UNSENT_BYTES * 2 + _UNREAD_ANSWER_BYTES and not self.closing:
+            self.fail(WireError("HTTP/2: the peer does not read the answers it asks for", http2_code=0xB))  # I4

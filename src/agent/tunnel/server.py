@@ -1,0 +1,235 @@
+"""The hub's side: takes agents' calls, answers their probes, and hands each session to whoever asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from ..errors import AgentError, WireError
+from .grpc import PATH, GrpcStatus, Status, is_grpc, metadata_of, response_headers, trailers
+from .http2 import MESSAGE_BYTES, WINDOW_BYTES, Http2Connection
+from .packet import ControlCode, PacketReceiver
+from .session import Tunnel
+from .stream import Headers, Http2Stream
+
+__all__ = ["GrpcStatus", "OpenTunnel", "TunnelServer"]
+
+OpenTunnel = Callable[[Tunnel, Headers], PacketReceiver]
+"""`open_tunnel(tunnel, metadata)`: the receiver of an agent's packets. metadata: (name, value) in the order received,
+names in lower case. Raises GrpcStatus to refuse the call."""
+
+_HTTP_METHOD_NOT_ALLOWED, _HTTP_UNSUPPORTED_MEDIA_TYPE = b"405", b"415"
+
+logger = logging.getLogger(__name__)
+
+
+class TunnelServer:
+    """Takes agents' connections, each of which may carry several calls (gRPC libraries share one among channels).
+
+    open_tunnel: called for each call before anything of it is handed on. window_bytes: receive window of each stream
+    and connection, 65,535 to 2^31-1. message_bytes: the longest message that is taken. keepalive_interval_s,
+    keepalive_timeout_s: an HTTP/2 PING goes to a connection this often, and its answer is due within that time, so that
+    an agent that vanished without a word is noticed.
+    """
+
+    def __init__(
+        self,
+        *,
+        open_tunnel: OpenTunnel,
+        window_bytes: int = WINDOW_BYTES,
+        message_bytes: int = MESSAGE_BYTES,
+        keepalive_interval_s: float = 30.0,
+        keepalive_timeout_s: float = 20.0,
+    ) -> None:
+        self.open_tunnel = open_tunnel
+        self.keepalive_interval_s = keepalive_interval_s
+        self.keepalive_timeout_s = keepalive_timeout_s
+        self._window_bytes = window_bytes
+        self._message_bytes = message_bytes
+        self._peers: set[_Peer] = set()
+        self._closing = False
+        self._empty: asyncio.Event | None = None
+
+    def protocol(self) -> asyncio.Protocol:
+        """A protocol for one connection: the factory for `loop.create_server`."""
+        peer = _Peer(self)
+        peer.connection = Http2Connection(
+            peer, client=False, window_bytes=self._window_bytes, message_bytes=self._message_bytes
+        )
+        return peer.connection
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """End every tunnel with UNAVAILABLE and close its connection; agents come back by their back-off.
+
+        Connections whose peer doesn't read are dropped after timeout_s. Cancelled: they are dropped at once.
+        """
+        self._closing = True
+        self._empty = asyncio.Event()
+        for peer in list(self._peers):
+            peer.close()
+        if self._peers:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._empty.wait()
+            except TimeoutError:
+                logger.warning("%d agents' connections did not close in time", len(self._peers))
+            finally:
+                for peer in list(self._peers):
+                    peer.connection.abort()
+
+    def _connected(self, peer: _Peer) -> None:
+        self._peers.add(peer)
+        if self._closing:
+            peer.close()
+
+    def _ended(self, peer: _Peer) -> None:
+        self._peers.discard(peer)
+        if not self._peers and self._empty is not None:
+            self._empty.set()
+
+
+class _Peer:
+    """One connection from an agent."""
+
+    connection: Http2Connection
+
+    def __init__(self, server: TunnelServer) -> None:
+        self._server = server
+        self._calls: set[_Call] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connected(self, connection: Http2Connection) -> None:
+        self._server._connected(self)
+        self._keep_alive()
+
+    def stream_opened(self, stream: Http2Stream, headers: Headers, ended: bool) -> None:
+        call = _Call(self._server.open_tunnel)
+        stream.user = call.tunnel
+        self._calls.add(call)
+        call.ended.append(lambda: self._calls.discard(call))
+        call.begin(stream, headers, ended)
+
+    def goaway_received(self, connection: Http2Connection) -> None:
+        pass  # the agent opens no more; what it has goes on
+
+    def connection_ended(self, connection: Http2Connection, error: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if isinstance(error, WireError):
+            peer = connection.extra_info("peername")
+            logger.warning("an agent's connection ends: %s", error, extra={"peer": peer})
+        self._server._ended(self)
+
+    def close(self) -> None:
+        """End all calls, then the connection."""
+        self.connection.refuse_streams()
+        for call in list(self._calls):
+            call.end(GrpcStatus(Status.UNAVAILABLE, "the hub is shutting down"))
+
+    def _keep_alive(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def ask() -> None:
+            self._timer = loop.call_later(self._server.keepalive_timeout_s, dead)
+            self.connection.ping(answered)
+
+        def answered() -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = loop.call_later(self._server.keepalive_interval_s, ask)
+
+        def dead() -> None:
+            timeout_s = self._server.keepalive_timeout_s
+            self.connection.fail(AgentError(f"the agent did not answer a PING within {timeout_s:g} s"))
+            self.connection.abort()
+
+        self._timer = loop.call_later(self._server.keepalive_interval_s, ask)
+
+
+class _Call:
+    """One call of an agent's."""
+
+    def __init__(self, open_tunnel: OpenTunnel) -> None:
+        self.tunnel = Tunnel("hub", self)
+        self.ended: list[Callable[[], None]] = []
+        self._open_tunnel = open_tunnel
+        self._stream: Http2Stream | None = None
+        self._unknown_ids = 0
+
+    def begin(self, stream: Http2Stream, headers: Headers, ended: bool) -> None:
+        """Check the call; open the tunnel, or refuse."""
+        self._stream = stream
+        self.tunnel.attach(stream)
+        fields = dict(headers)
+        if fields.get(b":method") != b"POST":
+            self._refuse([(b":status", _HTTP_METHOD_NOT_ALLOWED), (b"allow", b"POST")])
+            return
+        if not is_grpc(headers):
+            self._refuse([(b":status", _HTTP_UNSUPPORTED_MEDIA_TYPE)])
+            return
+        try:
+            if fields.get(b":path") != PATH:
+                path = fields.get(b":path", b"").decode("latin-1")
+                raise GrpcStatus(Status.UNIMPLEMENTED, f"there is no method {path}")
+            if b"content-length" in fields:
+                # h2 would hold its own count of bytes, of which it sees none, against it.
+                raise GrpcStatus(Status.INVALID_ARGUMENT, "a tunnel's call has no content-length")
+            if not fields.get(b"cluster-name"):
+                raise GrpcStatus(Status.UNKNOWN, "the metadata cluster-name is missing")  # as a base hub (wire.md)
+            if ended:
+                raise GrpcStatus(Status.INVALID_ARGUMENT, "the call ended with its head")
+            receiver = self._open_tunnel(self.tunnel, metadata_of(headers))
+        except GrpcStatus as status:
+            peer = stream.connection.extra_info("peername")
+            logger.info("an agent's call was refused: %s", status, extra={"peer": peer})
+            self._refuse(response_headers()[:2] + trailers(status.code, status.message))
+            return
+        self.tunnel.open(receiver)
+        stream.send_headers(response_headers())
+
+    def end(self, status: GrpcStatus, error: Exception | None = None) -> None:
+        """End the call with this status, and tell the receiver. A second call is none."""
+        if not self.tunnel.lost:
+            self.tunnel.end(trailers(status.code, status.message))
+            self._lost(error)
+
+    # -- what the tunnel calls
+
+    def tunnel_packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
+        if code == ControlCode.DATA:
+            # For -1 this is the answer to the agent's probe (wire.md, "connected").
+            self.tunnel.send(conn_id, ControlCode.ERROR, b"", f"unknown packet connection {conn_id}")
+        elif code == ControlCode.DRAIN and conn_id == 0:
+            self.tunnel.receiver.packet_received(0, code, b"", error_message)
+            self.end(GrpcStatus(Status.OK))
+
+    def headers_received(self, headers: Headers, ended: bool) -> None:
+        pass  # an agent's head comes with the call itself
+
+    def trailers_received(self, headers: Headers) -> None:
+        self.stream_ended(in_message=False)
+
+    def stream_ended(self, in_message: bool) -> None:
+        if in_message:
+            self.end(GrpcStatus(Status.INTERNAL, "the stream ended in the middle of a message"))
+        else:
+            self.end(GrpcStatus(Status.OK))
+
+    def stream_lost(self, error: Exception) -> None:
+        if isinstance(error, WireError):
+            logger.warning("an agent's call ends: %s", error)
+        self._lost(error)
+
+    def _lost(self, error: Exception | None) -> None:
+        for ended in self.ended:
+            ended()
+        self.ended.clear()
+        self.tunnel.set_lost(error)
+
+    def _refuse(self, head: Headers) -> None:
+        assert self._stream is not None
+        self._stream.send_headers(head, end_stream=True)
+        self._stream.reset(0)  # NO_ERROR: the answer is complete (RFC 9113, section 8.1)
+        self._lost(None)

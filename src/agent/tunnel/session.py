@@ -1,0 +1,222 @@
+"""A tunnel: one gRPC call between an agent and a hub, as those who carry its connections see it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+from ..errors import WireError
+from .framing_py import FrameWriter
+from .packet import ControlCode, PacketError, PacketReceiver
+from .scheduler import Outbound, Scheduler
+from .stream import Headers, Http2Stream
+
+__all__ = ["Role", "Tunnel", "TunnelSide"]
+
+Role = Literal["agent", "hub"]
+
+_MAX_CONTROL_BYTES = 4 * 2**20
+"""Control packets waiting to go out: past it the peer asks for answers it doesn't read, and the session ends."""
+
+_MAX_BAD_PACKETS = 100
+"""Each ends its connection and is logged; a peer that sends more has lost its place."""
+
+logger = logging.getLogger(__name__)
+
+
+class TunnelSide(Protocol):
+    """The role's own part of a session: what is said about the tunnel itself, and how the call ends."""
+
+    def tunnel_packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
+        """A packet that belongs to no connection: an id of 0 or less."""
+
+    def headers_received(self, headers: Headers, ended: bool) -> None:
+        """The response's head."""
+
+    def trailers_received(self, headers: Headers) -> None:
+        """The call ended with these trailers."""
+
+    def stream_ended(self, in_message: bool) -> None:
+        """The peer ended its side of the stream without trailers."""
+
+    def stream_lost(self, error: Exception) -> None:
+        """The stream is gone."""
+
+
+class _Nobody:
+    """The receiver before there is one, and after the session is lost."""
+
+    def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
+        pass
+
+    def tunnel_lost(self, error: Exception | None) -> None:
+        pass
+
+
+class Tunnel:
+    """One session. role: which end this is. peername: the other's address. features: what both sides have named.
+
+    Its connections write through `outbound`, and hear through the receiver that the session was opened with.
+    """
+
+    def __init__(self, role: Role, side: TunnelSide) -> None:
+        self.role: Role = role
+        self.features: frozenset[str] = frozenset()
+        self.packets_received = 0
+        self.unknown_packets = 0  # of a code not known here: ignored (wire.md, "unknown code")
+        self.bad_packets = 0
+        self.lost = False
+        self._side = side
+        self._stream: Http2Stream | None = None
+        self.receiver: PacketReceiver = _Nobody()
+        self._scheduler = Scheduler(self._wake)
+        self._afterwards: Callable[[], None] | None = None
+
+    # ------------------------------------------------------------ what connections use
+
+    @property
+    def peername(self) -> Any:
+        """The peer's address as asyncio gives it, None where there is none."""
+        return self.get_extra_info("peername")
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """The connection's, as asyncio's transports give it: `ssl_object`, `peercert`, `sockname`, …"""
+        return default if self._stream is None else self._stream.connection.extra_info(name, default)
+
+    def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound:
+        """This connection's place in the queue. conn_id: 1 to 2^63-1.
+
+        pause is called when its queue passes 256 KiB, resume when it falls below a quarter of that. ValueError where it
+        has a place already.
+        """
+        return self._scheduler.outbound(conn_id, pause, resume)
+
+    def send(self, conn_id: int, code: int, data: bytes = b"", error_message: str = "") -> None:
+        """Send a small packet ahead of the queued data of other connections; behind that of its own."""
+        if self.lost:
+            return
+        self._scheduler.send(conn_id, code, data, error_message)
+        if self._scheduler.control_bytes > _MAX_CONTROL_BYTES and self._stream is not None:
+            rule = f"tunnel: {_MAX_CONTROL_BYTES} bytes of control packets wait for a peer that doesn't read"
+            self._stream.connection.fail(WireError(rule, http2_code=0xB))
+
+    def pause_reading(self) -> None:
+        """Let the peer send no more than its window still allows: no credit goes back until `resume_reading`.
+
+        All connections of the tunnel stand still then, so only for a short while. What arrives meanwhile is at most the
+        window (16 MiB), and goes to the receiver as ever.
+        """
+        self._hold_credit(True)
+
+    def resume_reading(self) -> None:
+        """Give the credit back that was held."""
+        self._hold_credit(False)
+
+    def is_closing(self) -> bool:
+        """Whether the session is lost or about to be: nothing that is sent now arrives."""
+        return self.lost or self._scheduler.closed
+
+    @property
+    def bytes_buffered(self) -> int:
+        """Bytes given to this tunnel that the kernel doesn't have yet."""
+        if self._stream is None:
+            return self._scheduler.queued_bytes
+        below = self._stream.writer.pending + self._stream.connection.buffered_bytes
+        return self._scheduler.queued_bytes + below
+
+    @property
+    def open_outbounds(self) -> int:
+        """Connections that have a place in the queue."""
+        return len(self._scheduler.outbounds)
+
+    # ------------------------------------------------------------ what its side uses
+
+    def open(self, receiver: PacketReceiver) -> None:
+        """Hand what arrives from now on to this receiver."""
+        self.receiver = receiver
+
+    def attach(self, stream: Http2Stream) -> None:
+        """The call's stream is there; what was queued before goes out."""
+        self._stream = stream
+        if self._scheduler.queued_bytes:
+            stream.wake()
+
+    def drain(self, conn_id: int, code: int) -> None:
+        """Send this packet when everything that is queued has gone."""
+
+        def send() -> None:
+            self._scheduler.send(conn_id, code)
+
+        self._when_empty(send)
+
+    def end(self, trailers: Headers | None) -> None:
+        """End our side of the stream: drop what is queued, finish the message that has begun, say these trailers."""
+        self._scheduler.close()
+        if self._stream is not None:
+            self._stream.finish(trailers)
+
+    def set_lost(self, error: Exception | None) -> None:
+        """The session is over: tell the receiver, drop everything. Called once; later calls do nothing."""
+        if self.lost:
+            return
+        self.lost = True
+        self._scheduler.close()
+        self._afterwards = None
+        receiver, self.receiver = self.receiver, _Nobody()
+        receiver.tunnel_lost(error)
+
+    def _wake(self) -> None:
+        if self._stream is not None:
+            self._stream.wake()
+
+    def _hold_credit(self, held: bool) -> None:
+        if self._stream is not None and self._stream.reader is not None:
+            self._stream.reader.held = held
+            self._stream.connection.return_credit()
+
+    def _when_empty(self, action: Callable[[], None]) -> None:
+        self._afterwards = action
+        self._wake()
+
+    # ------------------------------------------------------------ what the stream calls
+
+    def packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
+        self.packets_received += 1
+        if conn_id > 0 and (code == 0 or code == 1):
+            self.receiver.packet_received(conn_id, code, data, error_message)
+        elif conn_id <= 0 and 0 <= code <= 2:
+            self._side.tunnel_packet(conn_id, code, data, error_message)
+        else:
+            self.unknown_packets += 1
+            logger.debug("a packet of a code not known here was ignored", extra={"conn_id": conn_id, "code": code})
+
+    def bad_packet(self, error: PacketError) -> None:
+        """A packet that breaks the format ends its connection; the session, where it can't be said whose it is."""
+        self.bad_packets += 1
+        if error.conn_id <= 0 or self.bad_packets > _MAX_BAD_PACKETS:
+            raise error
+        logger.warning("connection %d ends: %s", error.conn_id, error, extra={"conn_id": error.conn_id})
+        self.send(error.conn_id, ControlCode.ERROR, b"", error.rule)
+        self.receiver.packet_received(error.conn_id, ControlCode.ERROR, b"", error.rule)
+
+    def fill(self, writer: FrameWriter) -> bool:
+        if self._scheduler.fill(writer):
+            return True
+        if self._afterwards is not None:
+            action, self._afterwards = self._afterwards, None
+            action()
+            return self._scheduler.fill(writer)
+        return False
+
+    def headers_received(self, headers: Headers, ended: bool) -> None:
+        self._side.headers_received(headers, ended)
+
+    def trailers_received(self, headers: Headers) -> None:
+        self._side.trailers_received(headers)
+
+    def stream_ended(self, in_message: bool) -> None:
+        self._side.stream_ended(in_message)
+
+    def stream_lost(self, error: Exception) -> None:
+        self._side.stream_lost(error)
