@@ -63,7 +63,7 @@ class MemoryCommConfig(Checked):
 class AgentConfig(Checked):
     """`fastpipe-agent run`: the hub, how it is dialled, and where requests go."""
 
-    hub_address: str | Sequence[str] = kind.addresses("the hub's gRPC address; several are tried in turn")
+    hub_address: str | Sequence[str] = kind.addresses("the hub's gRPC address; with several, a tunnel to each")
     cluster_name: str = kind.label("this cluster's name at the hub: one RFC 1123 label")
     insecure: bool = kind.boolean("dial the hub in plaintext (HTTP/2 with prior knowledge)")
     hub_ca_file: str = kind.file("PEM certificates that the hub is trusted by, instead of the system's roots")
