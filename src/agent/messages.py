@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["Connect", "RequestHead", "Target"]
 
 Connect = Callable[["asyncio.Protocol"], Awaitable["asyncio.Transport"]]
-"""Opens a connection to a target that has no address: gets the protocol to drive, returns its connected transport."""
+"""Opens a connection to a target that has no address: gets the protocol to drive, returns its transport when the
+protocol's `connection_made` has been called. Raises TargetError or OSError."""
 
 
 @dataclasses.dataclass(slots=True)

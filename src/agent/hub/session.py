@@ -123,8 +123,8 @@ class AgentSession:
     async def connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         """Open a connection to the agent's proxy and give it to `protocol`.
 
-        Returns its transport, whose `connection_made` is on its way. Raises TargetError (502) where the tunnel is
-        gone. Has no await of its own, so cancellation leaves nothing half-open.
+        Returns its transport when `connection_made` has been called. Raises TargetError (502) where the tunnel is
+        gone. Cancelled: the connection is aborted.
         """
         if self._lost:
             raise TargetError(502, "the cluster's tunnel is gone", stage="connect")
@@ -133,6 +133,11 @@ class AgentSession:
         self._connections[connection.conn_id] = connection
         far.set_protocol(connection)
         near.set_protocol(protocol)
+        try:
+            await asyncio.sleep(0)  # connection_made has been scheduled before this goes on
+        except asyncio.CancelledError:
+            near.abort()
+            raise
         return cast(asyncio.Transport, near)
 
     # -- what the tunnel calls (PacketReceiver)

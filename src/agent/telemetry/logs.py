@@ -49,5 +49,6 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(KeyValueFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # asyncio's DEBUG names its selector and nothing else.
-    logging.getLogger("asyncio").setLevel(max(logging.INFO, logging.getLogger().level))
+    # asyncio's DEBUG names its selector and nothing else; hpack's has every header in it, tokens too.
+    for name in ("asyncio", "hpack"):
+        logging.getLogger(name).setLevel(max(logging.INFO, logging.getLogger().level))
