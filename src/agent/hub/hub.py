@@ -39,6 +39,9 @@ UPSTREAM_IDLE_S = 30.0
 """How long an unused connection to an agent is kept: well below the 75 s after which agents end theirs, for a base
 agent doesn't say when it does."""
 
+IDLE_CONNECTIONS = 1000
+"""Unused connections kept for each agent; they cost no descriptor, and the agent allows so many by default."""
+
 GRPC_STATUS = {400: Status.UNKNOWN, 401: Status.UNAUTHENTICATED, 403: Status.PERMISSION_DENIED}
 """What an agent is told, by the HTTP status that the policy refuses it with."""
 
@@ -76,7 +79,7 @@ class Hub:
         A second cancellation ends the drain at once. Raises OSError where an address can't be listened on.
         """
         loop = asyncio.get_running_loop()
-        limits = ProxyLimits(upstream_idle_s=UPSTREAM_IDLE_S)
+        limits = ProxyLimits(upstream_idle_s=UPSTREAM_IDLE_S, idle_upstreams_per_target=IDLE_CONNECTIONS)
         upstreams = Upstreams(limits=limits)
         proxy = Proxy(
             route=self.route,

@@ -96,6 +96,20 @@ class _Connection(asyncio.Protocol):
             self._end.abort()
 
 
+class _Opening(asyncio.Protocol):
+    """The first protocol of the proxy's end: hands it on when it is connected, and says so."""
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        self._protocol = protocol
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if not self.opened.done():  # else nobody waits for it any more
+            cast(asyncio.Transport, transport).set_protocol(self._protocol)
+            self._protocol.connection_made(transport)
+            self.opened.set_result(None)
+
+
 class AgentSession:
     """The connections of one tunnel.
 
@@ -132,9 +146,10 @@ class AgentSession:
         near, far = create_pipe(limit=PIPE_LIMIT_BYTES)
         self._connections[connection.conn_id] = connection
         far.set_protocol(connection)
-        near.set_protocol(protocol)
+        opening = _Opening(protocol)
+        near.set_protocol(opening)
         try:
-            await asyncio.sleep(0)  # connection_made has been scheduled before this goes on
+            await opening.opened
         except asyncio.CancelledError:
             near.abort()
             raise
