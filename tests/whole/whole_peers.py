@@ -167,6 +167,7 @@ class Origin:
         self.port = 0
         self.arrived = asyncio.Semaphore(0)  # released as a /hold, /drip or /swallow request comes in
         self.go_on = asyncio.Semaphore(0)  # each /hold, and each further piece of a /drip, takes one
+        self.broken = asyncio.Semaphore(0)  # released as a /drip finds that its reader has gone
         self.seen: list[str] = []  # METHOD target, in order
         self.headers: dict[str, str] = {}  # of the last request
 
@@ -212,20 +213,14 @@ class Origin:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for number in range(int(request.query.get("pieces", "3"))):
-            await response.write(b"data: %d\n\n" % number)
+            try:
+                await response.write(b"data: %d\n\n" % number)
+            except ConnectionError:
+                self.broken.release()
+                raise
             self.arrived.release()
             await self.go_on.acquire()
         await response.write_eof()
-        return response
-
-    async def _do_sized(self, request: web.Request) -> web.StreamResponse:
-        """Promises 1,000 bytes, sends 500, then waits."""
-        response = web.StreamResponse(headers={"Content-Length": "1000"})
-        await response.prepare(request)
-        await response.write(b"x" * 500)
-        self.arrived.release()
-        await self.go_on.acquire()
-        await response.write(b"x" * 500)
         return response
 
     async def _do_ws(self, request: web.Request) -> web.WebSocketResponse:
@@ -253,6 +248,24 @@ async def running_origin() -> AsyncIterator[Origin]:
         yield origin
     finally:
         await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def running_rude_origin(answer: bytes) -> AsyncIterator[str]:
+    """URL of a target that answers each connection's first request with these bytes and closes it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+        writer.close()  # over loopback the bytes are with their reader by now, and so is the end
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
 
 
 class Cable:
