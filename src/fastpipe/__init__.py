@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Final, Literal
 from fastpipe._errors import PipeBrokenError, PipeBusyError, PipeClosedError, PipeError
 from fastpipe._socket import PipeSocket
 
-if TYPE_CHECKING:
+# What a type checker reads is the compiled twin's stub.
+if TYPE_CHECKING or (
+    os.environ.get("FASTPIPE_NO_EXTENSIONS", "") in ("", "0") and importlib.util.find_spec("fastpipe._pipe_c")
+):
     from fastpipe._pipe_c import Chunk, ChunkPool, PipeEnd, PipeStatistics, create_pipe
-elif os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0") or importlib.util.find_spec("fastpipe._pipe_c") is None:
-    from fastpipe._pipe_py import Chunk, ChunkPool, PipeEnd, PipeStatistics, create_pipe
 else:
-    from fastpipe._pipe_c import Chunk, ChunkPool, PipeEnd, PipeStatistics, create_pipe
+    from fastpipe._pipe_py import Chunk, ChunkPool, PipeEnd, PipeStatistics, create_pipe
 
 IMPLEMENTATION: Final[Literal["c", "python"]] = "c" if PipeEnd.__module__ == "fastpipe._pipe_c" else "python"
 

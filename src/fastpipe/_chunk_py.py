@@ -1,9 +1,9 @@
-"""Bytes nobody can change: what a write keeps by reference, what it copies, and the receive buffer whose views it keeps.
+"""Bytes nobody can change: what a write keeps by reference, what it copies, and the Chunk, whose views it keeps.
 
-How the Python twin knows that no view of a Chunk is left: its storage is a `bytearray`, which refuses to change its length
-while anything exports its buffer (BufferError), and a memoryview of any slice is such an export until it is gone or
-released. So `append` and `pop` are the question, and raise or change nothing. (`__buffer__`, which could count, is there
-from Python 3.12 only.) The compiled twin counts exports in the buffer protocol.
+How the Python twin knows that no view of a Chunk is left: its storage is a `bytearray`, which refuses to change its
+length while anything exports its buffer (BufferError), and a memoryview of any slice is such an export until it is
+gone or released. So `append` and `pop` are the question, and raise or change nothing. (`__buffer__`, which could count,
+is there from Python 3.12 only.) The compiled twin counts exports in the buffer protocol.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Chunk:
         """The free rest, to receive into. Release it, or drop it, before the chunk is to be reused."""
         return memoryview(self._storage)[self._filled :]
 
-    def commit(self, n: int) -> memoryview:
-        """Keep the first n bytes of the free rest, 0 to what is free; gives a read-only view of them. Raises ValueError."""
+    def commit(self, n: int, /) -> memoryview:
+        """Keep the first n bytes of the free rest, 0 to all; gives a read-only view of them. Raises ValueError."""
         n = index(n)
         start, free = self._filled, len(self._storage) - self._filled
         if not 0 <= n <= free:
@@ -102,8 +102,8 @@ class ChunkPool(Pool[Chunk]):
 def immutable(data: Any) -> bytes | memoryview:
     """`data` as exact bytes or as a flat read-only view (1-D, format B) of bytes that never change.
 
-    Exact `bytes`, views of them and read-only views of a Chunk: by reference. All else with a buffer: one copy. The view
-    is the pipe's own: the caller may release his. Raises TypeError for an object without a buffer.
+    Exact `bytes`, views of them and read-only views of a Chunk: by reference. All else with a buffer: one copy. The
+    view is the pipe's own: the caller may release his. Raises TypeError for an object without a buffer.
     """
     if type(data) is bytes:
         return data

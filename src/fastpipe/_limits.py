@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from operator import index
-from typing import Final
+from typing import Final, SupportsIndex
 
 DEFAULT_LIMIT: Final = 65536  # asyncio's default high-water mark
 DEFAULT_MAX_CHUNK: Final = 262144  # what asyncio's selector transport reads at most in one go
@@ -16,22 +16,22 @@ TURN_CALLS: Final = 512
 TURN_BYTES: Final = 1 << 20
 
 
-def checked_limit(limit: object) -> int:
+def checked_limit(limit: SupportsIndex) -> int:
     """The high-water mark that `limit` means: an int, 0 to sys.maxsize. Raises TypeError or ValueError."""
-    value = index(limit)  # type: ignore[call-overload]
+    value = index(limit)
     if not 0 <= value <= sys.maxsize:
         raise ValueError(f"limit must be 0 to {sys.maxsize} bytes, not {value}")
-    return int(value)
+    return value
 
 
-def checked_max_chunk(max_chunk: object) -> int:
-    """The most that one data_received brings: 1 to sys.maxsize; None means sys.maxsize. Raises TypeError or ValueError."""
+def checked_max_chunk(max_chunk: SupportsIndex | None) -> int:
+    """The most that one data_received brings: 1 to sys.maxsize; None is the latter. Raises TypeError or ValueError."""
     if max_chunk is None:
         return sys.maxsize
-    value = index(max_chunk)  # type: ignore[call-overload]
+    value = index(max_chunk)
     if not 1 <= value <= sys.maxsize:
         raise ValueError(f"max_chunk must be 1 to {sys.maxsize} bytes or None, not {value}")
-    return int(value)
+    return value
 
 
 def water_marks(high: int | None, low: int | None) -> tuple[int, int]:

@@ -55,8 +55,8 @@ inside the write that brings it, unless a callback of its receiver is on the sta
 
 Invariants, named where the code keeps them:
 
-    I1  `size` is the sum of the lengths of the pieces that wait; no piece is empty; without pieces nothing is allocated.
-    I2  a piece never changes: it is exact bytes, or a view of bytes or of a Chunk (which stays as it is while a view lives).
+    I1  `size` is the sum of the lengths of the pieces that wait; no piece is empty; without pieces none is allocated.
+    I2  a piece never changes: it is exact bytes, or a view of bytes or of a Chunk (which keeps while a view lives).
     I3  after connection_lost, and without a protocol, no callback is made; connection_made is the first, made once.
     I4  an end is in its home's queue at most once, and is there, or reading is by hand or paused, while one is due.
     I5  no callback but pause_writing (and inline data) is made inside a call of the same pipe.
@@ -82,7 +82,7 @@ from fastpipe import _errors
 from fastpipe._chunk_py import Chunk, ChunkPool, exact_bytes, immutable
 from fastpipe._errors import PipeBrokenError, PipeBusyError, PipeClosedError
 from fastpipe._limits import DEFAULT_LIMIT, DEFAULT_MAX_CHUNK, checked_limit, checked_max_chunk, water_marks
-from fastpipe._socket import PipeSocket
+from fastpipe._socket import SENDFILE_FALLBACK, PipeSocket
 from fastpipe._turn_py import Home, home_of
 
 __all__ = ["Chunk", "ChunkPool", "PipeEnd", "PipeStatistics", "create_pipe"]
@@ -100,10 +100,10 @@ def create_pipe(
 ) -> tuple[PipeEnd, PipeEnd]:
     """Two connected transports in memory; what is written to one arrives at the other.
 
-    limit: high-water mark of each direction in bytes, 0 to sys.maxsize; low is a quarter. inline: deliver within `write`.
-    max_chunk: the most one data_received brings, in bytes, at least 1; None: every write whole. loop: the loop that calls
-    protocols; None: the running one, or none until `set_protocol`. Raises TypeError, ValueError; RuntimeError where the
-    loop is closed. The pipe belongs to this thread (or the loop's, once it runs).
+    limit: high-water mark of each direction in bytes, 0 to sys.maxsize; low is a quarter. inline: deliver within
+    `write`. max_chunk: the most one data_received brings, in bytes, at least 1; None: every write whole. loop: the loop
+    that calls protocols; None: the running one, or none until `set_protocol`. Raises TypeError, ValueError;
+    RuntimeError where the loop is closed. The pipe belongs to this thread (or the loop's, once it runs).
     """
     high = checked_limit(limit)
     chunk = checked_max_chunk(max_chunk)
@@ -148,13 +148,13 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
     """One end of a pipe: an asyncio.Transport, or without a protocol a byte stream that is read by hand. See above."""
 
     __slots__ = (
-        "__weakref__", "_accepts_views", "_buffered", "_busy", "_context", "_eof_in", "_eof_sent", "_eof_told", "_error",
-        "_head", "_home", "_inline", "_made", "_max_chunk", "_paused", "_peer_ref", "_peer_strong", "_protocol", "_queued",
-        "_rest", "_size", "_state", "_stats",
+        "__weakref__", "_accepts_views", "_buffered", "_busy", "_context", "_eof_in", "_eof_sent", "_eof_told",
+        "_error", "_head", "_home", "_inline", "_made", "_max_chunk", "_paused", "_peer_ref", "_peer_strong",
+        "_protocol", "_queued", "_rest", "_size", "_state", "_stats",
     )  # fmt: skip
 
     _start_tls_compatible = True  # loop.start_tls asks for it
-    _sendfile_compatible = asyncio.constants._SendfileMode.FALLBACK  # loop.sendfile: reads the file and writes it here
+    _sendfile_compatible = SENDFILE_FALLBACK  # loop.sendfile asks for it: it reads the file and writes it here
 
     def __new__(cls, *_: object, **__: object) -> PipeEnd:
         raise TypeError(_errors.MADE_ELSEWHERE)
@@ -183,7 +183,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
 
     # ---- writing
 
-    def write(self, data: Any) -> None:
+    def write(self, data: Any, /) -> None:
         """Send bytes. data: bytes-like; `bytes` and views of them or of a Chunk are kept by reference, else copied now.
 
         Never blocks and never refuses: past the high-water mark it calls pause_writing. Raises TypeError without a
@@ -198,7 +198,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         if data and self._state == OPEN:
             self._send((data,))
 
-    def writelines(self, list_of_data: Iterable[Any]) -> None:
+    def writelines(self, list_of_data: Iterable[Any], /) -> None:
         """`write` for each item, all or nothing: an item without a buffer raises before any is sent."""
         self._check_thread()
         pieces = [piece for piece in map(immutable, list_of_data) if piece]
@@ -236,7 +236,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         return True
 
     def write_eof(self) -> None:
-        """Half-close: the peer gets eof_received after all bytes; this end still reads. Raises RuntimeError as `write`."""
+        """Half-close: the peer gets eof_received after all bytes; this end still reads. Raises RuntimeError."""
         self._check_thread()
         if self._state != OPEN or self._eof_sent:
             return
@@ -256,7 +256,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         return self._low_water, self._high_water
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Set the marks in bytes; asyncio's defaults: 64 KiB, and a quarter of high. Raises ValueError, RuntimeError."""
+        """Set the marks in bytes; asyncio's defaults: 64 KiB, a quarter of high. Raises ValueError, RuntimeError."""
         self._check_thread()
         self._high_water, self._low_water = water_marks(high, low)
         if not self._protocol_paused and self.get_write_buffer_size() > self._high_water:
@@ -286,13 +286,13 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         return self._state != OPEN
 
     def close(self) -> None:
-        """End both directions: what was written arrives, then EOF; what waits here is dropped; connection_lost(None) follows."""
+        """End both directions: the peer gets what was written, then EOF; what waits here is dropped."""
         self._check_thread()
         if self._state == OPEN:
             self._finish(CLOSING, None, aborting=False)
 
     def abort(self) -> None:
-        """End both directions at once: untaken bytes are dropped, the peer gets PipeBrokenError, this end connection_lost(None)."""
+        """End both directions at once: untaken bytes are dropped and the peer gets PipeBrokenError."""
         self._check_thread()
         if self._state == OPEN:
             self._finish(CLOSING, None, aborting=True)
@@ -358,11 +358,11 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
 
     # ---- protocol
 
-    def set_protocol(self, protocol: Any) -> None:
+    def set_protocol(self, protocol: Any, /) -> None:
         """Have `protocol` called from now on, in a copy of this context; the first one gets connection_made.
 
-        protocol: Protocol, BufferedProtocol, or None to read by hand again. Bytes that wait go to it. Raises RuntimeError
-        from another thread or loop, without any loop, and where the loop is closed.
+        protocol: Protocol, BufferedProtocol, or None to read by hand again. Bytes that wait go to it. Raises
+        RuntimeError from another thread, without any loop, and where the loop is closed.
         """
         home = self._home
         if home.loop is None:
@@ -422,7 +422,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
             return PipeSocket(self.get_extra_info("sockname"), self.get_extra_info("peername"))
         return default
 
-    def set_extra_info(self, name: str, value: Any) -> None:
+    def set_extra_info(self, name: str, value: Any, /) -> None:
         """Have get_extra_info(name) give `value`; for whoever makes the pipe."""
         if self._extra is None:
             self._extra = {}
@@ -469,6 +469,8 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
             self._wake()
         except RuntimeError:
             self._lost_unheard()
+            if self._state == LOST:
+                self._protocol = self._context = None
 
     def _call(self, protocol: Any, name: str, *args: Any) -> Any:
         """Make a callback in the protocol's context. (Inside another of this end the context is entered already.)"""
@@ -626,7 +628,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         self._check_reader()
         return memoryview(self._head or b"")
 
-    def consume(self, n: int) -> None:
+    def consume(self, n: int, /) -> None:
         """Take n bytes, 0 to all that wait. Raises ValueError for another count; the errors of `peek`."""
         n = index(n)
         self._check_reader()
@@ -635,8 +637,8 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         if n:
             self._taken(n, deliveries=1)
 
-    def read(self, n: int = -1) -> bytes:
-        """Take up to n bytes (-1: all that wait) and give them; the very object where it is one. b"" where nothing waits.
+    def read(self, n: int = -1, /) -> bytes:
+        """Take up to n bytes (-1: all that wait); the very object where it is one. b"" where nothing waits.
 
         Raises the errors of `peek`.
         """
@@ -654,8 +656,8 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         self._fill(memoryview(data))
         return bytes(data)
 
-    def readinto(self, buffer: Any) -> int:
-        """Take as many bytes as wait and fit, into `buffer` (writable, C-contiguous); their count, 0 where nothing waits.
+    def readinto(self, buffer: Any, /) -> int:
+        """Take what waits and fits into `buffer` (writable, C-contiguous); gives its length, 0 where nothing waits.
 
         Raises TypeError for another buffer, and the errors of `peek`.
         """
@@ -664,7 +666,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         return self._fill(view)
 
     def at_eof(self) -> bool:
-        """Whether all was taken and the peer writes no more. False once this end is closed or broken: reads raise then."""
+        """Whether all was taken and the peer writes no more. False once this end is closed or broken: reads raise."""
         return self._state == OPEN and self._eof_in and self._head is None
 
     def _check_reader(self) -> None:

@@ -25,8 +25,8 @@ Buffer = TypeVar("Buffer", bound=Reusable)
 class Pool(Generic[Buffer]):
     """Gives out buffers of one size, `chunk_bytes`, and takes them back; keeps at most `spare`, 0 or more, of them.
 
-    Whoever took a buffer owns it until `give_back`; views of it may live on after that, anywhere, for as long as they
-    like: the buffer is given out again only when none does, and where it never happens it is simply freed with the last.
+    Whoever took a buffer owns it until `give_back`. Views of it may live on after that, anywhere, for as long as they
+    like: the buffer is given out again only when none does, and where that never happens it is freed with the last.
     """
 
     make: ClassVar[type]

@@ -1,12 +1,15 @@
 """What `get_extra_info("socket")` gives: the addresses of a socket without the socket.
 
-Libraries ask a transport's socket who its peer is and set TCP options on it, without a thought that there might be none.
+Libraries ask a transport's socket who its peer is and set TCP options on it, and don't expect that there is none.
 """
 
 from __future__ import annotations
 
 import socket
-from typing import Any
+from asyncio import constants
+from typing import Any, Final
+
+SENDFILE_FALLBACK: Final = constants._SendfileMode.FALLBACK  # what a transport without sendfile(2) tells loop.sendfile
 
 
 class PipeSocket:

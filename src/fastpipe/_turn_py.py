@@ -112,7 +112,8 @@ class Turn:
         return "<fastpipe turn>"
 
 
-_homes: WeakValueDictionary[int, Home] = WeakValueDictionary()  # by id(loop): a home keeps its loop alive, so ids are unique
+# By id(loop): a home keeps its loop alive, so ids are unique.
+_homes: WeakValueDictionary[int, Home] = WeakValueDictionary()
 
 
 def home_of(loop: asyncio.AbstractEventLoop) -> Home:

@@ -20,7 +20,7 @@ def twin(request: pytest.FixtureRequest) -> ModuleType:
 
 
 class Recorder(asyncio.Protocol):
-    """Writes down every callback; `on` maps a callback's name to what it does: on["data_received"] = lambda p, data: …"""
+    """Writes down every callback; `on` names what one does: data_received=lambda protocol, data: …"""
 
     def __init__(self, name: str = "", log: list[Any] | None = None, **on: Any) -> None:
         self.name = name

@@ -1,0 +1,66 @@
+# The compiled pipe's data, and what Cython callers may use of it without Python's dispatch (the functions at the end).
+#
+# Fields are written by this module alone. `peer` is borrowed: whoever of two ends is freed first clears the other's.
+
+from libc.stdint cimport uint8_t
+
+cdef struct Piece:              # bytes that wait to be taken, kept by reference
+    void* owner                 # strong: bytes, or a flat memoryview that exports a Chunk
+    const char* start           # inside what the owner holds; it never changes (I2)
+    Py_ssize_t length           # > 0
+    Piece* next
+
+cdef class Home:                # an event loop (or none yet), its thread, and the ends that have a callback due
+    cdef object __weakref__
+    cdef readonly object loop
+    cdef object call_soon       # loop.call_soon
+    cdef unsigned long thread   # the only one that may call
+    cdef void* first_due        # PipeEnd, strong, linked by next_due: in the order they came due
+    cdef void* last_due
+    cdef Piece* spare           # freed pieces, to be used again
+    cdef int spares
+    cdef int calls              # made in this turn, or in this outermost inline write
+    cdef Py_ssize_t bytes       # delivered in the same
+    cdef int depth              # inline deliveries on the stack
+    cdef uint8_t scheduled      # a Turn is with the loop
+    cdef uint8_t draining
+
+cdef class PipeStatistics:
+    cdef readonly long long bytes_written, chunks_written, bytes_read, chunks_read, pauses
+    cdef double past_s
+    cdef double paused_at       # time.monotonic(), or < 0: not paused
+
+cdef class Chunk:
+    cdef char* storage
+    cdef Py_ssize_t capacity    # bytes
+    cdef Py_ssize_t used        # bytes committed
+    cdef Py_ssize_t exports     # views alive, each counted once however often it is sliced
+
+cdef class PipeEnd:
+    cdef object __weakref__
+    cdef void* peer             # PipeEnd, borrowed; NULL when it was freed
+    cdef PipeEnd kept           # the peer, kept alive while it has a protocol (I7)
+    cdef Home home
+    cdef object protocol
+    cdef object context         # in which the protocol is called
+    cdef object error           # what connection_lost will say
+    cdef dict extra
+    cdef PipeStatistics stats
+    cdef Piece* first           # what the peer wrote and nobody took
+    cdef Piece* last
+    cdef Py_ssize_t size        # bytes in them (I1)
+    cdef Py_ssize_t high_water, low_water, max_chunk
+    cdef void* next_due         # PipeEnd behind this one in the home's queue
+    cdef uint8_t state
+    cdef uint8_t linked         # the peer takes what this end writes (I8)
+    cdef uint8_t made, eof_sent, eof_in, eof_told
+    cdef uint8_t reading_paused, protocol_paused
+    cdef uint8_t queued, busy
+    cdef uint8_t inline_, buffered, accepts_views
+
+# For Cython callers; each as the method of its name, in the pipe's own thread.
+cdef int pipe_write(PipeEnd end, object data) except -1
+cdef int pipe_close(PipeEnd end) except -1
+cdef int pipe_abort(PipeEnd end) except -1
+cdef object pipe_peek(PipeEnd end)
+cdef int pipe_consume(PipeEnd end, Py_ssize_t n) except -1

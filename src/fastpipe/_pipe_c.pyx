@@ -1,0 +1,1305 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, nonecheck=False, initializedcheck=False
+# cython: binding=False, embedsignature=False, freethreading_compatible=True
+"""The fast twin of `_pipe_py`, which explains what happens here and why; the names I1 to I8 are its invariants.
+
+The same calls make the same callbacks in the same order, with the same errors. What differs is how the books are kept:
+pieces are C structs that point into the bytes they hold a reference to, the queue of due ends is threaded through the
+ends themselves, and an idle end owns nothing but its fields. The fields are in `_pipe_c.pxd`.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.buffer cimport (
+    PyBUF_FULL_RO, PyBuffer_FillInfo, PyBuffer_IsContiguous, PyBuffer_Release, PyBuffer_ToContiguous,
+    PyObject_CheckBuffer, PyObject_GetBuffer,
+)
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.memoryview cimport PyMemoryView_Check, PyMemoryView_FromObject
+from cpython.number cimport PyNumber_Index
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from libc.string cimport memcpy
+
+import asyncio
+import time
+import warnings
+from weakref import WeakValueDictionary
+
+from fastpipe import _errors
+from fastpipe._errors import PipeBrokenError, PipeBusyError, PipeClosedError
+from fastpipe._facade import PipeEnd as _Facade
+from fastpipe._limits import TURN_BYTES as _TURN_BYTES, TURN_CALLS as _TURN_CALLS
+from fastpipe._limits import checked_limit, checked_max_chunk, water_marks
+from fastpipe._pool import Pool
+from fastpipe._socket import SENDFILE_FALLBACK, PipeSocket
+
+cdef extern from *:
+    """
+    #ifndef FASTPIPE_DEBUG
+    #define FASTPIPE_DEBUG 0
+    #endif
+    #ifdef Py_GIL_DISABLED
+    #define FASTPIPE_HAS_GIL 0
+    #else
+    #define FASTPIPE_HAS_GIL 1
+    #endif
+    """
+    const bint DEBUG "FASTPIPE_DEBUG"
+    const bint HAS_GIL "FASTPIPE_HAS_GIL"
+    unsigned long thread_ident "PyThread_get_thread_ident"() noexcept nogil
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
+    object PyContext_CopyCurrent()
+    Py_ssize_t PyNumber_AsSsize_t(object n, PyObject* overflow) except? -1  # NULL: clipped
+
+cdef extern from *:
+    """
+    static CYTHON_INLINE PyObject *fastpipe_view_base(PyObject *view) {
+        PyObject *base = PyMemoryView_GET_BASE(view);
+        if (base == NULL) base = Py_None;
+        Py_INCREF(base);
+        return base;
+    }
+    """
+    object fastpipe_view_base(object view)
+
+__all__ = ["Chunk", "ChunkPool", "PipeEnd", "PipeStatistics", "create_pipe"]
+
+cdef enum State:
+    OPEN = 0
+    BROKEN = 1
+    CLOSING = 2
+    LOST = 3
+
+cdef enum Event:                # the callback that is due: see `_next` in the Python twin
+    NONE = 0
+    CONNECT = 1
+    RESUME = 2
+    DELIVER = 3
+    TELL_EOF = 4
+    TELL_LOST = 5
+    LOST_UNHEARD = 6
+
+cdef tuple STATE_NAMES = ("open", "broken", "closing", "lost")
+cdef int TURN_CALLS = _TURN_CALLS
+cdef Py_ssize_t TURN_BYTES = _TURN_BYTES
+cdef int SPARE_PIECES = 64      # kept by a home for the next writes: 2 KiB at most
+
+cdef object get_running_loop = asyncio._get_running_loop
+cdef object require_running_loop = asyncio.get_running_loop
+cdef object BufferedProtocol = asyncio.BufferedProtocol
+cdef object monotonic = time.monotonic
+cdef bytes NO_BYTES = b""
+
+# What a debug build counts; never touched in others.
+cdef long long pairs_made = 0, ends_freed = 0, pieces_made = 0, pieces_freed = 0, views_made = 0, views_freed = 0
+
+
+def debug_counts():
+    """What a FASTPIPE_DEBUG=1 build has made and freed, as a dict; None in other builds."""
+    if not DEBUG:
+        return None
+    return {
+        "pairs_made": pairs_made, "ends_freed": ends_freed, "pieces_made": pieces_made, "pieces_freed": pieces_freed,
+        "views_made": views_made, "views_freed": views_freed,
+    }
+
+
+# ---- homes and turns: `_turn_py`
+
+cdef object homes = WeakValueDictionary()  # by id(loop): a home keeps its loop alive, so ids are unique
+cdef void* latest_home = NULL              # borrowed; the home that was asked for last, where a GIL guards it
+
+
+cdef class Home:
+    def __cinit__(self, loop=None):
+        self.loop = loop
+        self.call_soon = None if loop is None else loop.call_soon
+        self.thread = thread_ident()
+
+    def __dealloc__(self):
+        global latest_home
+        cdef Piece* piece
+        if latest_home == <void*>self:
+            latest_home = NULL
+        while self.spare != NULL:
+            piece = self.spare
+            self.spare = piece.next
+            PyMem_Free(piece)
+
+
+@cython.final
+@cython.no_gc_clear  # so that `home` is there when it is freed uncalled
+cdef class Turn:
+    cdef Home home
+
+    def __call__(self):
+        cdef Home home = self.home
+        self.home = None
+        if home is not None:
+            drain(home)
+
+    def __dealloc__(self):
+        if self.home is not None:
+            forget(self.home)
+
+    def __repr__(self):
+        return "<fastpipe turn>"
+
+
+cdef Home home_of(object loop):
+    global latest_home
+    cdef Home home
+    if HAS_GIL and latest_home != NULL and (<Home>latest_home).loop is loop:
+        return <Home>latest_home
+    home = homes.get(id(loop))
+    if home is None:
+        if loop.is_closed():
+            raise RuntimeError(_errors.LOOP_CLOSED)
+        home = homes.setdefault(id(loop), Home(loop))
+    if HAS_GIL:
+        latest_home = <void*>home
+    return home
+
+
+cdef inline void append_due(Home home, PipeEnd end) noexcept:
+    end.queued = True
+    Py_INCREF(end)
+    end.next_due = NULL
+    if home.last_due == NULL:
+        home.first_due = <void*>end
+    else:
+        (<PipeEnd>home.last_due).next_due = <void*>end
+    home.last_due = <void*>end
+
+
+cdef inline PipeEnd pop_due(Home home):
+    cdef PipeEnd end = <PipeEnd>home.first_due
+    home.first_due = end.next_due
+    if home.first_due == NULL:
+        home.last_due = NULL
+    end.next_due = NULL
+    end.queued = False
+    Py_DECREF(end)
+    return end
+
+
+cdef int wake_home(Home home, PipeEnd end) except -1:
+    append_due(home, end)
+    if not home.scheduled and not home.draining:
+        schedule(home)
+    return 0
+
+
+cdef int schedule(Home home) except -1:
+    cdef Turn turn = Turn.__new__(Turn)
+    home.scheduled = True
+    try:
+        home.call_soon(turn)
+    except BaseException:
+        forget(home)
+        raise
+    turn.home = home
+    return 0
+
+
+cdef void forget(Home home) noexcept:
+    home.scheduled = False
+    while home.first_due != NULL:
+        pop_due(home)
+
+
+cdef inline bint spent(Home home) noexcept:
+    return home.calls >= TURN_CALLS or home.bytes >= TURN_BYTES
+
+
+cdef int drain(Home home) except -1:
+    cdef PipeEnd end
+    home.scheduled = False
+    if home.draining:
+        return 0
+    home.thread = thread_ident()
+    home.draining = True
+    home.calls = 0
+    home.bytes = 0
+    try:
+        while home.first_due != NULL and not spent(home):
+            end = pop_due(home)
+            home.calls += 1
+            if step(end) and not end.queued and next_event(end) != NONE:
+                append_due(home, end)
+    finally:
+        home.draining = False
+        if home.first_due != NULL and not home.scheduled:
+            schedule(home)
+    return 0
+
+
+# ---- pieces
+
+cdef inline Piece* new_piece(Home home) except NULL:
+    global pieces_made
+    cdef Piece* piece = home.spare
+    if piece != NULL:
+        home.spare = piece.next
+        home.spares -= 1
+    else:
+        piece = <Piece*>PyMem_Malloc(sizeof(Piece))
+        if piece == NULL:
+            raise MemoryError()
+    piece.owner = NULL
+    piece.next = NULL
+    if DEBUG:
+        pieces_made += 1
+    return piece
+
+
+cdef inline void free_piece(Home home, Piece* piece) noexcept:
+    # The owner last: freeing it may call anything.
+    global pieces_freed
+    cdef void* owner = piece.owner
+    if home.spares < SPARE_PIECES:
+        piece.next = home.spare
+        home.spare = piece
+        home.spares += 1
+    else:
+        PyMem_Free(piece)
+    if DEBUG:
+        pieces_freed += 1
+    Py_XDECREF(<PyObject*>owner)
+
+
+cdef inline Piece* bytes_piece(Home home, object data) except NULL:
+    cdef Piece* piece = new_piece(home)
+    Py_INCREF(data)
+    piece.owner = <void*>data
+    piece.start = PyBytes_AS_STRING(data)
+    piece.length = PyBytes_GET_SIZE(data)
+    return piece
+
+
+cdef Piece* piece_of(Home home, object data) except? NULL:
+    """`immutable` of the Python twin: NULL for empty data; one copy of what may change. Raises TypeError."""
+    cdef Py_buffer buffer
+    cdef Piece* piece
+    cdef object base, owner
+    cdef bint kept
+    if PyBytes_CheckExact(data):
+        return bytes_piece(home, data) if PyBytes_GET_SIZE(data) else NULL
+    if not PyObject_CheckBuffer(data):
+        raise _errors.not_bytes_like(data)
+    PyObject_GetBuffer(data, &buffer, PyBUF_FULL_RO)
+    try:
+        if buffer.len == 0:
+            return NULL
+        base = fastpipe_view_base(data) if PyMemoryView_Check(data) else <object>buffer.obj
+        if PyBytes_CheckExact(base):
+            owner = base
+            kept = True
+        elif type(base) is Chunk and buffer.readonly:
+            owner = None
+            kept = True
+        else:
+            kept = False
+        if not kept or not PyBuffer_IsContiguous(&buffer, b"C"):
+            owner = PyBytes_FromStringAndSize(NULL, buffer.len)
+            PyBuffer_ToContiguous(PyBytes_AS_STRING(owner), &buffer, buffer.len, b"C")
+            return bytes_piece(home, owner)
+        if owner is None:
+            owner = PyMemoryView_FromObject(data)
+            if buffer.ndim != 1 or buffer.itemsize != 1:
+                owner = owner.cast("B")
+        piece = new_piece(home)
+        Py_INCREF(owner)
+        piece.owner = <void*>owner
+        piece.start = <const char*>buffer.buf
+        piece.length = buffer.len
+        return piece
+    finally:
+        PyBuffer_Release(&buffer)
+
+
+cdef object piece_bytes(Piece* piece, Py_ssize_t length):
+    """The first bytes of a piece, exact: the very object where it is the whole of one."""
+    cdef object owner = <object>piece.owner
+    if PyBytes_CheckExact(owner) and length == PyBytes_GET_SIZE(owner):
+        return owner
+    return PyBytes_FromStringAndSize(piece.start, length)
+
+
+cdef object piece_view(Piece* piece, Py_ssize_t length):
+    """The first bytes of a piece, in place."""
+    cdef object owner = <object>piece.owner
+    cdef object view = PyMemoryView_FromObject(owner)
+    cdef const char* base
+    cdef Py_ssize_t whole, start
+    cdef Py_buffer buffer
+    if PyBytes_CheckExact(owner):
+        base = PyBytes_AS_STRING(owner)
+        whole = PyBytes_GET_SIZE(owner)
+    else:
+        PyObject_GetBuffer(view, &buffer, PyBUF_FULL_RO)
+        base = <const char*>buffer.buf
+        whole = buffer.len
+        PyBuffer_Release(&buffer)
+    start = piece.start - base
+    if start == 0 and length == whole:
+        return view
+    return view[start:start + length]
+
+
+cdef void drop_waiting(PipeEnd end) noexcept:
+    cdef Piece* piece = end.first
+    cdef Piece* following
+    end.first = NULL
+    end.last = NULL
+    end.size = 0  # I1
+    while piece != NULL:
+        following = piece.next
+        free_piece(end.home, piece)
+        piece = following
+
+
+cdef int taken(PipeEnd end, Py_ssize_t n, int deliveries) except -1:
+    """n bytes, at least 1, have left the pipe: keep the books, and let a paused writer know."""
+    cdef Piece* piece
+    cdef PipeEnd writer
+    if end.stats is not None:
+        end.stats.bytes_read += n
+        end.stats.chunks_read += deliveries
+    end.size -= n  # I1
+    while n > 0:
+        piece = end.first
+        if n < piece.length:
+            piece.start += n
+            piece.length -= n
+            break
+        n -= piece.length
+        end.first = piece.next
+        if end.first == NULL:
+            end.last = NULL
+        free_piece(end.home, piece)
+    if end.linked:
+        writer = <PipeEnd>end.peer
+        if writer.protocol_paused and end.size <= writer.low_water:
+            wake(writer)
+    return 0
+
+
+cdef Py_ssize_t fill(PipeEnd end, char* target, Py_ssize_t space) except -1:
+    """Copy what waits to `target` and take it: as much as fits."""
+    cdef Py_ssize_t filled = 0, n
+    cdef Piece* piece = end.first
+    while piece != NULL and filled < space:
+        n = min(piece.length, space - filled)
+        memcpy(target + filled, piece.start, n)
+        filled += n
+        piece = piece.next
+    if filled:
+        taken(end, filled, 1)
+    return filled
+
+
+# ---- what is due, and how it is made
+
+cdef inline PipeEnd link(PipeEnd end):
+    return <PipeEnd>end.peer if end.linked else None
+
+
+cdef inline Py_ssize_t unread(PipeEnd end) noexcept:
+    return (<PipeEnd>end.peer).size if end.linked else 0
+
+
+cdef inline void unlink(PipeEnd end) noexcept:
+    end.linked = False
+    end.kept = None
+
+
+cdef inline Event next_event(PipeEnd end) noexcept:
+    if end.protocol is None:
+        return LOST_UNHEARD if end.state == CLOSING else NONE
+    if not end.made:
+        return CONNECT
+    if end.state == OPEN:
+        if end.protocol_paused and unread(end) <= end.low_water:
+            return RESUME
+        if not end.reading_paused:
+            if end.first != NULL:
+                return DELIVER
+            if end.eof_in and not end.eof_told:
+                return TELL_EOF
+        return NONE
+    if end.state == BROKEN and end.first != NULL and not end.reading_paused:
+        return DELIVER
+    return NONE if end.state == LOST else TELL_LOST
+
+
+cdef int wake(PipeEnd end) except -1:
+    if not end.queued and end.home.loop is not None and next_event(end) != NONE:  # I4
+        wake_home(end.home, end)
+    return 0
+
+
+cdef int wake_quietly(PipeEnd end) except -1:
+    try:
+        wake(end)
+    except RuntimeError:
+        lost_unheard(end)
+        if end.state == LOST:
+            end.protocol = None
+            end.context = None
+    return 0
+
+
+cdef bint step(PipeEnd end) except -1:
+    """Make the callback that is due first; False where none was."""
+    cdef Event event = next_event(end)
+    if event == DELIVER:
+        deliver(end)
+    elif event == NONE:
+        return False
+    elif event == CONNECT:
+        connect(end)
+    elif event == RESUME:
+        resume_protocol(end)
+    elif event == TELL_EOF:
+        tell_eof(end)
+    elif event == TELL_LOST:
+        tell_lost(end)
+    else:
+        lost_unheard(end)
+    return True
+
+
+cdef inline int enter(PipeEnd end, object context) except -1:
+    PyContext_Enter(context)
+    end.busy = True
+    return 0
+
+
+cdef inline int leave(PipeEnd end, object context) except -1:
+    end.busy = False
+    PyContext_Exit(context)
+    return 0
+
+
+cdef object call(PipeEnd end, object protocol, str name, tuple args):
+    """A callback that is not made for every piece. (Inside another of this end the context is entered already.)"""
+    cdef object callback = getattr(protocol, name)
+    cdef object context = end.context
+    if end.busy:
+        return callback(*args)
+    enter(end, context)
+    try:
+        return callback(*args)
+    finally:
+        leave(end, context)
+
+
+cdef int report(PipeEnd end, object error, str message) except -1:
+    end.home.loop.call_exception_handler(
+        {"message": message, "exception": error, "transport": end, "protocol": end.protocol})
+    return 0
+
+
+cdef int fatal(PipeEnd end, object error, str message) except -1:
+    report(end, error, message)
+    if end.state == OPEN:
+        finish(end, BROKEN, error, True)
+    else:
+        drop_waiting(end)
+    return 0
+
+
+cdef int connect(PipeEnd end) except -1:
+    cdef object context = end.context
+    end.made = True  # I3
+    try:
+        enter(end, context)
+        try:
+            end.protocol.connection_made(end)
+        finally:
+            leave(end, context)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        fatal(end, error, "Fatal error: protocol.connection_made() call failed.")
+    if not end.protocol_paused and unread(end) > end.high_water:
+        pause_protocol(end)
+    return 0
+
+
+cdef int pause_protocol(PipeEnd end) except -1:
+    if end.state != OPEN or end.protocol is None or not end.made:
+        return 0
+    end.protocol_paused = True
+    if end.stats is not None:
+        stats_pause(end.stats)
+    try:
+        call(end, end.protocol, "pause_writing", ())
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        report(end, error, "protocol.pause_writing() failed")
+    if end.inline_:
+        wake(end)
+    return 0
+
+
+cdef int resume_protocol(PipeEnd end) except -1:
+    end.protocol_paused = False
+    if end.stats is not None:
+        stats_resume(end.stats)
+    try:
+        call(end, end.protocol, "resume_writing", ())
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        report(end, error, "protocol.resume_writing() failed")
+    return 0
+
+
+cdef int deliver_inline(PipeEnd end) except -1:
+    cdef Home home = end.home
+    if end.busy or end.queued:
+        return 0
+    if not home.draining and not home.depth:
+        home.calls = 0
+        home.bytes = 0
+    home.depth += 1
+    try:
+        while end.made and next_event(end) == DELIVER and not spent(home):
+            home.calls += 1
+            deliver(end)
+    finally:
+        home.depth -= 1
+        wake(end)
+    return 0
+
+
+cdef int deliver(PipeEnd end) except -1:
+    while True:
+        if end.buffered:
+            deliver_buffer(end)
+        else:
+            deliver_data(end)
+        if not end.inline_ or end.queued or end.first == NULL or spent(end.home):
+            return 0
+        if next_event(end) != DELIVER:
+            return 0
+        end.home.calls += 1
+
+
+cdef int deliver_data(PipeEnd end) except -1:
+    cdef Piece* piece = end.first
+    cdef Py_ssize_t n = min(piece.length, end.max_chunk)
+    cdef object data = piece_view(piece, n) if end.accepts_views else piece_bytes(piece, n)
+    cdef object protocol = end.protocol
+    cdef object context = end.context
+    taken(end, n, 1)  # I6
+    end.home.bytes += n
+    try:
+        if end.busy:
+            protocol.data_received(data)
+        else:
+            enter(end, context)
+            try:
+                protocol.data_received(data)
+            finally:
+                leave(end, context)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        fatal(end, error, "Fatal error: protocol.data_received() call failed.")
+    return 0
+
+
+cdef int deliver_buffer(PipeEnd end) except -1:
+    cdef object protocol = end.protocol
+    cdef Py_buffer view
+    cdef Py_ssize_t n
+    try:
+        buffer = call(end, protocol, "get_buffer", (min(end.size, end.max_chunk),))
+        writable(buffer, &view)
+        if view.len == 0:
+            PyBuffer_Release(&view)
+            raise RuntimeError(_errors.EMPTY_BUFFER)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        fatal(end, error, "Fatal error: protocol.get_buffer() call failed.")
+        return 0
+    try:
+        n = fill(end, <char*>view.buf, min(view.len, end.max_chunk))
+    finally:
+        PyBuffer_Release(&view)
+    if n == 0 or end.protocol is None:
+        return 0
+    end.home.bytes += n
+    try:
+        call(end, end.protocol, "buffer_updated", (n,))
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        fatal(end, error, "Fatal error: protocol.buffer_updated() call failed.")
+    return 0
+
+
+cdef int tell_eof(PipeEnd end) except -1:
+    end.eof_told = True
+    try:
+        keep_open = bool(call(end, end.protocol, "eof_received", ()))
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        fatal(end, error, "Fatal error: protocol.eof_received() call failed.")
+        return 0
+    if not keep_open and end.state == OPEN:
+        finish(end, CLOSING, None, False)
+    return 0
+
+
+cdef int tell_lost(PipeEnd end) except -1:
+    cdef object error = end.error
+    cdef object protocol = end.protocol
+    lost_unheard(end)
+    try:
+        call(end, protocol, "connection_lost", (error,))
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as raised:
+        report(end, raised, "protocol.connection_lost() failed")
+    finally:
+        end.protocol = None
+        end.context = None
+    return 0
+
+
+cdef int lost_unheard(PipeEnd end) except -1:
+    if end.state != OPEN:
+        end.state = LOST  # I3
+        drop_waiting(end)
+        unlink(end)
+        if end.stats is not None and end.protocol_paused:
+            stats_resume(end.stats)
+    return 0
+
+
+# ---- ending
+
+cdef int finish(PipeEnd end, State state, object error, bint aborting) except -1:
+    cdef PipeEnd peer = link(end)
+    end.state = state
+    end.error = error
+    drop_waiting(end)
+    if aborting:
+        unlink(end)
+    if peer is not None:
+        unlink(peer)  # I8
+        if aborting:
+            break_end(peer, PipeBrokenError(_errors.PEER_ABORTED), True)
+        else:
+            peer.eof_in = True
+            wake_quietly(peer)
+    if end.protocol is None and state == CLOSING:
+        end.state = LOST
+        unlink(end)
+    wake_quietly(end)
+    return 0
+
+
+cdef int break_end(PipeEnd end, object error, bint drop) except -1:
+    if end.state == OPEN:
+        end.state = BROKEN
+        end.error = error
+        unlink(end)
+    if drop:
+        drop_waiting(end)
+    wake_quietly(end)
+    return 0
+
+
+cdef int pipe_close(PipeEnd end) except -1:
+    check_thread(end)
+    if end.state == OPEN:
+        finish(end, CLOSING, None, False)
+    return 0
+
+
+cdef int pipe_abort(PipeEnd end) except -1:
+    cdef PipeEnd peer
+    check_thread(end)
+    if end.state == OPEN:
+        finish(end, CLOSING, None, True)
+    elif end.state == CLOSING and unread(end):
+        peer = link(end)
+        unlink(end)
+        break_end(peer, PipeBrokenError(_errors.PEER_ABORTED), True)
+    return 0
+
+
+# ---- writing and reading
+
+cdef inline int check_thread(PipeEnd end) except -1:
+    if end.home is None or thread_ident() != end.home.thread:  # None: the garbage collector is taking it apart
+        raise RuntimeError(_errors.WRONG_THREAD)
+    return 0
+
+
+cdef int pipe_write(PipeEnd end, object data) except -1:
+    cdef Piece* piece
+    check_thread(end)
+    if not PyBytes_CheckExact(data):
+        piece = piece_of(end.home, data)
+        if end.eof_sent or piece == NULL or end.state != OPEN:
+            if piece != NULL:
+                free_piece(end.home, piece)
+            if end.eof_sent:
+                raise RuntimeError(_errors.WRITE_AFTER_EOF)
+            return 0
+    elif end.eof_sent:
+        raise RuntimeError(_errors.WRITE_AFTER_EOF)
+    elif PyBytes_GET_SIZE(data) == 0 or end.state != OPEN:
+        return 0
+    else:
+        piece = bytes_piece(end.home, data)
+    return send(end, piece)
+
+
+cdef int send(PipeEnd end, Piece* pieces) except -1:
+    """Queue a list of pieces, at least one, at the peer. They are its own from here on, also where this raises."""
+    cdef PipeEnd peer
+    cdef Piece* piece = NULL
+    cdef Home home = end.home
+    if not end.linked:  # I8
+        while pieces != NULL:
+            piece = pieces
+            pieces = piece.next
+            free_piece(home, piece)
+        break_end(end, PipeBrokenError(_errors.PEER_GONE), False)
+        return 0
+    peer = <PipeEnd>end.peer
+    if peer.last == NULL:
+        peer.first = pieces
+    else:
+        peer.last.next = pieces
+    while pieces != NULL:
+        piece = pieces
+        pieces = piece.next
+        peer.size += piece.length
+        if end.stats is not None:
+            end.stats.chunks_written += 1
+            end.stats.bytes_written += piece.length
+    peer.last = piece
+    if peer.protocol is not None and not peer.reading_paused:
+        if peer.inline_:
+            deliver_inline(peer)
+        elif not peer.queued:
+            wake_home(home, peer)
+    if not end.protocol_paused and unread(end) > end.high_water:
+        pause_protocol(end)
+    return 0
+
+
+cdef int check_reader(PipeEnd end) except -1:
+    check_thread(end)
+    if end.protocol is not None:
+        raise PipeBusyError(_errors.READ_BUSY)
+    if end.first == NULL and end.state != OPEN:
+        if isinstance(end.error, PipeBrokenError):
+            raise PipeBrokenError(*end.error.args)
+        raise PipeClosedError(_errors.READ_CLOSED)
+    return 0
+
+
+cdef object pipe_peek(PipeEnd end):
+    check_reader(end)
+    if end.first == NULL:
+        return PyMemoryView_FromObject(NO_BYTES)
+    return piece_view(end.first, end.first.length)
+
+
+cdef int pipe_consume(PipeEnd end, Py_ssize_t n) except -1:
+    check_reader(end)
+    if not 0 <= n <= end.size:
+        raise _errors.past_the_end(n, end.size)
+    if n:
+        taken(end, n, 1)
+    return 0
+
+
+cdef int writable(object buffer, Py_buffer* view) except -1:
+    """Acquire a writable, C-contiguous buffer; the caller releases it. Raises TypeError."""
+    if not PyObject_CheckBuffer(buffer):
+        raise _errors.not_writable(buffer)
+    PyObject_GetBuffer(buffer, view, PyBUF_FULL_RO)
+    try:
+        if view.readonly:
+            raise _errors.not_writable(buffer)
+        if not PyBuffer_IsContiguous(view, b"C"):
+            raise TypeError(_errors.NOT_CONTIGUOUS)
+    except BaseException:
+        PyBuffer_Release(view)
+        raise
+    return 0
+
+
+# ---- the types
+
+@cython.final
+cdef class PipeStatistics:
+    """What one end has sent and taken since `collect_statistics` was first called; counts on by itself."""
+
+    def __cinit__(self):
+        self.paused_at = -1
+
+    @property
+    def paused_s(self):
+        """Seconds between pause_writing and resume_writing (or the end), a pause that lasts included."""
+        cdef double running = 0.0 if self.paused_at < 0 else <double>monotonic() - self.paused_at
+        return self.past_s + running
+
+
+cdef int stats_pause(PipeStatistics stats) except -1:
+    stats.pauses += 1
+    stats.paused_at = monotonic()
+    return 0
+
+
+cdef int stats_resume(PipeStatistics stats) except -1:
+    stats.past_s = stats.paused_s
+    stats.paused_at = -1
+    return 0
+
+
+@cython.final
+cdef class PipeEnd:
+    """One end of a pipe: an asyncio.Transport, or without a protocol a byte stream that is read by hand.
+
+    Its methods are described in the Python twin, `_pipe_py`.
+    """
+
+    _start_tls_compatible = True
+    _sendfile_compatible = SENDFILE_FALLBACK
+
+    def __cinit__(self):
+        self.home = nowhere
+        self.state = LOST
+
+    def __init__(self):
+        raise TypeError(_errors.MADE_ELSEWHERE)
+
+    @property
+    def __class__(self):
+        return _Facade
+
+    @property
+    def _protocol_paused(self):
+        return bool(self.protocol_paused)
+
+    # writing
+
+    def write(self, data, /):
+        """Send bytes. data: bytes-like; `bytes`, views of them or of a Chunk go by reference, else copied now."""
+        pipe_write(self, data)
+
+    def writelines(self, list_of_data, /):
+        """`write` for each item, all or nothing: an item without a buffer raises before any is sent."""
+        cdef Piece* first = NULL
+        cdef Piece* last = NULL
+        cdef Piece* piece
+        check_thread(self)
+        try:
+            for data in list_of_data:
+                piece = piece_of(self.home, data)
+                if piece == NULL:
+                    continue
+                if last == NULL:
+                    first = piece
+                else:
+                    last.next = piece
+                last = piece
+            if self.eof_sent:
+                raise RuntimeError(_errors.WRITE_AFTER_EOF)
+            if first != NULL and self.state == OPEN:
+                piece = first
+                first = NULL
+                send(self, piece)
+        finally:
+            while first != NULL:
+                piece = first
+                first = piece.next
+                free_piece(self.home, piece)
+
+    def can_write_eof(self):
+        """True."""
+        return True
+
+    def write_eof(self):
+        """Half-close: the peer gets eof_received after all bytes; this end still reads."""
+        cdef PipeEnd peer
+        check_thread(self)
+        if self.state != OPEN or self.eof_sent:
+            return
+        self.eof_sent = True
+        peer = link(self)
+        if peer is not None:
+            peer.eof_in = True
+            wake(peer)
+
+    def get_write_buffer_size(self):
+        """Bytes that the peer has not taken yet."""
+        return unread(self)
+
+    def get_write_buffer_limits(self):
+        """(low, high) water marks in bytes."""
+        return self.low_water, self.high_water
+
+    def set_write_buffer_limits(self, high=None, low=None):
+        """Set the marks in bytes; asyncio's defaults: 64 KiB, and a quarter of high."""
+        check_thread(self)
+        self.high_water, self.low_water = water_marks(high, low)
+        if not self.protocol_paused and unread(self) > self.high_water:
+            pause_protocol(self)
+        elif self.state == OPEN:
+            wake(self)
+
+    # ending
+
+    def is_closing(self):
+        """Whether this end was closed, aborted or broken."""
+        return self.state != OPEN
+
+    def close(self):
+        """End both directions: what was written arrives, then EOF; what waits here is dropped."""
+        pipe_close(self)
+
+    def abort(self):
+        """End both directions at once: untaken bytes are dropped, the peer gets PipeBrokenError."""
+        pipe_abort(self)
+
+    def __del__(self):
+        if self.state != OPEN and self.peer == NULL:
+            return
+        if self.state == OPEN:
+            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, stacklevel=1, source=self)
+        if self.home.thread == thread_ident() or self.home.loop is None:
+            abandon(self)
+        elif not self.home.loop.is_closed():  # back to its own thread, where it is also freed
+            self.home.loop.call_soon_threadsafe(self._abandon)
+
+    def _abandon(self):
+        abandon(self)
+
+    def __dealloc__(self):
+        global ends_freed
+        sever(self)
+        free_waiting(self)
+        if DEBUG:
+            ends_freed += 1
+
+    # protocol
+
+    def set_protocol(self, protocol, /):
+        """Have `protocol` called from now on, in a copy of this context; the first one gets connection_made."""
+        cdef PipeEnd peer
+        if self.home is None or self.home is nowhere:
+            raise RuntimeError(_errors.WRONG_THREAD)
+        if self.home.loop is None:
+            move_in(self, require_running_loop())
+        elif thread_ident() != self.home.thread:
+            raise RuntimeError(_errors.WRONG_THREAD)
+        elif self.home.loop.is_closed():
+            raise RuntimeError(_errors.LOOP_CLOSED)
+        if self.state == LOST:
+            return
+        self.protocol = protocol
+        self.context = None if protocol is None else PyContext_CopyCurrent()
+        self.buffered = isinstance(protocol, BufferedProtocol)
+        self.accepts_views = bool(getattr(protocol, "accepts_views", False))
+        peer = link(self)
+        if peer is not None and peer.state == OPEN:
+            peer.kept = None if protocol is None else self  # I7
+        wake(self)
+
+    def get_protocol(self):
+        """The protocol; None before the first and after connection_lost."""
+        return self.protocol
+
+    def pause_reading(self):
+        """No data and no EOF for the protocol until resume_reading."""
+        check_thread(self)
+        if self.state == OPEN:
+            self.reading_paused = True
+
+    def resume_reading(self):
+        """Deliver again, from the loop."""
+        check_thread(self)
+        if self.state == OPEN and self.reading_paused:
+            self.reading_paused = False
+            wake(self)
+
+    def is_reading(self):
+        """Whether this end is open and reading is not paused."""
+        return self.state == OPEN and not self.reading_paused
+
+    def get_extra_info(self, name, default=None):
+        """`socket` (a stand-in without a descriptor), `peername`, `sockname` ('' unless set), and what was set."""
+        if self.extra is not None and name in self.extra:
+            return self.extra[name]
+        if name in ("peername", "sockname"):
+            return ""
+        if name == "socket":
+            return PipeSocket(self.get_extra_info("sockname"), self.get_extra_info("peername"))
+        return default
+
+    def set_extra_info(self, name, value, /):
+        """Have get_extra_info(name) give `value`; for whoever makes the pipe."""
+        if self.extra is None:
+            self.extra = {}
+        self.extra[name] = value
+
+    def collect_statistics(self):
+        """The counts of this end, which begin with the first such call. Costs nothing until then."""
+        if self.stats is None:
+            self.stats = PipeStatistics()
+            if self.protocol_paused:
+                stats_pause(self.stats)
+        return self.stats
+
+    # reading by hand
+
+    def peek(self):
+        """The next bytes, in place: valid and unchanged for as long as the view is held. Empty where nothing waits."""
+        return pipe_peek(self)
+
+    def consume(self, n, /):
+        """Take n bytes, 0 to all that wait. Raises ValueError for another count."""
+        n = PyNumber_Index(n)
+        check_reader(self)
+        if not 0 <= n <= self.size:
+            raise _errors.past_the_end(n, self.size)
+        if n:
+            taken(self, n, 1)
+
+    def read(self, n=-1, /):
+        """Take up to n bytes (-1: all that wait) and give them; the very object where it is one."""
+        cdef Py_ssize_t count = PyNumber_AsSsize_t(n, NULL)
+        cdef object data
+        check_reader(self)
+        if count < 0 or count > self.size:
+            count = self.size
+        if count == 0:
+            return NO_BYTES
+        if count == self.first.length:
+            data = piece_bytes(self.first, count)
+            taken(self, count, 1)
+        else:
+            data = PyBytes_FromStringAndSize(NULL, count)
+            fill(self, PyBytes_AS_STRING(data), count)
+        return data
+
+    def readinto(self, buffer, /):
+        """Take as many bytes as wait and fit, into `buffer` (writable, C-contiguous); their count."""
+        cdef Py_buffer view
+        writable(buffer, &view)
+        try:
+            check_reader(self)
+            return fill(self, <char*>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    def at_eof(self):
+        """Whether all was taken and the peer writes no more. False once this end is closed or broken: reads raise."""
+        return self.state == OPEN and self.eof_in and self.first == NULL
+
+    def __repr__(self):
+        return f"<fastpipe.PipeEnd {STATE_NAMES[self.state]} waiting={self.size} unread={unread(self)}>"
+
+
+cdef int abandon(PipeEnd end) except -1:
+    end.protocol = None
+    end.context = None
+    if end.state == OPEN:
+        finish(end, CLOSING, None, False)
+    sever(end)
+    return 0
+
+
+cdef void sever(PipeEnd end) noexcept:
+    """The two ends know each other no more: one of them is being freed."""
+    if end.peer != NULL:
+        (<PipeEnd>end.peer).peer = NULL
+        (<PipeEnd>end.peer).linked = False
+        end.peer = NULL
+        end.linked = False
+
+
+cdef void free_waiting(PipeEnd end) noexcept:
+    """`drop_waiting` for an end that is being freed: its home may be gone before it."""
+    global pieces_freed
+    cdef Piece* piece
+    while end.first != NULL:
+        piece = end.first
+        end.first = piece.next
+        Py_XDECREF(<PyObject*>piece.owner)
+        PyMem_Free(piece)
+        if DEBUG:
+            pieces_freed += 1
+
+
+cdef int move_in(PipeEnd end, object loop) except -1:
+    cdef PipeEnd peer = link(end)
+    end.home = home_of(loop)
+    if peer is not None:
+        peer.home = end.home
+    return 0
+
+
+cdef Home nowhere = Home()  # where an end is that create_pipe has not made: no thread may call it
+nowhere.thread = 0
+
+
+cdef inline PipeEnd new_end(Home home, Py_ssize_t high, bint inline, Py_ssize_t max_chunk):
+    cdef PipeEnd end = PipeEnd.__new__(PipeEnd)
+    end.home = home
+    end.high_water = high
+    end.low_water = high // 4
+    end.max_chunk = max_chunk
+    end.inline_ = inline
+    end.linked = True
+    end.state = OPEN
+    return end
+
+
+def create_pipe(*, limit=65536, inline=False, max_chunk=262144, loop=None):
+    """Two connected transports in memory; what is written to one arrives at the other.
+
+    limit: high-water mark of each direction in bytes, 0 to sys.maxsize; low is a quarter. inline: deliver within
+    `write`. max_chunk: the most one data_received brings, in bytes, at least 1; None: every write whole. loop: the loop
+    that calls protocols; None: the running one, or none until `set_protocol`. Raises TypeError, ValueError;
+    RuntimeError where the loop is closed. The pipe belongs to this thread (or the loop's, once it runs).
+    """
+    global pairs_made
+    cdef Py_ssize_t high = checked_limit(limit) if limit is not 65536 else 65536
+    cdef Py_ssize_t chunk = checked_max_chunk(max_chunk)
+    cdef Home home
+    cdef PipeEnd first, second
+    if loop is None:
+        loop = get_running_loop()
+    home = Home() if loop is None else home_of(loop)
+    first = new_end(home, high, inline, chunk)
+    second = new_end(home, high, inline, chunk)
+    first.peer = <void*>second
+    second.peer = <void*>first
+    if DEBUG:
+        pairs_made += 1
+    return first, second
+
+
+# ---- receive buffers: `_chunk_py`
+
+@cython.final
+cdef class Tail:
+    """The free rest of a Chunk, as an exporter of its own: what is written into is no view of the Chunk."""
+
+    cdef Chunk chunk
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        cdef Chunk chunk = self.chunk
+        PyBuffer_FillInfo(buffer, self, chunk.storage + chunk.used, chunk.capacity - chunk.used, False, flags)
+        chunk.exports += 1
+
+    def __releasebuffer__(self, Py_buffer* buffer):
+        self.chunk.exports -= 1
+
+
+@cython.final
+cdef class Chunk:
+    """A receive buffer that is filled from the front and read-only behind that.
+
+    size: bytes it holds, at least 1. Received bytes go into `writable()`, then `commit(n)` makes the first n of them
+    permanent and gives their read-only view. What has been committed doesn't change while any view of the chunk lives;
+    `clear()` makes it empty again, and refuses while one does. Views of it pass through a pipe by reference.
+    """
+
+    def __cinit__(self, size):
+        cdef Py_ssize_t n = PyNumber_Index(size)
+        if n < 1:
+            raise ValueError(f"a Chunk holds at least 1 byte, not {n}")
+        self.storage = <char*>PyMem_Malloc(n)
+        if self.storage == NULL:
+            raise MemoryError()
+        self.capacity = n
+
+    def __dealloc__(self):
+        PyMem_Free(self.storage)
+
+    @property
+    def size(self):
+        """Bytes it can hold."""
+        return self.capacity
+
+    @property
+    def filled(self):
+        """Bytes committed so far."""
+        return self.used
+
+    @property
+    def in_use(self):
+        """Whether a view of it is alive, a writable one included."""
+        return self.exports > 0
+
+    def writable(self):
+        """The free rest, to receive into. Release it, or drop it, before the chunk is to be reused."""
+        cdef Tail tail = Tail.__new__(Tail)
+        tail.chunk = self
+        return PyMemoryView_FromObject(tail)
+
+    def commit(self, n, /):
+        """Keep the first n bytes of the free rest, 0 to what is free; gives a read-only view of them."""
+        cdef Py_ssize_t start = self.used
+        cdef Py_ssize_t free = self.capacity - start
+        n = PyNumber_Index(n)
+        if not 0 <= n <= free:
+            raise ValueError(f"cannot commit {n} bytes: {free} are free")
+        self.used = start + <Py_ssize_t>n
+        return PyMemoryView_FromObject(self)[start:self.used]
+
+    def view(self, start=0, stop=None):
+        """A read-only view of committed bytes, `start` to `stop` as in a slice of them."""
+        return PyMemoryView_FromObject(self)[start:stop]
+
+    def clear(self):
+        """Forget what was committed, to receive anew. Raises BufferError while a view is alive."""
+        if self.exports:
+            raise BufferError("a view of this Chunk is alive")
+        self.used = 0
+
+    def __len__(self):
+        return self.used
+
+    def __bytes__(self):
+        return PyBytes_FromStringAndSize(self.storage, self.used)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        global views_made
+        PyBuffer_FillInfo(buffer, self, self.storage, self.used, True, flags)
+        self.exports += 1
+        if DEBUG:
+            views_made += 1
+
+    def __releasebuffer__(self, Py_buffer* buffer):
+        global views_freed
+        self.exports -= 1
+        if DEBUG:
+            views_freed += 1
+
+    def __repr__(self):
+        return f"<fastpipe.Chunk {self.used} of {self.capacity} bytes>"
+
+
+class ChunkPool(Pool):
+    """Chunks of one size, each given out again only when its last view has gone."""
+
+    make = Chunk
