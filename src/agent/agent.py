@@ -213,7 +213,7 @@ class Agent:
             raise ConfigError("hub_token_file", path, f"must be a readable file ({error.strerror})") from None
         if not token or any(not 0x21 <= byte <= 0x7E for byte in token):
             raise ConfigError("hub_token_file", path, "must hold one token of visible ASCII")
-        return [("authorization", b"Bearer " + token)]
+        return [("authorization", f"Bearer {token.decode('ascii')}")]
 
 
 def _or_last_good(read: Callable[[], T], last: T) -> T:
