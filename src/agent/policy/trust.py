@@ -22,6 +22,7 @@ __all__ = ["CertificateProvider", "FileTrust", "client_context", "parse_certific
 _BLOCK = re.compile(
     rb"-----BEGIN (?P<label>[^\r\n]*?)-----(?:(?P<base64>[A-Za-z0-9+/=\s]*)-----END (?P=label)-----)?"
 )
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
 
 
 @runtime_checkable
@@ -97,7 +98,10 @@ def parse_certificates(pem: bytes, name: str = "the file") -> list[bytes]:
         if block["base64"] is None:
             raise ValueError(f"{where} must be base64 up to an END CERTIFICATE line")
         try:
-            der = binascii.a2b_base64(b"".join(block["base64"].split()), strict_mode=True)
+            text = b"".join(block["base64"].split())
+            if len(text) % 4 or not _BASE64.fullmatch(text):  # a2b_base64's strict_mode lets some padding through
+                raise ValueError("its base64 is broken")
+            der = binascii.a2b_base64(text)
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=der)
         except (binascii.Error, ssl.SSLError, ValueError) as error:
             raise ValueError(f"{where} must be a valid certificate ({error})") from None

@@ -1,0 +1,360 @@
+"""The command line as a process: what it prints where, which code it exits with, and what signals do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "agent"]
+RUN = ["run", "--hub-address", "h:1", "--cluster-name", "c1"]
+ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "KUBERNETES_"))}
+
+
+def finished(
+    *arguments: str, environ: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A command run to its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, env=ENVIRON | (environ or {}), cwd=cwd,
+        check=False,
+    )  # fmt: skip
+
+
+class Running:
+    """A command that serves, its standard output read line by line, its log kept in a file."""
+
+    def __init__(self, arguments: list[str], log: Path, command: list[str] = COMMAND) -> None:
+        self._log = log
+        with log.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [*command, *arguments], stdout=subprocess.PIPE, stderr=errors, env=ENVIRON, text=True
+            )
+
+    def line(self) -> str:
+        """The next line of standard output, "" at its end."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip("\n")
+
+    def logged(self, text: str, timeout_s: float = 20.0) -> None:
+        """Wait until the log has a text."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.log:
+            assert time.monotonic() < deadline, f"{text!r} isn't in:\n{self.log}"
+            assert self.process.poll() is None or text in self.log, self.log
+            time.sleep(0.01)
+
+    def ends(self, timeout_s: float = 20.0) -> int:
+        """The exit code, once the process has ended by itself."""
+        return self.process.wait(timeout_s)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+
+@contextlib.contextmanager
+def running(log: Path, *arguments: str, command: list[str] = COMMAND) -> Iterator[Running]:
+    started = Running(list(arguments), log, command)
+    try:
+        yield started
+    finally:
+        started.process.kill()
+        started.process.wait()
+        assert started.process.stdout is not None
+        started.process.stdout.close()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+# Usage and configuration ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run"], ["hub_address", "AGENT_HUB_ADDRESS", "cluster_name", "--cluster-name"]),
+        (
+            ["run", "--hub-address", "hub", "--cluster-name", "C_1"],
+            ["hub_address (from --hub-address)", "HOST:PORT", "RFC 1123"],
+        ),
+        (
+            [*RUN, "--memory-comm-buffer-size", "1", "--route", "/=http://h?q"],
+            ["memory_comm.buffer_size (from --memory-comm-buffer-size)", "4096 to 67108864 (bytes)", "from --route"],
+        ),
+        ([*RUN, "--config", "/none.toml"], ["config (from /none.toml)"]),
+        ([*RUN, "--insecure"], ["Kubernetes", "--route", "--app"]),
+        ([*RUN, "--app", "no.such.module:app"], ["app", "no.such.module"]),
+        (["run", "--no-such-flag"], ["--no-such-flag"]),
+        (["hub", "--grpc-address", "0.0.0.0:0"], ["grpc_address", "--allow-any-agent"]),
+        (["hub", "--http-address", "nowhere"], ["http_address (from --http-address)"]),
+        (["hub", "--grpc-cert-file", "/none"], ["grpc_cert_file (from --grpc-cert-file)", "readable file"]),
+        (["proxy", "--listen", "127.0.0.1:0"], ["route", "PREFIX=URL"]),
+        (["proxy", "--listen", "127.0.0.1", "--route", "/=http://u:secret@h"], ["listen", "route", "user info"]),
+        (["demo", "--log-level", "loud"], ["log_level (from --log-level)"]),
+        (["nothing"], ["nothing"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)  # fmt: skip
+def test_a_bad_value_exits_2_and_says_field_source_and_range(arguments: list[str], said: list[str]) -> None:
+    ended = finished(*arguments)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    for text in said:
+        assert text in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "secret" not in ended.stderr
+
+
+def test_a_broken_certificate_file_exits_2_naming_it(tmp_path: Path) -> None:
+    broken = tmp_path / "ca.pem"
+    broken.write_text("no certificate here")
+    base = [*RUN, "--route", "/=http://h"]
+    for flag in ("--hub-ca-file", "--target-ca-file", "--hub-client-cert-file"):
+        ended = finished(*base, flag, str(broken))
+        assert ended.returncode == 2, ended.stderr
+        assert f"{flag[2:].replace('-', '_')} (from {broken})" in ended.stderr
+    ended = finished("hub", "--grpc-address", "127.0.0.1:0", "--agent-token-file", str(broken))
+    assert ended.returncode == 2
+    assert "agent_token_file" in ended.stderr
+
+
+def test_file_and_environment_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text('hub_address = "hub:8443"\ncluster_name = "c1"\nuse_memory_com = true\n')
+    ended = finished("run", environ={"AGENT_CONFIG": str(path), "AGENT_DRAIN_GRACE_S": "-3"})
+    assert ended.returncode == 2
+    assert f"use_memory_com (from {path})" in ended.stderr
+    assert "perhaps use_memory_comm is meant" in ended.stderr
+    assert "drain_grace_s (from AGENT_DRAIN_GRACE_S)" in ended.stderr
+
+
+def test_version_names_twin_and_loop() -> None:
+    ended = finished("version")
+    assert ended.returncode == 0
+    assert re.fullmatch(
+        r"fastpipe-agent \S+\nfastpipe (c|python)\nloop (asyncio|uvloop \S+)\npython \S+ \S+\n", ended.stdout
+    )
+
+
+def test_the_console_script_and_the_module_are_one() -> None:
+    script = Path(sys.executable).with_name("fastpipe-agent")
+    by_script = subprocess.run([script, "run", "--help"], capture_output=True, text=True, timeout=60, check=True)
+    by_module = finished("run", "--help")
+    assert by_script.stdout == by_module.stdout
+    for flag in ("--hub-address", "--cluster-name", "--insecure", "--use-memory-comm", "--uds-socket-path", "--config",
+                 "--route", "--app", "--health-address"):  # fmt: skip
+        assert flag in by_module.stdout
+    for text in ("default: 65536", "BYTES", "SECONDS", "AGENT_HUB_ADDRESS"):
+        assert text in by_module.stdout
+
+
+# Serving ----------------------------------------------------------------------------------------------------------
+
+
+def port_of(line: str, kind: str) -> int:
+    found = re.fullmatch(rf"listening {kind} 127\.0\.0\.1:([0-9]+)", line)
+    assert found, line
+    return int(found[1])
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_the_proxy_says_where_it_listens_and_drains_on_a_signal(log: Path, name: str, loop: str) -> None:
+    with running(log, "proxy", "--listen", "127.0.0.1:0", "--route", "/=http://127.0.0.1:9", "--loop", loop) as proxy:
+        port_of(proxy.line(), "proxy")
+        proxy.process.send_signal(signal.Signals[name])
+        assert proxy.ends() == 0
+        assert proxy.line() == ""
+        assert "level=warning" in proxy.log  # nothing is authenticated
+        assert "draining" in proxy.log
+
+
+def test_an_address_in_use_exits_1_with_the_reason(log: Path) -> None:
+    with running(log, "proxy", "--listen", "127.0.0.1:0", "--route", "/=http://127.0.0.1:9") as proxy:
+        port = port_of(proxy.line(), "proxy")
+        ended = finished("proxy", "--listen", f"127.0.0.1:{port}", "--route", "/=http://127.0.0.1:9")
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert "in use" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_hub_says_both_addresses_in_order(log: Path) -> None:
+    with running(log, "hub", "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0") as hub:
+        assert port_of(hub.line(), "grpc") != port_of(hub.line(), "http")
+        hub.process.send_signal(signal.SIGTERM)
+        assert hub.ends() == 0
+        assert hub.line() == ""
+
+
+@pytest.mark.parametrize("mode", ["--use-memory-comm", "--no-use-memory-comm"])
+def test_an_agent_is_ready_when_its_hub_has_answered(tmp_path: Path, mode: str) -> None:
+    with running(tmp_path / "hub.log", "hub", "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0") as hub:
+        grpc_port = port_of(hub.line(), "grpc")
+        port_of(hub.line(), "http")
+        arguments = ["--hub-address", f"127.0.0.1:{grpc_port}", "--cluster-name", "c1", "--insecure", mode]
+        with running(tmp_path / "agent.log", "run", *arguments, "--route", "/=http://127.0.0.1:9") as agent:
+            assert agent.line() == "ready"
+            agent.process.send_signal(signal.SIGHUP)  # dials anew, and is ready without saying so again
+            agent.process.send_signal(signal.SIGTERM)
+            assert agent.ends() == 0, agent.log
+            assert agent.line() == ""
+
+
+def test_an_agent_without_a_hub_is_not_ready_and_ends_cleanly(log: Path) -> None:
+    base = ["run", "--hub-address", "127.0.0.1:1", "--cluster-name", "c1", "--insecure", "--route", "/=http://127.0.0.1:9"]
+    with running(log, *base) as agent:
+        agent.logged("127.0.0.1:1")
+        agent.process.send_signal(signal.SIGTERM)
+        assert agent.ends() == 0, agent.log
+        assert agent.line() == ""
+
+
+def test_an_app_is_imported_from_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "web_of_ours.py").write_text("raise RuntimeError('imported from here')\n")
+    ended = finished(*RUN, "--app", "web_of_ours:app", cwd=tmp_path)
+    assert "imported from here" in ended.stderr
+
+
+# Signals: the first drains, the second aborts, the third kills ----------------------------------------------------
+
+SLOW = """
+import asyncio, sys
+from agent import cli
+from agent.config import ProcessConfig
+
+async def body():
+    print("serving", flush=True)
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        print("draining", flush=True)
+        if sys.argv[1] == "drained":
+            raise
+        try:
+            await asyncio.Event().wait()
+        finally:
+            print("aborting", flush=True)
+            if sys.argv[1] == "stuck":
+                while True:
+                    try:
+                        await asyncio.Event().wait()
+                    except asyncio.CancelledError:
+                        pass
+
+sys.exit(cli._serve(body, ProcessConfig(loop=sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize(
+    ("manner", "signals", "code"), [("drained", 1, 0), ("aborted", 2, 1), ("stuck", 3, -signal.SIGTERM)]
+)
+def test_first_signal_drains_second_aborts_third_kills(
+    log: Path, manner: str, signals: int, code: int, loop: str
+) -> None:
+    with running(log, manner, loop, command=[sys.executable, "-c", SLOW]) as service:
+        for line in ["serving", "draining", "aborting"][:signals]:
+            assert service.line() == line
+            service.process.send_signal(signal.SIGTERM)
+        assert service.ends() == code
+
+
+FAILING = """
+import sys
+from agent import cli
+from agent.config import ProcessConfig
+from agent.errors import ConfigError, HubError
+
+errors = {
+    "config": lambda: ConfigError("field", "source", "must be right"),
+    "grouped": lambda: ExceptionGroup("", [ConfigError("a", "x", "1"), ExceptionGroup("", [errors["b"]()])]),
+    "b": lambda: ConfigError("b", "y", "2"),
+    "mixed": lambda: ExceptionGroup("two", [ConfigError("a", "x", "1"), HubError("hub gone")]),
+    "hub": lambda: HubError("identity rejected", retryable=False),
+    "os": lambda: OSError(98, "Address already in use"),
+    "bug": lambda: KeyError("oops"),
+}
+
+async def body():
+    raise errors[sys.argv[1]]()
+
+sys.exit(cli._serve(body, ProcessConfig()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "said"),
+    [
+        ("config", 2, ["fastpipe-agent: field (from source): must be right"]),
+        ("grouped", 2, ["a (from x): 1", "b (from y): 2"]),
+        ("mixed", 1, ["a (from x): 1", "hub gone"]),
+        ("hub", 1, ["fastpipe-agent: identity rejected"]),
+        ("os", 1, ["Address already in use"]),
+        ("bug", 1, ["a bug: please report it"]),
+    ],
+)
+def test_errors_become_exit_codes(kind: str, code: int, said: list[str]) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILING, kind], capture_output=True, text=True, timeout=60, env=ENVIRON, check=False
+    )
+    assert ended.returncode == code
+    for text in said:
+        assert text in ended.stderr
+
+
+def test_a_closed_standard_output_does_not_stop_serving(log: Path) -> None:
+    with running(log, "proxy", "--listen", "127.0.0.1:0", "--route", "/=http://127.0.0.1:9") as proxy:
+        assert proxy.process.stdout is not None
+        proxy.process.stdout.close()
+        proxy.logged("level=warning")
+        time.sleep(0)  # whichever comes first, the line or the close: it serves on
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.ends() in (0, -signal.SIGTERM)
+
+
+@contextlib.asynccontextmanager
+async def silent_target() -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """A target that takes requests and never answers: its port, and whether a request has come."""
+    asked = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1], asked
+
+
+@pytest.mark.loops("asyncio")
+async def test_a_second_signal_ends_a_drain_that_waits_for_a_request(log: Path) -> None:
+    async with silent_target() as (target_port, asked):
+        with running(log, "proxy", "--listen", "127.0.0.1:0", "--route", f"/=http://127.0.0.1:{target_port}") as proxy:
+            port = port_of(await asyncio.to_thread(proxy.line), "proxy")
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            await asyncio.wait_for(asked.wait(), 20)
+            proxy.process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(proxy.logged, "draining")
+            assert proxy.process.poll() is None
+            proxy.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(proxy.ends) == 1
+            writer.close()
+            with contextlib.suppress(OSError):
+                await reader.read()
+                await writer.wait_closed()
