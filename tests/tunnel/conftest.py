@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -155,3 +161,78 @@ def linked(tunnels: Any) -> Callable[..., Any]:
             yield ends, ends.agent_sessions[-1], ends.hub_sessions[-1]
 
     return opened
+
+
+# ---------------------------------------------------------------- grpcio, in a process of its own
+
+
+HERE = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def messages_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where the messages compiled from tunnel.proto are."""
+    pytest.importorskip("grpc_tools", reason="grpcio-tools is not installed: the peers that nobody here wrote are missing")
+    out = tmp_path_factory.mktemp("messages")
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{HERE}", f"--python_out={out}", f"--grpc_python_out={out}"]
+    subprocess.run([*command, "tunnel.proto"], check=True, cwd=HERE)
+    return str(out)
+
+
+class Peer:
+    """A grpcio_peer.py that runs: `await do(…)` gives it an order, `await said(event)` waits for its next such event."""
+
+    def __init__(self, process: subprocess.Popen[bytes], lines: asyncio.StreamReader) -> None:
+        self.process = process
+        self.events: list[dict[str, Any]] = []
+        self._lines = lines
+
+    def do(self, order: str, **fields: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": order, **fields}).encode() + b"\n")
+        self.process.stdin.flush()
+
+    async def said(self, event: str) -> dict[str, Any]:
+        async with asyncio.timeout(30):
+            while True:
+                for index, one in enumerate(self.events):
+                    if one["event"] == event:
+                        return self.events.pop(index)
+                line = await self._lines.readline()
+                assert line, f"the peer has gone; it was to say {event!r}"
+                one = json.loads(line)
+                if "data" in one:
+                    one["data"] = base64.b64decode(one["data"])
+                self.events.append(one)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+@pytest.fixture
+def grpcio(messages_dir: str) -> Callable[..., Any]:
+    """`async with grpcio("hub") as peer`: gRPC's C core as a base hub, or `grpcio("agent", address)` as a base agent."""
+
+    @contextlib.asynccontextmanager
+    async def started(*arguments: str) -> AsyncIterator[Peer]:
+        command = [sys.executable, str(HERE / "grpcio_peer.py"), messages_dir, *arguments]
+        environment = os.environ | {"GRPC_VERBOSITY": "NONE"}
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)  # noqa: ASYNC220
+        lines = asyncio.StreamReader(limit=2**26)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), process.stdout)
+        try:
+            yield Peer(process, lines)
+        finally:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(b'{"do": "quit"}\n')
+                process.stdin.close()
+            transport.close()
+            try:
+                process.wait(10)
+            finally:
+                process.kill()
+                process.wait()
+
+    return started
