@@ -75,10 +75,16 @@ class Client:
                 got += data
         return got
 
-    async def answer(self, method: str = "GET") -> Answer:
+    async def switched(self) -> Answer:
+        """Read the response to an upgrade request."""
+        return await self.answer("GET", [("Connection", "upgrade"), ("Upgrade", "x")])
+
+    async def answer(self, method: str = "GET", asked: list[tuple[str, str]] | None = None) -> Answer:
         """Read one response strictly."""
         parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
-        parser.send(h11.Request(method=method, target="/", headers=[("Host", "a")]))
+        parser.send(h11.Request(method=method, target="/", headers=[("Host", "a"), *(asked or [])]))
+        if asked:
+            parser.send(h11.EndOfMessage())
         informational: list[h11.InformationalResponse] = []
         response: h11.Response | None = None
         body: list[bytes] = []
@@ -275,7 +281,7 @@ def origin() -> Callable[..., contextlib.AbstractAsyncContextManager[Origin]]:
             here.connections += 1
             here.open += 1
             try:
-                with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                     await (handler or strict_echo(here))(reader, writer)
             finally:
                 here.open -= 1

@@ -41,7 +41,8 @@ async def test_pipelined_requests_are_answered_in_order(house, origin):
     async with origin() as o, house(o.url, limits={"pipelined_bytes": 100}) as h:
         client = await h.open()
         count = 200
-        client.send(b"".join(b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n%04d" % (i, i) for i in range(count)))
+        head = b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n%04d"
+        client.send(b"".join(head % (i, i) for i in range(count)))
         for i in range(count):
             assert (await client.answer()).body == b"%04d" % i
         assert [body for _, body in o.requests] == [b"%04d" % i for i in range(count)]
@@ -139,8 +140,9 @@ REFUSED = [
     (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Impersonate-Extra-Scopes\r\n\r\n", 400),
     (b"GET / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\n\r\n", 417),
     (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\nhi", 400),
-    (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
-]
+    (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+     b"0\r\n\r\n", 400),
+]  # fmt: skip
 
 
 @pytest.mark.loops("uvloop")
@@ -170,9 +172,12 @@ async def test_what_is_wrong_gets_its_answer_and_the_end(house, sent, status, sp
 
 @pytest.mark.parametrize(
     "body",
-    [b"5 \r\nhello\r\n", b"5;\r\nhello\r\n", b"0x5\r\nhello\r\n", b"-1\r\n", b"5\nhello\n", b"5\rhello", b"5\r\nhello!\r\n",
-     b"FFFFFFFFFFFFFFFF\r\n", b"5;a[=b\r\nhello\r\n", b"5;" + b"a" * 5000 + b"\r\nhello", b"5;a=\"\x01\"\r\n",
-     b"0\r\nX: " + b"y" * 9000 + b"\r\n\r\n", b"0\r\n" + b"X: y\r\n" * 65 + b"\r\n", b"0\r\nX : y\r\n\r\n", b"0\r\n\n"],
+    [
+        b"5 \r\nhello\r\n", b"5;\r\nhello\r\n", b"0x5\r\nhello\r\n", b"-1\r\n", b"5\nhello\n", b"5\rhello",
+        b"5\r\nhello!\r\n", b"FFFFFFFFFFFFFFFF\r\n", b"5;a[=b\r\nhello\r\n", b"5;" + b"a" * 5000 + b"\r\nhello",
+        b'5;a="\x01"\r\n', b"0\r\nX: " + b"y" * 9000 + b"\r\n\r\n", b"0\r\n" + b"X: y\r\n" * 65 + b"\r\n",
+        b"0\r\nX : y\r\n\r\n", b"0\r\n\n",
+    ],
 )  # fmt: skip
 async def test_a_broken_chunk_is_a_400_and_never_completes_at_the_target(house, origin, body):
     got = []
@@ -208,7 +213,8 @@ async def test_hop_by_hop_fields_end_here(house, origin):
         client = await h.open()
         more = (
             "Connection: keep-alive, X-Mine\r\nX-Mine: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: x\r\n"
-            "Proxy-Authorization: x\r\nTE: gzip, trailers;q=1\r\nTrailer: X\r\nUpgrade: h2c\r\nX-Kept: yes  \r\nX-Empty:\r\n"
+            "Proxy-Authorization: x\r\nTE: gzip, trailers;q=1\r\nTrailer: X\r\nUpgrade: h2c\r\nX-Kept: yes  \r\n"
+            "X-Empty:\r\n"
         )
         assert (await client.get(more=more + "Connection: X-Other\r\nX-Other: 2\r\n")).status == 200
         request, _ = o.requests[0]
@@ -316,8 +322,14 @@ async def test_a_half_closed_client_still_gets_its_answers(house, origin):
         assert await h.outcome() == (Kind.COMPLETE, Stage.IDLE)
 
 
-@pytest.mark.parametrize("sent", [b"GET / HT", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf",
-                                  b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HT",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+    ],
+)
 async def test_a_request_cut_short_is_a_400(house, origin, sent):
     async with origin() as o, house(o.url) as h:
         client = await h.open()

@@ -31,7 +31,7 @@ from agent.proxy.answers import CONTINUE
 from agent.proxy.chunked import LAST_CHUNK, ChunkedDecoder, ChunkError, encode_chunk, encode_last
 from agent.proxy.clock import NEVER
 from agent.proxy.headers import SPECIAL, Fields, forwarded_trailers, serialize
-from agent.proxy.heads import CHUNKED, IDEMPOTENT, UNTIL_EOF, Request, Response, parse_response
+from agent.proxy.heads import CHUNKED, IDEMPOTENT, Request, Response, parse_response
 from agent.proxy.upgrade import Upgraded
 
 if TYPE_CHECKING:
@@ -547,12 +547,12 @@ class Exchange:
         self.fail(502, reason, "response head" if self._mode is HEAD else "response body")
 
     def _complete(self, clean: bool) -> None:
-        """The response is whole. clean: nothing followed it on the connection to the target."""
+        """The response is whole. clean: it was framed, and nothing followed it on the connection to the target."""
         upstream, self._upstream = self._upstream, None
         self._mode = DONE
         assert upstream is not None
         assert self._response is not None
-        if clean and self._request_done and self._response.keep_alive and self._response.length != UNTIL_EOF:
+        if clean and self._request_done and self._response.keep_alive:
             self.connection.proxy.upstreams.release(upstream)  # E3
         else:
             upstream.abort()
