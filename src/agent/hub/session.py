@@ -61,7 +61,9 @@ class _Connection(asyncio.Protocol):
         self._outbound.write(data)
 
     def eof_received(self) -> bool:
-        return True  # the base protocol has no half-close: what the agent still sends goes on
+        # Only after a 101. The base protocol has no half-close: with the client's end the connection ends, or an agent
+        # whose target had ended as well would wait for the client for ever, and this hub for the agent.
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         outbound, self._outbound = self._outbound, None
