@@ -18,7 +18,6 @@ LEAVES_OF_LEAVES = {
     "agent.settings": {"agent.errors"},
     "agent.fields": {"agent.settings", "agent.syntax"},
     "agent.config": {"agent.fields", "agent.settings", "agent.syntax"},
-    "agent.loading": {"agent.errors", "agent.syntax"},
 }
 """What a leaf may import of ours; a leaf that isn't here imports nothing of ours."""
 

@@ -103,13 +103,11 @@ def _set_up_logging(process: ProcessConfig) -> None:
 @_commands.command()
 @_options(AgentConfig, ProcessConfig)
 def run(config_file: str, **given: Any) -> None:
-    """Run the agent: dial the hub, and serve what it sends by --route, --app or Kubernetes' paths.
+    """Run the agent: dial the hub, and serve what it sends by --route, or Kubernetes' paths.
 
     Prints `ready` when the hub has answered. SIGTERM and SIGINT drain, a second one aborts, SIGHUP dials the hub anew.
     """
     config, process = _configured(AgentConfig, config_file, given)
-    if isinstance(config.app, str):
-        sys.path.insert(0, os.getcwd())  # where `module:app` is looked for first, as with `python -m`
 
     async def body() -> None:
         import asyncio

@@ -78,7 +78,7 @@ class AgentConfig(Checked):
         metavar="PATH", check=_check_socket_path,
     )
     routes: Routes = kind.routes(_ROUTE_HELP, name="route")
-    app: Any = kind.reference("an ASGI application that gets every request")
+    app: Any = kind.reference("an ASGI application that gets every request (refused by this version)")
     target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP)
     health_address: str = kind.address("where /healthz and /readyz are served (default: nowhere)", default="")
     drain_grace_s: float = kind.seconds(_DRAIN_HELP, default=DRAIN_GRACE_S, low=0, high=3600)

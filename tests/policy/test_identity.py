@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agent.errors import ConfigError
 from agent.messages import RequestHead, Target
 from agent.policy.identity import Anonymous, is_identity_header
-from agent.policy.router import AppRouter, KubernetesRouter, StaticRouter
+from agent.policy.router import KubernetesRouter, StaticRouter
 from agent.policy.selection import UNAUTHENTICATED, select_policy
 
 CLAIMS = [
@@ -122,7 +122,6 @@ def test_with_a_processor_kubernetes_is_the_default() -> None:
     ("arguments", "kind"),
     [
         ({"routes": [("/", "http://h")]}, StaticRouter),
-        ({"app": object()}, AppRouter),
         ({"router": OwnRouter()}, OwnRouter),
         ({"router": OwnRouter(), "routes": [("/", "http://h")]}, OwnRouter),
     ],
@@ -142,6 +141,11 @@ def test_routes_with_a_processor_warn_of_nothing(caplog: pytest.LogCaptureFixtur
     _, found = select_policy(cluster="c1", routes=[("/", "http://h")], request_processor=processor)
     assert found is processor
     assert not caplog.records
+
+
+def test_an_app_is_refused_rather_than_dialled_somewhere() -> None:
+    with pytest.raises(ConfigError, match="app"):
+        select_policy(cluster="c1", app=object())
 
 
 def test_no_cluster_and_nothing_to_route_by_is_an_error() -> None:

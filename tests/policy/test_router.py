@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent.errors import ConfigError, Refused
 from agent.messages import RequestHead, Target
-from agent.policy.router import AppRouter, KubernetesRouter, Router, StaticRouter
+from agent.policy.router import KubernetesRouter, Router, StaticRouter
 
 SERVICES = "/c1/api/v1/namespaces/ns/services"
 
@@ -95,11 +95,7 @@ DOTS = [
 
 
 def routers() -> list[Router]:
-    return [
-        KubernetesRouter("c1"),
-        StaticRouter([("/", "http://127.0.0.1:9000")], "c1"),
-        AppRouter(object(), "c1"),
-    ]
+    return [KubernetesRouter("c1"), StaticRouter([("/", "http://127.0.0.1:9000")], "c1")]
 
 
 @pytest.mark.parametrize("router", routers(), ids=lambda router: type(router).__name__)
@@ -339,7 +335,7 @@ def test_a_prefix_given_twice_is_a_config_error(again: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "C1", "a.b", "a_b", "-a", "a-", "a" * 64, "a\n", "é", "a/b"])
 def test_a_routers_cluster_is_one_label(name: str) -> None:
-    for make in (KubernetesRouter, lambda cluster: StaticRouter([], cluster), lambda cluster: AppRouter(None, cluster)):
+    for make in (KubernetesRouter, lambda cluster: StaticRouter([], cluster)):
         with pytest.raises(ConfigError, match="cluster_name"):
             make(name)
 
@@ -370,14 +366,14 @@ def has_dot_segment_by_decoding(path: bytes) -> bool:
 @example(target=b"/c1//[::1")
 def test_a_router_refuses_or_gives_a_target_that_is_plainly_right(target: bytes) -> None:
     static = StaticRouter([("/", "http://127.0.0.1:9/base"), ("/api", "https://h")], "c1")
-    for router in (KubernetesRouter("c1"), static, AppRouter(object(), "c1")):
+    for router in (KubernetesRouter("c1"), static):
         if outcome(router, target) in (400, 403, 404, 421):
             continue
         found = router.route(head(target))
         path, mark, rest = target.partition(b"?")
         query = mark + rest
         assert path.split(b"/")[1] == b"c1"
-        assert found.host in ("kubernetes.default.svc", "127.0.0.1", "h", "localhost") or re.fullmatch(
+        assert found.host in ("kubernetes.default.svc", "127.0.0.1", "h") or re.fullmatch(
             r"[a-z0-9-]+\.[a-z0-9-]+\.svc", found.host
         )
         assert not has_dot_segment_by_decoding(found.path.partition(b"?")[0])

@@ -1,0 +1,56 @@
+"""Log lines: one per event, fields in order, and no value that can forge another."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+import sys
+
+import pytest
+
+from agent.telemetry.logs import KeyValueFormatter
+
+
+def line(message: str, *arguments: object, level: int = logging.INFO, **extra: object) -> str:
+    record = logging.getLogger("agent.test").makeRecord(
+        "agent.test", level, __file__, 1, message, arguments, None, extra=extra
+    )
+    return KeyValueFormatter().format(record)
+
+
+def test_conn_id_comes_first_of_the_events_own_fields() -> None:
+    found = line("opened", stage="head", conn_id=7)
+    assert re.fullmatch(
+        r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z level=info logger=agent.test "
+        r"conn_id=7 msg=opened stage=head",
+        found,
+    )
+
+
+def test_arguments_are_put_in_and_spaces_quoted() -> None:
+    assert line("%d of %s", 3, "ten", level=logging.WARNING).endswith('level=warning logger=agent.test msg="3 of ten"')
+
+
+@pytest.mark.parametrize(
+    "value", ['a"b', "a b", "a=b", "", "a\nlevel=error", "a\r\nb", "\x1b[2J", "é\u2028", b"\xff\n", "\x00", "a\\b"]
+)
+def test_no_value_forges_a_line_or_a_field(value: object) -> None:
+    found = line("m", peer=value)
+    assert found.isprintable()
+    assert found.isascii()
+    fields = shlex.split(found)
+    assert [field.partition("=")[0] for field in fields] == ["time", "level", "logger", "msg", "peer"]
+
+
+def test_a_traceback_follows_indented() -> None:
+    try:
+        raise ValueError("reason\nlevel=error")
+    except ValueError:
+        record = logging.getLogger("agent.test").makeRecord(
+            "agent.test", logging.ERROR, __file__, 1, "failed", (), sys.exc_info()
+        )
+    first, *rest = KeyValueFormatter().format(record).splitlines()
+    assert first.endswith("msg=failed")
+    assert rest
+    assert all(each.startswith("    ") for each in rest)
