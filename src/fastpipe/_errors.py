@@ -10,6 +10,7 @@ from __future__ import annotations
 
 WRITE_AFTER_EOF = "Cannot call write() after write_eof()"  # asyncio's own words
 WRONG_THREAD = "this pipe belongs to another thread: reach it through its loop's call_soon_threadsafe()"
+OTHER_LOOP = "this pipe belongs to another event loop"
 MADE_ELSEWHERE = "a PipeEnd is made by create_pipe()"
 LOOP_CLOSED = "Event loop is closed"  # asyncio's own words
 READ_CLOSED = "this end of the pipe was closed"

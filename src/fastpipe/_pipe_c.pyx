@@ -382,7 +382,7 @@ cdef int taken(PipeEnd end, Py_ssize_t n, int deliveries) except -1:
     if end.linked:
         writer = <PipeEnd>end.peer
         if writer.protocol_paused and end.size <= writer.low_water:
-            wake(writer)
+            wake_quietly(writer)
     return 0
 
 
@@ -630,14 +630,14 @@ cdef int deliver_buffer(PipeEnd end) except -1:
         fatal(end, error, "Fatal error: protocol.get_buffer() call failed.")
         return 0
     try:
-        n = fill(end, <char*>view.buf, min(view.len, end.max_chunk))
+        n = fill(end, <char*>view.buf, min(view.len, end.max_chunk)) if end.protocol is protocol else 0
     finally:
         PyBuffer_Release(&view)
-    if n == 0 or end.protocol is None:
+    if n == 0:
         return 0
     end.home.bytes += n
     try:
-        call(end, end.protocol, "buffer_updated", (n,))
+        call(end, protocol, "buffer_updated", (n,))
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:
@@ -682,6 +682,15 @@ cdef int lost_unheard(PipeEnd end) except -1:
         unlink(end)
         if end.stats is not None and end.protocol_paused:
             stats_resume(end.stats)
+        tell_server(end)
+    return 0
+
+
+cdef inline int tell_server(PipeEnd end) except -1:
+    cdef object detach = end.detach
+    if detach is not None:
+        end.detach = None
+        detach(end)
     return 0
 
 
@@ -704,6 +713,7 @@ cdef int finish(PipeEnd end, State state, object error, bint aborting) except -1
     if end.protocol is None and state == CLOSING:
         end.state = LOST
         unlink(end)
+        tell_server(end)
     wake_quietly(end)
     return 0
 
@@ -1018,7 +1028,7 @@ cdef class PipeEnd:
         self.buffered = isinstance(protocol, BufferedProtocol)
         self.accepts_views = bool(getattr(protocol, "accepts_views", False))
         peer = link(self)
-        if peer is not None and peer.state == OPEN:
+        if peer is not None and self.state == OPEN:
             peer.kept = None if protocol is None else self  # I7
         wake(self)
 
@@ -1041,7 +1051,7 @@ cdef class PipeEnd:
 
     def is_reading(self):
         """Whether this end is open and reading is not paused."""
-        return self.state == OPEN and not self.reading_paused
+        return self.state == OPEN and self.reading_paused == 0
 
     def get_extra_info(self, name, default=None):
         """`socket` (a stand-in without a descriptor), `peername`, `sockname` ('' unless set), and what was set."""
@@ -1052,6 +1062,9 @@ cdef class PipeEnd:
         if name == "socket":
             return PipeSocket(self.get_extra_info("sockname"), self.get_extra_info("peername"))
         return default
+
+    def _attach(self, detach, /):
+        self.detach = detach
 
     def set_extra_info(self, name, value, /):
         """Have get_extra_info(name) give `value`; for whoever makes the pipe."""
@@ -1111,7 +1124,7 @@ cdef class PipeEnd:
 
     def at_eof(self):
         """Whether all was taken and the peer writes no more. False once this end is closed or broken: reads raise."""
-        return self.state == OPEN and self.eof_in and self.first == NULL
+        return self.state == OPEN and self.eof_in != 0 and self.first == NULL
 
     def __repr__(self):
         return f"<fastpipe.PipeEnd {STATE_NAMES[self.state]} waiting={self.size} unread={unread(self)}>"

@@ -148,8 +148,9 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
     """One end of a pipe: an asyncio.Transport, or without a protocol a byte stream that is read by hand. See above."""
 
     __slots__ = (
-        "__weakref__", "_accepts_views", "_buffered", "_busy", "_context", "_eof_in", "_eof_sent", "_eof_told",
-        "_error", "_head", "_home", "_inline", "_made", "_max_chunk", "_paused", "_peer_ref", "_peer_strong",
+        "__weakref__", "_accepts_views", "_buffered", "_busy", "_context", "_detach", "_eof_in", "_eof_sent",
+        "_eof_told", "_error", "_head", "_home", "_inline", "_made", "_max_chunk", "_paused", "_peer_ref",
+        "_peer_strong",
         "_protocol", "_queued", "_rest", "_size", "_state", "_stats",
     )  # fmt: skip
 
@@ -180,6 +181,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         self._paused = self._protocol_paused = self._queued = self._busy = False
         self._extra: dict[str, Any] | None = None
         self._stats: PipeStatistics | None = None
+        self._detach: Callable[[PipeEnd], None] | None = None
 
     # ---- writing
 
@@ -319,6 +321,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         if self._protocol is None and state == CLOSING:
             self._state = LOST
             self._unlink()
+            self._tell_server()
         self._wake_quietly()
 
     def _break(self, error: BaseException, *, drop: bool = False) -> None:
@@ -378,7 +381,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
         self._accepts_views = bool(getattr(protocol, "accepts_views", False))
         peer = self._peer()
-        if peer is not None and peer._state == OPEN:
+        if peer is not None and self._state == OPEN:
             peer._peer_strong = None if protocol is None else self  # I7
         self._wake()
 
@@ -464,7 +467,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
             self._home.wake(self)
 
     def _wake_quietly(self) -> None:
-        """The same where the pipe is ending: with the loop closed there is nobody to tell, and no harm in that."""
+        """The same where this call is not about that callback: with the loop closed nobody is left to tell."""
         try:
             self._wake()
         except RuntimeError:
@@ -550,8 +553,9 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
             self._fatal(error, "Fatal error: protocol.data_received() call failed.")
 
     def _deliver_buffer(self) -> None:
+        protocol = self._protocol
         try:
-            buffer = self._call(self._protocol, "get_buffer", min(self._size, self._max_chunk))
+            buffer = self._call(protocol, "get_buffer", min(self._size, self._max_chunk))
             view = _writable(buffer)
             if not view:
                 raise RuntimeError(_errors.EMPTY_BUFFER)
@@ -560,13 +564,13 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         except BaseException as error:
             self._fatal(error, "Fatal error: protocol.get_buffer() call failed.")
             return
-        n = self._fill(view[: self._max_chunk])
+        n = self._fill(view[: self._max_chunk]) if self._protocol is protocol else 0
         view.release()
-        if not n:  # get_buffer ended this end, or took the bytes
+        if not n:  # get_buffer ended this end, or handed it to another protocol
             return
         self._home.bytes += n
         try:
-            self._call(self._protocol, "buffer_updated", n)
+            self._call(protocol, "buffer_updated", n)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -603,6 +607,16 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
             self._unlink()
             if self._stats is not None and self._protocol_paused:
                 self._stats._resume()
+            self._tell_server()
+
+    def _attach(self, detach: Callable[[PipeEnd], None]) -> None:
+        """For the server whose connection this is: `detach(end)` is called once, when it is LOST; it must not raise."""
+        self._detach = detach
+
+    def _tell_server(self) -> None:
+        detach, self._detach = self._detach, None
+        if detach is not None:
+            detach(self)
 
     def _report(self, error: BaseException, message: str) -> None:
         context = {"message": message, "exception": error, "transport": self, "protocol": self._protocol}
@@ -711,7 +725,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
             self._rest = None
         writer = self._peer_strong or self._peer_ref()
         if writer is not None and writer._protocol_paused and self._size <= writer._low_water:
-            writer._wake()
+            writer._wake_quietly()
 
     def _check_thread(self) -> None:
         if get_ident() != self._home.thread:
