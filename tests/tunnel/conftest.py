@@ -8,15 +8,18 @@ import contextlib
 import json
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import hpack
 import pytest
 
 from agent.backoff import BackOff
 from agent.tunnel.client import HubEndpoint, TunnelClient
+from agent.tunnel.packet import Packet
 from agent.tunnel.server import TunnelServer
 from agent.tunnel.session import Tunnel
 
@@ -172,15 +175,15 @@ HERE = pathlib.Path(__file__).parent
 @pytest.fixture(scope="session")
 def messages_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Where the messages compiled from tunnel.proto are."""
-    pytest.importorskip("grpc_tools", reason="grpcio-tools is not installed: the peers that nobody here wrote are missing")
+    pytest.importorskip("grpc_tools", reason="grpcio-tools is not installed: gRPC's own peers are missing")
     out = tmp_path_factory.mktemp("messages")
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{HERE}", f"--python_out={out}", f"--grpc_python_out={out}"]
-    subprocess.run([*command, "tunnel.proto"], check=True, cwd=HERE)
+    outputs = [f"--python_out={out}", f"--grpc_python_out={out}"]
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{HERE}", *outputs, "tunnel.proto"], check=True)
     return str(out)
 
 
 class Peer:
-    """A grpcio_peer.py that runs: `await do(…)` gives it an order, `await said(event)` waits for its next such event."""
+    """A grpcio_peer.py that runs: `do(…)` gives it an order, `await said(event)` waits for its next such event."""
 
     def __init__(self, process: subprocess.Popen[bytes], lines: asyncio.StreamReader) -> None:
         self.process = process
@@ -211,7 +214,7 @@ class Peer:
 
 @pytest.fixture
 def grpcio(messages_dir: str) -> Callable[..., Any]:
-    """`async with grpcio("hub") as peer`: gRPC's C core as a base hub, or `grpcio("agent", address)` as a base agent."""
+    """`async with grpcio("hub") as peer`: gRPC's C core as a base hub; `grpcio("agent", address)`: as a base agent."""
 
     @contextlib.asynccontextmanager
     async def started(*arguments: str) -> AsyncIterator[Peer]:
@@ -236,3 +239,132 @@ def grpcio(messages_dir: str) -> Callable[..., Any]:
                 process.wait()
 
     return started
+
+
+# ---------------------------------------------------------------- a peer that says exactly what a test wants
+
+
+class RawPeer:
+    """One HTTP/2 connection, frame by frame. It does nothing by itself: no ACK, no credit, no answer."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.encoder = hpack.Encoder()
+        self.decoder = hpack.Decoder()
+        self.frames: list[tuple[int, int, int, bytes]] = []  # seen and not asked for yet
+        self.body = b""  # DATA received, all streams' together
+
+    def send(self, kind: int, flags: int, stream_id: int, payload: bytes = b"") -> None:
+        head = struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream_id)
+        self.writer.write(head + payload)
+
+    def settings(self, **values: int) -> None:
+        codes = {"header_table_size": 1, "max_concurrent_streams": 3, "initial_window_size": 4, "max_frame_size": 5}
+        self.send(4, 0, 0, b"".join(struct.pack(">HI", codes[name], value) for name, value in values.items()))
+
+    def ack(self) -> None:
+        self.send(4, 1, 0)
+
+    def headers(self, *fields: tuple[str, str], stream_id: int = 1, end: bool = False) -> None:
+        self.send(1, 4 | end, stream_id, self.encoder.encode(fields))
+
+    def credit(self, increment: int, stream_id: int = 0) -> None:
+        self.send(8, 0, stream_id, struct.pack(">I", increment))
+
+    def goaway(self, last: int, code: int, debug: bytes = b"") -> None:
+        self.send(7, 0, 0, struct.pack(">II", last, code) + debug)
+
+    async def frame(self) -> tuple[int, int, int, bytes]:
+        """The next frame: (type, flags, stream, payload)."""
+        async with asyncio.timeout(10):
+            head = await self.reader.readexactly(9)
+            payload = await self.reader.readexactly(int.from_bytes(head[:3], "big"))
+        if head[3] == 0:
+            self.body += payload
+        return head[3], head[4], int.from_bytes(head[5:], "big"), payload
+
+    async def seen(self, kind: int) -> tuple[int, int, int, bytes]:
+        """The next frame of this type, whatever comes before it."""
+        while True:
+            for index, one in enumerate(self.frames):
+                if one[0] == kind:
+                    return self.frames.pop(index)
+            self.frames.append(await self.frame())
+
+    async def ended(self) -> tuple[int, str]:
+        """The code and the debug text of the GOAWAY that ends the connection, and then its end."""
+        _, _, _, payload = await self.seen(7)
+        with contextlib.suppress(ConnectionResetError, asyncio.IncompleteReadError):
+            while True:
+                await self.frame()
+        return int.from_bytes(payload[4:8], "big"), payload[8:].decode()
+
+    def packets(self) -> list[Packet]:
+        """The packets in what has come as DATA."""
+        found, body = [], self.body
+        while len(body) >= 5 and len(body) >= 5 + int.from_bytes(body[1:5], "big"):
+            size = int.from_bytes(body[1:5], "big")
+            found.append(Packet.decode(body[5 : 5 + size]))
+            body = body[5 + size :]
+        return found
+
+    def answer_probe(self) -> None:
+        self.send(0, 0, 1, Packet(-1, ERROR, b"", "unknown packet connection -1").encode())
+
+    async def greet(self, **settings: int) -> None:
+        """A hub's usual beginning, up to the answer to the probe."""
+        await self.reader.readexactly(24)
+        self.settings(**settings)
+        self.ack()
+        self.credit(2**30)
+        self.credit(2**30, stream_id=1) if not settings else None
+        self.headers((":status", "200"), ("content-type", "application/grpc"))
+        await self.seen(1)
+        while not self.packets():
+            self.frames.append(await self.frame())
+        self.answer_probe()
+
+
+@pytest.fixture
+def raw_hub() -> Callable[..., Any]:
+    """`async with raw_hub() as (port, accepted)`: `await accepted()` gives the next connection as a RawPeer."""
+
+    @contextlib.asynccontextmanager
+    async def opened() -> AsyncIterator[tuple[int, Callable[[], Any]]]:
+        connections: asyncio.Queue[RawPeer] = asyncio.Queue()
+        writers = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            connections.put_nowait(RawPeer(reader, writer))
+
+        async def accepted() -> RawPeer:
+            async with asyncio.timeout(10):
+                return await connections.get()
+
+        listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+        try:
+            yield listening.sockets[0].getsockname()[1], accepted
+        finally:
+            listening.close()
+            for writer in writers:
+                writer.transport.abort()
+            await listening.wait_closed()
+
+    return opened
+
+
+@pytest.fixture
+def raw_agent() -> Callable[..., Any]:
+    """`async with raw_agent(port) as peer`: a connection to a hub of ours; nothing is sent yet."""
+
+    @contextlib.asynccontextmanager
+    async def opened(port: int) -> AsyncIterator[RawPeer]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            yield RawPeer(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    return opened

@@ -4,9 +4,9 @@
     python grpcio_peer.py MESSAGES_DIR agent HOST:PORT [--tls CA]
 
 MESSAGES_DIR: where `grpc_tools.protoc` put tunnel_pb2.py and tunnel_pb2_grpc.py. Orders come as lines of JSON on
-standard input, what happens goes as lines of JSON to standard output. Packets in either are objects with conn_id, code,
-error_message, and data (base64) or, where larger than 4 KiB, size and sha256; in orders `size` and `seed` stand for that
-many bytes of `random.Random(seed)`.
+standard input, what happens goes as lines of JSON to standard output. Packets in either are objects with conn_id,
+code, error_message, and data (base64) or, where larger than 4 KiB, size and sha256; in orders `size` and `seed` stand
+for that many bytes of `random.Random(seed)`.
 
     hub      says listening(port), opened(session, metadata), packet(session, …), closed(session)
              does send(session, packets), end(session, status, message), stop(grace_s), quit
@@ -21,6 +21,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import pathlib
 import random
 import sys
 from typing import Any
@@ -41,6 +42,7 @@ import tunnel_pb2  # noqa: E402
 import tunnel_pb2_grpc  # noqa: E402
 
 Packet = tunnel_pb2.Packet
+certificates = [pathlib.Path(name).read_bytes() for name in arguments.tls or ()]
 OPTIONS = [("grpc.max_receive_message_length", -1)] if arguments.unlimited or arguments.role == "agent" else []
 
 
@@ -126,7 +128,7 @@ async def run_hub() -> None:
     tunnel_pb2_grpc.add_TunnelServiceServicer_to_server(hub, server)
     address = f"127.0.0.1:{arguments.port}"
     if arguments.tls:
-        certificate, key = (open(name, "rb").read() for name in arguments.tls)  # noqa: SIM115
+        certificate, key = certificates
         port = server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
     else:
         port = server.add_insecure_port(address)
@@ -145,7 +147,7 @@ async def run_hub() -> None:
 
 async def run_agent() -> None:
     if arguments.tls:
-        credentials = grpc.ssl_channel_credentials(open(arguments.tls[0], "rb").read())  # noqa: SIM115
+        credentials = grpc.ssl_channel_credentials(certificates[0])
         channel = grpc.aio.secure_channel(arguments.address, credentials, options=OPTIONS)
     else:
         channel = grpc.aio.insecure_channel(arguments.address, options=OPTIONS)

@@ -146,7 +146,8 @@ async def test_tls_with_alpn(grpcio: Any, tunnels: Any, tmp_path: Any) -> None:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     context.set_alpn_protocols(["h2"])
-    async with tunnels() as ends, grpcio("hub", "--echo", "--tls", str(tmp_path / "cert"), str(tmp_path / "key")) as hub:
+    tls = ("--tls", str(tmp_path / "cert"), str(tmp_path / "key"))
+    async with tunnels() as ends, grpcio("hub", "--echo", *tls) as hub:
         port = (await hub.said("listening"))["port"]
         ends.start(ends.client(endpoint=HubEndpoint("127.0.0.1", port, context, "hub.test")))
         await ends.until(lambda: ends.ready)
@@ -157,7 +158,9 @@ async def test_tls_with_alpn(grpcio: Any, tunnels: Any, tmp_path: Any) -> None:
         assert agent.bytes_of(1) == body
 
 
-async def test_a_hub_whose_certificate_is_unknown_is_refused(grpcio: Any, tunnels: Any, tmp_path: Any, caplog: Any) -> None:
+async def test_a_hub_whose_certificate_is_unknown_is_refused(
+    grpcio: Any, tunnels: Any, tmp_path: Any, caplog: Any
+) -> None:
     trustme = pytest.importorskip("trustme")
     certificate = trustme.CA().issue_cert("hub.test")
     for name, blob in (("cert", certificate.cert_chain_pems[0]), ("key", certificate.private_key_pem)):

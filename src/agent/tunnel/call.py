@@ -7,7 +7,7 @@
                                                   ▼                      ▼
                                                ENDED ◄───────────────────┘
 
-A call that the hub sent a graceful GOAWAY for, or that was asked to leave, stays UP until it ends: `leaving` says so.
+A call that the hub sent a graceful GOAWAY for, or that was asked to leave, stays UP until it ends; `left` says so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import asyncio
 import dataclasses
 import logging
 import ssl
-from collections.abc import Callable
 
 from ..errors import HubError, WireError
 from .grpc import GrpcStatus, Metadata, Status, request_headers, response_status
@@ -68,7 +67,8 @@ class Call:
     """One session with a hub.
 
     ended: done when the session is over; its result is None after an orderly end that was asked for, else a HubError.
-    closed: done when the transport is gone too. changed: called when `leaving` becomes true.
+    left: done when nothing new is to be opened here: the hub said GOAWAY, or `leave` was called. closed: done when the
+    transport is gone too.
     """
 
     def __init__(
@@ -79,7 +79,6 @@ class Call:
         *,
         window_bytes: int,
         message_bytes: int,
-        changed: Callable[[], None],
     ) -> None:
         loop = asyncio.get_running_loop()
         self.endpoint = endpoint
@@ -87,10 +86,9 @@ class Call:
         self.connection = Http2Connection(self, client=True, window_bytes=window_bytes, message_bytes=message_bytes)
         self.ended: asyncio.Future[HubError | None] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
-        self.leaving = False
+        self.left: asyncio.Future[None] = loop.create_future()
         self._metadata = metadata
         self._user_agent = user_agent
-        self._changed = changed
         self._drained = False  # we have said DRAIN: the end of the stream is what we wait for
         self._probe: asyncio.Future[None] | None = None
         self._for_id_0 = 0  # packets since the last answer to a probe
@@ -142,10 +140,9 @@ class Call:
         self._for_id_0 = 0
 
     def leave(self) -> None:
-        """Open nothing more here; say so by `leaving`."""
-        if not self.leaving:
-            self.leaving = True
-            self._changed()
+        """Open nothing more here; what is open goes on."""
+        if not self.left.done():
+            self.left.set_result(None)
 
     def drain(self) -> None:
         """Say DRAIN once everything queued has gone: the hub then ends the stream (wire.md, "DRAIN to the hub")."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 from ..backoff import BackOff
 from ..errors import HubError
@@ -84,7 +85,7 @@ class TunnelClient:
         self._calls: list[Call] = []  # the sessions that are not over, the newest last
         self._up: set[Call] = set()  # those of them whose probe was answered
         self._tending: set[asyncio.Task[None]] = set()
-        self._kick = asyncio.Event()  # leave what you wait for: a session to be left, a drain, a reconnect
+        self._kick = asyncio.Event()  # cut the wait short
         self._draining = False
         self._reconnecting = False  # the next dial doesn't wait
 
@@ -134,6 +135,7 @@ class TunnelClient:
                         call.drain()
                     else:
                         call.fail(None)
+                    call.leave()
                 if self._calls:
                     await asyncio.wait([call.ended for call in self._calls])
         except TimeoutError:
@@ -154,7 +156,6 @@ class TunnelClient:
             self._user_agent,
             window_bytes=self._window_bytes,
             message_bytes=self._message_bytes,
-            changed=self._kick.set,
         )
         self._calls.append(call)
         call.tunnel.open(self._open_receiver(call.tunnel))
@@ -174,13 +175,7 @@ class TunnelClient:
         task = loop.create_task(self._tend(call))
         self._tending.add(task)
         task.add_done_callback(self._tending.discard)
-        while not call.ended.done() and not call.leaving and not self._draining:
-            self._kick.clear()
-            kick = loop.create_task(self._kick.wait())
-            try:
-                await asyncio.wait((call.ended, kick), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                kick.cancel()
+        await asyncio.wait((call.ended, call.left), return_when=asyncio.FIRST_COMPLETED)
         if self._draining:
             return 0
         stable = loop.time() - ready_at_s >= self._stable_after_s
@@ -188,7 +183,7 @@ class TunnelClient:
             self._backoff.reset()
         if call.ended.done():
             return self._after(call.ended.result() or HubError("the hub ended the tunnel"), extra)
-        for old in [one for one in self._calls if one.leaving][:-_MAX_LEAVING]:
+        for old in [one for one in self._calls if one.left.done()][:-_MAX_LEAVING]:
             old.fail(HubError("too many sessions are being left"))
         if stable or self._reconnecting:
             self._reconnecting = False
@@ -202,11 +197,13 @@ class TunnelClient:
         try:
             while not call.ended.done():
                 delay_s = next_probe_s - loop.time()
-                if call.leaving:
-                    delay_s = min(delay_s, _LEAVE_POLL_S)
-                    if not call.tunnel.open_outbounds and any(not other.leaving for other in self._up):
+                waits: tuple[asyncio.Future[Any], ...] = (call.ended, call.left)
+                if call.left.done():
+                    if not call.tunnel.open_outbounds and not all(other.left.done() for other in self._up):
                         call.drain()
-                await asyncio.wait((call.ended,), timeout=max(0.0, delay_s))
+                    delay_s = min(delay_s, _LEAVE_POLL_S)
+                    waits = (call.ended,)
+                await asyncio.wait(waits, timeout=max(0.0, delay_s), return_when=asyncio.FIRST_COMPLETED)
                 if loop.time() >= next_probe_s and not call.ended.done():
                     await call.probe(self._probe_timeout_s)
                     next_probe_s = loop.time() + self._probe_interval_s
@@ -217,7 +214,7 @@ class TunnelClient:
             self._calls.remove(call)
             self._up.discard(call)
             outcome = call.ended.result()
-            if call.leaving or outcome is None:
+            if call.left.done() or outcome is None:
                 logger.info("the session is over", extra={"hub": str(call.endpoint)})
             self._on_lost(call.tunnel, outcome)
             await call.wait_closed()

@@ -1,0 +1,468 @@
+"""Our agent's side against a hub that breaks rules, or keeps them in the least convenient way: raw frames."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import struct
+from typing import Any
+
+import pytest
+
+from agent.errors import HubError
+from agent.tunnel.packet import Packet
+
+DATA, ERROR, DRAIN = 0, 1, 2
+OK_HEAD = ((":status", "200"), ("content-type", "application/grpc"))
+
+
+def nothing() -> None:
+    pass
+
+
+# ---------------------------------------------------------------- inconvenient, but right
+
+
+async def test_the_probe_goes_out_before_the_hub_has_said_anything(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        assert await hub.reader.readexactly(24) == b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        head = dict(hub.decoder.decode((await hub.seen(1))[3]))
+        assert head[":path"] == "/tunnel.v1.TunnelService/Tunnel"
+        assert head["te"] == "trailers"
+        assert head["content-type"] == "application/grpc"
+        assert head[":authority"] == f"127.0.0.1:{port}"
+        await hub.seen(0)
+        assert hub.packets() == [Packet(-1)]
+        # Late headers: SETTINGS and head come with the first packet.
+        hub.settings()
+        hub.headers(*OK_HEAD)
+        hub.answer_probe()
+        await ends.until(lambda: ends.ready)
+
+
+async def test_windows_of_one_byte(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        await hub.greet(initial_window_size=200)
+        await ends.until(lambda: ends.ready)
+        agent = ends.agent_sessions[0]
+        hub.settings(initial_window_size=0)  # takes 200 away: the window is negative by what was sent
+        await hub.seen(4)
+        await hub.seen(4)
+        await hub.seen(4)
+        before = hub.body
+        agent.tunnel.outbound(1, nothing, nothing).write(b"0123456789")
+        hub.send(6, 0, 0, b"pingpong")
+        assert (await hub.seen(6))[1] == 1  # an empty window stops DATA only
+        assert hub.body == before
+        used = len(before)
+        hub.credit(used, stream_id=1)  # the window was negative: now it is nought
+        for _ in Packet(1, 0, b"0123456789").encode():
+            hub.credit(1, stream_id=1)
+            kind, _, _, payload = await hub.frame()
+            assert (kind, len(payload)) == (0, 1)
+        assert hub.packets()[-1] == Packet(1, 0, b"0123456789")
+
+
+async def test_frame_sizes_and_windows_change_in_mid_stream(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        await hub.greet(max_frame_size=20_000, initial_window_size=100_000)
+        await ends.until(lambda: ends.ready)
+        body = random.Random(1).randbytes(400_000)
+        ends.agent_sessions[0].tunnel.outbound(1, nothing, nothing).write(body)
+        largest = 0
+        while len(hub.body) < 100_000:
+            kind, _, _, payload = await hub.frame()
+            largest = max(largest, len(payload)) if kind == 0 else largest
+        assert largest == 20_000
+        assert len(hub.body) == 100_000  # not a byte more than the window
+        hub.settings(max_frame_size=16_384, initial_window_size=150_000)
+        hub.settings(max_frame_size=2**24 - 1, initial_window_size=120_000)
+        hub.credit(1_000_000, stream_id=1)
+        sizes = []
+        while len(hub.packets()) < 2 + (400_000 > 256 * 1024) - 1 or len(hub.body) < 400_000:
+            kind, _, _, payload = await hub.frame()
+            if kind == 0:
+                sizes.append(len(payload))
+        assert b"".join(packet.data for packet in hub.packets()[1:]) == body
+        assert max(sizes) <= 256 * 1024
+
+
+async def test_padding_and_continuation(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port, window_bytes=65535))
+        hub = await accepted()
+        await hub.reader.readexactly(24)
+        hub.settings()
+        block = hub.encoder.encode(OK_HEAD)
+        hub.send(1, 8, 1, b"\x03" + block[:1] + b"\0\0\0")  # HEADERS, padded
+        for index in range(1, len(block)):
+            hub.send(9, 4 if index == len(block) - 1 else 0, 1, block[index : index + 1])
+        answer = Packet(-1, ERROR, b"", "unknown packet connection -1").encode()
+        for index in range(len(answer)):  # a byte a frame, 255 of padding
+            hub.send(0, 8, 1, b"\xff" + answer[index : index + 1] + bytes(255))
+        await ends.until(lambda: ends.ready)
+        # Padding is credited like payload: 200 frames of 257 bytes are most of the window, and it doesn't run dry.
+        for _ in range(5):
+            for _ in range(70):
+                hub.send(0, 8, 1, b"\xff" + bytes(255))
+            while (await hub.seen(8))[2] != 1:
+                pass
+        hub.send(0, 8, 1, b"\0" + Packet(5, 0, b"after").encode())
+        agent = ends.agent_sessions[0]
+        await agent.until(lambda: agent.packets)
+        assert agent.packets == [(5, DATA, b"after", "")]
+
+
+async def test_frames_of_unknown_types_are_ignored(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        await hub.greet()
+        hub.send(0xA, 0, 0, b"\0\x05abcde" + b"h2=x")  # ALTSVC
+        hub.send(0xEE, 0xFF, 77, bytes(16384))
+        hub.send(2, 0, 1, bytes(5))  # PRIORITY
+        await ends.until(lambda: ends.ready)
+        hub.send(0, 0, 1, Packet(2, 0, b"on").encode())
+        agent = ends.agent_sessions[0]
+        await agent.until(lambda: agent.packets)
+
+
+async def test_the_graceful_pair_of_goaways_lets_the_session_finish(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port, stable_after_s=0))
+        old = await accepted()
+        await old.greet()
+        await ends.until(lambda: ends.ready)
+        first = ends.agent_sessions[0]
+        out = first.tunnel.outbound(1, nothing, nothing)
+        old.goaway(2**31 - 1, 0)
+        old.send(6, 0, 0, b"goawaygo")
+        assert (await old.seen(6))[3] == b"goawaygo"
+        new = await accepted()  # dialled at once
+        assert ends.delays_s == []
+        await new.greet()
+        await ends.until(lambda: len(ends.ready) == 2)
+        old.goaway(1, 0)
+        old.send(0, 0, 1, Packet(1, 0, b"more").encode())
+        await first.until(lambda: first.packets)
+        out.write(b"answer")
+        while Packet(1, 0, b"answer") not in old.packets():
+            await old.frame()
+        out.finish()  # the last connection of the old session has gone: it says goodbye
+        while Packet(0, DRAIN) not in old.packets():
+            await old.frame()
+        old.headers(("grpc-status", "0"), end=True)
+        await first.until(lambda: first.lost)
+        assert first.lost == [None]
+        assert ends.clients[0].ready
+        assert len(ends.ready) == 2
+
+
+# ---------------------------------------------------------------- how sessions end
+
+
+async def test_goaway_in_the_middle_of_a_message(raw_hub: Any, tunnels: Any, caplog: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        await hub.greet()
+        await ends.until(lambda: ends.ready)
+        hub.send(0, 0, 1, Packet(1, 0, bytes(1000)).encode()[:500])
+        hub.goaway(1, 0xB, b"too_many_pings")
+        agent = ends.agent_sessions[0]
+        await agent.until(lambda: agent.lost)
+        assert "GOAWAY ENHANCE_YOUR_CALM" in str(agent.lost[0])
+        await ends.until(lambda: ends.delays_s)
+        assert "too_many_pings" in caplog.text
+        assert agent.packets == []
+        await accepted()
+        assert ends.delays_s == [0.5]
+
+
+async def test_a_hub_that_never_answers_is_given_up(raw_hub: Any, tunnels: Any, caplog: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port, probe_timeout_s=0.05))
+        await accepted()
+        await accepted()
+        assert ends.ready == []
+        assert "no answer to a probe within 0.05 s" in caplog.text
+
+
+async def test_a_hub_that_freezes_is_noticed_by_its_probe(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port, probe_interval_s=0.02, probe_timeout_s=0.1))
+        hub = await accepted()
+        await hub.greet()
+        await ends.until(lambda: ends.ready)
+        for turn in range(3):  # alive for three probes
+            while len(hub.packets()) < turn + 2:
+                await hub.frame()
+            hub.answer_probe()
+        while len(hub.packets()) < 5:
+            await hub.frame()
+        await ends.until(lambda: ends.lost)
+        assert "no answer to a probe" in str(ends.lost[0][1])
+        assert not ends.clients[0].ready
+        assert not any(frame[0] == 6 for frame in hub.frames)  # never a PING: a base hub punishes them
+
+
+async def test_a_late_answer_is_waited_for_while_packets_come(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port, probe_interval_s=0.02, probe_timeout_s=0.2))
+        hub = await accepted()
+        await hub.greet()
+        await ends.until(lambda: ends.ready)
+        agent = ends.agent_sessions[0]
+        for number in range(10):  # half a second of bulk in front of the answer
+            hub.send(0, 0, 1, Packet(1, 0, b"bulk").encode())
+            await agent.until(lambda number=number: len(agent.packets) > number)
+            await asyncio.sleep(0.05)
+        hub.answer_probe()
+        while len(hub.packets()) < 3:
+            await hub.frame()
+        assert ends.lost == []
+
+
+async def test_a_flood_for_id_0_means_replaced(raw_hub: Any, tunnels: Any, caplog: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        await hub.greet()
+        await ends.until(lambda: ends.ready)
+        flood = bytes(5) * 3000  # an empty message is an empty DATA packet for id 0
+        sent = 0
+        try:
+            while sent < 1_000_000:
+                hub.send(0, 0, 1, flood)
+                sent += 3000
+                await hub.writer.drain()
+        except ConnectionError:
+            pass
+        await ends.until(lambda: ends.delays_s)
+        assert ends.delays_s[0] == 60.0
+        assert sum("replaced" in record.message for record in caplog.records) == 1
+        assert ends.agent_sessions[0].packets == []
+
+
+@pytest.mark.parametrize(
+    ("head", "text", "delay_s"),
+    [
+        ([(":status", "401"), ("content-type", "text/plain")], "UNAUTHENTICATED: the answer is HTTP 401", 60),
+        ([(":status", "502"), ("content-type", "text/html"), ("content-length", "9")], "UNAVAILABLE: the answer", 0.5),
+        ([(":status", "200"), ("content-type", "text/html")], "UNKNOWN: the answer is HTTP 200, but not gRPC", 0.5),
+    ],
+)
+async def test_an_answer_that_is_not_grpc(
+    raw_hub: Any, tunnels: Any, caplog: Any, head: Any, text: str, delay_s: float
+) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        hub.settings()
+        hub.headers(*head)
+        hub.send(0, 1, 1, b"<p>no</p>")
+        await ends.until(lambda: ends.delays_s)
+        assert ends.delays_s == [delay_s]
+        assert text in caplog.text
+
+
+async def test_trailers_alone(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        hub.settings()
+        hub.headers(*OK_HEAD, ("grpc-status", "7"), ("grpc-message", "no %c3%bc %zz"), end=True)
+        hub.send(3, 0, 1, struct.pack(">I", 0))  # and RST_STREAM NO_ERROR behind them
+        await ends.until(lambda: ends.delays_s)
+        assert str(ends.agent_sessions[0].lost[0]) == "the hub ended the tunnel with PERMISSION_DENIED: no ü %zz"
+
+
+async def test_a_reset_stream(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        await hub.greet()
+        await ends.until(lambda: ends.ready)
+        hub.send(3, 0, 1, struct.pack(">I", 2))
+        await ends.until(lambda: ends.lost)
+        assert str(ends.lost[0][1]) == "the stream was reset: INTERNAL_ERROR"
+
+
+async def test_a_server_that_speaks_http_1(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        hub.writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+        await ends.until(lambda: ends.delays_s)
+        assert "is the peer speaking HTTP/2?" in str(ends.agent_sessions[0].lost[0])
+
+
+# ---------------------------------------------------------------- broken frames, each with the code it gets
+
+PROTOCOL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED, FRAME_SIZE_ERROR, ENHANCE_YOUR_CALM = 1, 3, 5, 6, 11
+BIG = 2**31 - 1
+
+
+CONNECTION_ERRORS = {
+    "oversized DATA": (lambda hub: hub.send(0, 0, 1, bytes(256 * 1024 + 1)), FRAME_SIZE_ERROR, "limit is 262144"),
+    "oversized HEADERS": (lambda hub: hub.send(1, 4, 1, bytes(256 * 1024 + 1)), FRAME_SIZE_ERROR, "limit is 262144"),
+    "DATA on stream 0": (lambda hub: hub.send(0, 0, 0, b"x"), PROTOCOL_ERROR, "DATA frame on stream 0"),
+    "DATA on an idle stream": (lambda hub: hub.send(0, 0, 3, b"x"), PROTOCOL_ERROR, "idle stream 3"),
+    "DATA on a pushed stream": (lambda hub: hub.send(0, 0, 2, b"x"), PROTOCOL_ERROR, "idle stream 2"),
+    "DATA in a header block": (
+        lambda hub: (hub.send(1, 0, 1, b"\x88"), hub.send(0, 0, 1, b"x")),
+        PROTOCOL_ERROR,
+        "DATA frame inside the header block of stream 1",
+    ),
+    "PING in a header block": (
+        lambda hub: (hub.send(1, 0, 1, b"\x88"), hub.send(6, 0, 0, bytes(8))),
+        PROTOCOL_ERROR,
+        "PING frame inside the header block",
+    ),
+    "CONTINUATION alone": (lambda hub: hub.send(9, 4, 1, b""), PROTOCOL_ERROR, "without a header block"),
+    "endless CONTINUATION": (
+        lambda hub: (hub.send(1, 0, 1, bytes(100_000)), *(hub.send(9, 0, 1, bytes(60_000)) for _ in range(3))),
+        ENHANCE_YOUR_CALM,
+        "header block of more than",
+    ),
+    "too much padding": (lambda hub: hub.send(0, 8, 1, b"\x05abcd"), PROTOCOL_ERROR, "5 bytes of padding in 4"),
+    "no pad length": (lambda hub: hub.send(0, 8, 1, b""), FRAME_SIZE_ERROR, "without a pad length"),
+    "increment of 0": (lambda hub: hub.credit(0), PROTOCOL_ERROR, "increment of 0"),
+    "window overflow": (lambda hub: hub.credit(BIG), FLOW_CONTROL_ERROR, "overflows the connection's window"),
+    "WINDOW_UPDATE of 3 bytes": (lambda hub: hub.send(8, 0, 0, bytes(3)), FRAME_SIZE_ERROR, "of 3 bytes, not 4"),
+    "WINDOW_UPDATE on an idle stream": (lambda hub: hub.credit(5, stream_id=5), PROTOCOL_ERROR, "idle stream 5"),
+    "RST_STREAM on an idle stream": (lambda hub: hub.send(3, 0, 5, bytes(4)), PROTOCOL_ERROR, "idle stream 5"),
+    "initial window overflow": (
+        lambda hub: (hub.credit(BIG - 2**30 - 65535, stream_id=1), hub.settings(initial_window_size=2**20)),
+        FLOW_CONTROL_ERROR,
+        "overflows the window of stream 1",
+    ),
+    "a window above 2^31-1": (lambda hub: hub.settings(initial_window_size=2**31), FLOW_CONTROL_ERROR, ""),
+    "a frame size below 16384": (lambda hub: hub.settings(max_frame_size=100), PROTOCOL_ERROR, ""),
+    "SETTINGS of 5 bytes": (lambda hub: hub.send(4, 0, 0, bytes(5)), None, ""),
+    "SETTINGS on a stream": (lambda hub: hub.send(4, 0, 1, b""), PROTOCOL_ERROR, ""),
+    "PING of 7 bytes": (lambda hub: hub.send(6, 0, 0, bytes(7)), None, ""),
+    "GOAWAY of 7 bytes": (lambda hub: hub.send(7, 0, 0, bytes(7)), FRAME_SIZE_ERROR, "of 7 bytes, not 8"),
+    "GOAWAY on a stream": (lambda hub: hub.send(7, 0, 1, bytes(8)), PROTOCOL_ERROR, "on stream 1"),
+    "PUSH_PROMISE": (lambda hub: hub.send(5, 4, 1, struct.pack(">I", 2) + b"\x88"), PROTOCOL_ERROR, ""),
+    "a stream of the hub's": (lambda hub: hub.headers((":method", "GET"), stream_id=2), PROTOCOL_ERROR, ""),
+    "broken HPACK": (lambda hub: hub.send(1, 5, 1, b"\xff\xff\xff\xff\xff"), None, ""),
+    "beyond the window": (lambda hub: hub.send(0, 0, 1, bytes(65536)), FLOW_CONTROL_ERROR, "exceeds the connection's"),
+}
+
+
+@pytest.mark.parametrize("name", CONNECTION_ERRORS)
+async def test_a_broken_frame_ends_the_session_with_its_code(
+    raw_hub: Any, tunnels: Any, caplog: Any, name: str
+) -> None:
+    act, code, text = CONNECTION_ERRORS[name]
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port, window_bytes=65535))
+        hub = await accepted()
+        await hub.greet()
+        await ends.until(lambda: ends.ready)
+        await hub.seen(4)
+        await hub.seen(4)
+        act(hub)
+        got, _ = await hub.ended()
+        assert got == code or code is None
+        await ends.until(lambda: ends.lost)
+        error = ends.lost[0][1]
+        assert isinstance(error, HubError)
+        assert error.retryable
+        assert str(error).startswith("the hub broke the protocol: HTTP/2: ")
+        assert text in str(error)
+        assert sum(str(error) in record.message for record in caplog.records) == 1  # one clear line
+        await accepted()  # and it comes back
+
+
+STREAM_ERRORS = {
+    "increment of 0": (lambda hub: hub.credit(0, stream_id=1), PROTOCOL_ERROR, "increment of 0"),
+    "window overflow": (lambda hub: hub.credit(BIG, stream_id=1), FLOW_CONTROL_ERROR, "overflows the window of stream"),
+    "a compressed message": (lambda hub: hub.send(0, 0, 1, b"\1\0\0\0\1x"), 2, "a message is compressed"),
+    "flags of a message": (lambda hub: hub.send(0, 0, 1, b"\7\0\0\0\1x"), 2, "has flags 0x7"),
+    "a packet of nobody's": (lambda hub: hub.send(0, 0, 1, b"\0\0\0\0\2\x1a\x05"), PROTOCOL_ERROR, "runs past"),
+}
+
+
+@pytest.mark.parametrize("name", STREAM_ERRORS)
+async def test_a_broken_stream_is_reset_with_its_code(raw_hub: Any, tunnels: Any, name: str) -> None:
+    act, code, text = STREAM_ERRORS[name]
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        await hub.greet()
+        await ends.until(lambda: ends.ready)
+        act(hub)
+        assert (await hub.seen(3))[3] == struct.pack(">I", code)
+        await ends.until(lambda: ends.lost)
+        assert text in str(ends.lost[0][1])
+
+
+async def test_data_before_the_response_head(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        hub.settings()
+        hub.answer_probe()
+        await ends.until(lambda: ends.delays_s)
+        assert "before the response's headers" in str(ends.agent_sessions[0].lost[0])
+
+
+async def test_a_malformed_packet_ends_only_its_connection(raw_hub: Any, tunnels: Any, caplog: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        await hub.greet()
+        await ends.until(lambda: ends.ready)
+        agent = ends.agent_sessions[0]
+        hub.send(0, 0, 1, b"\0\0\0\0\6\x08\x04\x1a\x7fab")  # data of 127 bytes in a message with 2
+        hub.send(0, 0, 1, Packet(5, 0, b"fine").encode())
+        await agent.until(lambda: len(agent.packets) == 2)
+        assert agent.packets[0] == (4, ERROR, b"", "packet: data runs past the message's end")
+        assert agent.packets[1] == (5, DATA, b"fine", "")
+        while len(hub.packets()) < 2:
+            await hub.frame()
+        assert hub.packets()[1] == Packet(4, ERROR, b"", "packet: data runs past the message's end")
+        assert [r.message for r in caplog.records if "connection 4 ends" in r.message] == [
+            "connection 4 ends: packet: data runs past the message's end"
+        ]
+
+
+async def test_an_unknown_code_is_ignored_and_counted(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        await hub.greet()
+        hub.send(0, 0, 1, Packet(3, 17, b"?").encode() + Packet(3, 2).encode() + Packet(3, 0, b"!").encode())
+        agent_of = ends.agent_sessions
+        await ends.until(lambda: ends.ready)
+        await agent_of[0].until(lambda: agent_of[0].packets)
+        assert agent_of[0].packets == [(3, DATA, b"!", "")]
+        assert agent_of[0].tunnel.unknown_packets == 2
+
+
+async def test_a_hub_that_does_not_read_its_answers_is_given_up(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        await hub.greet()
+        await ends.until(lambda: ends.ready)
+        pings = (b"\0\0\x08\x06\0\0\0\0\0" + bytes(8)) * 10_000
+        try:
+            for _ in range(200):
+                hub.writer.write(pings)
+                async with asyncio.timeout(10):
+                    await hub.writer.drain()
+                if ends.lost:
+                    break
+        except (ConnectionError, TimeoutError):
+            pass
+        await ends.until(lambda: ends.lost)
+        assert "does not read the answers" in str(ends.lost[0][1])
