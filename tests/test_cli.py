@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 COMMAND = [sys.executable, "-m", "agent"]
 RUN = ["run", "--hub-address", "h:1", "--cluster-name", "c1"]
@@ -211,6 +212,61 @@ def test_an_agent_is_ready_when_its_hub_has_answered(tmp_path: Path, mode: str) 
             agent.process.send_signal(signal.SIGTERM)
             assert agent.ends() == 0, agent.log
             assert agent.line() == ""
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of certificates, each with its key in its file, and of tokens: the hub is hub.test, agents c1 and c2."""
+    folder = tmp_path_factory.mktemp("certificates")
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(folder / "ca.pem")
+    for name, identity in (("hub", "hub.test"), ("c1", "c1"), ("c2", "c2")):
+        ca.issue_cert(identity).private_key_and_cert_chain_pem.write_to_path(folder / f"{name}.pem")
+    (folder / "tokens").write_text("c1 right\n")
+    (folder / "right").write_text("right\n")
+    (folder / "wrong").write_text("wrong\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("hub_flag", "right", "wrong"),
+    [
+        ("--agent-ca-file=ca.pem", "--hub-client-cert-file=c1.pem", "--hub-client-cert-file=c2.pem"),
+        ("--agent-token-file=tokens", "--hub-token-file=right", "--hub-token-file=wrong"),
+    ],
+    ids=["certificate", "token"],
+)
+def test_over_tls_an_agent_is_let_in_by_what_it_shows(
+    tmp_path: Path, certificates: Path, hub_flag: str, right: str, wrong: str
+) -> None:
+    def at(flag: str) -> str:
+        return flag.replace("=", f"={certificates}/")
+
+    hub_arguments = ["--grpc-address=127.0.0.1:0", "--http-address=127.0.0.1:0", at("--grpc-cert-file=hub.pem")]
+    with running(tmp_path / "hub.log", "hub", *hub_arguments, at(hub_flag)) as hub:
+        address = f"127.0.0.1:{port_of(hub.line(), 'grpc')}"
+        port_of(hub.line(), "http")
+        base = [f"--hub-address={address}", "--cluster-name=c1", "--route=/=http://127.0.0.1:9"]
+        base.append(at("--hub-ca-file=ca.pem"))
+        named = [*base, "--hub-server-name=hub.test"]
+        with running(tmp_path / "wrong.log", "run", *named, at(wrong)) as agent:
+            hub.logged("agent refused")
+            agent.logged("level=error")  # a rejected identity is said loudly
+            agent.process.send_signal(signal.SIGTERM)
+            assert agent.ends() == 0
+            assert agent.line() == ""
+        with running(tmp_path / "unnamed.log", "run", *base, at(right)) as agent:
+            agent.logged("CERTIFICATE_VERIFY_FAILED")  # the hub's certificate isn't 127.0.0.1's
+            agent.process.send_signal(signal.SIGTERM)
+            assert agent.ends() == 0
+            assert agent.line() == ""
+        with running(tmp_path / "right.log", "run", *named, at(right)) as agent:
+            assert agent.line() == "ready"
+            agent.process.send_signal(signal.SIGTERM)
+            assert agent.ends() == 0
+    for log in tmp_path.glob("*.log"):
+        assert "Bearer" not in log.read_text()
+        assert "Traceback" not in log.read_text(), log.read_text()
 
 
 def test_an_agent_without_a_hub_is_not_ready_and_ends_cleanly(log: Path) -> None:
