@@ -1,0 +1,284 @@
+"""The Unix socket that the proxy listens on: one for the whole agent, in a private directory, open to nobody else.
+
+Which connection it is that arrives is told by its peer's name: the manager binds each of its sockets to a name with an
+unguessable part, announces it, and then connects. A peer that nobody announced is dropped.
+
+    announce(conn_id) ─► name ── bind, connect ──► listening socket ── peer's name ─► announced? ─► proxy's protocol
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import stat
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import cast
+
+from ..errors import ConfigError
+from ..outcome import Outcome
+
+__all__ = ["Announced", "UDSAcceptor"]
+
+logger = logging.getLogger(__name__)
+
+_PATH_BYTES = 103  # sun_path: 108 bytes on Linux, 104 on macOS, the closing NUL included
+_BACKLOG = 4096  # cut to net.core.somaxconn by the kernel
+_WARNING_INTERVAL_S = 60.0
+
+
+class Announced:
+    """One connection that a manager is about to make, or has made. name: what its socket must be bound to.
+
+    An announcement that is withdrawn stays known until its peer has come: it may already wait in the backlog, and is
+    no stranger.
+    """
+
+    __slots__ = ("_acceptor", "conn_id", "name", "outcome", "transport", "withdrawn")
+
+    def __init__(self, acceptor: UDSAcceptor, name: str, conn_id: int, outcome: Outcome) -> None:
+        self._acceptor = acceptor
+        self.name = name
+        self.conn_id = conn_id
+        self.outcome = outcome
+        self.transport: asyncio.Transport | None = None
+        self.withdrawn = False
+
+    @property
+    def accepted(self) -> bool:
+        """Whether a protocol of the proxy's has it."""
+        return self.transport is not None
+
+    def withdraw(self, *, dialled: bool) -> None:
+        """The connection is over. Ends the proxy's side now: the socket alone would only tell it an end of stream.
+
+        dialled: its socket had reached the listener, so its peer has come or will. Again is no error.
+        """
+        self.withdrawn = True
+        self._acceptor._withdrawn(self, dialled)
+
+
+class UDSAcceptor:
+    """Listens for the connection managers of all sessions, and gives each connection a protocol of the proxy's.
+
+    accept: makes the proxy's protocol for one connection. socket_path: where to listen; "" makes a private directory of
+    its own. buffer_size: high-water mark of the proxy's side, in bytes. abstract_names: bind the managers' sockets in
+    Linux's abstract namespace, else in a private directory. `start` must have returned before managers are made.
+    """
+
+    def __init__(
+        self,
+        accept: Callable[[int, Outcome], asyncio.Protocol],
+        *,
+        socket_path: str = "",
+        buffer_size: int = 65536,
+        abstract_names: bool = sys.platform == "linux",
+    ) -> None:
+        self._accept = accept
+        self._configured_path = socket_path
+        self._buffer_bytes = buffer_size
+        self._abstract = abstract_names
+        self._token = secrets.token_hex(16)
+        self._sessions = 0
+        self._server: asyncio.AbstractServer | None = None
+        self._directory = ""  # ours alone, with all that is in it; "" where none was needed
+        self._parent_made = ""  # of a configured path
+        self._identity: tuple[int, int] | None = None  # device and inode of the socket we made
+        self._announced: dict[str, Announced] = {}  # not arrived yet
+        self._accepted: set[Announced] = set()
+        self._strangers = 0
+        self._warn_again_at_s = 0.0
+        self.path = socket_path
+        """Where it listens, once started."""
+
+    # -- its own life
+
+    async def start(self) -> None:
+        """Make the socket and listen. Raises ConfigError where it can't; then nothing is left behind.
+
+        Cancelled: nothing is left behind.
+        """
+        sock: socket.socket | None = None
+        try:
+            sock = self._listening_socket()
+            self._server = await asyncio.get_running_loop().create_unix_server(
+                lambda: _Doorkeeper(self), sock=sock, backlog=_BACKLOG
+            )
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            self._remove_what_we_made()
+            if isinstance(error, OSError):
+                raise self._unusable(f"a path where a Unix socket can be made ({error.strerror or error})") from error
+            raise
+
+    def _unusable(self, expected: str) -> ConfigError:
+        return ConfigError("uds_socket_path", self._configured_path or "default", expected)
+
+    def _listening_socket(self) -> socket.socket:
+        if not self._configured_path or not self._abstract:
+            self._directory = _private_directory()
+        if self._configured_path:
+            self.path = os.path.abspath(self._configured_path)
+            if os.path.lexists(self.path):  # not even a dead process's socket: who made it can't be known
+                raise self._unusable("a path where nothing is yet; remove it if no other process uses it")
+            parent = os.path.dirname(self.path)
+            if not os.path.isdir(parent):
+                os.mkdir(parent, 0o700)
+                self._parent_made = parent
+        else:
+            self.path = os.path.join(self._directory, "proxy.sock")
+        if len(os.fsencode(self.path)) > _PATH_BYTES:
+            raise self._unusable(f"a path of at most {_PATH_BYTES} bytes, not {self.path}")
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.bind(self.path)
+            made = os.stat(self.path)
+            self._identity = made.st_dev, made.st_ino
+            os.chmod(self.path, 0o600)  # nobody can connect before `listen`
+            sock.listen(_BACKLOG)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    async def close(self) -> None:
+        """Stop listening, end what was accepted, and remove what it made. Cancelled: all of it is done but waiting."""
+        for announced in list(self._accepted):
+            announced.withdraw(dialled=True)
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        self._remove_what_we_made()
+        if server is not None:
+            await server.wait_closed()
+
+    def _remove_what_we_made(self) -> None:
+        if self._identity is not None:
+            with contextlib.suppress(OSError):  # gone already
+                found = os.lstat(self.path)
+                if stat.S_ISSOCK(found.st_mode) and (found.st_dev, found.st_ino) == self._identity:
+                    os.unlink(self.path)
+            self._identity = None
+        for name in self._announced:
+            self._remove_name(name)
+        self._announced.clear()
+        if self._directory:
+            with contextlib.suppress(OSError):  # somebody put something there: not ours to remove
+                os.rmdir(self._directory)
+            self._directory = ""
+        if self._parent_made:
+            with contextlib.suppress(OSError):  # somebody else uses it
+                os.rmdir(self._parent_made)
+            self._parent_made = ""
+
+    # -- the managers' side
+
+    def next_session(self) -> int:
+        """A number for one more session, so that the same conn_id of two sessions has two names."""
+        self._sessions += 1
+        return self._sessions
+
+    def announce(self, session: int, conn_id: int, outcome: Outcome) -> Announced:
+        """Expect one connection; its socket must be bound to the result's name before it connects."""
+        if self._server is None:
+            raise RuntimeError("the acceptor isn't listening")
+        if self._abstract:
+            name = f"\0fastpipe-agent/{self._token}/{session}/{conn_id}"
+        else:
+            name = os.path.join(self._directory, f"{session}-{conn_id}")
+        announced = self._announced[name] = Announced(self, name, conn_id, outcome)
+        return announced
+
+    def bind(self, announced: Announced) -> socket.socket:
+        """A non-blocking socket bound to the announced name. Raises OSError; then the announcement is withdrawn."""
+        sock = None
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            sock.bind(announced.name)
+        except OSError:
+            if sock is not None:
+                sock.close()
+            self._announced.pop(announced.name, None)
+            raise
+        return sock
+
+    def _withdrawn(self, announced: Announced, dialled: bool) -> None:
+        if announced.transport is not None:
+            self._accepted.discard(announced)
+            if not announced.transport.is_closing():  # else its end comes by itself: its peer is closed
+                announced.transport.abort()
+        elif not dialled and self._announced.pop(announced.name, None) is not None:
+            self._remove_name(announced.name)
+
+    def _remove_name(self, name: str) -> None:
+        if not self._abstract:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+
+    # -- the peers' side
+
+    def _arrived(self, transport: asyncio.Transport) -> asyncio.Protocol | None:
+        """The proxy's protocol for a peer, None where it isn't to be let in."""
+        name = transport.get_extra_info("peername")
+        if isinstance(name, bytes):
+            name = os.fsdecode(name)
+        announced = self._announced.pop(name, None) if isinstance(name, str) else None
+        if announced is None:
+            self._warn_of_stranger()
+            return None
+        self._remove_name(announced.name)
+        if announced.withdrawn:
+            return None
+        try:
+            protocol = self._accept(announced.conn_id, announced.outcome)
+        except Exception:
+            logger.exception(
+                "connection %d: the proxy refused it", announced.conn_id, extra={"conn_id": announced.conn_id}
+            )
+            return None
+        announced.transport = transport
+        self._accepted.add(announced)
+        transport.set_write_buffer_limits(high=self._buffer_bytes, low=self._buffer_bytes // 4)
+        return protocol
+
+    def _warn_of_stranger(self) -> None:
+        self._strangers += 1
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._warn_again_at_s:
+            self._warn_again_at_s = now_s + _WARNING_INTERVAL_S
+            logger.warning(
+                "%s: dropped a peer that is no connection of this agent's (%d so far)", self.path, self._strangers
+            )
+
+
+class _Doorkeeper(asyncio.Protocol):
+    """The first protocol of each accepted socket: hands it on to the proxy's, or closes it."""
+
+    def __init__(self, acceptor: UDSAcceptor) -> None:
+        self._acceptor = acceptor
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses
+        protocol = self._acceptor._arrived(transport)
+        if protocol is None:
+            transport.abort()
+            return
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+
+
+def _private_directory() -> str:
+    """A new directory of mode 0700 whose paths fit a socket's address. Raises OSError."""
+    directory = tempfile.mkdtemp(prefix="fastpipe-agent-")
+    if len(os.fsencode(directory)) > _PATH_BYTES - 32 and os.path.isdir("/tmp"):  # noqa: S108 - made by mkdtemp
+        os.rmdir(directory)
+        directory = tempfile.mkdtemp(prefix="fastpipe-agent-", dir="/tmp")
+    return directory

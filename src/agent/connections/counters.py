@@ -1,0 +1,29 @@
+"""What the connection managers count, for metrics and for the log; one object serves all sessions of an agent."""
+
+from __future__ import annotations
+
+import dataclasses
+
+__all__ = ["ConnectionCounters"]
+
+
+@dataclasses.dataclass(slots=True)
+class ConnectionCounters:
+    """Totals since the agent started. Packets and connections are counted by one, bytes by `…_bytes`."""
+
+    opened: int = 0
+    closed: int = 0
+    truncated: int = 0
+    """Closed in the middle of a response that can't be broken off visibly."""
+    failed_inbound: int = 0
+    """Failed because their target took less than came, past the bound of what is held for it."""
+    stray_data: int = 0
+    """DATA packets for ids that are closed: dropped."""
+    invalid_ids: int = 0
+    """Packets for ids that can't name a connection (0 and below): dropped."""
+    unknown_codes: int = 0
+    """Packets with a control code that nobody negotiated: ignored."""
+    probes: int = 0
+    """Empty DATA packets sent to find out whether a client is still there."""
+    inbound_bytes: int = 0
+    outbound_bytes: int = 0

@@ -1,0 +1,48 @@
+"""A set of connection ids that costs by the gap, not by the id: closed ids are remembered for a whole session."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+
+__all__ = ["IdRanges"]
+
+
+class IdRanges:
+    """Integers kept as ranges. Those a hub chooses come nearly in order, so the ranges stay few.
+
+    `add` and `in` take the logarithm of the number of ranges; an id that lies between two ranges joins them.
+    """
+
+    __slots__ = ("_firsts", "_lasts")
+
+    def __init__(self) -> None:
+        self._firsts: list[int] = []  # rising; the range i is _firsts[i] to _lasts[i], both included
+        self._lasts: list[int] = []
+
+    def __contains__(self, conn_id: int) -> bool:
+        at = bisect_right(self._firsts, conn_id) - 1
+        return at >= 0 and conn_id <= self._lasts[at]
+
+    def add(self, conn_id: int) -> None:
+        """Remember `conn_id`; again is no error."""
+        after = bisect_right(self._firsts, conn_id)
+        before = after - 1
+        if before >= 0 and conn_id <= self._lasts[before]:
+            return
+        joins_before = before >= 0 and self._lasts[before] == conn_id - 1
+        joins_after = after < len(self._firsts) and self._firsts[after] == conn_id + 1
+        if joins_before and joins_after:
+            self._lasts[before] = self._lasts.pop(after)
+            del self._firsts[after]
+        elif joins_before:
+            self._lasts[before] = conn_id
+        elif joins_after:
+            self._firsts[after] = conn_id
+        else:
+            self._firsts.insert(after, conn_id)
+            self._lasts.insert(after, conn_id)
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """(first, last) of each range, rising, both included."""
+        return zip(self._firsts, self._lasts, strict=True)

@@ -1,0 +1,195 @@
+"""What the hub sends one connection, on its way into the carrier: in order, and bounded where the target is slow.
+
+The tunnel is never stopped (wire.md, "flow control": a base hub gives up once 1,000 packets wait), so what the carrier
+doesn't take waits here, and past a bound this one connection fails:
+
+    packet ──► first_request ──► write to the carrier, while it takes bytes
+                                  └► pieces that wait ──► written when it takes bytes again
+
+The first packet holds a whole request and may be larger than that bound: it counts against a budget that all
+connections of the agent share, and doesn't count against the connection's own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from ..errors import AgentError
+from .first_request import reframe
+
+__all__ = ["SLICE_BYTES", "FirstPacketBudget", "Inbound", "OverfullError", "Writable"]
+
+SLICE_BYTES = 256 * 1024
+"""The most that one write gives a carrier: past its high-water mark it holds up to this much more."""
+_SMALL_BYTES = 4096  # below this a waiting packet is copied: it would keep a whole receive buffer alive
+_JOINED_BYTES = 64 * 1024  # small waiting packets are joined up to here, so that a million of them cost no objects
+
+
+class OverfullError(AgentError):
+    """More came than may be held for a target this slow: fail this connection. The text is fit for the client."""
+
+
+class Writable(Protocol):
+    """What of a carrier's transport is used here."""
+
+    def write(self, data: bytes | memoryview, /) -> None: ...
+    def write_eof(self) -> None: ...
+
+
+class FirstPacketBudget:
+    """How many bytes of first packets may wait in memory, over all connections and sessions of an agent.
+
+    limit_bytes: wire.md, "first request", has it 512 MiB. Packets that any carrier takes at once don't wait and aren't
+    counted.
+    """
+
+    __slots__ = ("held_bytes", "limit_bytes")
+
+    def __init__(self, limit_bytes: int = 512 * 1024 * 1024) -> None:
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+
+    def take(self, size_bytes: int) -> bool:
+        """Count `size_bytes` as held; False, and nothing counted, where that would pass the limit."""
+        if self.held_bytes + size_bytes > self.limit_bytes:
+            return False
+        self.held_bytes += size_bytes
+        return True
+
+    def give_back(self, size_bytes: int) -> None:
+        self.held_bytes -= size_bytes
+
+
+class Inbound:
+    """The half of a connection that leads from the hub to the proxy.
+
+    budget: for the first packet. limit_bytes: how much may wait beyond the first packet. uncounted_bytes: a first
+    packet up to this size isn't charged. reframes: the first packet is a base hub's and gets its framing.
+    Invariants: I1 bytes leave in the order they came. I2 nothing is written while the carrier says pause. I3 what the
+    budget was charged is given back exactly once: when the first packet has left, or at `stop`.
+    """
+
+    __slots__ = (
+        "_budget",
+        "_carrier",
+        "_charged_bytes",
+        "_eof",
+        "_first_left_bytes",
+        "_limit_bytes",
+        "_paused",
+        "_pieces",
+        "_uncounted_bytes",
+        "held_bytes",
+        "reframes",
+    )
+
+    def __init__(
+        self, carrier: Writable, budget: FirstPacketBudget, *, limit_bytes: int, uncounted_bytes: int, reframes: bool
+    ) -> None:
+        self._carrier = carrier
+        self._budget = budget
+        self._limit_bytes = limit_bytes
+        self._uncounted_bytes = uncounted_bytes
+        self._pieces: deque[bytes | memoryview | bytearray] = deque()  # a bytearray: small packets, joined
+        self._first_left_bytes = -1  # -1: the first packet has not come; else what of it still waits
+        self._charged_bytes = 0
+        self._paused = False
+        self._eof = False
+        self.reframes = reframes
+        self.held_bytes = 0
+        """What waits here, first packet included."""
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Hand on one packet's bytes (n >= 1, immutable, kept by reference).
+
+        Raises OverfullError where more would wait than may; then nothing of this packet was taken.
+        """
+        if self._first_left_bytes < 0:
+            self._feed_first(data)
+            return
+        size = len(data)
+        if not self._paused and not self._pieces and size <= SLICE_BYTES:
+            self._carrier.write(data)
+            return
+        if self.held_bytes - self._first_left_bytes + size > self._limit_bytes:
+            raise OverfullError(
+                f"the target takes less than its client sends: more than {self._limit_bytes} bytes wait for it"
+            )
+        self._hold(data)
+        self._pump()
+
+    def _feed_first(self, data: bytes | memoryview) -> None:
+        size = len(data)
+        if size > self._uncounted_bytes:
+            if not self._budget.take(size):
+                raise OverfullError(
+                    f"no memory left for a request of {size} bytes: the agent holds requests up to "
+                    f"{self._budget.limit_bytes} bytes in all"
+                )
+            self._charged_bytes = size
+        for piece in reframe(data) if self.reframes else (data,):
+            self._pieces.append(piece)
+            self.held_bytes += len(piece)
+        self._first_left_bytes = self.held_bytes
+        self._pump()
+
+    def _hold(self, data: bytes | memoryview) -> None:
+        self.held_bytes += len(data)
+        if len(data) >= _SMALL_BYTES:
+            self._pieces.append(data)
+            return
+        last = self._pieces[-1] if self._pieces else None
+        if isinstance(last, bytearray) and len(last) < _JOINED_BYTES:
+            last += data
+        else:
+            self._pieces.append(bytearray(data))
+
+    def _pump(self) -> None:
+        """Write what waits until the carrier has had enough."""
+        pieces = self._pieces
+        while pieces and not self._paused:  # I2: `write` may call `pause`
+            piece = pieces.popleft()  # I1
+            if len(piece) > SLICE_BYTES:
+                view = memoryview(piece)
+                pieces.appendleft(view[SLICE_BYTES:])
+                piece = view[:SLICE_BYTES]
+            elif isinstance(piece, bytearray):
+                piece = bytes(piece)
+            size = len(piece)
+            self.held_bytes -= size
+            if self._first_left_bytes > 0:
+                self._first_left_bytes -= size  # pieces of the first packet are never joined with later ones
+                if not self._first_left_bytes:
+                    self._give_back()
+            self._carrier.write(piece)
+        if self._eof and not pieces:
+            self._eof = False
+            self._carrier.write_eof()
+
+    def _give_back(self) -> None:
+        charged, self._charged_bytes = self._charged_bytes, 0  # I3
+        self._budget.give_back(charged)
+
+    def pause(self) -> None:
+        """The carrier has had enough."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """The carrier takes bytes again."""
+        self._paused = False
+        self._pump()
+
+    def finish(self) -> None:
+        """The hub sends no more (CLOSE): the carrier gets the end of stream after what waits."""
+        self._eof = True
+        self._pump()
+
+    def stop(self) -> None:
+        """Drop what waits; nothing is written from now on."""
+        self._pieces.clear()
+        self._eof = False
+        self.held_bytes = 0
+        self._first_left_bytes = max(self._first_left_bytes, 0)
+        self._give_back()
+        self._paused = True

@@ -1,0 +1,343 @@
+"""Which connection a packet belongs to: the one interface of the connection managers, and all they share.
+
+    tunnel ── packet_received ──► manager ──► Connection ──► carrier ══► proxy
+    tunnel ◄── outbound ─────────────────────┘                  │
+                                  manager ◄── outcome ──────────┘
+
+There is one manager for each session, so what a session knows of its connections dies with it (wire.md, "conn ids").
+A manager knows ids, order and endings, and nothing of HTTP; how the bytes are carried is the subclasses' business.
+
+An id's life: *unseen*, until its first DATA opens it; *open*; *closed*, until the session ends. Nothing leads back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Protocol
+
+from ..outcome import Kind, Stage
+from .codes import CLOSE, DATA, ERROR, FEATURE_CLOSE
+from .connection import Connection, Outbound, State
+from .counters import ConnectionCounters
+from .endings import Ending
+from .ids import IdRanges
+from .inbound import FirstPacketBudget
+
+__all__ = ["ConnManager", "ConnectionLimits", "PacketConnManager", "Tunnel"]
+
+logger = logging.getLogger(__name__)
+
+_TICKS_PER_PROBE = 10  # connections are probed in turn, not all in one burst
+_SETTLE_PROBE_INTERVAL_S = 0.25
+_SETTLE_TIMEOUT_S = 5.0  # wire.md, "DRAIN to the hub"
+
+
+class Tunnel(Protocol):
+    """What the managers use of a session's tunnel."""
+
+    @property
+    def features(self) -> frozenset[str]: ...
+    @property
+    def bytes_buffered(self) -> int: ...
+    def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound: ...
+    def send(self, conn_id: int, code: int, data: bytes = b"", error_message: str = "") -> None: ...
+
+
+class PacketConnManager(Protocol):
+    """What the agent knows of a connection manager; the tunnel's client knows the first two."""
+
+    def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
+        """Handle the session's next packet. data: immutable, kept by reference. Never raises."""
+
+    def tunnel_lost(self, error: Exception | None) -> None:
+        """The session is over: every connection of it ends at once, and nothing of it reaches another session."""
+
+    def outcome(self, conn_id: int, kind: Kind, stage: Stage) -> None:
+        """The proxy's word on how a connection ended, given before it closes its transport."""
+
+    async def drain(self, deadline_s: float) -> None:
+        """Let what is in flight finish, end the rest, and wait until the hub knows none with a request outstanding."""
+
+    @property
+    def open_connections(self) -> int:
+        """How many are open now."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Bounds and times of each connection.
+
+    inbound_bytes: what may wait for a slow target beyond the first packet; past it the connection fails.
+    probe_interval_s: how often a base hub is asked whether a connection's client is still there. word_timeout_s: how
+    long the proxy may take to say how a connection ended that was broken off here. connect_timeout_s: how long a
+    carrier may take to reach the proxy.
+    """
+
+    inbound_bytes: int = 16 * 1024 * 1024
+    probe_interval_s: float = 10.0
+    word_timeout_s: float = 1.0
+    connect_timeout_s: float = 5.0
+
+
+class ConnManager(ABC):
+    """A PacketConnManager for one session, but for the carrier.
+
+    budget, counters: shared by all sessions of an agent; fresh ones where not given. Must be made on its event loop.
+    """
+
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        *,
+        limits: ConnectionLimits | None = None,
+        budget: FirstPacketBudget | None = None,
+        counters: ConnectionCounters | None = None,
+    ) -> None:
+        self.tunnel = tunnel
+        self.limits = limits or ConnectionLimits()
+        self.budget = budget or FirstPacketBudget()
+        self.counters = counters or ConnectionCounters()
+        self.hub_closes = FEATURE_CLOSE in tunnel.features
+        self._loop = asyncio.get_running_loop()
+        self._open: dict[int, Connection] = {}
+        self._closed = IdRanges()
+        self._answered = IdRanges()  # closed ids that get no ERROR, or have got theirs
+        self._lost = False
+        self._tick: asyncio.TimerHandle | None = None
+        self._changed: asyncio.Event | None = None  # set while a drain waits, for what it waits for
+        self._drain_marks: dict[int, int] | None = None  # response bytes of each connection as the drain began
+        self._unsettled: set[int] = set()  # closed, and the hub may still hold their request outstanding
+
+    @abstractmethod
+    def make_connection(self, conn_id: int) -> Connection:
+        """A connection with its carrier attached. May raise: then the id is closed and the hub gets an ERROR."""
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._open)
+
+    @property
+    def held_bytes(self) -> int:
+        """What waits for slow targets, over all connections of this session."""
+        return sum(connection.inbound.held_bytes for connection in self._open.values())
+
+    # -- from the tunnel
+
+    def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
+        if self._lost:
+            return
+        connection = self._open.get(conn_id)
+        if code == DATA:
+            if connection is None:
+                connection = self._admit(conn_id)
+                if connection is None:
+                    return
+            size = len(data)
+            if connection.state is not State.OPEN or connection.hub_done:
+                self.counters.stray_data += 1
+                connection.strayed = True
+            elif size:
+                self.counters.inbound_bytes += size
+                connection.feed(data)
+        elif code == ERROR:
+            if connection is not None:
+                connection.gone()  # never answered
+            elif conn_id in self._unsettled:
+                self._unsettled.discard(conn_id)
+                self._notify()
+        elif code == CLOSE and self.hub_closes:
+            if connection is not None:
+                connection.hub_finished()
+        else:
+            self.counters.unknown_codes += 1
+            logger.debug("connection %d: packet with unknown code %d ignored", conn_id, code)
+
+    def _admit(self, conn_id: int) -> Connection | None:
+        """A new connection for a DATA packet whose id isn't open; None where the packet is to be dropped."""
+        if conn_id <= 0:
+            self.counters.invalid_ids += 1
+            logger.debug("connection %d: not an id that can open, packet dropped", conn_id)
+            return None
+        if conn_id in self._closed:
+            self.counters.stray_data += 1
+            self._answer_stray(conn_id)
+            return None
+        self.counters.opened += 1
+        try:
+            connection = self.make_connection(conn_id)
+        except Exception:
+            logger.exception("connection %d: could not be opened", conn_id, extra={"conn_id": conn_id})
+            self._closed.add(conn_id)
+            self._answered.add(conn_id)
+            self.counters.closed += 1
+            self.tunnel.send(conn_id, ERROR, error_message="the agent could not open the connection")
+            return None
+        self._open[conn_id] = connection
+        connection.probe_at_s = self._loop.time() + self.limits.probe_interval_s
+        if self._tick is None:
+            self._schedule_tick()
+        return connection
+
+    def _answer_stray(self, conn_id: int) -> None:
+        """Tell a base hub, once, that an id is closed. It follows what the tunnel still holds of that id's bytes."""
+        if not self.hub_closes and conn_id not in self._answered:
+            self._answered.add(conn_id)
+            self.tunnel.send(conn_id, ERROR, error_message="this connection was closed by the agent")
+
+    def tunnel_lost(self, error: Exception | None) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+        for connection in list(self._open.values()):
+            connection.gone()
+        self._unsettled.clear()
+        self._notify()
+
+    # -- from the proxy
+
+    def outcome(self, conn_id: int, kind: Kind, stage: Stage) -> None:
+        connection = self._open.get(conn_id)
+        if connection is not None:  # else it was ended from this side: nobody is left to be told
+            connection.outcome(kind, stage)
+
+    # -- from the connections (connection.Host)
+
+    @property
+    def word_timeout_s(self) -> float:
+        return self.limits.word_timeout_s
+
+    def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound:
+        return self.tunnel.outbound(conn_id, pause, resume)
+
+    def late_error(self, conn_id: int, text: str) -> None:
+        """Send an ERROR for a connection whose outbound half is finished already."""
+        self.tunnel.send(conn_id, ERROR, error_message=text)
+
+    def connection_failed_inbound(self) -> None:
+        self.counters.failed_inbound += 1
+
+    def connection_closed(self, connection: Connection, ending: Ending | None) -> None:
+        conn_id = connection.conn_id
+        del self._open[conn_id]
+        self._closed.add(conn_id)
+        counters = self.counters
+        counters.closed += 1
+        counters.outbound_bytes += connection.response_bytes
+        if ending is not None and (ending.truncated or ending.code == ERROR):
+            self._answered.add(conn_id)  # it got its ERROR, or none may reach its client any more
+        elif ending is not None and connection.strayed:
+            self._answer_stray(conn_id)
+        level = logging.INFO
+        what = "closed"
+        if ending is not None and ending.truncated:
+            counters.truncated += 1
+            what, level = "closed, truncated", logging.WARNING
+        elif ending is not None and ending.code == ERROR:
+            what, level = "failed", logging.WARNING
+        if logger.isEnabledFor(level):
+            kind, stage = connection.word or ("", "")
+            logger.log(
+                level,
+                "connection %d: %s%s",
+                conn_id,
+                what,
+                f" ({connection.reason})" if connection.reason else "",
+                extra={
+                    "conn_id": conn_id,
+                    "kind": str(kind),
+                    "stage": str(stage),
+                    "response_bytes": connection.response_bytes,
+                },
+            )
+        if self._drain_marks is not None:
+            answered_since = connection.response_bytes > self._drain_marks.get(conn_id, 0)
+            outstanding = connection.word is None or connection.word[1] is not Stage.IDLE
+            if ending is not None and (answered_since or outstanding):
+                self._unsettled.add(conn_id)
+            self._notify()
+
+    # -- probing (wire.md, "vanished clients")
+
+    def _schedule_tick(self) -> None:
+        self._tick = self._loop.call_later(self.limits.probe_interval_s / _TICKS_PER_PROBE, self._on_tick)
+
+    def _on_tick(self) -> None:
+        """Probe the connections whose turn it is, and find proxies that left without a word."""
+        self._tick = None
+        now_s = self._loop.time()
+        for connection in list(self._open.values()):
+            if connection.eof_seen and connection.peer_closed():
+                connection.connection_lost(None)
+            elif not self.hub_closes and connection.probe_at_s <= now_s:
+                connection.probe_at_s = now_s + self.limits.probe_interval_s
+                self.counters.probes += 1
+                self.tunnel.send(connection.conn_id, DATA)
+        if self._open:
+            self._schedule_tick()
+
+    # -- drain (wire.md, "DRAIN to the hub")
+
+    async def drain(self, deadline_s: float) -> None:
+        """Wait for what is in flight, at most `deadline_s` seconds; end the rest by the table; then settle.
+
+        The proxy is told to drain first, by the agent: it ends the idle connections and puts `Connection: close` on its
+        answers. Settling takes at most 5 s and is for base hubs, which may lock up for good when DRAIN reaches them
+        with requests open: each connection that ended with an answer under way is probed until the hub doesn't know
+        it any more. Returns at once when the session is lost. Cancelled: what was ended stays ended, the rest goes on.
+        """
+        self._changed = asyncio.Event()
+        self._drain_marks = {conn_id: connection.response_bytes for conn_id, connection in self._open.items()}
+        if not self.hub_closes:
+            for conn_id in self._open:  # clients that are gone, which a base hub doesn't say, aren't waited for
+                self.tunnel.send(conn_id, DATA)
+        try:
+            await self._wait_until(lambda: not self._open, deadline_s)
+            for connection in list(self._open.values()):
+                connection.break_off("the agent is going away")
+            await self._wait_until(lambda: not self._open, 2 * self.limits.word_timeout_s)
+            await self._settle()
+        finally:
+            self._changed = None
+            self._drain_marks = None
+            self._unsettled.clear()
+
+    async def _settle(self) -> None:
+        deadline_s = self._loop.time() + _SETTLE_TIMEOUT_S
+        while not self._lost and (self.tunnel.bytes_buffered or (self._unsettled and not self.hub_closes)):
+            left_s = deadline_s - self._loop.time()
+            if left_s <= 0:
+                logger.warning(
+                    "drain: the hub still holds %d connections, %d bytes are unsent",
+                    len(self._unsettled),
+                    self.tunnel.bytes_buffered,
+                )
+                return
+            if not self.tunnel.bytes_buffered:  # else the probe would only queue behind them
+                for conn_id in self._unsettled:
+                    self.tunnel.send(conn_id, DATA)
+                await self._wait_until(lambda: not self._unsettled, min(left_s, _SETTLE_PROBE_INTERVAL_S))
+            else:
+                await asyncio.sleep(min(left_s, 0.01))
+
+    async def _wait_until(self, reached: Callable[[], bool], timeout_s: float) -> None:
+        """Wait for a state that `_notify` is called at, at most `timeout_s`. Cancelled: nothing has changed."""
+        changed = self._changed
+        assert changed is not None
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not reached() and not self._lost:
+                    changed.clear()
+                    await changed.wait()
+        except TimeoutError:
+            return
+
+    def _notify(self) -> None:
+        if self._changed is not None:
+            self._changed.set()

@@ -1,0 +1,290 @@
+"""The manager's end of a Unix socket: a transport that can lose its way out and still read what is under way to it.
+
+asyncio's own transports end altogether when a write fails. A proxy that answers early and closes, with the rest of an
+upload still coming, would so lose its answer: over a pipe it arrives, and the two modes may not differ. Here a failed
+write only ends the writing; what the peer wrote before it closed is read to its end. The socket connects at once or,
+where the listener's backlog is full (EAGAIN: for AF_UNIX there is no "in progress", a socket that got it is not
+connected and never will be by waiting), tries again; what is written meanwhile waits in order.
+
+            connected               end of stream or error
+    DIALLING ────────► CONNECTED ────────────────────────► LOST   (`connection_lost` is scheduled, once)
+
+A peer that closed with bytes of ours unread leaves an error on the socket. libuv reports such a socket once and then
+watches it no more, so whoever finds the error reads to the end there and then, pause or no pause: what is left is at
+most what a socket holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+from collections import deque
+from typing import Protocol
+
+__all__ = ["SocketEnd", "SocketEndProtocol"]
+
+_READ_MIN_BYTES, _READ_MAX_BYTES = 16 * 1024, 256 * 1024  # small answers need no large buffer, bulk gets large packets
+_DIAL_RETRY_MIN_S, _DIAL_RETRY_MAX_S = 0.001, 0.05
+_SEND_PIECES = 64  # well below IOV_MAX (1,024)
+
+
+class SocketEndProtocol(Protocol):
+    """asyncio's Protocol, without the transport being handed over: its owner made it."""
+
+    def data_received(self, data: bytes) -> None: ...
+    def eof_received(self) -> bool | None: ...
+    def connection_lost(self, exc: Exception | None) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+
+
+class SocketEnd:
+    """One end of a Unix stream socket, on asyncio and on uvloop alike.
+
+    sock: non-blocking, AF_UNIX, bound to the name that the acceptor will look up; owned from here on. limit_bytes: the
+    high-water mark of what waits to be sent; low is a quarter of it. dial_timeout_s: how long a full backlog is borne.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        protocol: SocketEndProtocol,
+        *,
+        limit_bytes: int,
+        dial_timeout_s: float,
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._protocol = protocol
+        self._high_bytes = limit_bytes
+        self._low_bytes = limit_bytes // 4
+        self._dial_timeout_s = dial_timeout_s
+        self._dial_retry: asyncio.TimerHandle | None = None
+        self._connected = False
+        self._lost = False
+        self._queue: deque[bytes | memoryview] = deque()
+        self._queued_bytes = 0
+        self._read_bytes = _READ_MIN_BYTES
+        self._reading = False  # a reader is registered
+        self._writing = False  # a writer is registered
+        self._reading_paused = False
+        self._writing_paused = False
+        self._write_ended = False  # nothing more is sent: shut down, told to stop, or failed
+        self._eof_wanted = False
+        self._eof_seen = False
+
+    # -- connecting
+
+    def dial(self, path: str) -> None:
+        """Connect to the listener at `path`, now or as soon as its backlog has room."""
+        self._dial(path, self._loop.time() + self._dial_timeout_s, _DIAL_RETRY_MIN_S)
+
+    def _dial(self, path: str, deadline_s: float, retry_s: float) -> None:
+        self._dial_retry = None
+        try:
+            self._sock.connect(path)
+        except BlockingIOError:
+            if self._loop.time() >= deadline_s:
+                self._lose(TimeoutError("the proxy's socket accepts no connections"))
+                return
+            again_s = min(retry_s * 2, _DIAL_RETRY_MAX_S)
+            self._dial_retry = self._loop.call_later(retry_s, self._dial, path, deadline_s, again_s)
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        self._connected = True
+        self._watch_reading()
+        if self._queue or self._eof_wanted:
+            self._on_writable()
+
+    @property
+    def connected(self) -> bool:
+        """Whether it has reached the listener, which may not have accepted it yet."""
+        return self._connected
+
+    # -- reading
+
+    def pause_reading(self) -> None:
+        self._reading_paused = True
+        self._watch_reading()
+
+    def resume_reading(self) -> None:
+        self._reading_paused = False
+        self._watch_reading()
+
+    def _watch_reading(self) -> None:
+        wanted = self._connected and not (self._lost or self._reading_paused or self._eof_seen)
+        if wanted != self._reading:
+            self._reading = wanted
+            if wanted:
+                self._loop.add_reader(self._sock, self._on_readable)
+            else:
+                self._loop.remove_reader(self._sock)
+
+    def _on_readable(self) -> None:
+        if not self._reading:  # paused by a callback of the same turn
+            return
+        try:
+            data = self._sock.recv(self._read_bytes)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:  # ECONNRESET: the peer closed with bytes of ours unread; its own were read before
+            self._lose(error)
+            return
+        if not data:
+            self._end_of_stream()
+            return
+        if len(data) == self._read_bytes:
+            self._read_bytes = min(self._read_bytes * 4, _READ_MAX_BYTES)
+        elif len(data) * 4 < self._read_bytes:
+            self._read_bytes = max(self._read_bytes // 4, _READ_MIN_BYTES)
+        self._protocol.data_received(data)
+        if not self._lost and self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._read_to_the_end()
+
+    def _read_to_the_end(self) -> None:
+        """The peer is closed in both directions: take what it had written before, and be done."""
+        while not self._lost:
+            try:
+                data = self._sock.recv(_READ_MAX_BYTES)
+            except (BlockingIOError, InterruptedError):  # not closed after all
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._eof_seen = True
+                self._lose(None)
+                return
+            self._protocol.data_received(data)
+
+    def _end_of_stream(self) -> None:
+        self._eof_seen = True
+        self._watch_reading()
+        if self.peer_closed():
+            self._lose(None)
+        elif not self._protocol.eof_received():
+            self.close()
+
+    def peer_closed(self) -> bool:
+        """Whether the peer is closed in both directions, asked after its end of stream; False before that."""
+        if self._lost or not self._eof_seen:
+            return False
+        if not hasattr(select, "poll"):
+            return True
+        poll = select.poll()
+        poll.register(self._sock, 0)  # POLLHUP needs no asking; after a half-close there is none
+        return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
+
+    # -- writing
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Send, now or later. data: immutable, n >= 1 bytes, kept by reference. Dropped once nothing can be sent."""
+        if self._lost or self._write_ended or self._eof_wanted:
+            return
+        if self._connected and not self._queue:
+            try:
+                sent = self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                self._write_failed()
+                return
+            if sent == len(data):
+                return
+            data = memoryview(data)[sent:]
+        self._queue.append(data)
+        self._queued_bytes += len(data)
+        self._watch_writing()
+        if self._queued_bytes > self._high_bytes and not self._writing_paused:
+            self._writing_paused = True
+            self._protocol.pause_writing()
+
+    def write_eof(self) -> None:
+        """Half-close, after what is queued."""
+        self._eof_wanted = True
+        if self._connected and not self._queue:
+            self._shut_down_writing()
+
+    def stop_writing(self) -> None:
+        """Send nothing more, and drop what is queued. Reading goes on."""
+        self._write_ended = True
+        self._queue.clear()
+        self._queued_bytes = 0
+        self._watch_writing()
+        if self._eof_seen:  # neither direction is left
+            self._lose(None)
+
+    def _write_failed(self) -> None:
+        self.stop_writing()
+        self._loop.call_soon(self._read_to_the_end)  # not within the write: its caller may be in the middle of things
+
+    def get_write_buffer_size(self) -> int:
+        return self._queued_bytes
+
+    def _watch_writing(self) -> None:
+        wanted = self._connected and bool(self._queue) and not self._lost
+        if wanted != self._writing:
+            self._writing = wanted
+            if wanted:
+                self._loop.add_writer(self._sock, self._on_writable)
+            else:
+                self._loop.remove_writer(self._sock)
+
+    def _on_writable(self) -> None:
+        queue = self._queue
+        if queue:
+            try:
+                sent = self._sock.sendmsg([queue[i] for i in range(min(len(queue), _SEND_PIECES))])
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                self._write_failed()
+                return
+            self._queued_bytes -= sent
+            while sent:
+                first = queue[0]
+                if sent < len(first):
+                    queue[0] = memoryview(first)[sent:]
+                    break
+                sent -= len(first)
+                queue.popleft()
+        self._watch_writing()
+        if self._writing_paused and self._queued_bytes <= self._low_bytes:
+            self._writing_paused = False
+            self._protocol.resume_writing()
+        if self._eof_wanted and not self._queue:
+            self._shut_down_writing()
+
+    def _shut_down_writing(self) -> None:
+        if self._write_ended or self._lost:
+            return
+        self._write_ended = True
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:  # the peer is gone; reading finds its end
+            return
+
+    # -- the end
+
+    def close(self) -> None:
+        """Close now: what is queued is dropped, `connection_lost(None)` is scheduled. Again is no error."""
+        self._lose(None)
+
+    abort = close
+
+    def _lose(self, error: Exception | None) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        if self._dial_retry is not None:
+            self._dial_retry.cancel()
+            self._dial_retry = None
+        self._queue.clear()
+        self._queued_bytes = 0
+        self._watch_reading()
+        self._watch_writing()
+        self._sock.close()
+        self._loop.call_soon(self._protocol.connection_lost, error)
