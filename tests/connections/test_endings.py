@@ -78,8 +78,10 @@ async def test_the_hub_is_told_by_the_table_after_the_last_byte(
         assert house.manager.counters.truncated == int(expected.truncated)
         assert peer.lost
         house.data(1, b"more")
-        after = [] if features or expected.truncated or expected.code == ERROR else [ERROR]
-        assert house.tunnel.codes(1) == ([] if expected.code is None else [expected.code]) + after
+        told = [] if expected.code is None else [expected.code]
+        assert house.tunnel.codes(1) == told + ([ERROR] if expected == NOTHING else [])
+        house.data(1)  # a hub that asks whether the connection still lives
+        assert house.tunnel.codes(1) == told + ([ERROR] if expected in (NOTHING, CUT) else [])
     assert ("truncated" in caplog.text) == expected.truncated
 
 

@@ -32,6 +32,7 @@ __all__ = ["ConnManager", "ConnectionLimits", "PacketConnManager", "Tunnel"]
 logger = logging.getLogger(__name__)
 
 _TICKS_PER_PROBE = 10  # connections are probed in turn, not all in one burst
+_DRAIN_PROBE_INTERVAL_S = 1.0
 _SETTLE_PROBE_INTERVAL_S = 0.25
 _SETTLE_TIMEOUT_S = 5.0  # wire.md, "DRAIN to the hub"
 
@@ -105,7 +106,8 @@ class ConnManager(ABC):
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, Connection] = {}
         self._closed = IdRanges()
-        self._answered = IdRanges()  # closed ids that get no ERROR, or have got theirs
+        self._answered = IdRanges()  # closed ids that have got their ERROR
+        self._truncated = IdRanges()  # closed ids whose client would take an ERROR's text for body
         self._lost = False
         self._tick: asyncio.TimerHandle | None = None
         self._changed: asyncio.Event | None = None  # set while a drain waits, for what it waits for
@@ -132,11 +134,11 @@ class ConnManager(ABC):
             return
         connection = self._open.get(conn_id)
         if code == DATA:
+            size = len(data)
             if connection is None:
-                connection = self._admit(conn_id)
+                connection = self._admit(conn_id, size)
                 if connection is None:
                     return
-            size = len(data)
             if connection.state is not State.OPEN or connection.hub_done:
                 self.counters.stray_data += 1
                 connection.strayed = True
@@ -156,15 +158,15 @@ class ConnManager(ABC):
             self.counters.unknown_codes += 1
             logger.debug("connection %d: packet with unknown code %d ignored", conn_id, code)
 
-    def _admit(self, conn_id: int) -> Connection | None:
-        """A new connection for a DATA packet whose id isn't open; None where the packet is to be dropped."""
+    def _admit(self, conn_id: int, size: int) -> Connection | None:
+        """A new connection for a DATA packet of `size` bytes whose id isn't open; None where it is to be dropped."""
         if conn_id <= 0:
             self.counters.invalid_ids += 1
             logger.debug("connection %d: not an id that can open, packet dropped", conn_id)
             return None
         if conn_id in self._closed:
             self.counters.stray_data += 1
-            self._answer_stray(conn_id)
+            self._answer_stray(conn_id, asked=not size)
             return None
         self.counters.opened += 1
         try:
@@ -182,11 +184,16 @@ class ConnManager(ABC):
             self._schedule_tick()
         return connection
 
-    def _answer_stray(self, conn_id: int) -> None:
-        """Tell a base hub, once, that an id is closed. It follows what the tunnel still holds of that id's bytes."""
-        if not self.hub_closes and conn_id not in self._answered:
-            self._answered.add(conn_id)
-            self.tunnel.send(conn_id, ERROR, error_message="this connection was closed by the agent")
+    def _answer_stray(self, conn_id: int, *, asked: bool) -> None:
+        """Tell a base hub, once, that an id is closed. It follows what the tunnel still holds of that id's bytes.
+
+        asked: the packet was empty, so it is no client's bytes but the hub's own question. Only that is answered where
+        a response was truncated: a hub that asks knows what it has sent its client, others write the text behind it.
+        """
+        if self.hub_closes or conn_id in self._answered or (conn_id in self._truncated and not asked):
+            return
+        self._answered.add(conn_id)
+        self.tunnel.send(conn_id, ERROR, error_message="this connection was closed by the agent")
 
     def tunnel_lost(self, error: Exception | None) -> None:
         if self._lost:
@@ -230,10 +237,12 @@ class ConnManager(ABC):
         counters = self.counters
         counters.closed += 1
         counters.outbound_bytes += connection.response_bytes
-        if ending is not None and (ending.truncated or ending.code == ERROR):
-            self._answered.add(conn_id)  # it got its ERROR, or none may reach its client any more
+        if ending is not None and ending.truncated:
+            self._truncated.add(conn_id)
+        elif ending is not None and ending.code == ERROR:
+            self._answered.add(conn_id)
         elif ending is not None and connection.strayed:
-            self._answer_stray(conn_id)
+            self._answer_stray(conn_id, asked=False)
         level = logging.INFO
         what = "closed"
         if ending is not None and ending.truncated:
@@ -275,12 +284,19 @@ class ConnManager(ABC):
         for connection in list(self._open.values()):
             if connection.eof_seen and connection.peer_closed():
                 connection.connection_lost(None)
-            elif not self.hub_closes and connection.probe_at_s <= now_s:
-                connection.probe_at_s = now_s + self.limits.probe_interval_s
-                self.counters.probes += 1
-                self.tunnel.send(connection.conn_id, DATA)
+            elif connection.probe_at_s <= now_s:
+                self._probe(connection)
         if self._open:
             self._schedule_tick()
+
+    def _probe(self, connection: Connection) -> None:
+        interval_s = self.limits.probe_interval_s
+        if self._drain_marks is not None:  # nobody waits for a client that isn't there
+            interval_s = min(interval_s, _DRAIN_PROBE_INTERVAL_S)
+        connection.probe_at_s = self._loop.time() + interval_s
+        if not self.hub_closes:
+            self.counters.probes += 1
+            self.tunnel.send(connection.conn_id, DATA)
 
     # -- drain (wire.md, "DRAIN to the hub")
 
@@ -288,15 +304,18 @@ class ConnManager(ABC):
         """Wait for what is in flight, at most `deadline_s` seconds; end the rest by the table; then settle.
 
         The proxy is told to drain first, by the agent: it ends the idle connections and puts `Connection: close` on its
-        answers. Settling takes at most 5 s and is for base hubs, which may lock up for good when DRAIN reaches them
-        with requests open: each connection that ended with an answer under way is probed until the hub doesn't know
-        it any more. Returns at once when the session is lost. Cancelled: what was ended stays ended, the rest goes on.
+        answers. Probes go out at once, for a client that is gone is not worth a wait. Settling takes at most 5 s and is
+        for base hubs, which may lock up for good when DRAIN reaches them with requests open: each connection that ended
+        with an answer under way is probed until the hub doesn't know it any more. Returns early when the session is
+        lost. Cancelled: what was ended stays ended, the rest goes on.
         """
         self._changed = asyncio.Event()
         self._drain_marks = {conn_id: connection.response_bytes for conn_id, connection in self._open.items()}
         if not self.hub_closes:
             for conn_id in self._open:  # clients that are gone, which a base hub doesn't say, aren't waited for
                 self.tunnel.send(conn_id, DATA)
+        for connection in list(self._open.values()):
+            self._probe(connection)
         try:
             await self._wait_until(lambda: not self._open, deadline_s)
             for connection in list(self._open.values()):
