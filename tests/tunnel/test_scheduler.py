@@ -1,0 +1,226 @@
+"""The queue by itself: whose packet goes next, and how much goes into it."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from agent.tunnel.framing_py import FrameWriter
+from agent.tunnel.packet import Packet
+from agent.tunnel.scheduler import HIGH_WATER_BYTES, Scheduler
+
+DATA, ERROR = 0, 1
+
+
+def nothing() -> None:
+    pass
+
+
+class Queue:
+    def __init__(self, **options: Any) -> None:
+        self.wakes = 0
+        self.scheduler = Scheduler(self.wake, **options)
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+    def outbound(self, conn_id: int) -> Any:
+        return self.scheduler.outbound(conn_id, nothing, nothing)
+
+    def next(self) -> Packet | None:
+        writer = FrameWriter(1)
+        if not self.scheduler.fill(writer):
+            assert writer.pending == 0
+            return None
+        message = b"".join(writer.take(2**30, 2**24))[9:]
+        assert int.from_bytes(message[1:5], "big") == len(message) - 5
+        assert len(message) < 4 * 2**20
+        return Packet.decode(message[5:])
+
+    def all(self) -> list[Packet]:
+        return list(iter(self.next, None))
+
+
+def test_a_connection_alone_fills_large_packets() -> None:
+    queue = Queue()
+    out = queue.outbound(1)
+    out.write(bytes(2_500_000))
+    assert [len(packet.data) for packet in queue.all()] == [2**20, 2**20, 2_500_000 - 2**21]
+
+
+def test_connections_take_turns_of_256_kib() -> None:
+    queue = Queue()
+    for conn_id in (1, 2):
+        queue.outbound(conn_id).write(bytes(600_000))
+    sent = [(packet.conn_id, len(packet.data)) for packet in queue.all()]
+    rest = 600_000 - 2 * 2**18
+    assert sent == [(1, 2**18), (2, 2**18), (1, 2**18), (2, 2**18), (1, rest), (2, rest)]
+
+
+def test_a_small_answer_goes_ahead_of_those_that_have_been_sending() -> None:
+    queue = Queue()
+    for conn_id in (1, 2, 3):
+        queue.outbound(conn_id).write(bytes(2**20))
+    assert [queue.next().conn_id for _ in range(4)] == [1, 2, 3, 1]
+    queue.outbound(9).write(b"small")
+    assert queue.next() == Packet(9, DATA, b"small")
+
+
+def test_many_small_ones_can_t_starve_the_bulk() -> None:
+    queue = Queue()
+    bulk = queue.outbound(1)
+    bulk.write(bytes(2**24))
+    small = [queue.outbound(conn_id) for conn_id in range(2, 12)]
+    turns = dict.fromkeys(range(1, 12), 0)
+    for _ in range(1000):
+        for out in small:
+            if not out.queued_bytes:
+                out.write(b"x")
+        turns[queue.next().conn_id] += 1
+    assert turns[1] == 64  # all of it
+    assert min(turns.values()) >= 64
+
+
+def test_control_packets_go_first_but_for_their_own_connection_s_data() -> None:
+    queue = Queue()
+    queue.outbound(1).write(b"data 1")
+    queue.outbound(2).write(b"data 2")
+    queue.scheduler.send(2, ERROR, b"", "after data 2")
+    queue.scheduler.send(3, ERROR, b"", "first")
+    queue.scheduler.send(-1, DATA)
+    assert queue.all() == [
+        Packet(3, ERROR, b"", "first"),
+        Packet(-1),
+        Packet(1, DATA, b"data 1"),
+        Packet(2, DATA, b"data 2"),
+        Packet(2, ERROR, b"", "after data 2"),
+    ]
+
+
+def test_order_is_kept_around_a_control_packet() -> None:
+    queue = Queue()
+    out = queue.outbound(2)
+    out.write(b"before")
+    queue.scheduler.send(2, 7)
+    out.write(b"after")
+    assert queue.all() == [Packet(2, 0, b"before"), Packet(2, 7), Packet(2, 0, b"after")]
+
+
+def test_finish_says_its_word_after_the_data_and_is_forgotten() -> None:
+    queue = Queue()
+    out = queue.outbound(1)
+    out.write(b"last")
+    out.finish(ERROR, "over")
+    out.finish(ERROR, "not twice")
+    with pytest.raises(RuntimeError, match="after it was finished"):
+        out.write(b"more")
+    with pytest.raises(ValueError, match="already"):
+        queue.outbound(1)
+    assert queue.all() == [Packet(1, 0, b"last"), Packet(1, ERROR, b"", "over")]
+    assert queue.scheduler.outbounds == {}
+    queue.outbound(2).finish()
+    assert queue.scheduler.outbounds == {}
+
+
+def test_abort_drops_what_is_queued() -> None:
+    queue = Queue()
+    out = queue.outbound(1)
+    out.write(b"never")
+    out.abort()
+    out.abort()
+    queue.outbound(1).write(b"other")  # ids are the caller's business
+    assert queue.all() == [Packet(1, 0, b"other")]
+    assert queue.scheduler.queued_bytes == 0
+
+
+def test_pause_above_the_mark_and_resume_below_a_quarter() -> None:
+    queue = Queue()
+    told: list[Any] = []
+    out = queue.scheduler.outbound(1, lambda: told.append("pause"), lambda: told.append(out.queued_bytes))
+    out.write(bytes(HIGH_WATER_BYTES))
+    assert told == []
+    out.write(b"x")
+    assert told == ["pause"]
+    out.write(bytes(HIGH_WATER_BYTES))
+    queue.outbound(2).write(b"another waits")
+    while len(told) == 1:
+        queue.next()
+    assert told[1] < HIGH_WATER_BYTES // 4
+
+
+def test_resume_may_write_at_once() -> None:
+    queue = Queue()
+    left = [bytes(HIGH_WATER_BYTES + 1)] * 5
+
+    def resume() -> None:
+        if left:
+            out.write(left.pop())
+
+    out = queue.scheduler.outbound(1, nothing, resume)
+    out.write(bytes(HIGH_WATER_BYTES + 1))
+    assert sum(len(packet.data) for packet in queue.all()) == 6 * (HIGH_WATER_BYTES + 1)
+
+
+def test_after_close_everything_is_silently_dropped() -> None:
+    queue = Queue()
+    out = queue.outbound(1)
+    out.write(b"x")
+    out.finish()
+    queue.scheduler.close()
+    out.write(b"late")
+    other = queue.outbound(2)
+    other.write(b"late")
+    other.finish(ERROR, "late")
+    other.abort()
+    queue.scheduler.send(3, ERROR)
+    assert queue.all() == []
+    assert queue.scheduler.queued_bytes == 0
+    assert queue.scheduler.outbounds == {}
+
+
+def test_views_of_any_format_are_sent_as_bytes() -> None:
+    import array
+
+    queue = Queue()
+    queue.outbound(1).write(memoryview(array.array("I", [1, 2, 3])))
+    assert queue.next().data == array.array("I", [1, 2, 3]).tobytes()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_use_loses_doubles_and_reorders_nothing(seed: int) -> None:
+    rng = random.Random(seed)
+    queue = Queue(shared_packet_bytes=50, alone_packet_bytes=200)
+    outs: dict[int, Any] = {}
+    written: dict[int, bytes] = {}
+    read: dict[int, bytes] = {}
+    ended: set[int] = set()
+
+    def take() -> None:
+        packet = queue.next()
+        if packet is not None:
+            assert packet.conn_id not in ended
+            if packet.code == ERROR:
+                ended.add(packet.conn_id)
+            read[packet.conn_id] = read.get(packet.conn_id, b"") + packet.data
+
+    for step in range(2000):
+        action = rng.random()
+        if action < 0.1:
+            outs[step] = queue.outbound(step)
+            written[step] = b""
+        elif action < 0.6 and outs:
+            conn_id = rng.choice(list(outs))
+            data = rng.randbytes(rng.randrange(300))
+            outs[conn_id].write(data)
+            written[conn_id] += data
+        elif action < 0.65 and outs:
+            outs.pop(rng.choice(list(outs))).finish(rng.choice([None, ERROR]))
+        else:
+            take()
+        assert queue.scheduler.queued_bytes == sum(map(len, written.values())) - sum(map(len, read.values()))
+    while queue.scheduler.queued_bytes or queue.scheduler._starting or queue.scheduler._going_on:
+        take()
+    assert {k: v for k, v in read.items() if v} == {k: v for k, v in written.items() if v}
+    assert set(queue.scheduler.outbounds) == set(outs)
