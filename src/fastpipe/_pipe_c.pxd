@@ -14,7 +14,7 @@ cdef class Home:                # an event loop (or none yet), its thread, and t
     cdef object __weakref__
     cdef readonly object loop
     cdef object call_soon       # loop.call_soon
-    cdef unsigned long thread   # the only one that may call
+    cdef size_t thread          # the only one that may call
     cdef void* first_due        # PipeEnd, strong, linked by next_due: in the order they came due
     cdef void* last_due
     cdef Piece* spare           # freed pieces, to be used again
@@ -42,9 +42,11 @@ cdef class PipeEnd:
     cdef PipeEnd kept           # the peer, kept alive while it has a protocol (I7)
     cdef Home home
     cdef object protocol
+    cdef object receive         # protocol.data_received, looked up by the first delivery
     cdef object context         # in which the protocol is called
     cdef object error           # what connection_lost will say
     cdef dict extra
+    cdef object detach          # of the server whose connection this is
     cdef PipeStatistics stats
     cdef Piece* first           # what the peer wrote and nobody took
     cdef Piece* last

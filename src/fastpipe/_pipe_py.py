@@ -151,7 +151,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         "__weakref__", "_accepts_views", "_buffered", "_busy", "_context", "_detach", "_eof_in", "_eof_sent",
         "_eof_told", "_error", "_head", "_home", "_inline", "_made", "_max_chunk", "_paused", "_peer_ref",
         "_peer_strong",
-        "_protocol", "_queued", "_rest", "_size", "_state", "_stats",
+        "_protocol", "_queued", "_receive", "_rest", "_size", "_state", "_stats",
     )  # fmt: skip
 
     _start_tls_compatible = True  # loop.start_tls asks for it
@@ -173,6 +173,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         self._high_water, self._low_water = high, high // 4
         self._inline, self._max_chunk = inline, max_chunk
         self._protocol: Any = None
+        self._receive: Callable[[bytes | memoryview], object] | None = None  # its data_received
         self._context: contextvars.Context | None = None
         self._buffered = self._accepts_views = False
         self._state = OPEN
@@ -355,7 +356,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
 
     def _abandon(self) -> None:
         """Nobody holds this end any more: the peer gets what was written, then EOF; no callback of ours."""
-        self._protocol = self._context = None
+        self._protocol = self._receive = self._context = None
         if self._state == OPEN:
             self._finish(CLOSING, None, aborting=False)
 
@@ -376,7 +377,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
             raise RuntimeError(_errors.LOOP_CLOSED)
         if self._state == LOST:
             return
-        self._protocol = protocol
+        self._protocol, self._receive = protocol, None
         self._context = None if protocol is None else contextvars.copy_context()
         self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
         self._accepts_views = bool(getattr(protocol, "accepts_views", False))
@@ -473,7 +474,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         except RuntimeError:
             self._lost_unheard()
             if self._state == LOST:
-                self._protocol = self._context = None
+                self._protocol = self._receive = self._context = None
 
     def _call(self, protocol: Any, name: str, *args: Any) -> Any:
         """Make a callback in the protocol's context. (Inside another of this end the context is entered already.)"""
@@ -546,7 +547,16 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         data = memoryview(piece) if self._accepts_views else exact_bytes(piece)
         self._home.bytes += len(data)
         try:
-            self._call(self._protocol, "data_received", data)
+            if self._receive is None:
+                self._receive = self._protocol.data_received  # looked up once, as uvloop does
+            if self._busy:
+                self._receive(data)
+            else:
+                self._busy = True
+                try:
+                    self._context.run(self._receive, data)  # type: ignore[union-attr]
+                finally:
+                    self._busy = False
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -598,7 +608,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         except BaseException as raised:
             self._report(raised, "protocol.connection_lost() failed")
         finally:
-            self._protocol = self._context = None
+            self._protocol = self._receive = self._context = None
 
     def _lost_unheard(self) -> None:
         if self._state != OPEN:

@@ -1,8 +1,8 @@
 """The same random scripts on both twins: the whole traces are equal.
 
-A script is a source of numbers. Every number chooses: the next call, its end and its argument; what a callback does; when
-the loop takes a turn; what raises. The trace has each result, exception type and text, callback and its argument, and
-which object it was. The loop is one of ours, so that scripts are repeatable to the letter and cheap.
+A script is a source of numbers. Every number chooses: the next call, its end and its argument; what a callback does;
+when the loop takes a turn; what raises. The trace has each result, exception type and text, callback and its argument,
+and which object it was. The loop is one of ours, so that scripts are repeatable to the letter and cheap.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ class Player:
         elif call in (29, 30):
             self.attempt(end, "read", (-1, 0, 1, 5, 200, 1 << 70, None)[choose(7)])
         elif call == 31:
-            target = (bytearray(10), bytearray(100), b"const", memoryview(bytearray(20))[::2], bytearray(), 7)[choose(6)]
+            strided = memoryview(bytearray(20))[::2]
+            target = (bytearray(10), bytearray(100), b"const", strided, bytearray(), 7)[choose(6)]
             self.attempt(end, "readinto", target)
             if isinstance(target, bytearray):
                 self.note(bytes(target))
@@ -215,7 +216,8 @@ class Player:
         if isinstance(value, memoryview):
             return ("view", brief(bytes(value)), value.readonly, value.format, value.ndim)
         if type(value) is bytes:
-            return ("bytes", brief(value), len(value) > 1 and self.sent.get(id(value)) is value)  # one byte: CPython has one
+            the_sent = len(value) > 1 and self.sent.get(id(value)) is value  # of a single byte CPython has one object
+            return ("bytes", brief(value), the_sent)
         if isinstance(value, asyncio.BaseProtocol):
             return type(value).__name__
         if type(value).__name__ == "PipeStatistics":
@@ -228,8 +230,7 @@ class Player:
 
     def protocol(self) -> Any:
         kind = self.choose(4)
-        made = (Streaming, Streaming, Viewing, Buffered)[kind](self)
-        return made
+        return (Streaming, Streaming, Viewing, Buffered)[kind](self)
 
     def callback(self, protocol: Any, name: str, *args: Any) -> Any:
         self.note("callback", protocol.label, name, *[self.shown(argument) for argument in args])
@@ -368,6 +369,6 @@ def test_every_call_and_callback_is_reached_by_the_scripts():
     for seed in range(60):
         for entry in trace_of(PYTHON, random.Random(seed).randrange):
             seen.update(word for word in entry if isinstance(word, str))
-    for word in ("connection_made", "data_received", "buffer_updated", "eof_received", "connection_lost", "pause_writing",
-                 "resume_writing", "PipeBusyError", "PipeClosedError", "PipeBrokenError", "handler"):  # fmt: skip
+    callbacks = "connection_made data_received buffer_updated eof_received connection_lost pause_writing resume_writing"
+    for word in f"{callbacks} PipeBusyError PipeClosedError PipeBrokenError handler".split():
         assert seen[word], word
