@@ -199,6 +199,10 @@ def _say(line: str) -> None:
         print(line, flush=True)
     except OSError as error:
         _log.warning("standard output is closed", extra={"line": line, "reason": error.strerror})
+        # What print left in the buffer would fail once more at exit, and turn the exit code into 120.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def _say_listening(kind: str, host: str, port: int) -> None:
