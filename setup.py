@@ -16,7 +16,10 @@ from setuptools._distutils.sysconfig import customize_compiler, get_python_inc
 
 EXTENSIONS = {
     name: source
-    for name, source in {"fastpipe._pipe_c": "src/fastpipe/_pipe_c.pyx"}.items()
+    for name, source in {
+        "fastpipe._pipe_c": "src/fastpipe/_pipe_c.pyx",
+        "fastpipe._streams_c": "src/fastpipe/_streams_py.py",  # one source, plain and compiled; _streams_c.pxd has the types
+    }.items()
     if pathlib.Path(source).exists()
 }
 

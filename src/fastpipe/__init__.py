@@ -23,16 +23,24 @@ else:
 
 IMPLEMENTATION: Final[Literal["c", "python"]] = "c" if PipeEnd.__module__ == "fastpipe._pipe_c" else "python"
 
+from fastpipe.listener import Listener  # noqa: E402 - these stand on the twin that was chosen
+from fastpipe.streams import PipeReader, PipeWriter, open_pipe_streams, open_streams  # noqa: E402
+
 __all__ = [
     "IMPLEMENTATION",
     "Chunk",
     "ChunkPool",
+    "Listener",
     "PipeBrokenError",
     "PipeBusyError",
     "PipeClosedError",
     "PipeEnd",
     "PipeError",
+    "PipeReader",
     "PipeSocket",
     "PipeStatistics",
+    "PipeWriter",
     "create_pipe",
+    "open_pipe_streams",
+    "open_streams",
 ]

@@ -1,0 +1,55 @@
+# The types that `_streams_py.py` has when Cython compiles it as `_streams_c`: what is here is C, and seen by nobody outside.
+cimport cython
+
+cdef int FRESH, WAITING, WOKEN, SPENT, CANCELLED
+cdef Py_ssize_t SMALL_BYTES, JOINED_BYTES, STEPS_IN_A_ROW
+
+
+@cython.final
+cdef class Arrival:
+    cdef public bint _asyncio_future_blocking
+    cdef object _loop
+    cdef object _callback
+    cdef object _context
+    cdef object _error
+    cdef object _message
+    cdef int _state
+
+    cdef void wake(self, object error, bint now) except *
+
+
+@cython.final
+cdef class PipeReader:
+    cdef object __weakref__
+    cdef object _loop
+    cdef object _transport
+    cdef object _error
+    cdef object _pieces
+    cdef list _drainers
+    cdef list _farewells
+    cdef Arrival _waiter
+    cdef Arrival _spare
+    cdef Py_ssize_t _limit
+    cdef Py_ssize_t _start
+    cdef Py_ssize_t _length
+    cdef Py_ssize_t _steps
+    cdef bint _in_turn
+    cdef bint _eof
+    cdef bint _paused
+    cdef bint _lost
+    cdef bint _writing_paused
+
+    cdef void _wake(self, object error) except *
+    cdef Arrival _more(self, str name)
+    cdef void _took(self, Py_ssize_t n) except *
+    cdef bytes _take(self, Py_ssize_t n)
+    cdef Py_ssize_t _fill(self, view) except -1
+    cdef void _drop(self, Py_ssize_t n) except *
+    cdef tuple _find(self, list separators, Py_ssize_t searched)
+
+
+@cython.final
+cdef class PipeWriter:
+    cdef object __weakref__
+    cdef object _transport
+    cdef PipeReader _reader
