@@ -28,9 +28,7 @@ from .policy.identity import RequestProcessor
 from .policy.router import Router
 from .policy.selection import select_policy
 from .policy.trust import CertificateProvider, FileTrust, client_context
-from .proxy.limits import ProxyLimits
-from .proxy.server import Proxy
-from .proxy.upstream import Upstreams
+from .proxy import Proxy, ProxyLimits, Upstreams
 from .syntax import Address, parse_address, parse_reference
 from .telemetry.health import HealthServer
 from .tunnel.client import HubEndpoint, TunnelClient

@@ -11,8 +11,7 @@ from .config import ProxyConfig
 from .outcome import Kind, Stage
 from .policy.selection import select_policy
 from .policy.trust import FileTrust
-from .proxy.server import Proxy
-from .proxy.upstream import Upstreams
+from .proxy import Proxy, Upstreams
 from .syntax import parse_address
 
 __all__ = ["run_proxy"]

@@ -19,9 +19,7 @@ from ..messages import RequestHead, Target
 from ..outcome import Kind, Stage
 from ..policy.agents import AgentPolicy
 from ..policy.trust import server_context
-from ..proxy.limits import ProxyLimits
-from ..proxy.server import Proxy
-from ..proxy.upstream import Upstreams
+from ..proxy import Proxy, ProxyLimits, Upstreams
 from ..syntax import is_label, parse_address
 from ..tunnel.grpc import GrpcStatus, Status
 from ..tunnel.server import TunnelServer
