@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterable
 
 __all__ = [
+    "NO_OPTIONS",
+    "SPECIAL",
     "Fields",
+    "check_fields",
     "connection_options",
     "drop_named",
     "forwarded_trailers",
     "is_protected",
     "serialize",
-    "split_fields",
     "tokens",
 ]
 
@@ -39,23 +41,12 @@ NOT_A_TRAILER = SPECIAL | {
     b"www-authenticate", b"cookie",
 }  # fmt: skip
 
-LINE_BREAK = re.compile(rb"[\r\n\0]")
-
-
-def split_fields(fields: Fields) -> tuple[Fields, dict[bytes, list[bytes]]]:
-    """Part the end-to-end fields, in order, from the special ones: lower-case name → values in order."""
-    rest: Fields = []
-    special: dict[bytes, list[bytes]] = {}
-    for field in fields:
-        name = field[0].lower()
-        if name in SPECIAL:
-            if name in special:
-                special[name].append(field[1])
-            else:
-                special[name] = [field[1]]
-        else:
-            rest.append(field)
-    return rest, special
+NOT_IN_NAME = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9A-Za-z]")
+NOT_IN_VALUE = re.compile(rb"[\0\r\n]")
+NO_OPTIONS: frozenset[bytes] = frozenset()
+KEEP_ALIVE = frozenset({b"keep-alive"})
+CLOSE = frozenset({b"close"})
+COMMON_OPTIONS = {b"keep-alive": KEEP_ALIVE, b"Keep-Alive": KEEP_ALIVE, b"close": CLOSE}
 
 
 def tokens(values: Iterable[bytes]) -> list[bytes]:
@@ -63,10 +54,13 @@ def tokens(values: Iterable[bytes]) -> list[bytes]:
     return [token for value in values for part in value.split(b",") if (token := part.strip(b" \t").lower())]
 
 
-def connection_options(special: dict[bytes, list[bytes]]) -> frozenset[bytes]:
-    """What the `Connection` lines name, lower-case."""
-    values = special.get(b"connection")
-    return frozenset(tokens(values)) if values else frozenset()
+def connection_options(values: list[bytes]) -> frozenset[bytes]:
+    """What the values of all `Connection` lines name, lower-case."""
+    if len(values) == 1:
+        known = COMMON_OPTIONS.get(values[0])
+        if known is not None:
+            return known
+    return frozenset(tokens(values))
 
 
 def is_protected(option: bytes) -> bool:
@@ -87,13 +81,13 @@ def forwarded_trailers(fields: Fields) -> Fields:
 def serialize(start_line: bytes, fields: Fields) -> bytes:
     """Write a head: `start_line` without its CRLF, then one line a field, then the empty line.
 
-    Raises ValueError where a part holds a CR, LF or NUL, or a name isn't one: the head would not have the lines it was
-    meant to have (I1).
+    fields: as a parser gave them; others have to pass `check_fields` first.
     """
-    lines = [start_line]
-    lines += [b": ".join(field) for field in fields]
-    head = b"\r\n".join(lines)
-    breaks = len(fields)
-    if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
-        raise ValueError("a header field holds a line break")
-    return head + b"\r\n\r\n"
+    return b"\r\n".join([start_line, *map(b": ".join, fields), b"\r\n"])
+
+
+def check_fields(fields: Fields) -> None:
+    """Raise ValueError where a field isn't one: it would end its line, or begin another."""
+    for name, value in fields:
+        if NOT_IN_NAME.search(name) or not name or NOT_IN_VALUE.search(value):
+            raise ValueError("a header field that the policy gave can't be written")

@@ -14,7 +14,15 @@ import re
 
 import httptools
 
-from agent.proxy.headers import Fields, connection_options, drop_named, is_protected, split_fields, tokens
+from agent.proxy.headers import (
+    NO_OPTIONS,
+    SPECIAL,
+    Fields,
+    connection_options,
+    drop_named,
+    is_protected,
+    tokens,
+)
 from agent.proxy.limits import ProxyLimits
 
 __all__ = ["CHUNKED", "METHODS", "UNTIL_EOF", "Fault", "Request", "Response", "check_line",
@@ -34,13 +42,16 @@ METHODS = frozenset({
 # CONNECT asks for a tunnel that a gateway doesn't give; TRACE would show its sender the credentials that the agent puts
 # in (RFC 9110, section 9.3.8).
 REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
-IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})  # RFC 9110, section 9.2.2
+IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110, section 9.2.2
 UPGRADES = (b"websocket", b"spdy/3.1")
+PLAIN_OPTIONS = frozenset({b"keep-alive", b"close", b"upgrade", b"te"})  # they name no field that went on anyway
 MAX_LENGTH = 2**63 - 1
 METHOD_BYTES = 32
+FEED_BYTES = 16384  # more than that at once, and a long field costs llhttp's callbacks quadratic time
 LINE_EXTRA_BYTES = METHOD_BYTES + len("  HTTP/1.1")
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+PLAIN_LINE = re.compile(rb"(GET|POST|PUT|DELETE|PATCH|HEAD) (/[!-\"$-\[\]-~]*) HTTP/1\.([01])")
 REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!-~]+) HTTP/([0-9])\.([0-9])")
 ORIGIN_FORM = re.compile(rb"/[!-\"$-\[\]-~]*")  # visible ASCII without "#" and "\"
 NOT_IN_LINE = re.compile(rb"[^ -~]")
@@ -65,19 +76,65 @@ class Fault(Exception):
 
 
 class _Collector:
-    """Receives one head's fields from httptools."""
+    """Receives one head's fields from httptools, and parts the end-to-end ones from the special ones.
 
-    __slots__ = ("complete", "fields")
+    fields: end-to-end, in order. special: lower-case name → values in order. count: of both. complete: the head's end
+    was reached.
+    """
+
+    __slots__ = ("complete", "fields", "special")
 
     def __init__(self) -> None:
         self.fields: Fields = []
+        self.special: dict[bytes, list[bytes]] = {}
         self.complete = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((name, value))
+        lower = name.lower()
+        if lower in SPECIAL:
+            special = self.special
+            if lower in special:
+                special[lower].append(value)
+            else:
+                special[lower] = [value]
+        else:
+            self.fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         self.complete = True
+
+    @property
+    def count(self) -> int:
+        return len(self.fields) + sum(map(len, self.special.values()))
+
+    def strip(self) -> None:
+        """Take off the white space that llhttp keeps at a value's end."""
+        self.fields = [(name, value.rstrip(b" \t")) for name, value in self.fields]
+        for values in self.special.values():
+            values[:] = [value.rstrip(b" \t") for value in values]
+
+
+def _read_fields(parser_type: type, head: bytes) -> tuple[_Collector, bool]:
+    """Feed a head to a fresh parser. Returns its fields and whether the parser took it. Raises ValueError where it
+    broke off before they were complete."""
+    collector = _Collector()
+    parser = parser_type(collector)
+    taken = True
+    try:
+        if len(head) <= FEED_BYTES:
+            parser.feed_data(head)
+        else:
+            for start in range(0, len(head), FEED_BYTES):
+                parser.feed_data(head[start : start + FEED_BYTES])
+    except httptools.HttpParserUpgrade:
+        pass  # the head was taken whole; upgrading is decided by its fields
+    except httptools.HttpParserError as error:
+        if not collector.complete:
+            raise ValueError("malformed head") from error
+        taken = False
+    if b" \r" in head or b"\t" in head:
+        collector.strip()
+    return collector, taken
 
 
 class Request:
@@ -94,7 +151,7 @@ class Request:
         "takes_trailers", "target", "upgrade",
     )  # fmt: skip
 
-    method: str
+    method: bytes
     target: bytes
     is_1_0: bool
     host: bytes
@@ -143,6 +200,9 @@ def check_line(line: bytes, limits: ProxyLimits) -> tuple[bytes, bytes, bytes]:
 
     Returns (method, target, minor version "0" or "1"). Raises Fault.
     """
+    match = PLAIN_LINE.fullmatch(line)
+    if match is not None and len(line) <= limits.target_bytes and b"/." not in line and b"%" not in line:
+        return match.groups()  # type: ignore[return-value]  # nearly every request takes this way
     check_line_so_far(line, limits)
     match = REQUEST_LINE.fullmatch(line)
     if match is None:
@@ -169,66 +229,59 @@ def check_line(line: bytes, limits: ProxyLimits) -> tuple[bytes, bytes, bytes]:
 ALLOW = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
 
-def _read_fields(parser_type: type, head: bytes) -> tuple[_Collector, bool]:
-    """Feed a head to a fresh parser. Returns what came out and whether the parser took it."""
-    collector = _Collector()
-    parser = parser_type(collector)
-    try:
-        if len(head) <= 16384:
-            parser.feed_data(head)
-        else:  # I2: never more than 16 KiB a feed
-            for start in range(0, len(head), 16384):
-                parser.feed_data(head[start : start + 16384])
-    except httptools.HttpParserUpgrade:
-        pass  # the head was taken whole; upgrading is decided by its fields
-    except httptools.HttpParserError:
-        return collector, False
-    if b" \r\n" in head or b"\t\r\n" in head:  # llhttp keeps trailing white space
-        collector.fields = [(name, value.rstrip(b" \t")) for name, value in collector.fields]
-    return collector, True
-
-
 def parse_request(head: bytes, limits: ProxyLimits) -> Request:
     """Check one request head, from its request line to its empty line. Raises Fault."""
-    line_end = head.index(b"\r\n")
-    method, target, minor = check_line(head[:line_end], limits)
-    collector, taken = _read_fields(httptools.HttpRequestParser, head)
-    if not taken and not collector.complete:
-        raise Fault(400, "malformed request head")
-    if len(collector.fields) > limits.request_fields:
+    method, target, minor = check_line(head[: head.index(b"\r\n")], limits)
+    try:
+        collector, taken = _read_fields(httptools.HttpRequestParser, head)
+    except ValueError as error:
+        raise Fault(400, "malformed request head") from error
+    special = collector.special
+    if len(head) > limits.request_fields and collector.count > limits.request_fields:
         raise Fault(431, "too many header fields")
-    fields, special = split_fields(collector.fields)
 
     request = Request()
-    request.method = method.decode()
+    request.method = method
     request.target = target
-    request.is_1_0 = minor == b"0"
-    _set_host(request, special.get(b"host"))
-    _set_framing(request, special)
-    if not taken:
-        raise Fault(400, "malformed request head")
+    request.is_1_0 = is_1_0 = minor == b"0"
+    request.fields = collector.fields
+    request.upgrade = b""
+    request.expects_continue = request.takes_trailers = False
+    _set_host(request, special.pop(b"host", None))
+    request.length = 0
+    request.has_length = False
+    request.keep_alive = not is_1_0
+    if special or not taken:
+        _set_framing(request, special)
+        if not taken:
+            raise Fault(400, "malformed request head")
+        _set_connection(request, special)
+    return request
 
-    options = connection_options(special)
+
+def _set_connection(request: Request, special: dict[bytes, list[bytes]]) -> None:
+    """What the request says about its connection: what ends here, whether it stays, what it may become."""
+    options = connection_options(special[b"connection"]) if b"connection" in special else NO_OPTIONS
     if options:
         if any(map(is_protected, options)):
             raise Fault(400, "a Connection field names one that belongs to the request")
-        fields = drop_named(fields, options)
-    request.fields = fields
-    request.keep_alive = (b"keep-alive" in options if request.is_1_0 else True) and b"close" not in options
-    request.takes_trailers = b"te" in special and b"trailers" in tokens(special[b"te"])
-    request.expects_continue = False
-    if b"expect" in special and not request.is_1_0:
+        if not options <= PLAIN_OPTIONS:
+            request.fields = drop_named(request.fields, options)
+        request.keep_alive = (not request.is_1_0 or b"keep-alive" in options) and b"close" not in options
+    if b"te" in special:
+        request.takes_trailers = b"trailers" in tokens(special[b"te"])
+    if request.is_1_0:
+        return
+    if b"expect" in special:
         if tokens(special[b"expect"]) != [b"100-continue"]:
             raise Fault(417, "unknown expectation")
         request.expects_continue = request.length != 0
-    request.upgrade = b""
-    if b"upgrade" in special and b"upgrade" in options and not request.is_1_0:
+    if b"upgrade" in special and b"upgrade" in options:
         wanted = [token for token in tokens(special[b"upgrade"]) if token in UPGRADES]
         if wanted:
             if request.length != 0:
                 raise Fault(400, "an upgrade request can't have a body")
             request.upgrade = wanted[0]
-    return request
 
 
 def _set_host(request: Request, hosts: list[bytes] | None) -> None:
@@ -246,8 +299,6 @@ def _set_host(request: Request, hosts: list[bytes] | None) -> None:
 def _set_framing(request: Request, special: dict[bytes, list[bytes]]) -> None:
     """RFC 9112, section 6: no body, Content-Length or chunked, and never a doubt."""
     lengths, codings = special.get(b"content-length"), special.get(b"transfer-encoding")
-    request.length = 0
-    request.has_length = False
     if codings is not None:
         if lengths is not None or request.is_1_0 or len(codings) != 1 or not CODING.fullmatch(codings[0]):
             raise Fault(400, "Transfer-Encoding must be chunked, once, on HTTP/1.1, without a Content-Length")
@@ -270,34 +321,43 @@ def _content_length(values: list[bytes]) -> int:
 
 
 def parse_response(head: bytes) -> Response:
-    """Check one response head, from its status line to its empty line. Raises ValueError with the reason's class."""
+    """Check one response head, from its status line to its empty line. Raises ValueError, with words for the client."""
     match = STATUS_LINE.match(head)
     if match is None:
-        raise ValueError("malformed status line")
-    collector, taken = _read_fields(httptools.HttpResponseParser, head)
+        raise ValueError("the target sent a malformed status line")
+    try:
+        collector, taken = _read_fields(httptools.HttpResponseParser, head)
+    except ValueError:
+        taken = False
     if not taken:
-        raise ValueError("malformed response head")
-    fields, special = split_fields(collector.fields)
+        raise ValueError("the target sent a malformed response head")
     minor, status, reason = match.groups()
+    is_1_0 = minor == b"0"
     response = Response()
+    response.fields = collector.fields
+    special = collector.special
     response.status = int(status)
     response.reason = reason or b""
-    options = connection_options(special)
-    if options:
-        fields = drop_named(fields, options)
-    response.fields = fields
-    response.keep_alive = (b"keep-alive" in options if minor == b"0" else True) and b"close" not in options
-    response.upgrade = b"".join(tokens(special[b"upgrade"])) if b"upgrade" in special else b""
-    lengths, codings = special.get(b"content-length"), special.get(b"transfer-encoding")
+    response.keep_alive = not is_1_0
+    response.upgrade = b""
+    response.length = UNTIL_EOF
     response.content_length = -1
+    if not special:
+        return response
+    if b"connection" in special:
+        options = connection_options(special[b"connection"])
+        if not options <= PLAIN_OPTIONS:
+            response.fields = drop_named(response.fields, options)
+        response.keep_alive = (not is_1_0 or b"keep-alive" in options) and b"close" not in options
+    if b"upgrade" in special:
+        response.upgrade = b",".join(tokens(special[b"upgrade"]))
+    lengths, codings = special.get(b"content-length"), special.get(b"transfer-encoding")
     if codings is not None:
-        if lengths is not None or minor == b"0" or len(codings) != 1 or codings[0].lower() != b"chunked":
-            raise ValueError("unknown framing of the response")
+        if lengths is not None or is_1_0 or len(codings) != 1 or codings[0].lower() != b"chunked":
+            raise ValueError("the target sent a response of unknown framing")
         response.length = CHUNKED
     elif lengths is not None:
         response.length = response.content_length = _content_length(lengths)
         if response.length < 0:
-            raise ValueError("malformed Content-Length in the response")
-    else:
-        response.length = UNTIL_EOF
+            raise ValueError("the target sent a malformed Content-Length")
     return response

@@ -30,8 +30,10 @@ from agent.outcome import Stage
 from agent.proxy.answers import CONTINUE
 from agent.proxy.chunked import LAST_CHUNK, ChunkedDecoder, ChunkError, encode_chunk, encode_last
 from agent.proxy.clock import NEVER
-from agent.proxy.headers import SPECIAL, Fields, forwarded_trailers, serialize
-from agent.proxy.heads import CHUNKED, IDEMPOTENT, Request, Response, parse_response
+from agent.proxy.headers import Fields, forwarded_trailers, serialize
+from agent.proxy.heads import CHUNKED, IDEMPOTENT, Request, Response
+from agent.proxy.intake import Piece, ResponseHeadIntake
+from agent.proxy.rewrite import head_for_client, head_for_target, switching_head
 from agent.proxy.upgrade import Upgraded
 
 if TYPE_CHECKING:
@@ -42,11 +44,9 @@ __all__ = ["Exchange"]
 
 log = logging.getLogger(__name__)
 
-Piece = bytes | memoryview
 JOIN_BYTES = 65536
 """Up to this many bytes, pieces are joined into one write: one packet in the tunnel, one system call on a socket."""
-UPGRADE_NAMES = {b"websocket": b"websocket", b"spdy/3.1": b"SPDY/3.1"}
-WITH_CONTENT = frozenset({"POST", "PUT", "PATCH"})  # a bodyless one says so (RFC 9110, section 8.6)
+CHUNKED_FIELD = (b"Transfer-Encoding", b"chunked")
 
 
 class Mode(enum.Enum):
@@ -65,76 +65,71 @@ HEAD, SIZED, IN_CHUNKS, TO_EOF, DONE = Mode
 class Exchange:
     """Relays one request and its response. `connection` tells it what the client does; it answers through it.
 
-    connection: the client's. request: its checked head. target: where it goes, once known. deadline: when the target is
-    late with its response head.
+    connection: the client's. request: its checked head. target: where it goes, once known. stage: how far the response
+    has come, for the connection's outcome. corked: the request head, while it waits for a piece of body to go out with.
+    deadline: when the target is late with its response head. continue_at: when the proxy says 100 itself.
     """
 
     __slots__ = (
-        "_collected", "_corked", "_decoder", "_head", "_informational", "_left", "_mode", "_partial", "_request_done",
-        "_response", "_retried", "_stage", "_task", "_unsent", "_unsent_bytes", "_upstream", "connection",
-        "continue_at", "deadline", "request", "target",
+        "_collected", "_decoder", "_head", "_informational", "_intake", "_left", "_mode", "_request_done", "_response",
+        "_retried", "_task", "_unsent", "_upstream", "connection", "continue_at", "corked", "deadline", "request",
+        "stage", "target",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, request: Request) -> None:
         self.connection = connection
         self.request = request
         self.target: Target | None = None
-        self.deadline = NEVER
-        self.continue_at = NEVER
+        self.stage = Stage.HEAD
+        self.corked = b""
+        self.deadline = self.continue_at = NEVER
         self._upstream: Upstream | None = None
         self._task: asyncio.Task[None] | None = None
-        self._head = b""  # the head for the target
-        self._corked = b""  # the same, until something goes out with it
+        self._head = b""  # for the target
         self._unsent: list[Piece] | None = None  # body that came before there was a connection to the target
-        self._unsent_bytes = 0
         self._request_done = request.length == 0
         self._retried = False
         self._mode = HEAD
-        self._partial = b""  # the part of a response head that has come
+        self._intake: ResponseHeadIntake | None = None
         self._informational = 0
         self._response: Response | None = None
         self._left = 0
         self._decoder: ChunkedDecoder | None = None
         self._collected: list[Piece] | None = None  # the whole body, for an HTTP/1.0 client
-        self._stage = Stage.HEAD
-
-    @property
-    def stage(self) -> Stage:
-        """How far the response has come, for the connection's outcome."""
-        return self._stage
 
     @property
     def awaits_continue(self) -> bool:
         """Whether the client may still be waiting for a 100 before it sends its body."""
         return self.continue_at != NEVER
 
-    # -- the request's way
+    # -- where the request goes
 
     def start(self) -> None:
         """Ask the policy where the request goes, and send it there."""
         request, connection = self.request, self.connection
-        fields = request.fields
-        if request.host:
-            fields = [(b"Host", request.host), *fields]
-        version = "1.0" if request.is_1_0 else "1.1"
         proxy = connection.proxy
         if request.expects_continue:
             if proxy.answer_expect:
                 connection.write(CONTINUE)
             else:
                 self.continue_at = proxy.clock.later(proxy.limits.expect_timeout_s)
-        head = RequestHead(request.method, request.target, version, fields, connection.conn_id, proxy.cluster)
+        fields = [(b"Host", request.host), *request.fields] if request.host else request.fields.copy()
+        version = "1.0" if request.is_1_0 else "1.1"
+        head = RequestHead(request.method.decode(), request.target, version, fields, connection.conn_id, proxy.cluster)
         try:
             target = proxy.route(head)
             if isinstance(target, Target):
                 self.target = target
-                processed = head if proxy.process is None else proxy.process(head, target)
-                if isinstance(processed, RequestHead):
-                    self._send_head(processed)
+                if proxy.process is None:
+                    self._send(request.fields)
                     return
-                self._run(self._processed_later(processed), processed)
-                return
-            self._run(self._routed_later(target, head), target)
+                processed = proxy.process(head, target)
+                if isinstance(processed, RequestHead):
+                    self._send(processed.headers)
+                else:
+                    self._run(self._processed_later(processed), processed)
+            else:
+                self._run(self._routed_later(target, head), target)
         except Exception as error:
             self._policy_failed(error)
 
@@ -145,12 +140,12 @@ class Exchange:
         if inspect.isawaitable(processed):
             processed = await processed
         self._task = None
-        self._send_head(processed)
+        self._send(processed.headers)
 
     async def _processed_later(self, processing: Awaitable[RequestHead]) -> None:
         head = await processing
         self._task = None
-        self._send_head(head)
+        self._send(head.headers)
 
     def _run(self, work: Coroutine[Any, Any, None], awaited: object = None) -> None:
         """Do `work` in a task: its errors become answers, and it is cancelled when the client goes."""
@@ -172,47 +167,27 @@ class Exchange:
             self._policy_failed(error)
 
     def _policy_failed(self, error: BaseException) -> None:
+        self._end_upstream()
         if isinstance(error, Refused):
-            self._end_upstream()
             self.connection.answer(error.status, error.reason, close=error.status == 421)
             return
         log.error("conn_id=%d stage=policy the request could not be decided", self.connection.conn_id, exc_info=error)
-        self._end_upstream()
         self.connection.answer(503, "the request could not be decided")
 
-    def _send_head(self, head: RequestHead) -> None:
+    # -- the request's way
+
+    def _send(self, fields: Fields) -> None:
         """Build the head for the target and send it on a pooled connection, or dial one."""
-        target, request, proxy = self.target, self.request, self.connection.proxy
+        target, proxy = self.target, self.connection.proxy
         assert target is not None
-        if target.preserve_host and request.host:
-            host = request.host
-        else:
-            host = b"[%b]" % target.host.encode() if ":" in target.host else target.host.encode()
-            if target.port != (443 if target.scheme == "https" else 80):
-                host += b":%d" % target.port
-        fields: Fields = [(b"Host", host)]
-        fields += [field for field in head.headers if field[0].lower() not in SPECIAL]
-        if request.has_length:
-            fields.append((b"Content-Length", b"%d" % request.length))
-        elif request.length == CHUNKED:
-            fields.append((b"Transfer-Encoding", b"chunked"))
-        elif request.method in WITH_CONTENT and not request.upgrade:
-            fields.append((b"Content-Length", b"0"))
-        if request.upgrade:
-            fields += [(b"Connection", b"Upgrade"), (b"Upgrade", UPGRADE_NAMES[request.upgrade])]
-        elif request.takes_trailers:
-            fields += [(b"Connection", b"TE"), (b"TE", b"trailers")]
-        if request.expects_continue and not proxy.answer_expect:
-            fields.append((b"Expect", b"100-continue"))
-        line = b"%b %b HTTP/1.1" % (request.method.encode(), target.path or request.target)
-        self._head = self._corked = serialize(line, fields)
+        self._head = self.corked = head_for_target(self.request, fields, target, pass_expect=not proxy.answer_expect)
         upstream = proxy.upstreams.take(target)
         if upstream is None:
             self._run(self._dial(target))
-        else:
-            self._attach(upstream)
-            if not self.connection.advancing:
-                self.uncork()
+            return
+        self._attach(upstream)
+        if not self.connection.advancing:
+            self.uncork()
 
     async def _dial(self, target: Target) -> None:
         upstream = await self.connection.proxy.upstreams.dial(target)
@@ -230,7 +205,6 @@ class Exchange:
             upstream.pause_reading()
         if self._unsent is not None:
             unsent, self._unsent = self._unsent, None
-            self._unsent_bytes = 0
             self._write_upstream(unsent)
             if not upstream.writing_paused:
                 self.connection.resume_reading()
@@ -244,8 +218,12 @@ class Exchange:
 
     def uncork(self) -> None:
         """Send the request head if it still waits for a first piece of body to go with."""
-        if self._corked and self._upstream is not None:
+        if self.corked and self._upstream is not None:
             self._write_upstream([])
+
+    def body_came(self) -> None:
+        """The client sends its body without waiting for a 100."""
+        self.continue_at = NEVER
 
     def client_data(self, pieces: list[Piece], ended: bool) -> None:
         """Send the next pieces of the request's body on; `ended`: they are the last."""
@@ -257,11 +235,8 @@ class Exchange:
         if self._upstream is not None:
             self._write_upstream(pieces)
         elif self._mode is HEAD:
-            if self._unsent is None:
-                self._unsent = []
-            self._unsent += pieces
-            self._unsent_bytes += sum(map(len, pieces))
-            if self._unsent_bytes > self.connection.proxy.limits.buffer_bytes:
+            self._unsent = [*(self._unsent or ()), *pieces]
+            if sum(map(len, self._unsent)) > self.connection.proxy.limits.buffer_bytes:
                 self.connection.pause_reading()
         if ended:
             self._request_done = True
@@ -271,10 +246,12 @@ class Exchange:
     def _write_upstream(self, pieces: list[Piece]) -> None:
         assert self._upstream is not None
         assert self._upstream.transport is not None
-        if self._corked:
-            pieces = [self._corked, *pieces]
-            self._corked = b""
+        if self.corked:
+            pieces = [self.corked, *pieces]
+            self.corked = b""
         write_pieces(self._upstream.transport, pieces)
+
+    # -- either side is full, or empty again
 
     def pause_sending(self) -> None:
         """The target takes no more for now."""
@@ -295,31 +272,9 @@ class Exchange:
         if self._upstream is not None:
             self._upstream.resume_reading()
 
-    def client_lost(self) -> None:
-        """The client is gone: stop at once."""
-        self._end_upstream()
-
-    def look_at_deadlines(self, now: float) -> None:
-        """Called by the sweep, with the loop's time."""
-        if now >= self.continue_at:
-            self._say_continue()
-        if now >= self.deadline:
-            self.deadline = NEVER
-            self.fail(504, "the target did not answer in time", "response head")
-        elif self._upstream is not None and self._upstream.takes_nothing(now):
-            self.fail(504, "the target takes nothing", "request body")
-
-    def body_came(self) -> None:
-        """The client sends its body without waiting for a 100."""
-        self.continue_at = NEVER
-
-    def _say_continue(self) -> None:
-        self.continue_at = NEVER
-        self.connection.write(CONTINUE)
-
     # -- the response's way
 
-    def response_data(self, data: bytes | memoryview) -> None:
+    def response_data(self, data: Piece) -> None:
         """The next bytes from the target."""
         mode = self._mode
         if mode is SIZED:
@@ -335,48 +290,33 @@ class Exchange:
         else:
             self._relay_body(b"", data)
 
-    def _read_head(self, data: bytes | memoryview) -> None:
-        """Look for the end of a response head, and act on each whole one."""
-        limit = self.connection.proxy.limits.response_head_bytes
-        rest: bytes | memoryview
-        while True:
-            seen = len(self._partial)
-            if type(data) is bytes and not seen:
-                raw = data
-            else:
-                raw = self._partial + bytes(data[: limit + 4])
-            end = raw.find(b"\r\n\r\n", max(0, seen - 3), limit)
-            if end < 0:
-                if not raw.startswith(b"HTTP/1."[: len(raw)]):
-                    self.fail(502, "the target answered with something else than HTTP/1", "response head")
-                elif len(raw) > limit:
-                    self.fail(502, "the target's response head is too large", "response head")
-                else:
-                    self._partial = raw
-                return
-            self._partial = b""
-            rest = data[end + 4 - seen :]
+    def _read_head(self, data: Piece) -> None:
+        """Act on each whole response head."""
+        limits = self.connection.proxy.limits
+        intake = self._intake
+        if intake is None:
+            intake = self._intake = ResponseHeadIntake(limits)
+        while data:
             try:
-                response = parse_response(raw[: end + 4])
+                response, data = intake.take(data)
             except ValueError as error:
-                self.fail(502, f"the target sent a {error}", "response head")
+                self.fail(502, str(error), "response head")
+                return
+            if response is None:
                 return
             if response.status >= 200:
-                self._start_response(response, rest)
+                self._start_response(response, data)
                 return
             if response.status == 101:
-                self._switch(response, rest)
+                self._switch(response, data)
                 return
             self._informational += 1
-            if self._informational > self.connection.proxy.limits.informational_responses:
+            if self._informational > limits.informational_responses:
                 self.fail(502, "the target sent too many 1xx responses", "response head")
                 return
             self._relay_informational(response)
             if self._request_done:
                 self._await_response()
-            if not rest:
-                return
-            data = rest
 
     def _relay_informational(self, response: Response) -> None:
         """100 once, where it is waited for; 103; nothing else, and nothing to HTTP/1.0 clients."""
@@ -386,106 +326,97 @@ class Exchange:
         elif response.status == 103 and not self.request.is_1_0:
             self.connection.write(serialize(b"HTTP/1.1 103 Early Hints", response.fields))
 
-    def _switch(self, response: Response, rest: bytes | memoryview) -> None:
+    def _say_continue(self) -> None:
+        self.continue_at = NEVER
+        self.connection.write(CONTINUE)
+
+    def _switch(self, response: Response, rest: Piece) -> None:
         """The target has switched protocols: pass it on where it was asked to, to what it was asked to."""
         upstream, connection = self._upstream, self.connection
         assert upstream is not None
         if not self.request.upgrade or response.upgrade != self.request.upgrade:
             self.fail(502, "the target switched protocols unasked", "response head")
             return
-        name = (b"Upgrade", UPGRADE_NAMES[response.upgrade])
-        fields = [*response.fields, (b"Connection", b"Upgrade"), name]
         self._upstream = None
         self._mode = DONE
-        self._stage = Stage.UPGRADED
-        upgraded = Upgraded(connection, upstream, self.target)
+        upgraded = Upgraded(connection, upstream)
         upstream.exchange = upgraded
-        connection.write(serialize(b"HTTP/1.1 101 Switching Protocols", fields))
+        head = switching_head(response)
+        write_pieces(connection, [head, rest] if rest else [head])
         connection.switch(upgraded)
-        if rest:
-            upgraded.response_data(rest)
 
-    def _start_response(self, response: Response, rest: bytes | memoryview) -> None:
+    def _start_response(self, response: Response, rest: Piece) -> None:
         """Send the head of the final response, with what has come of its body."""
         request, connection = self.request, self.connection
         self._response = response
         self.deadline = NEVER
-        fields = response.fields
         length = response.length
-        if request.method == "HEAD" or response.status in (204, 304):
+        framing: tuple[bytes, bytes] | None = None
+        body: Piece
+        if request.method == b"HEAD" or response.status in (204, 304):
             if response.content_length >= 0 and response.status != 204:
-                fields.append((b"Content-Length", b"%d" % response.content_length))
-            self._mode = DONE
+                framing = (b"Content-Length", b"%d" % response.content_length)
+            length = 0
         elif length >= 0:
-            fields.append((b"Content-Length", b"%d" % length))
-            self._mode = SIZED
-            self._left = length
-            self._stage = Stage.SIZED
+            framing = (b"Content-Length", b"%d" % length)
         else:
-            self._mode = IN_CHUNKS if length == CHUNKED else TO_EOF
             if length == CHUNKED:
+                self._mode = IN_CHUNKS
                 self._decoder = ChunkedDecoder(connection.proxy.limits)
+            else:
+                self._mode = TO_EOF
             if request.is_1_0:
                 self._collected = []
                 self._left = connection.proxy.limits.collect_bytes
                 self._relay_body(b"", rest)
-                return
-            fields.append((b"Transfer-Encoding", b"chunked"))
-            self._stage = Stage.CHUNKED
-        head = self._head_for_client(response, fields)
-        if self._mode is DONE or (self._mode is SIZED and len(rest) >= self._left):
-            body = rest[: self._left]
-            clean = len(rest) == self._left
-            if body:
-                write_pieces(connection, [head, body])
             else:
-                connection.write(head)
-            self._complete(clean)
-        elif self._mode is SIZED:
-            self._left -= len(rest)
+                self.stage = Stage.CHUNKED
+                self._relay_body(self._head_for_client(CHUNKED_FIELD), rest)
+            return
+        self._mode = SIZED
+        self.stage = Stage.SIZED
+        head = self._head_for_client(framing)
+        self._left = length - len(rest)
+        if self._left >= 0:
             write_pieces(connection, [head, rest] if rest else [head])
         else:
-            self._relay_body(head, rest)
+            body = rest[:length]
+            write_pieces(connection, [head, body] if length else [head])
+        if self._left <= 0:
+            self._complete(self._left == 0)
 
-    def _head_for_client(self, response: Response, fields: Fields) -> bytes:
-        connection = self.connection
-        if connection.announce_close(self.request):
-            fields.append((b"Connection", b"close"))
-        elif self.request.is_1_0:
-            fields.append((b"Connection", b"keep-alive"))
-        return serialize(b"HTTP/1.1 %d %b" % (response.status, response.reason), fields)
+    def _head_for_client(self, framing: tuple[bytes, bytes] | None) -> bytes:
+        assert self._response is not None
+        closing = self.connection.announce_close(self.request)
+        connection = b"close" if closing else b"keep-alive" if self.request.is_1_0 else b""
+        return head_for_client(self._response, framing, connection)
 
-    def _relay_body(self, head: bytes, data: bytes | memoryview) -> None:
+    def _relay_body(self, head: bytes, data: Piece) -> None:
         """Pass on body bytes that have no Content-Length, behind `head` where that is still to go out."""
         decoder = self._decoder
-        if self._mode is TO_EOF:
-            pieces: list[Piece] = [data] if data else []
-        else:
-            assert decoder is not None
-            try:
-                pieces = decoder.feed(data) if data else []
-            except ChunkError as error:
-                if head:
-                    self._stage = Stage.HEAD  # it has not gone out
-                self.fail(502, f"the target's body is broken: {error}", "response body")
-                return
+        try:
+            pieces = ([data] if decoder is None else decoder.feed(data)) if data else []
+        except ChunkError as error:
+            if head:
+                self.stage = Stage.HEAD  # it has not gone out
+            self.fail(502, f"the target's body is broken: {error}", "response body")
+            return
         ended = decoder is not None and decoder.done
+        clean = decoder is not None and not decoder.rest
         if self._collected is not None:
             self._collect(pieces)
             if ended and self._collected is not None:
-                self._send_collected(decoder is not None and not decoder.rest)
+                self._send_collected(clean)
             return
         out = encode_chunk(pieces) if pieces else []
         if head:
             out.insert(0, head)
-        if ended:
-            assert decoder is not None
+        if decoder is not None and ended:
             out.append(encode_last(forwarded_trailers(decoder.trailers)))
         if out:
             write_pieces(self.connection, out)
         if ended:
-            assert decoder is not None
-            self._complete(not decoder.rest)
+            self._complete(clean)
 
     def _collect(self, pieces: list[Piece]) -> None:
         """Keep a body for an HTTP/1.0 client, who needs a Content-Length, up to a bound."""
@@ -497,54 +428,23 @@ class Exchange:
             self.fail(502, "the response has no length and is too large for an HTTP/1.0 client", "response body")
 
     def _send_collected(self, clean: bool) -> None:
-        response, body = self._response, b"".join(self._collected or [])
-        assert response is not None
-        response.fields.append((b"Content-Length", b"%d" % len(body)))
-        self._stage = Stage.SIZED
-        write_pieces(self.connection, [self._head_for_client(response, response.fields), body])
+        body = b"".join(self._collected or [])
+        self.stage = Stage.SIZED
+        write_pieces(self.connection, [self._head_for_client((b"Content-Length", b"%d" % len(body))), body])
         self._complete(clean)
 
     def response_eof(self) -> bool:
         """The target sends no more. Returns False: the connection to it ends."""
-        if self._mode is TO_EOF:
-            if self._collected is not None:
-                self._send_collected(False)
-            else:
-                self.connection.write(LAST_CHUNK)
-                self._complete(False)
-        else:
+        if self._mode is not TO_EOF:
             self.upstream_lost(None)
+        elif self._collected is not None:
+            self._send_collected(False)
+        else:
+            self.connection.write(LAST_CHUNK)
+            self._complete(False)
         return False
 
-    def upstream_lost(self, error: Exception | None) -> None:
-        """The connection to the target is gone before the response was whole."""
-        upstream, request = self._upstream, self.request
-        nothing_came = self._mode is HEAD and not self._partial and self._informational == 0
-        if (
-            upstream is not None
-            and upstream.reused
-            and nothing_came
-            and not self._retried
-            and request.length == 0
-            and not request.upgrade
-            and request.method in IDEMPOTENT
-        ):  # E4
-            log.warning("conn_id=%d stage=retry a pooled connection had gone stale", self.connection.conn_id)
-            assert self.target is not None
-            self._retried = True
-            self._upstream = None
-            upstream.abort()
-            self._corked = self._head
-            self.deadline = NEVER
-            self._run(self._dial(self.target))
-            return
-        if error is None:
-            reason = "the target closed the connection before it answered"
-        else:
-            reason = "the connection to the target was lost"
-        if not nothing_came:
-            reason = "the target closed the connection before its response was whole"
-        self.fail(502, reason, "response head" if self._mode is HEAD else "response body")
+    # -- ends
 
     def _complete(self, clean: bool) -> None:
         """The response is whole. clean: it was framed, and nothing followed it on the connection to the target."""
@@ -558,19 +458,53 @@ class Exchange:
             upstream.abort()
         self.connection.exchange_done()
 
+    def upstream_lost(self, error: Exception | None) -> None:
+        """The connection to the target is gone before the response was whole."""
+        upstream, request, target = self._upstream, self.request, self.target
+        nothing_came = self._intake is None
+        if (
+            nothing_came
+            and upstream is not None
+            and upstream.reused
+            and target is not None
+            and not self._retried
+            and request.length == 0
+            and not request.upgrade
+            and request.method in IDEMPOTENT
+        ):  # E4
+            log.warning("conn_id=%d stage=retry a pooled connection had gone stale", self.connection.conn_id)
+            self._retried = True
+            self._upstream = None
+            upstream.abort()
+            self.corked = self._head
+            self.deadline = NEVER
+            self._run(self._dial(target))
+        elif not nothing_came:
+            stage = "response head" if self._mode is HEAD else "response body"
+            self.fail(502, "the target closed the connection before its response was whole", stage)
+        elif error is None:
+            self.fail(502, "the target closed the connection before it answered", "response head")
+        else:
+            self.fail(502, "the connection to the target was lost", "response head")
+
+    def client_lost(self) -> None:
+        """The client is gone: stop at once."""
+        self._end_upstream()
+
     def fail(self, status: int, reason: str, stage: str, *, close: bool = False) -> None:
         """End the exchange: with an answer of the proxy's own where none has begun, by cutting it short otherwise."""
-        connection = self.connection
-        log.warning(
+        connection, target = self.connection, self.target
+        log.log(
+            logging.WARNING if status >= 500 else logging.INFO,
             "conn_id=%d stage=%r status=%d method=%s target=%s %s",
-            connection.conn_id, stage, status, self.request.method,
-            f"{self.target.host}:{self.target.port}" if self.target is not None else "-", reason,
+            connection.conn_id, stage, status, self.request.method.decode(),
+            f"{target.host}:{target.port}" if target is not None else "-", reason,
         )  # fmt: skip
         self._end_upstream()
-        if self._stage is Stage.HEAD:
+        if self.stage is Stage.HEAD:
             connection.answer(status, reason, close=close)
         else:
-            connection.cut(self._stage)
+            connection.cut(self.stage)
 
     def _end_upstream(self) -> None:
         self._mode = DONE
@@ -581,6 +515,16 @@ class Exchange:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
+
+    def look_at_deadlines(self, now: float) -> None:
+        """Called by the sweep, with the loop's time."""
+        if now >= self.continue_at:
+            self._say_continue()
+        if now >= self.deadline:
+            self.deadline = NEVER
+            self.fail(504, "the target did not answer in time", "response head")
+        elif self._upstream is not None and self._upstream.takes_nothing(now):
+            self.fail(504, "the target takes nothing", "request body")
 
 
 def write_pieces(writer: Any, pieces: list[Piece]) -> None:

@@ -1,4 +1,4 @@
-"""Requests in: one HTTP/1.1 connection on any asyncio transport, and the Proxy that makes and counts them.
+"""One client's HTTP/1.1 connection, on any asyncio transport: requests in, one at a time, answers in order.
 
 What the next byte from the client is:
 
@@ -11,7 +11,6 @@ Invariants:
 C1. One request is in flight; bytes behind it wait unread, and past `pipelined_bytes` reading pauses. Answers in order.
 C2. What is left of a body is never read as a request: a connection that can't reach a body's end closes.
 C3. `outcome` is called once, before the transport is closed, or when the client is gone.
-C4. A head is judged whole: how it was split on its way never changes the answer.
 """
 
 from __future__ import annotations
@@ -19,30 +18,25 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-import re
-from collections.abc import Awaitable, Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from agent.messages import RequestHead, Target
 from agent.outcome import Kind, Outcome, Stage
 from agent.proxy.answers import own_answer
-from agent.proxy.chunked import ChunkedDecoder, ChunkError
-from agent.proxy.clock import NEVER, Clock, Stall
+from agent.proxy.chunked import ChunkError
+from agent.proxy.clock import NEVER, Stall
 from agent.proxy.headers import Fields
-from agent.proxy.heads import ALLOW, CHUNKED, Fault, Request, check_line, check_line_so_far, parse_request
-from agent.proxy.limits import ProxyLimits
+from agent.proxy.heads import ALLOW, Fault, Request, parse_request
+from agent.proxy.intake import BodyIntake, Piece, RequestHeadIntake
 from agent.proxy.peer import is_gone, watch_half_closed
 from agent.proxy.relay import Exchange
 from agent.proxy.upgrade import Upgraded
-from agent.proxy.upstream import Upstreams
 
-__all__ = ["Connection", "Proxy"]
+if TYPE_CHECKING:
+    from agent.proxy.proxy import Proxy
+
+__all__ = ["Connection"]
 
 log = logging.getLogger(__name__)
-
-Route = Callable[[RequestHead], "Target | Awaitable[Target]"]
-Process = Callable[[RequestHead, Target], "RequestHead | Awaitable[RequestHead]"]
-BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
 class Input(enum.Enum):
@@ -58,93 +52,6 @@ class Input(enum.Enum):
 HEAD, BODY, WAITING, DRAINING, UPGRADED, LINGERING, CLOSED = Input
 
 
-class Proxy:
-    """An HTTP/1.1 reverse proxy without a listener: `connection()` makes the protocol for one client connection.
-
-    route: names a request's target. process: gives the head that goes there (identity headers); None leaves it as it
-    is. Both may return awaitables and raise Refused. upstreams: where connections to targets come from; not closed by
-    this. cluster: given to `route` with each head. max_connections: past it a connection's first request gets a 503.
-    answer_expect: the proxy answers `Expect: 100-continue` itself at once and the target never sees it.
-
-    Everything happens on the loop that runs the transports.
-    """
-
-    def __init__(
-        self,
-        *,
-        route: Route,
-        upstreams: Upstreams,
-        process: Process | None = None,
-        limits: ProxyLimits | None = None,
-        cluster: str = "",
-        max_connections: int = 1000,
-        answer_expect: bool = False,
-    ) -> None:
-        self.route = route
-        self.process = process
-        self.upstreams = upstreams
-        self.limits = limits or ProxyLimits()
-        self.cluster = cluster
-        self.max_connections = max_connections
-        self.answer_expect = answer_expect
-        self.draining = False
-        self.requests_in_flight = 0
-        self.clock = Clock(self.limits.tick_s, self._sweep)
-        self._connections: set[Connection] = set()
-        self._empty: asyncio.Event | None = None
-
-    @property
-    def open_connections(self) -> int:
-        """Client connections, in use and idle."""
-        return len(self._connections)
-
-    def connection(self, conn_id: int, outcome: Outcome) -> asyncio.Protocol:
-        """The protocol for one client connection. outcome: told once how it ended, before its transport is closed."""
-        return Connection(self, conn_id, outcome)
-
-    def start_draining(self) -> None:
-        """End idle connections, and the others with the answer in flight. New connections get a 503."""
-        self.draining = True
-        for connection in list(self._connections):
-            connection.close_if_idle()
-
-    async def wait_drained(self, timeout_s: float) -> bool:
-        """Wait until no connection is left, at most `timeout_s` seconds. Returns whether that is so."""
-        if not self._connections:
-            return True
-        self._empty = asyncio.Event()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._empty.wait()
-        except TimeoutError:
-            return not self._connections
-        return True
-
-    def close(self) -> None:
-        """End every connection at once, cutting what is in flight."""
-        self.draining = True
-        for connection in list(self._connections):
-            connection.abort()
-        self.clock.stop()
-
-    def opened(self, connection: Connection) -> bool:
-        """Count a connection. Returns whether it may have its requests served."""
-        self._connections.add(connection)
-        self.clock.start()
-        return len(self._connections) <= self.max_connections and not self.draining
-
-    def forget(self, connection: Connection) -> None:
-        """A connection is gone."""
-        self._connections.discard(connection)
-        if not self._connections and self._empty is not None:
-            self._empty.set()
-
-    def _sweep(self, now: float) -> bool:
-        for connection in list(self._connections):
-            connection.look_at_deadlines(now)
-        return bool(self._connections)
-
-
 class Connection(asyncio.Protocol):
     """One client's connection. proxy, conn_id: whose and which. writing_paused: the client takes no more for now.
 
@@ -154,10 +61,9 @@ class Connection(asyncio.Protocol):
     accepts_views = True
 
     __slots__ = (
-        "_backlog_paused", "_body_left", "_checked_line", "_closing", "_deadline", "_decoder",
-        "_drain_left", "_exchange", "_exchange_paused", "_half_closed", "_input", "_is_tls", "_outcome", "_pending",
-        "_scanned", "_served", "_stall", "_transport", "advancing", "conn_id", "proxy",
-        "writing_paused",
+        "_backlog", "_backlog_paused", "_body", "_closing", "_deadline", "_drain_left", "_exchange", "_exchange_paused",
+        "_half_closed", "_heads", "_input", "_is_tls", "_outcome", "_served", "_stall", "_transport", "advancing",
+        "conn_id", "proxy", "writing_paused",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy, conn_id: int, outcome: Outcome) -> None:
@@ -169,12 +75,10 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._is_tls = False
         self._input = HEAD
-        self._pending: bytes | bytearray = b""  # input that has not been read yet
-        self._scanned = 0  # bytes of _pending that are known to hold no end of a head
-        self._checked_line = False
+        self._heads = RequestHeadIntake(proxy.limits)
+        self._body: BodyIntake | None = None
+        self._backlog: bytes | bytearray = b""  # input behind the request in flight, unread
         self._exchange: Exchange | Upgraded | None = None
-        self._body_left = 0
-        self._decoder: ChunkedDecoder | None = None
         self._drain_left = 0
         self._deadline = NEVER
         self._backlog_paused = False
@@ -194,8 +98,29 @@ class Connection(asyncio.Protocol):
         self._served = self.proxy.opened(self)
         self._deadline = self.proxy.clock.later(limits.head_timeout_s)
 
-    def data_received(self, data: bytes | memoryview) -> None:
-        self._advance(data)
+    def data_received(self, data: Piece) -> None:
+        """Work on input until it is used up, or has to wait."""
+        self.advancing = True
+        try:
+            while data:
+                state = self._input
+                if state is HEAD and not self.writing_paused:
+                    data = self._take_head(data)
+                elif state is BODY or state is DRAINING:
+                    data = self._take_body(data)
+                elif state is UPGRADED:
+                    cast(Upgraded, self._exchange).client_bytes(data)
+                    return
+                elif state is WAITING or state is HEAD:
+                    self._hold_back(data)
+                    break
+                else:
+                    return
+        finally:
+            self.advancing = False
+        exchange = self._exchange
+        if type(exchange) is Exchange and exchange.corked:
+            exchange.uncork()
 
     def eof_received(self) -> bool:
         self._half_closed = True
@@ -210,7 +135,7 @@ class Connection(asyncio.Protocol):
             return not self._is_tls
         if state is BODY:
             cast(Exchange, self._exchange).fail(400, "the request's body ended early", "request body", close=True)
-        elif state is HEAD and self._pending:
+        elif state is HEAD and self._heads.begun:
             self._refuse(Fault(400, "the request's head ended early"))
         elif state is LINGERING:
             self._shut()
@@ -225,10 +150,10 @@ class Connection(asyncio.Protocol):
             stage = exchange.stage
             self._drop_exchange()
             exchange.client_lost()
-        elif self._input is HEAD and self._pending:
+        elif self._input is HEAD and self._heads.begun:
             stage = Stage.HEAD
         self._input = CLOSED
-        self._pending = b""
+        self._backlog = b""
         self._tell(Kind.CLIENT_GONE, stage)
         self.proxy.forget(self)
 
@@ -242,164 +167,79 @@ class Connection(asyncio.Protocol):
         self.writing_paused = False
         if self._exchange is not None:
             self._exchange.resume_receiving()
-        elif self._input is HEAD and self._pending:
-            self._continue_with_pending()
+        elif self._input is HEAD and self._backlog:
+            self._go_on()
 
     # -- input
 
-    def _advance(self, data: bytes | memoryview) -> None:
-        """Work on input until it is used up, or has to wait."""
-        self.advancing = True
-        try:
-            while data:
-                state = self._input
-                if state is BODY or state is DRAINING:
-                    data = self._take_body(data)
-                elif state is HEAD and not self.writing_paused:
-                    data = self._take_head(data)
-                elif state is UPGRADED:
-                    cast(Upgraded, self._exchange).client_bytes(data)
-                    return
-                elif state is WAITING or state is HEAD:
-                    self._hold_back(data)
-                    break
-                else:
-                    return
-        finally:
-            self.advancing = False
-        exchange = self._exchange
-        if type(exchange) is Exchange:
-            exchange.uncork()
-
-    def _hold_back(self, data: bytes | memoryview) -> None:  # C1
-        self._pending = bytearray(self._pending) + data
-        if len(self._pending) > self.proxy.limits.pipelined_bytes and not self._backlog_paused:
+    def _hold_back(self, data: Piece) -> None:  # C1
+        self._backlog = bytearray(self._backlog) + data
+        if len(self._backlog) > self.proxy.limits.pipelined_bytes and not self._backlog_paused:
             self._backlog_paused = True
             if not self._exchange_paused:
                 self._pause_transport()
 
-    def _continue_with_pending(self) -> None:
+    def _go_on(self) -> None:
         """Work on what was held back."""
-        data = bytes(self._pending)
-        self._pending = b""
+        data = bytes(self._backlog)
+        self._backlog = b""
         if self._backlog_paused:
             self._backlog_paused = False
             if not self._exchange_paused:
                 self._resume_transport()
-        self._advance(data)
+        self.data_received(data)
         if self._half_closed and self._input is HEAD and not self.writing_paused:
             self.eof_received()
 
-    def _take_head(self, data: bytes | memoryview) -> bytes | memoryview:
-        """Look for a whole request head and begin its exchange. Returns what follows it."""
-        limits = self.proxy.limits
-        held = self._pending
-        raw: bytes | bytearray
+    def _take_head(self, data: Piece) -> Piece:
+        """Look for a whole request head, and begin its exchange. Returns what follows it."""
+        heads = self._heads
+        begun = bool(heads.begun)
         try:
-            if held:
-                raw = cast(bytearray, held)
-                raw += data
-            elif type(data) is bytes:
-                raw = data
-            else:
-                raw = bytes(data[: limits.request_head_bytes + 2 * limits.leading_blank_lines + 4])
-            start = self._skip_blank_lines(raw) if raw[0] == 13 else 0
-            end = raw.find(b"\r\n\r\n", max(start, self._scanned - 3), start + limits.request_head_bytes)
-            if end < 0:
-                self._check_partial(raw, start)
-                if not held:
-                    self._pending = bytearray(raw)
-                    self._deadline = self.proxy.clock.later(limits.head_timeout_s)
-                self._scanned = len(raw)
-                return b""
-            self._pending = b""
-            self._scanned = 0
-            self._checked_line = False
-            end += 4
-            rest = data[end:] if not held else bytes(raw[end:])
-            request = parse_request(bytes(raw[start:end]), limits)
+            head, rest = heads.take(data)
+            if head is not None:
+                self._begin(parse_request(head, self.proxy.limits))
+            elif not begun:
+                self._deadline = self.proxy.clock.later(self.proxy.limits.head_timeout_s)
+            return rest
         except Fault as fault:
             self._refuse(fault)
             return b""
-        self._begin(request)
-        return rest
-
-    def _skip_blank_lines(self, raw: bytes | bytearray) -> int:
-        """Where the request line begins, behind the few CRLFs that may come before it (RFC 9112, section 2.2)."""
-        start, most = 0, self.proxy.limits.leading_blank_lines
-        while raw.startswith(b"\r\n", start):
-            start += 2
-        if start > 2 * most:
-            raise Fault(400, "too many empty lines before the request line")
-        return start
-
-    def _check_partial(self, raw: bytes | bytearray, start: int) -> None:
-        """Judge a head that isn't whole as early as its whole would be judged (C4)."""
-        limits = self.proxy.limits
-        if not self._checked_line:
-            line_end = raw.find(b"\r\n", start)
-            if line_end >= 0:
-                check_line(bytes(raw[start:line_end]), limits)
-                self._checked_line = True
-            elif len(raw) - start > 1:
-                partial = bytes(raw[start:])
-                check_line_so_far(partial[:-1] if partial[-1] == 13 else partial, limits)
-        if BARE_LF.search(raw, max(start, self._scanned - 1), start + limits.request_head_bytes):
-            raise Fault(400, "a line of the request's head doesn't end in CRLF")
-        if len(raw) - start > limits.request_head_bytes:
-            raise Fault(431, "request head too large")
 
     def _begin(self, request: Request) -> None:
         """A whole head has come: answer it here, or begin its exchange."""
-        exchange = Exchange(self, request)
-        self._drop_exchange()
-        self._exchange = exchange
-        self.proxy.requests_in_flight += 1
-        limits = self.proxy.limits
+        proxy = self.proxy
+        self._exchange = exchange = Exchange(self, request)
+        proxy.requests_in_flight += 1
         if request.length == 0:
             self._input = WAITING
             self._deadline = NEVER
         else:
             self._input = BODY
-            self._deadline = self.proxy.clock.later(limits.body_timeout_s)
-            if request.length == CHUNKED:
-                self._decoder = ChunkedDecoder(limits)
-            else:
-                self._decoder = None
-                self._body_left = request.length
+            self._deadline = proxy.clock.later(proxy.limits.body_timeout_s)
+            self._body = BodyIntake(request.length, proxy.limits)
         if not self._served:
-            reason = "the agent is being stopped" if self.proxy.draining else "too many connections"
-            self.answer(503, reason, close=True, fields=[(b"Retry-After", b"%d" % limits.retry_after_s)])
+            reason = "the agent is being stopped" if proxy.draining else "too many connections"
+            self.answer(503, reason, close=True, fields=[(b"Retry-After", b"%d" % proxy.limits.retry_after_s)])
         elif request.target == b"*":
             self.answer(204, "", fields=[(b"Allow", ALLOW)])
         else:
             exchange.start()
 
-    def _take_body(self, data: bytes | memoryview) -> bytes | memoryview:
+    def _take_body(self, data: Piece) -> Piece:
         """Pass the next bytes of the request's body on, or drop them where the response is through already."""
-        exchange = cast("Exchange | None", self._exchange)
-        rest: bytes | memoryview = b""
-        decoder = self._decoder
-        if decoder is None:
-            size = len(data)
-            if size > self._body_left:
-                rest = data[self._body_left :]
-                data = data[: self._body_left]
-                size = self._body_left
-            self._body_left -= size
-            ended = self._body_left == 0
-            pieces = [data]
-        else:
-            size = len(data)
-            try:
-                pieces = decoder.feed(data)
-            except ChunkError as error:
-                self._body_broken(str(error))
-                return b""
-            ended = decoder.done
-            rest = decoder.rest
+        exchange, body = cast("Exchange | None", self._exchange), self._body
+        assert body is not None
+        try:
+            pieces, rest = body.take(data)
+        except ChunkError as error:
+            if exchange is not None:
+                exchange.fail(400, str(error), "request body", close=True)
+            else:
+                self._linger()
+            return b""
         if exchange is None:
-            self._drain_left -= size - len(rest)
+            self._drain_left -= len(data) - len(rest)
             if self._drain_left < 0:
                 self._linger()  # C2
                 return b""
@@ -407,8 +247,9 @@ class Connection(asyncio.Protocol):
             self._deadline = self.proxy.clock.later(self.proxy.limits.body_timeout_s)
             if exchange.continue_at != NEVER:
                 exchange.body_came()
+        ended = body.ended
         if ended:
-            self._decoder = None
+            self._body = None
             self._deadline = NEVER
             self._input = WAITING
         if exchange is not None:
@@ -417,12 +258,6 @@ class Connection(asyncio.Protocol):
             self._next()
         return rest
 
-    def _body_broken(self, reason: str) -> None:
-        if self._exchange is not None:
-            cast(Exchange, self._exchange).fail(400, reason, "request body", close=True)
-        else:
-            self._linger()
-
     def _refuse(self, fault: Fault) -> None:
         """Answer a head that can't be served, and close."""
         log.info("conn_id=%d stage='request head' status=%d %s", self.conn_id, fault.status, fault.reason)
@@ -430,11 +265,11 @@ class Connection(asyncio.Protocol):
 
     # -- what the exchange calls
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: Piece) -> None:
         """Send to the client; immutable, kept by reference."""
         self._transport.write(data)
 
-    def writelines(self, pieces: list[bytes | memoryview]) -> None:
+    def writelines(self, pieces: list[Piece]) -> None:
         """Send pieces in order."""
         self._transport.writelines(pieces)
 
@@ -468,7 +303,7 @@ class Connection(asyncio.Protocol):
             request is None
             or not request.keep_alive
             or self.proxy.draining
-            or (self._half_closed and not self._pending)
+            or (self._half_closed and not self._backlog)
             or (exchange is not None and exchange.awaits_continue)  # the client may or may not send its body now
         ):
             self._closing = True
@@ -477,12 +312,11 @@ class Connection(asyncio.Protocol):
     def answer(self, status: int, reason: str, *, close: bool = False, fields: Fields | None = None) -> None:
         """Send an answer of the proxy's own; the exchange, if there is one, is over."""
         request = self._exchange.request if isinstance(self._exchange, Exchange) else None
-        closing = self.announce_close(request)
-        if close:
-            self._closing = closing = True
+        closing = self.announce_close(request) or close
+        self._closing = closing
         keep = request is not None and request.is_1_0 and not closing
         connection = b"close" if closing else b"keep-alive" if keep else b""
-        head_only = request is not None and request.method == "HEAD"
+        head_only = request is not None and request.method == b"HEAD"
         self.write(own_answer(status, reason, fields=fields or [], connection=connection, head_only=head_only))
         if request is None:
             self._linger()
@@ -505,15 +339,13 @@ class Connection(asyncio.Protocol):
 
     def switch(self, upgraded: Upgraded) -> None:
         """After a 101: bytes both ways from now on, those that waited first."""
-        self._drop_exchange()
         self._exchange = upgraded
-        self.proxy.requests_in_flight += 1
         self._input = UPGRADED
         self._deadline = NEVER
         if self.writing_paused:
             upgraded.pause_receiving()
-        if self._pending:
-            self._continue_with_pending()
+        if self._backlog:
+            self._go_on()
         if self._half_closed:
             upgraded.client_eof()
 
@@ -538,18 +370,19 @@ class Connection(asyncio.Protocol):
             return
         self._input = HEAD
         self._deadline = self.proxy.clock.later(self.proxy.limits.keep_alive_s)
-        self.resume_reading()
+        if self._exchange_paused:
+            self.resume_reading()
         if self.advancing:
             return
-        if self._pending:
+        if self._backlog:
             if not self.writing_paused:
-                self._continue_with_pending()
+                self._go_on()
         elif self._half_closed:
             self._finish()
 
     def _finish(self) -> None:
         """Close after a whole answer, or idle."""
-        if self._pending and not self._half_closed:
+        if self._backlog and not self._half_closed:
             self._linger()  # closing on unread bytes would reset the connection, and the answer with it
         else:
             self._tell(Kind.COMPLETE, Stage.IDLE)
@@ -558,7 +391,7 @@ class Connection(asyncio.Protocol):
     def _linger(self) -> None:
         """Close, but let a client that still sends read its answer: end our half, ignore what comes for a while."""
         self._tell(Kind.COMPLETE, Stage.IDLE)
-        self._pending = b""
+        self._backlog = b""
         if self._half_closed or self._transport.is_closing():
             self._shut()
             return
@@ -572,7 +405,7 @@ class Connection(asyncio.Protocol):
     def _shut(self) -> None:
         self._input = CLOSED
         self._deadline = NEVER
-        self._pending = b""
+        self._backlog = b""
         self._stall.reset()
         if not self._transport.is_closing():
             self._transport.close()
@@ -590,7 +423,7 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """End the connection if no request is outstanding on it."""
-        if self._input is HEAD and not self._pending:
+        if self._input is HEAD and not self._backlog and not self._heads.begun:
             self._finish()
 
     def _drop_exchange(self) -> None:
@@ -632,9 +465,9 @@ class Connection(asyncio.Protocol):
     def _late(self) -> None:
         state = self._input
         if state is HEAD:
-            if self._pending and not self.writing_paused:
+            if self._heads.begun:
                 self._refuse(Fault(408, "the request's head did not come in time"))
-            elif not self._pending:
+            elif not self._backlog:
                 self._finish()
         elif state is BODY:
             if self._exchange_paused:  # it is the target that is slow

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from agent.messages import Target
 from agent.outcome import Stage
 from agent.proxy.clock import NEVER
 
@@ -28,13 +27,12 @@ log = logging.getLogger(__name__)
 class Upgraded:
     """Stands where the exchange stood. deadline: when a half-closed connection that stays silent ends."""
 
-    __slots__ = ("_client_ended", "_target", "_target_ended", "_upstream", "connection", "deadline")
+    __slots__ = ("_client_ended", "_target_ended", "_upstream", "connection", "deadline")
 
-    def __init__(self, connection: Connection, upstream: Upstream, target: Target | None) -> None:
+    def __init__(self, connection: Connection, upstream: Upstream) -> None:
         self.connection = connection
         self.deadline = NEVER
         self._upstream: Upstream | None = upstream
-        self._target = target
         self._client_ended = False
         self._target_ended = False
 

@@ -1,0 +1,143 @@
+"""Gathers heads and bodies from bytes as they come: what is whole goes out, what isn't is held, within its limits.
+
+Heads are judged whole, so how the bytes were split never changes the verdict; what no rest could mend is found at once.
+"""
+
+from __future__ import annotations
+
+import re
+
+from agent.proxy.chunked import ChunkedDecoder
+from agent.proxy.heads import CHUNKED, Fault, Response, check_line, check_line_so_far, parse_response
+from agent.proxy.limits import ProxyLimits
+
+__all__ = ["BodyIntake", "Piece", "RequestHeadIntake", "ResponseHeadIntake"]
+
+Piece = bytes | memoryview
+CR = 13
+BARE_LF = re.compile(rb"(?<!\r)\n")
+
+
+class RequestHeadIntake:
+    """Finds request heads. begun: part of one is held."""
+
+    __slots__ = ("_checked_line", "_limits", "_scanned", "begun")
+
+    def __init__(self, limits: ProxyLimits) -> None:
+        self._limits = limits
+        self.begun: bytes | bytearray = b""
+        self._scanned = 0  # how many of the held bytes are known to hold no end of a head
+        self._checked_line = False
+
+    def take(self, data: Piece) -> tuple[bytes | None, Piece]:
+        """Take the next bytes, at least one. Returns (a whole head, what follows it), (None, b"") until there is one.
+
+        Raises Fault where no rest could make it a head that may pass.
+        """
+        limit = self._limits.request_head_bytes
+        held = self.begun
+        raw: bytes | bytearray
+        if held:
+            raw = held
+            raw += data
+        elif type(data) is bytes:
+            raw = data
+        else:
+            raw = bytes(data[: limit + 2 * self._limits.leading_blank_lines + 4])
+        start = self._skip_blank_lines(raw) if raw[0] == CR else 0
+        end = raw.find(b"\r\n\r\n", max(start, self._scanned - 3), start + limit)
+        if end < 0:
+            self._check_partial(raw, start)
+            if not held:
+                self.begun = bytearray(raw)
+            self._scanned = len(raw)
+            return None, b""
+        end += 4
+        if held:
+            self.begun = b""
+            self._scanned = 0
+            self._checked_line = False
+            return bytes(raw[start:end]), bytes(raw[end:])
+        return bytes(raw[start:end]), data[end:]
+
+    def _skip_blank_lines(self, raw: bytes | bytearray) -> int:
+        """Where the request line begins, behind the few CRLFs that may come before it (RFC 9112, section 2.2)."""
+        start = 0
+        while raw.startswith(b"\r\n", start):
+            start += 2
+        if start > 2 * self._limits.leading_blank_lines:
+            raise Fault(400, "too many empty lines before the request line")
+        return start
+
+    def _check_partial(self, raw: bytes | bytearray, start: int) -> None:
+        """Judge a head that isn't whole as its whole would be judged."""
+        limits = self._limits
+        if not self._checked_line:
+            line_end = raw.find(b"\r\n", start)
+            if line_end >= 0:
+                check_line(bytes(raw[start:line_end]), limits)
+                self._checked_line = True
+            elif len(raw) - start > 1:
+                partial = bytes(raw[start:])
+                check_line_so_far(partial[:-1] if partial[-1] == CR else partial, limits)
+        if BARE_LF.search(raw, max(start, self._scanned - 1), start + limits.request_head_bytes):
+            raise Fault(400, "a line of the request's head doesn't end in CRLF")
+        if len(raw) - start > limits.request_head_bytes:
+            raise Fault(431, "request head too large")
+
+
+class ResponseHeadIntake:
+    """Finds response heads. begun: part of one is held."""
+
+    __slots__ = ("_limit", "begun")
+
+    def __init__(self, limits: ProxyLimits) -> None:
+        self._limit = limits.response_head_bytes
+        self.begun = b""
+
+    def take(self, data: Piece) -> tuple[Response | None, Piece]:
+        """Take the next bytes, at least one. Returns (a response, what follows its head), or (None, b"") until there is
+        one. Raises ValueError, with words for the client, where it is none."""
+        held, limit = self.begun, self._limit
+        if held or type(data) is not bytes:
+            raw = held + bytes(data[: limit + 4])
+        else:
+            raw = data
+        end = raw.find(b"\r\n\r\n", max(0, len(held) - 3), limit)
+        if end < 0:
+            if not raw.startswith(b"HTTP/1."[: len(raw)]):
+                raise ValueError("the target answered with something else than HTTP/1")
+            if len(raw) > limit:
+                raise ValueError("the target's response head is too large")
+            self.begun = raw
+            return None, b""
+        end += 4
+        self.begun = b""
+        return parse_response(raw[:end]), data[end - len(held) :]
+
+
+class BodyIntake:
+    """Takes a body of known length, or a chunked one, as it comes. ended: it was read to its end."""
+
+    __slots__ = ("_left", "decoder", "ended")
+
+    def __init__(self, length: int, limits: ProxyLimits) -> None:
+        self._left = length
+        self.decoder = ChunkedDecoder(limits) if length == CHUNKED else None
+        self.ended = length == 0
+
+    def take(self, data: Piece) -> tuple[list[Piece], Piece]:
+        """Take the next bytes. Returns (content, what follows the body). Raises ChunkError."""
+        decoder = self.decoder
+        if decoder is not None:
+            pieces = decoder.feed(data)
+            self.ended = decoder.done
+            return pieces, decoder.rest
+        left = self._left - len(data)
+        if left > 0:
+            self._left = left
+            return [data], b""
+        self.ended = True
+        if left == 0:
+            return [data], b""
+        return [data[: self._left]], data[self._left :]

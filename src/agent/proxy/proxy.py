@@ -1,0 +1,108 @@
+"""The Proxy: what makes connections, counts them, bounds them, drains them and looks at their deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from agent.messages import RequestHead, Target
+from agent.outcome import Outcome
+from agent.proxy.clock import Clock
+from agent.proxy.limits import ProxyLimits
+from agent.proxy.server import Connection
+from agent.proxy.upstream import Upstreams
+
+__all__ = ["Proxy"]
+
+Route = Callable[[RequestHead], "Target | Awaitable[Target]"]
+Process = Callable[[RequestHead, Target], "RequestHead | Awaitable[RequestHead]"]
+
+
+class Proxy:
+    """An HTTP/1.1 reverse proxy without a listener: `connection()` makes the protocol for one client connection.
+
+    route: names a request's target. process: gives the head that goes there (identity headers); None leaves it as it
+    is. Both may return awaitables and raise Refused. upstreams: where connections to targets come from; not closed by
+    this. cluster: given to `route` with each head. max_connections: past it a connection's first request gets a 503.
+    answer_expect: the proxy answers `Expect: 100-continue` itself at once and the target never sees it.
+
+    Everything happens on the loop that runs the transports.
+    """
+
+    def __init__(
+        self,
+        *,
+        route: Route,
+        upstreams: Upstreams,
+        process: Process | None = None,
+        limits: ProxyLimits | None = None,
+        cluster: str = "",
+        max_connections: int = 1000,
+        answer_expect: bool = False,
+    ) -> None:
+        self.route = route
+        self.process = process
+        self.upstreams = upstreams
+        self.limits = limits or ProxyLimits()
+        self.cluster = cluster
+        self.max_connections = max_connections
+        self.answer_expect = answer_expect
+        self.draining = False
+        self.requests_in_flight = 0
+        self.clock = Clock(self.limits.tick_s, self._sweep)
+        self._connections: set[Connection] = set()
+        self._empty: asyncio.Event | None = None
+
+    @property
+    def open_connections(self) -> int:
+        """Client connections, in use and idle."""
+        return len(self._connections)
+
+    def connection(self, conn_id: int, outcome: Outcome) -> asyncio.Protocol:
+        """The protocol for one client connection. outcome: told once how it ended, before its transport is closed."""
+        return Connection(self, conn_id, outcome)
+
+    def start_draining(self) -> None:
+        """End idle connections, and the others with the answer in flight. New connections get a 503."""
+        self.draining = True
+        for connection in list(self._connections):
+            connection.close_if_idle()
+
+    async def wait_drained(self, timeout_s: float) -> bool:
+        """Wait until no connection is left, at most `timeout_s` seconds. Returns whether that is so. Cancelled: nothing
+        has changed."""
+        if not self._connections:
+            return True
+        if self._empty is None:
+            self._empty = asyncio.Event()
+        self._empty.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        except TimeoutError:
+            return not self._connections
+        return True
+
+    def close(self) -> None:
+        """End every connection at once, cutting what is in flight."""
+        self.draining = True
+        for connection in list(self._connections):
+            connection.abort()
+        self.clock.stop()
+
+    def opened(self, connection: Connection) -> bool:
+        """Count a connection. Returns whether it may have its requests served."""
+        self._connections.add(connection)
+        self.clock.start()
+        return len(self._connections) <= self.max_connections and not self.draining
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+        if not self._connections and self._empty is not None:
+            self._empty.set()
+
+    def _sweep(self, now: float) -> bool:
+        for connection in list(self._connections):
+            connection.look_at_deadlines(now)
+        return bool(self._connections)

@@ -1,0 +1,64 @@
+"""Writes the heads that go on: to the target, and back to the client. From checked parts, never copied."""
+
+from __future__ import annotations
+
+import functools
+
+from agent.messages import Target
+from agent.proxy.headers import SPECIAL, Fields, check_fields, serialize
+from agent.proxy.heads import CHUNKED, Request, Response
+
+__all__ = ["UPGRADE_NAMES", "head_for_client", "head_for_target", "switching_head"]
+
+UPGRADE_NAMES = {b"websocket": b"websocket", b"spdy/3.1": b"SPDY/3.1"}
+WITH_CONTENT = frozenset({b"POST", b"PUT", b"PATCH"})  # a bodyless one says so (RFC 9110, section 8.6)
+
+
+@functools.lru_cache(maxsize=256)
+def authority(scheme: str, host: str, port: int) -> bytes:
+    """The `Host` of a target: without the port where it is the scheme's own."""
+    name = f"[{host}]" if ":" in host else host
+    return (name if port == (443 if scheme == "https" else 80) else f"{name}:{port}").encode()
+
+
+def head_for_target(request: Request, fields: Fields, target: Target, *, pass_expect: bool) -> bytes:
+    """The head that the target gets. fields: end-to-end ones, as the policy left them; what belongs to framing, to the
+    connection or is `Host` among them is ignored. Raises ValueError where one can't be written."""
+    preserve = target.preserve_host and request.host
+    host = request.host if preserve else authority(target.scheme, target.host, target.port)
+    out: Fields = [(b"Host", host)]
+    if fields is request.fields:
+        out += fields
+    else:
+        check_fields(fields)
+        out += [field for field in fields if field[0].lower() not in SPECIAL]
+    if request.has_length:
+        out.append((b"Content-Length", b"%d" % request.length))
+    elif request.length == CHUNKED:
+        out.append((b"Transfer-Encoding", b"chunked"))
+    elif request.method in WITH_CONTENT and not request.upgrade:
+        out.append((b"Content-Length", b"0"))
+    if request.upgrade:
+        out += [(b"Connection", b"Upgrade"), (b"Upgrade", UPGRADE_NAMES[request.upgrade])]
+    elif request.takes_trailers:
+        out += [(b"Connection", b"TE"), (b"TE", b"trailers")]
+    if pass_expect and request.expects_continue:
+        out.append((b"Expect", b"100-continue"))
+    return serialize(b"%b %b HTTP/1.1" % (request.method, target.path or request.target), out)
+
+
+def head_for_client(response: Response, framing: tuple[bytes, bytes] | None, connection: bytes) -> bytes:
+    """The head of a final response. framing: its Content-Length or Transfer-Encoding, None for none. connection: the
+    `Connection` field's value, b"" for none."""
+    fields = response.fields
+    if framing is not None:
+        fields.append(framing)
+    if connection:
+        fields.append((b"Connection", connection))
+    return serialize(b"HTTP/1.1 %d %b" % (response.status, response.reason), fields)
+
+
+def switching_head(response: Response) -> bytes:
+    """The head of a 101."""
+    name = (b"Upgrade", UPGRADE_NAMES[response.upgrade])
+    return serialize(b"HTTP/1.1 101 Switching Protocols", [*response.fields, (b"Connection", b"Upgrade"), name])
