@@ -108,9 +108,10 @@ class Call:
         except TimeoutError:
             self.fail(HubError(f"no connection to {endpoint} within {timeout_s:g} s"))
         except ssl.SSLError as error:
-            self.fail(HubError(f"TLS with {endpoint}: {error.reason or error}"))
-        except OSError as error:
-            self.fail(HubError(f"no connection to {endpoint}: {error.strerror or error}"))
+            reason = getattr(error, "verify_message", "") or error.reason or error
+            self.fail(HubError(f"TLS with {endpoint}: {reason}"))
+        except (OSError, UnicodeError) as error:  # the latter for a name that DNS can't have
+            self.fail(HubError(f"no connection to {endpoint}: {getattr(error, 'strerror', '') or error}"))
         except BaseException:
             self.fail(HubError("the dial was cancelled"))
             raise
@@ -136,7 +137,10 @@ class Call:
             if not self._probe.done():
                 before, seen = seen, self._progress()
                 if seen == before:
-                    raise HubError(f"no answer to a probe within {timeout_s:g} s")
+                    error = HubError(f"no answer to a probe within {timeout_s:g} s")
+                    self.fail(error)
+                    self.connection.abort()  # it isn't reading: there is nobody to say goodbye to
+                    raise error
         self._for_id_0 = 0
 
     def leave(self) -> None:
@@ -225,7 +229,7 @@ class Call:
     def _progress(self) -> tuple[int, int]:
         """What has moved so far: packets in, and bytes out where a probe may stand behind them."""
         connection = self.connection
-        out = connection.sent_bytes - connection.buffered_bytes if self.tunnel.bytes_buffered else 0
+        out = connection.sender.sent_bytes - connection.buffered_bytes if self.tunnel.bytes_buffered else 0
         return self.tunnel.packets_received, out
 
     async def _raise_if_ended(self) -> None:

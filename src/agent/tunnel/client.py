@@ -163,8 +163,9 @@ class TunnelClient:
             await call.dial(self._dial_timeout_s)
             await call.probe(self._probe_timeout_s)
         except HubError as error:
-            self._calls.remove(call)
             call.fail(error)
+            await call.wait_closed()
+            self._calls.remove(call)
             if self._draining:
                 return 0
             return self._after(error, extra)

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
@@ -45,7 +44,6 @@ from .framing_py import (
     DEFAULT_WINDOW,
     GOAWAY,
     MAX_WINDOW,
-    MIN_MAX_FRAME_SIZE,
     PREFACE,
     RST_STREAM,
     WINDOW_UPDATE,
@@ -53,6 +51,7 @@ from .framing_py import (
     MessageReader,
     frame,
 )
+from .sender import FRAME_BYTES, UNSENT_BYTES, Sender
 from .stream import ConnectionUser, GoAwayError, Headers, Http2Stream, StreamReset, StreamUser
 
 __all__ = ["MESSAGE_BYTES", "WINDOW_BYTES", "Http2Connection"]
@@ -63,18 +62,15 @@ WINDOW_BYTES = 16 * 2**20
 MESSAGE_BYTES = 256 * 2**20 + 65536
 """Largest message taken: a first packet of 256 MiB and its head (wire.md, "opening")."""
 
-UNSENT_BYTES = 128 * 1024
-FRAME_BYTES = 256 * 1024  # the frame size we offer, and the largest we send however large a one the peer takes
 LINGER_S = 2.0
-_PUMP_BYTES = 2**20  # written in one go before the event loop gets its turn
+"""How long a peer may take to read what is left when we close."""
+
 _UNREAD_ANSWER_BYTES = 2**20  # I4
-_JOIN_BYTES = 32 * 1024  # up to here one copy costs less than a gathered write
 _MAX_STREAMS = 100
 _SETTINGS = h2.settings.SettingCodes
-_NO_ERROR, _PROTOCOL_ERROR, _INTERNAL_ERROR, _FLOW_CONTROL_ERROR, _STREAM_CLOSED = 0x0, 0x1, 0x2, 0x3, 0x5
-_REFUSED_STREAM = 0x7
+_NO_ERROR, _INTERNAL_ERROR, _FLOW_CONTROL_ERROR, _STREAM_CLOSED = 0x0, 0x2, 0x3, 0x5
+_FRAME_SIZE_ERROR, _REFUSED_STREAM, _ENHANCE_YOUR_CALM = 0x6, 0x7, 0xB
 _END_STREAM = 0x1
-_TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +95,8 @@ class Http2Connection(asyncio.Protocol):
         self.user = user
         self.client = client
         self.streams: dict[int, Http2Stream] = {}
-        self.window = DEFAULT_WINDOW  # bytes we may send on the connection
+        self.sender = Sender(self._flush, self.finish)
         self.closing = False
-        self.sent_bytes = 0  # of DATA, given to the transport
         self._window_bytes = window_bytes
         self._message_bytes = message_bytes
         self._transport: asyncio.Transport | None = None
@@ -118,11 +113,6 @@ class Http2Connection(asyncio.Protocol):
         self._h2.local_settings = h2.settings.Settings(client=client, initial_values=values)
         self._h2.max_inbound_frame_size = FRAME_BYTES  # the reader holds the peer to it, from the ACK on
         self._acknowledged = False  # whether the peer has our SETTINGS
-        self._initial_window = DEFAULT_WINDOW  # the peer's: what our side of a new stream may send
-        self._frame_bytes = MIN_MAX_FRAME_SIZE
-        self._round: deque[Http2Stream] = deque()  # streams with something to send
-        self._pump_due = False
-        self._paused = False
         self._goaway_sent = False
         self._refusing = False  # no new streams; the connection closes with its last one
         self._last_ours = 0
@@ -154,6 +144,7 @@ class Http2Connection(asyncio.Protocol):
         if not self.closing and not self._refusing:
             self._refusing = True
             last = self._h2.highest_inbound_stream_id
+            self._flush()  # I1
             # Not by h2: it would close the connection for itself, and the streams that go on with it.
             self._write(frame(GOAWAY, 0, 0, last.to_bytes(4, "big") + bytes(4)))
             if not self.streams:
@@ -167,7 +158,7 @@ class Http2Connection(asyncio.Protocol):
         self._frames.stop()
         self.streams.clear()
         self._frames.streams.clear()
-        self._round.clear()
+        self.sender.stop()
         transport = self._transport
         if transport is None:
             return
@@ -228,10 +219,7 @@ class Http2Connection(asyncio.Protocol):
             self.closing = True
             transport.abort()
             return
-        transport.set_write_buffer_limits(high=UNSENT_BYTES, low=UNSENT_BYTES // 4)  # I3; uvloop's default low is 16
-        sock = transport.get_extra_info("socket")
-        if sock is not None and _TCP_NOTSENT_LOWAT is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)  # I3
+        self.sender.start(transport, self._loop)  # I3
         self._h2.initiate_connection()
         if not self.client:
             self._h2.receive_data(PREFACE)  # the reader takes the client's
@@ -250,6 +238,7 @@ class Http2Connection(asyncio.Protocol):
         except Exception as error:
             logger.exception("a receiver failed; the connection ends")
             self.fail(error)
+        self._flush()
         self.return_credit()
 
     def eof_received(self) -> bool:
@@ -261,22 +250,21 @@ class Http2Connection(asyncio.Protocol):
         lost = list(self.streams.values())
         error = self._error
         if not self.closing:
-            error = exc or ConnectionResetError("the connection dropped")
+            error = exc or ConnectionResetError("closed by the peer")
         self.closing = True
         self._frames.stop()
         self.streams.clear()
-        self._round.clear()
+        self.sender.stop()
         for stream in lost:
             assert error is not None
             stream.user.stream_lost(error)
         self.user.connection_ended(self, error)
 
     def pause_writing(self) -> None:
-        self._paused = True
+        self.sender.pause()
 
     def resume_writing(self) -> None:
-        self._paused = False
-        self._pump()
+        self.sender.resume()
 
     # ------------------------------------------------------------ what the frame reader calls
 
@@ -294,11 +282,7 @@ class Http2Connection(asyncio.Protocol):
         if not stream_id:
             if not increment:
                 raise WireError("HTTP/2: WINDOW_UPDATE frame with an increment of 0")
-            if self.window + increment > MAX_WINDOW:
-                rule = "WINDOW_UPDATE frame overflows the connection's window"
-                raise WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR)
-            self.window += increment
-            self._schedule()
+            self.sender.credit(increment)
             return
         stream = self.streams.get(stream_id)
         if stream is None:
@@ -311,7 +295,7 @@ class Http2Connection(asyncio.Protocol):
             self.stream_error(stream_id, WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR))
         else:
             stream.window += increment
-            self._wake(stream)
+            self.sender.wake(stream)
 
     def data_ended(self, stream_id: int) -> None:
         self._feed_h2(frame(DATA, _END_STREAM, stream_id))
@@ -330,7 +314,7 @@ class Http2Connection(asyncio.Protocol):
     def stream_error(self, stream_id: int, error: WireError) -> None:
         stream = self.streams.get(stream_id)
         if stream is not None:
-            self._reset(stream, error.http2_code)
+            self.reset(stream, error.http2_code)
             stream.user.stream_lost(error)
 
     # ------------------------------------------------------------ h2
@@ -343,7 +327,6 @@ class Http2Connection(asyncio.Protocol):
             raise WireError(f"HTTP/2: {error}", http2_code=int(error.error_code)) from error
         except (h2.exceptions.H2Error, hyperframe.exceptions.HyperframeError) as error:
             raise WireError(f"HTTP/2: {error}") from error
-        self._flush()  # I1
         for event in events:
             if self.closing:
                 return
@@ -391,22 +374,15 @@ class Http2Connection(asyncio.Protocol):
     def _settings_changed(self, event: h2.events.RemoteSettingsChanged) -> None:
         window = event.changed_settings.get(_SETTINGS.INITIAL_WINDOW_SIZE)
         if window is not None:
-            delta = window.new_value - self._initial_window
-            self._initial_window = window.new_value
-            for stream in self.streams.values():
-                if stream.window + delta > MAX_WINDOW:
-                    rule = f"SETTINGS_INITIAL_WINDOW_SIZE overflows the window of stream {stream.id}"
-                    raise WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR)
-                stream.window += delta
-                self._wake(stream)
+            self.sender.set_initial_window(window.new_value, list(self.streams.values()))
         size = event.changed_settings.get(_SETTINGS.MAX_FRAME_SIZE)
         if size is not None:
-            self._frame_bytes = min(size.new_value, FRAME_BYTES)
+            self.sender.set_frame_size(size.new_value)
 
     def _request(self, stream_id: int, headers: Headers, ended: bool) -> None:
         stream = self._add_stream(stream_id)
         if self._refusing:
-            self._reset(stream, _REFUSED_STREAM)
+            self.reset(stream, _REFUSED_STREAM)
             return
         stream.answered = True
         stream.remote_ended = ended
@@ -414,7 +390,8 @@ class Http2Connection(asyncio.Protocol):
         if self.streams.get(stream_id) is stream:
             self._read(stream)
 
-    def _send_headers(self, stream: Http2Stream, headers: Headers, end_stream: bool) -> None:
+    def send_headers(self, stream: Http2Stream, headers: Headers, end_stream: bool) -> None:
+        """Send a head on this stream, where its side is still open."""
         if self.streams.get(stream.id) is stream and not stream.local_ended:
             self._h2.send_headers(stream.id, headers, end_stream=end_stream)
             self._flush()
@@ -425,7 +402,8 @@ class Http2Connection(asyncio.Protocol):
         if stream_id:
             raise WireError(f"HTTP/2: GOAWAY frame on stream {stream_id}")
         if len(payload) < 8:
-            raise WireError(f"HTTP/2: GOAWAY frame of {len(payload)} bytes, not 8 or more", http2_code=0x6)
+            rule = f"GOAWAY frame of {len(payload)} bytes, not 8 or more"
+            raise WireError(f"HTTP/2: {rule}", http2_code=_FRAME_SIZE_ERROR)
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         code = int.from_bytes(payload[4:8], "big")
         if code == _NO_ERROR and (not self.client or self._last_ours <= last):
@@ -443,7 +421,7 @@ class Http2Connection(asyncio.Protocol):
     # ------------------------------------------------------------ streams
 
     def _add_stream(self, stream_id: int) -> Http2Stream:
-        stream = self.streams[stream_id] = Http2Stream(self, stream_id, self._initial_window)
+        stream = self.streams[stream_id] = Http2Stream(self, stream_id, self.sender.initial_window)
         return stream
 
     def _read(self, stream: Http2Stream) -> None:
@@ -472,7 +450,8 @@ class Http2Connection(asyncio.Protocol):
         if stream.remote_ended:
             self._forget(stream)
 
-    def _reset(self, stream: Http2Stream, code: int) -> None:
+    def reset(self, stream: Http2Stream, code: int) -> None:
+        """Give this stream up, where it isn't already."""
         if self.streams.get(stream.id) is not stream or self.closing:
             return
         try:
@@ -487,67 +466,21 @@ class Http2Connection(asyncio.Protocol):
         self._frames.streams.pop(stream.id, None)
         if stream.reader is not None:
             stream.reader.close()
+        stream.gone = True
         stream.writer.clear()
         if self._refusing and not self.streams:
             self.close()
 
     # ------------------------------------------------------------ out
 
-    def _wake(self, stream: Http2Stream) -> None:
-        if not stream.queued:
-            stream.queued = True
-            self._round.append(stream)
-        if not self._pump_due:
-            self._schedule()
-
-    def _schedule(self) -> None:
-        if not self._pump_due and not self._paused and self._round and not self.closing:
-            self._pump_due = True
-            assert self._loop is not None
-            self._loop.call_soon(self._pump)
-
-    def _pump(self) -> None:
-        """Write what the windows and the transport take, a part of each stream that has something, in turn."""
-        self._pump_due = False
-        transport = self._transport
-        assert transport is not None
-        budget = _PUMP_BYTES
-        while self._round and not self._paused and self.window > 0 and not transport.is_closing():
-            if budget <= 0:
-                self._schedule()
-                return
-            stream = self._round.popleft()
-            writer = stream.writer
-            room = max(UNSENT_BYTES + 1 - transport.get_write_buffer_size(), MIN_MAX_FRAME_SIZE)
-            room = min(room, stream.window, self.window)
-            while writer.pending < room and not stream.finishing and stream.user.fill(writer):
-                pass
-            if room <= 0 or not writer.pending or self.streams.get(stream.id) is not stream:
-                stream.queued = False  # a WINDOW_UPDATE, or its user, wakes it
-                continue
-            self._round.append(stream)
-            before = writer.pending
-            buffers = writer.take(room, self._frame_bytes)
-            sent = before - writer.pending
-            stream.window -= sent
-            self.window -= sent
-            self.sent_bytes += sent
-            budget -= sent
-            if sent <= _JOIN_BYTES:
-                transport.write(b"".join(buffers))
-            else:
-                transport.writelines(buffers)
-            if stream.finishing and not writer.pending:
-                self._finish(stream)
-
-    def _finish(self, stream: Http2Stream) -> None:
+    def finish(self, stream: Http2Stream) -> None:
         """End our side: what was begun has gone out."""
         if stream.local_ended or self.streams.get(stream.id) is not stream:
             return
         if stream.trailers is not None:
-            self._send_headers(stream, stream.trailers, True)
+            self.send_headers(stream, stream.trailers, True)
             if not stream.remote_ended:
-                self._reset(stream, _NO_ERROR)  # the answer is complete: send no more (section 8.1)
+                self.reset(stream, _NO_ERROR)  # the answer is complete: send no more (section 8.1)
             return
         self._h2.end_stream(stream.id)
         self._flush()
@@ -572,6 +505,7 @@ class Http2Connection(asyncio.Protocol):
             frames.window += frames.unreturned
             frames.unreturned = 0
         if out:
+            self._flush()  # I1
             self._write(out)
 
     def _flush(self) -> None:
@@ -585,4 +519,5 @@ class Http2Connection(asyncio.Protocol):
             return
         transport.write(data)
         if transport.get_write_buffer_size() > UNSENT_BYTES * 2 + _UNREAD_ANSWER_BYTES and not self.closing:
-            self.fail(WireError("HTTP/2: the peer does not read the answers it asks for", http2_code=0xB))  # I4
+            rule = "the peer does not read the answers it asks for"  # I4
+            self.fail(WireError(f"HTTP/2: {rule}", http2_code=_ENHANCE_YOUR_CALM))

@@ -82,7 +82,7 @@ class ConnectionUser(Protocol):
 class Http2Stream:
     """One stream. `user` is whom it talks to."""
 
-    __slots__ = ("answered", "connection", "finishing", "id", "local_ended", "queued", "reader", "remote_ended",
+    __slots__ = ("answered", "connection", "finishing", "gone", "id", "local_ended", "queued", "reader", "remote_ended",
                  "trailers", "user", "window", "writer")  # fmt: skip
 
     user: StreamUser
@@ -97,16 +97,17 @@ class Http2Stream:
         self.remote_ended = False
         self.local_ended = False
         self.finishing = False
+        self.gone = False  # nothing of it goes out any more
         self.trailers: Headers | None = None
-        self.queued = False  # in the connection's round
+        self.queued = False  # in the sender's round
 
     def wake(self) -> None:
         """There is something to send."""
-        self.connection._wake(self)
+        self.connection.sender.wake(self)
 
     def send_headers(self, headers: Headers, *, end_stream: bool = False) -> None:
         """Send the response's head, or a response that is only a head."""
-        self.connection._send_headers(self, headers, end_stream)
+        self.connection.send_headers(self, headers, end_stream)
 
     def finish(self, trailers: Headers | None = None) -> None:
         """End our side, with trailers or without, once the message that has begun to go out is whole.
@@ -119,8 +120,8 @@ class Http2Stream:
             if self.writer.pending:
                 self.wake()
             else:
-                self.connection._finish(self)
+                self.connection.finish(self)
 
     def reset(self, code: int = _CANCEL) -> None:
         """Give the stream up now. The user isn't told."""
-        self.connection._reset(self, code)
+        self.connection.reset(self, code)
