@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -35,21 +37,39 @@ class RequestHead:
     cluster: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+# An absolute http or https URL in visible ASCII, without a fragment: (its origin, its path and query).
+_URL = re.compile(r"(https?://[^/?#\s]+)((?:[/?][!\"$-~]*)?)", re.ASCII)
+
+
+@functools.lru_cache(maxsize=4096)
+def _origin(text: str) -> tuple[str, str, int]:
+    """(scheme, host, port) of an origin. Raises ValueError."""
+    parts = urlsplit(text)
+    if not text.isascii() or not text.isprintable() or not parts.hostname:
+        raise ValueError(f"a Target's url must be an absolute http or https URL in visible ASCII, not {text!r}")
+    if "@" in parts.netloc:
+        raise ValueError("a Target's url can't hold user information")
+    default_port = 443 if parts.scheme == "https" else 80
+    return parts.scheme, parts.hostname, default_port if parts.port is None else parts.port
+
+
+@dataclasses.dataclass(slots=True)
 class Target:
     """Where a request goes: `Target("https://host:port/path?query")`, or an ASGI application, `Target(app=app)`.
 
-    url: absolute, http or https, without user information and fragment; its path and query are what the target gets.
-    app: an ASGI 3 application in this process; `url` may then give the path and query, "" keeping the request's own.
-    connect: opens the connection instead of dialling url's host and port (a hub reaches its agents so). preserve_host:
-    the client's own Host header goes on, rather than url's.
+    A value: made once for each request, and not to be changed. url: absolute, http or https, in visible ASCII, without
+    user information and fragment; its path and query are what the target gets, to the letter. app: an ASGI 3
+    application in this process; `url` may then give the path and query, "" keeping the request's own. connect: opens
+    the connection instead of dialling url's host and port (a hub reaches its agents so). preserve_host: the client's
+    own Host header goes on, rather than url's.
 
-    Raises ValueError where neither or both of url's origin and app are given, or url isn't as said.
+    scheme, host, port, path: what url says, path with the query. Raises ValueError where neither url nor app is given,
+    or url isn't as said.
     """
 
     url: str = ""
     app: Any = None
-    connect: Connect | None = dataclasses.field(default=None, compare=True)
+    connect: Connect | None = None
     preserve_host: bool = False
     scheme: str = dataclasses.field(init=False, default="")
     host: str = dataclasses.field(init=False, default="")
@@ -57,22 +77,14 @@ class Target:
     path: bytes = dataclasses.field(init=False, default=b"")
 
     def __post_init__(self) -> None:
-        if not self.url and self.app is None:
-            raise ValueError("a Target needs a url or an app")
-        parts = urlsplit(self.url)
-        if self.url and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise ValueError(f"a Target's url must be an absolute http or https URL, not {self.url!r}")
-        if "@" in parts.netloc or parts.fragment:
-            raise ValueError("a Target's url can't hold user information or a fragment")
-        if not self.url.isascii() or any(c <= " " for c in self.url):
-            raise ValueError("a Target's url must be visible ASCII")
-        # Taken off the text, not put together from its parts: an empty query's "?" is part of the path and query too.
-        path = self.url[len(parts.scheme) + 3 + len(parts.netloc) :]
-        if self.url and not path.startswith("/"):
-            path = "/" + path
-        set_field = object.__setattr__  # the class is frozen; these are derived once, here
-        set_field(self, "scheme", parts.scheme)
-        set_field(self, "host", parts.hostname or "")
-        default_port = 443 if parts.scheme == "https" else 80
-        set_field(self, "port", default_port if parts.port is None else parts.port)
-        set_field(self, "path", path.encode("ascii"))
+        if not self.url:
+            if self.app is None:
+                raise ValueError("a Target needs a url or an app")
+            return
+        match = _URL.fullmatch(self.url)
+        if match is None:
+            raise ValueError(f"a Target's url must be an absolute http or https URL in visible ASCII, not {self.url!r}")
+        origin, path = match.groups()
+        self.scheme, self.host, self.port = _origin(origin)
+        # As it stands, not put together from its parts: an empty query's "?" is part of the path and query too.
+        self.path = (path if path[:1] == "/" else "/" + path).encode("ascii")

@@ -1,0 +1,42 @@
+"""Target: what a URL says, to the letter, and which URLs are none."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent import Target
+
+
+@pytest.mark.parametrize(
+    ("url", "scheme", "host", "port", "path"),
+    [
+        ("http://a", "http", "a", 80, b"/"),
+        ("https://a", "https", "a", 443, b"/"),
+        ("http://a?b", "http", "a", 80, b"/?b"),
+        ("https://a:8/x?", "https", "a", 8, b"/x?"),
+        ("http://[::1]:80/y//z?q=1?/..", "http", "::1", 80, b"/y//z?q=1?/.."),
+        ("http://A.Example/%2F%zz", "http", "a.example", 80, b"/%2F%zz"),
+        ('http://a/"<>|{}`^\\', "http", "a", 80, b'/"<>|{}`^\\'),
+    ],
+)
+def test_a_target_is_its_url_to_the_letter(url: str, scheme: str, host: str, port: int, path: bytes) -> None:
+    target = Target(url)
+    assert (target.scheme, target.host, target.port, target.path) == (scheme, host, port, path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "a", "/a", "//a/b", "ftp://a/", "http://", "http:///x", "HTTP://a/", "http://u@a/", "http://u:p@a/",
+        "http://a/#f", "http://a#f", "http://a/ b", "http://a /b", "http://a/\n", "http://a\n/", "http://a/\x7f",
+        "http://a/\xe4", "http://\xe4/", "http://a:70000/", "http://a:x/", "http://[::1/", "http://?x",
+    ],
+)  # fmt: skip
+def test_what_is_no_such_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the text differs with the fault
+        Target(url)
+
+
+def test_an_app_needs_no_url() -> None:
+    app = object()
+    assert Target(app=app).app is app
