@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 _TICKS_PER_PROBE = 10  # connections are probed in turn, not all in one burst
 _DRAIN_PROBE_INTERVAL_S = 1.0
 _SETTLE_PROBE_INTERVAL_S = 0.25
-_SETTLE_TIMEOUT_S = 5.0  # wire.md, "DRAIN to the hub"
 
 
 class Tunnel(Protocol):
@@ -75,13 +74,15 @@ class ConnectionLimits:
     inbound_bytes: what may wait for a slow target beyond the first packet; past it the connection fails.
     probe_interval_s: how often a base hub is asked whether a connection's client is still there. word_timeout_s: how
     long the proxy may take to say how a connection ended that was broken off here. connect_timeout_s: how long a
-    carrier may take to reach the proxy.
+    carrier may take to reach the proxy. settle_timeout_s: how long, at the end of a drain, the hub may take to finish
+    with its clients (wire.md, "DRAIN to the hub").
     """
 
     inbound_bytes: int = 16 * 1024 * 1024
     probe_interval_s: float = 10.0
     word_timeout_s: float = 1.0
     connect_timeout_s: float = 5.0
+    settle_timeout_s: float = 5.0
 
 
 class ConnManager(ABC):
@@ -304,17 +305,14 @@ class ConnManager(ABC):
         """Wait for what is in flight, at most `deadline_s` seconds; end the rest by the table; then settle.
 
         The proxy is told to drain first, by the agent: it ends the idle connections and puts `Connection: close` on its
-        answers. Probes go out at once, for a client that is gone is not worth a wait. Settling takes at most 5 s and is
+        answers. Probes go out at once, for a client that is gone is not worth a wait. Settling is bounded too, and is
         for base hubs, which may lock up for good when DRAIN reaches them with requests open: each connection that ended
         with an answer under way is probed until the hub doesn't know it any more. Returns early when the session is
         lost. Cancelled: what was ended stays ended, the rest goes on.
         """
         self._changed = asyncio.Event()
         self._drain_marks = {conn_id: connection.response_bytes for conn_id, connection in self._open.items()}
-        if not self.hub_closes:
-            for conn_id in self._open:  # clients that are gone, which a base hub doesn't say, aren't waited for
-                self.tunnel.send(conn_id, DATA)
-        for connection in list(self._open.values()):
+        for connection in list(self._open.values()):  # a base hub doesn't say whose client is gone
             self._probe(connection)
         try:
             await self._wait_until(lambda: not self._open, deadline_s)
@@ -328,7 +326,7 @@ class ConnManager(ABC):
             self._unsettled.clear()
 
     async def _settle(self) -> None:
-        deadline_s = self._loop.time() + _SETTLE_TIMEOUT_S
+        deadline_s = self._loop.time() + self.limits.settle_timeout_s
         while not self._lost and (self.tunnel.bytes_buffered or (self._unsettled and not self.hub_closes)):
             left_s = deadline_s - self._loop.time()
             if left_s <= 0:
