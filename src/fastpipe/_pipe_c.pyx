@@ -187,8 +187,6 @@ cdef Home home_of(object loop):
         return <Home>latest_home
     home = homes.get(id(loop))
     if home is None:
-        if loop.is_closed():
-            raise RuntimeError(_errors.LOOP_CLOSED)
         home = homes.setdefault(id(loop), Home(loop))
     if HAS_GIL:
         latest_home = <void*>home
@@ -1246,6 +1244,8 @@ def create_pipe(*, limit=65536, inline=False, max_chunk=262144, loop=None):
     cdef PipeEnd first, second
     if loop is None:
         loop = get_running_loop()
+    elif loop.is_closed():
+        raise RuntimeError(_errors.LOOP_CLOSED)
     home = Home() if loop is None else home_of(loop)
     first = new_end(home, high, inline, chunk)
     second = new_end(home, high, inline, chunk)

@@ -109,6 +109,8 @@ def create_pipe(
     chunk = checked_max_chunk(max_chunk)
     if loop is None:
         loop = asyncio._get_running_loop()
+    elif loop.is_closed():
+        raise RuntimeError(_errors.LOOP_CLOSED)
     home = Home(None) if loop is None else home_of(loop)
     first, second = object.__new__(PipeEnd), object.__new__(PipeEnd)
     for end, peer in ((first, second), (second, first)):

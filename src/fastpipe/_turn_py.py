@@ -14,7 +14,6 @@ from threading import get_ident
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from fastpipe._errors import LOOP_CLOSED
 from fastpipe._limits import TURN_BYTES, TURN_CALLS
 
 if TYPE_CHECKING:
@@ -117,10 +116,8 @@ _homes: WeakValueDictionary[int, Home] = WeakValueDictionary()
 
 
 def home_of(loop: asyncio.AbstractEventLoop) -> Home:
-    """The one home on this loop. Raises RuntimeError where it is closed."""
+    """The one home on this loop."""
     home = _homes.get(id(loop))
     if home is None:
-        if loop.is_closed():
-            raise RuntimeError(LOOP_CLOSED)
         home = _homes.setdefault(id(loop), Home(loop))
     return home
