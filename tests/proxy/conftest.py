@@ -401,7 +401,7 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
                 listen 127.0.0.1:{port};
                 location = / {{ default_type text/plain; return 200 "OK"; }}
                 location = /missing {{ return 404; }}
-                location = /upload {{ dav_methods PUT; root {root}/put; create_full_put_path on; }}
+                location /upload {{ dav_methods PUT; root {root}/put; create_full_put_path on; }}
                 location / {{ root {files}; }}
             }}
         }}""")
