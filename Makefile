@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard src/fastpipe/*.pyx src/fastpipe/*.pxd src/agent/tunnel/*.pyx src/agent/tunnel/*.pxd)
+SOURCES := $(wildcard src/fastpipe/*.pyx src/fastpipe/*.pxd src/fastpipe/_streams_py.py src/agent/tunnel/*.pyx src/agent/tunnel/*.pxd)
 
 OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
 

@@ -531,7 +531,7 @@ class PipeWriter:
         return self._transport.get_extra_info(name, default)
 
     def __del__(self) -> None:
-        transport = getattr(self, "_transport", None)
+        transport = self._transport
         if transport is None or transport.is_closing() or self._reader._loop.is_closed():
             return
         warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
