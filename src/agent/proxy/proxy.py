@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from agent.messages import RequestHead, Target
 from agent.outcome import Outcome
 from agent.proxy.clock import Clock
 from agent.proxy.limits import ProxyLimits
+from agent.proxy.measures import Measures
 from agent.proxy.server import Connection
 from agent.proxy.upstream import Upstreams
 
@@ -24,8 +26,10 @@ class Proxy:
     route: names a request's target. process: gives the head that goes there (identity headers); None leaves it as it
     is. Both may return awaitables and raise Refused. upstreams: where connections to targets come from; not closed by
     this. cluster: given to `route` with each head. max_connections: past it a connection's first request gets a 503.
-    answer_expect: the proxy answers `Expect: 100-continue` itself at once and the target never sees it.
+    answer_expect: the proxy answers `Expect: 100-continue` itself at once and the target never sees it. measures: where
+    times and answers are counted; None: nowhere. refused: connections that weren't served, by (carrier, why).
 
+    route, limits and max_connections may be changed at any time; what is in flight goes on by the old ones or the new.
     Everything happens on the loop that runs the transports.
     """
 
@@ -39,6 +43,7 @@ class Proxy:
         cluster: str = "",
         max_connections: int = 1000,
         answer_expect: bool = False,
+        measures: Measures | None = None,
     ) -> None:
         self.route = route
         self.process = process
@@ -47,6 +52,8 @@ class Proxy:
         self.cluster = cluster
         self.max_connections = max_connections
         self.answer_expect = answer_expect
+        self.measures = measures
+        self.refused: Counter[tuple[str, str]] = Counter()
         self.draining = False
         self.requests_in_flight = 0
         self.clock = Clock(self.limits.tick_s, self._sweep)
@@ -58,9 +65,12 @@ class Proxy:
         """Client connections, in use and idle."""
         return len(self._connections)
 
-    def connection(self, conn_id: int, outcome: Outcome) -> asyncio.Protocol:
-        """The protocol for one client connection. outcome: told once how it ended, before its transport is closed."""
-        return Connection(self, conn_id, outcome)
+    def connection(self, conn_id: int, outcome: Outcome, carrier: str = "") -> asyncio.Protocol:
+        """The protocol for one client connection. outcome: told once how it ended, before its transport is closed.
+
+        carrier: what it is counted as, where it is refused.
+        """
+        return Connection(self, conn_id, outcome, carrier)
 
     def start_draining(self) -> None:
         """End idle connections, and the others with the answer in flight. New connections get a 503."""
@@ -94,7 +104,13 @@ class Proxy:
         """Count a connection. Returns whether it may have its requests served."""
         self._connections.add(connection)
         self.clock.start()
-        return len(self._connections) <= self.max_connections and not self.draining
+        if self.draining:
+            self.refused[connection.carrier, "draining"] += 1
+        elif len(self._connections) > self.max_connections:
+            self.refused[connection.carrier, "max_connections"] += 1
+        else:
+            return True
+        return False
 
     def forget(self, connection: Connection) -> None:
         """A connection is gone."""

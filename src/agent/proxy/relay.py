@@ -22,6 +22,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Awaitable, Coroutine
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import Refused, TargetError
@@ -71,9 +72,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "_collected", "_decoder", "_head", "_informational", "_intake", "_left", "_mode", "_request_done", "_response",
-        "_retried", "_task", "_unsent", "_upstream", "connection", "continue_at", "corked", "deadline", "request",
-        "stage", "target",
+        "_began_s", "_collected", "_decoder", "_head", "_informational", "_intake", "_left", "_mark_s", "_mode",
+        "_request_done", "_response", "_retried", "_task", "_unsent", "_upstream", "connection", "continue_at",
+        "corked", "deadline", "request", "stage", "target",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, request: Request) -> None:
@@ -96,6 +97,7 @@ class Exchange:
         self._left = 0
         self._decoder: ChunkedDecoder | None = None
         self._collected: list[Piece] | None = None  # the whole body, for an HTTP/1.0 client
+        self._began_s = self._mark_s = 0.0  # when it began, and when the stage that is on; kept only where measured
 
     @property
     def awaits_continue(self) -> bool:
@@ -108,6 +110,8 @@ class Exchange:
         """Ask the policy where the request goes, and send it there."""
         request, connection = self.request, self.connection
         proxy = connection.proxy
+        if proxy.measures is not None:
+            self._began_s = self._mark_s = perf_counter()
         if request.expects_continue:
             if proxy.answer_expect:
                 connection.write(CONTINUE)
@@ -168,6 +172,8 @@ class Exchange:
 
     def _policy_failed(self, error: BaseException) -> None:
         self._end_upstream()
+        if self.connection.proxy.measures is not None:
+            self.connection.proxy.measures.policy.add(self._lap_s())
         if isinstance(error, Refused):
             self.connection.answer(error.status, error.reason, close=error.status == 421)
             return
@@ -180,6 +186,8 @@ class Exchange:
         """Build the head for the target and send it on a pooled connection, or dial one."""
         target, proxy = self.target, self.connection.proxy
         assert target is not None
+        if proxy.measures is not None:
+            proxy.measures.policy.add(self._lap_s())
         self._head = self.corked = head_for_target(self.request, fields, target, pass_expect=not proxy.answer_expect)
         upstream = proxy.upstreams.take(target)
         if upstream is None:
@@ -192,8 +200,15 @@ class Exchange:
     async def _dial(self, target: Target) -> None:
         upstream = await self.connection.proxy.upstreams.dial(target)
         self._task = None
+        if self.connection.proxy.measures is not None:
+            self.connection.proxy.measures.connect.add(self._lap_s())
         self._attach(upstream)
         self.uncork()
+
+    def _lap_s(self) -> float:
+        """How long the stage took that ends now."""
+        before_s, self._mark_s = self._mark_s, perf_counter()
+        return self._mark_s - before_s
 
     def _attach(self, upstream: Upstream) -> None:
         """Use this connection to the target from now on."""
@@ -339,6 +354,8 @@ class Exchange:
             return
         self._upstream = None
         self._mode = DONE
+        if connection.proxy.measures is not None:
+            connection.proxy.measures.upgraded += 1
         upgraded = Upgraded(connection, upstream)
         upstream.exchange = upgraded
         head = switching_head(response)
@@ -350,6 +367,10 @@ class Exchange:
         request, connection = self.request, self.connection
         self._response = response
         self.deadline = NEVER
+        measures = connection.proxy.measures
+        if measures is not None:
+            measures.from_target[response.status // 100] += 1
+            measures.head.add(self._lap_s())
         length = response.length
         framing: tuple[bytes, bytes] | None = None
         body: Piece
@@ -452,6 +473,10 @@ class Exchange:
         self._mode = DONE
         assert upstream is not None
         assert self._response is not None
+        measures = self.connection.proxy.measures
+        if measures is not None:
+            measures.body.add(self._lap_s())
+            measures.whole.add(self._mark_s - self._began_s)
         if clean and self._request_done and self._response.keep_alive:
             self.connection.proxy.upstreams.release(upstream)  # E3
         else:

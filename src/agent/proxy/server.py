@@ -53,7 +53,8 @@ HEAD, BODY, WAITING, DRAINING, UPGRADED, LINGERING, CLOSED = Input
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection. proxy, conn_id: whose and which. writing_paused: the client takes no more for now.
+    """One client's connection. proxy, conn_id: whose and which. carrier: what carries it, for counting only.
+    writing_paused: the client takes no more for now.
 
     advancing: input is being worked on, so what comes of it need not begin to do so.
     """
@@ -63,12 +64,13 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_backlog", "_backlog_paused", "_body", "_closing", "_deadline", "_drain_left", "_exchange", "_exchange_paused",
         "_half_closed", "_heads", "_input", "_is_tls", "_outcome", "_served", "_stall", "_transport", "advancing",
-        "conn_id", "proxy", "writing_paused",
+        "carrier", "conn_id", "proxy", "writing_paused",
     )  # fmt: skip
 
-    def __init__(self, proxy: Proxy, conn_id: int, outcome: Outcome) -> None:
+    def __init__(self, proxy: Proxy, conn_id: int, outcome: Outcome, carrier: str = "") -> None:
         self.proxy = proxy
         self.conn_id = conn_id
+        self.carrier = carrier
         self.writing_paused = False
         self.advancing = False
         self._outcome: Outcome | None = outcome
@@ -317,6 +319,8 @@ class Connection(asyncio.Protocol):
         keep = request is not None and request.is_1_0 and not closing
         connection = b"close" if closing else b"keep-alive" if keep else b""
         head_only = request is not None and request.method == b"HEAD"
+        if self.proxy.measures is not None:
+            self.proxy.measures.own[status // 100] += 1
         self.write(own_answer(status, reason, fields=fields or [], connection=connection, head_only=head_only))
         if request is None:
             self._linger()
@@ -358,6 +362,8 @@ class Connection(asyncio.Protocol):
     def cut(self, stage: Stage) -> None:
         """End the connection with its response unfinished: what was written still goes out, no more."""
         self._drop_exchange()
+        if self.proxy.measures is not None:
+            self.proxy.measures.cut += 1
         self._tell(Kind.FAILED, stage)
         self._shut()
 
