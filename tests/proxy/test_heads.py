@@ -1,0 +1,233 @@
+"""Heads and bodies at parser level: seeds in the ids, splits that never change a verdict, and h11 as second opinion."""
+
+from __future__ import annotations
+
+import collections
+import random
+
+import h11
+import httptools
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.messages import Target
+from agent.proxy import ProxyLimits
+from agent.proxy.chunked import ChunkedDecoder, ChunkError, encode_chunk, encode_last
+from agent.proxy.headers import check_fields, forwarded_trailers
+from agent.proxy.heads import CHUNKED, UNTIL_EOF, Fault, parse_request, parse_response
+from agent.proxy.intake import BodyIntake, RequestHeadIntake, ResponseHeadIntake
+from agent.proxy.rewrite import head_for_client, head_for_target
+
+LIMITS = ProxyLimits(target_bytes=64, request_head_bytes=512, chunk_line_bytes=40, trailer_bytes=100)
+
+SEEDS = [
+    b"GET /a?b=c HTTP/1.1\r\nHost: a\r\nAccept: */*\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a:80\r\nContent-Length: 5\r\n\r\nhello",
+    b"PUT /x HTTP/1.1\r\nHost: [::1]:80\r\nTransfer-Encoding: chunked\r\nTE: trailers\r\n\r\n"
+    b"5\r\nhello\r\n0\r\nX: y\r\n\r\n",
+    b"GET / HTTP/1.0\r\nConnection: keep-alive, X\r\nX: y\r\n\r\n",
+    b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\n\r\n\x81\x01",
+    b"\r\n\r\nOPTIONS * HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n",
+]  # fmt: skip
+SPLICES = [
+    b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b"\0", b"\x0b", b"\x80", b"Content-Length: 3\r\n",
+    b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: gzip\r\n", b"Host: b\r\n",
+    b"Connection: close\r\n", b",",
+    b"Connection: host\r\n", b"0\r\n\r\n", b"HTTP/1.1", b"HTTP/2.0", b"/../", b"%2e", b"#", b"5;a=b\r\n", b"-1", b"0x5",
+    b"\r\n\r\n", b"Upgrade: websocket\r\n", b"a" * 70, b"X: " + b"y" * 600 + b"\r\n", b";", b'"', b" HTTP/1.1\r\n",
+]  # fmt: skip
+
+
+def mutated(chance: random.Random) -> bytes:
+    data = bytearray(chance.choice(SEEDS))
+    for _ in range(chance.randrange(4)):
+        at = chance.randrange(len(data) + 1)
+        match chance.randrange(4):
+            case 0:
+                data[at:at] = chance.choice(SPLICES)
+            case 1:
+                del data[at : at + chance.randrange(1, 6)]
+            case 2:
+                data[at : at + 1] = bytes([chance.randrange(256)])
+            case 3:
+                end = min(len(data), at + chance.randrange(1, 30))
+                data[at:at] = data[at:end]
+    return bytes(data)
+
+
+def verdict(parts: list[bytes], as_views: bool = False) -> list[object]:
+    """What the proxy makes of bytes that come in these parts: heads, content, and the fault that ends it."""
+    heads = RequestHeadIntake(LIMITS)
+    body: BodyIntake | None = None
+    made: list[object] = []
+    content: list[bytes] = []
+    try:
+        for part in parts:
+            data = memoryview(part) if as_views else part
+            while len(data):
+                if body is not None:
+                    pieces, data = body.take(data)
+                    content += map(bytes, pieces)
+                    if body.ended:
+                        made.append((b"".join(content), body.decoder.trailers if body.decoder else []))
+                        body, content = None, []
+                    continue
+                head, data = heads.take(data)
+                if head is not None:
+                    request = parse_request(head, LIMITS)
+                    made.append({name: getattr(request, name) for name in request.__slots__})
+                    out = head_for_target(request, request.fields, Target("http://t"), pass_expect=True)
+                    assert_one_framing(out, request)
+                    if request.upgrade:
+                        return made
+                    if request.length:
+                        body = BodyIntake(request.length, LIMITS)
+    except Fault as fault:
+        made.append(fault.status)
+    except ChunkError:
+        made.append(400)
+    else:
+        made.append((b"".join(content), bytes(heads.begun)))
+    return made
+
+
+def assert_one_framing(out: bytes, request) -> None:
+    """h11 reads what goes out as the same request, with one Host and at most one framing field."""
+    parser = h11.Connection(h11.SERVER)
+    parser.receive_data(out)
+    event = parser.next_event()
+    assert isinstance(event, h11.Request), out
+    names = [name for name, _ in event.headers]
+    assert names.count(b"host") == 1
+    assert names.count(b"content-length") + names.count(b"transfer-encoding") <= 1
+    assert (event.method, event.target) == (request.method, b"/")
+    lengths = dict(event.headers)
+    assert lengths.get(b"content-length", b"0") == b"%d" % max(request.length, 0)
+    assert (b"transfer-encoding" in lengths) == (request.length == CHUNKED)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_split_changes_what_becomes_of_a_request(seed):
+    chance = random.Random(seed)
+    ends = collections.Counter()
+    for _ in range(1500):
+        data = mutated(chance)
+        whole = verdict([data])
+        ends[whole[-1] if isinstance(whole[-1], int) else "passed"] += 1
+        bytewise = verdict([data[i : i + 1] for i in range(len(data))])
+        cuts = sorted(chance.randrange(len(data) + 1) for _ in range(3))
+        random_parts = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True) if a < b]
+        assert verdict([data], as_views=True) == whole, data
+        for other in (bytewise, verdict(random_parts), verdict(random_parts, as_views=True)):
+            assert other == whole, data
+    assert ends["passed"] > 100
+    assert {400, 414, 417, 431, 501, 505} - set(ends) <= {414, 417, 505}, ends
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_the_intake_passes_llhttp_and_h11_pass_too(seed):
+    """Nothing gets by that a strict parser of another make refuses, in the forms both know."""
+    chance = random.Random(1000 + seed)
+    passed = 0
+    for _ in range(3000):
+        data = mutated(chance)
+        try:
+            head, _ = RequestHeadIntake(LIMITS).take(data)
+            if head is None:
+                continue
+            request = parse_request(head, LIMITS)
+        except Fault:
+            continue
+        passed += 1
+        parser = h11.Connection(h11.SERVER)
+        parser.receive_data(head)
+        event = parser.next_event()
+        assert isinstance(event, h11.Request), head
+        assert event.target == request.target
+    assert passed > 300
+
+
+@given(st.lists(st.binary(min_size=1, max_size=50), max_size=8), st.integers(1, 30), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_chunks_come_out_as_they_went_in(contents, step, as_views):
+    wire = b"".join(b"".join(encode_chunk([content])) for content in contents) + encode_last([(b"X", b"y")]) + b"rest"
+    decoder = ChunkedDecoder(LIMITS)
+    got: list[bytes] = []
+    for at in range(0, len(wire), step):
+        part = wire[at : at + step]
+        got += map(bytes, decoder.feed(memoryview(part) if as_views else part))
+        if decoder.done:
+            assert wire.endswith(decoder.rest + wire[at + step :])
+            assert decoder.rest + wire[at + step :] == b"rest"
+            break
+    assert decoder.done
+    assert b"".join(got) == b"".join(contents)
+    assert decoder.trailers == [(b"X", b"y")]
+
+
+def test_known_lengths_bypass_the_parser_by_reference():
+    body = BodyIntake(10, LIMITS)
+    data = b"01234"
+    assert body.take(data)[0][0] is data
+    pieces, rest = body.take(b"56789GET")
+    assert (pieces, bytes(rest), body.ended) == ([b"56789"], b"GET", True)
+    large = memoryview(b"x" * 100_000)
+    decoder = ChunkedDecoder(LIMITS)
+    assert decoder.feed(b"30d40\r\n") == []
+    assert decoder.feed(large)[0] is large, "nor is the inside of a chunk touched"
+
+
+def test_response_heads_are_found_in_any_split():
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 05\r\nX: y\t \r\nSet-Cookie: a\r\n\r\n"
+    for step in range(1, len(head) + 3):
+        intake = ResponseHeadIntake(LIMITS)
+        wire = head + b"hello"
+        response, at, rest = None, 0, b""
+        while response is None:
+            response, rest = intake.take(wire[at : at + step])
+            at += step
+        assert rest + wire[at:] == b"hello"
+        assert (response.status, response.length) == (200, 5)
+        assert response.fields == [(b"X", b"y"), (b"Set-Cookie", b"a")]
+        out = head_for_client(response, (b"Content-Length", b"5"), b"close")
+        expected = b"HTTP/1.1 200 OK\r\nX: y\r\nSet-Cookie: a\r\nContent-Length: 5\r\nConnection: close\r\n\r\n"
+        assert out == expected
+
+
+def test_a_response_without_framing_lasts_until_its_end():
+    assert parse_response(b"HTTP/1.1 200 OK\r\n\r\n").length == UNTIL_EOF
+    with pytest.raises(ValueError, match="malformed"):
+        parse_response(b"HTTP/1.1 200 OK\r\nX y\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "field", [(b"X", b"a\r\nB: c"), (b"X", b"a\nb"), (b"X", b"\0"), (b"X\r\n", b"a"), (b"", b"a"), (b"X:", b"")]
+)
+def test_a_policy_cannot_break_a_head_apart(field):
+    with pytest.raises(ValueError, match="policy"):
+        check_fields([field])
+
+
+def test_what_a_policy_adds_to_framing_is_ignored():
+    request = parse_request(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", LIMITS)
+    fields = [(b"host", b"evil"), (b"Content-Length", b"9"), (b"transfer-encoding", b"chunked"), (b"X-Ok", b"1"),
+              (b"Connection", b"X-Ok")]  # fmt: skip
+    out = head_for_target(request, fields, Target("http://[::1]:8080/p?q"), pass_expect=True)
+    assert out == b"GET /p?q HTTP/1.1\r\nHost: [::1]:8080\r\nX-Ok: 1\r\n\r\n"
+
+
+def test_trailers_that_may_go_on():
+    fields = [(b"X-Sum", b"1"), (b"Content-Length", b"1"), (b"authorization", b"x"), (b"Grpc-Status", b"0")]
+    assert forwarded_trailers(fields) == [(b"X-Sum", b"1"), (b"Grpc-Status", b"0")]
+
+
+def test_httptools_still_has_the_gaps_that_are_closed_here():
+    """If one of these starts to raise, the check beside it may be let go."""
+
+    class Nothing:
+        pass
+
+    for line in (b"GET  / HTTP/1.1", b"GET / HTTP/0.9", b"GET /# HTTP/1.1", b"GET http://a/ HTTP/1.1"):
+        httptools.HttpRequestParser(Nothing()).feed_data(line + b"\r\nHost: a\r\n\r\n")
