@@ -138,6 +138,28 @@ def debug_counts():
     }
 
 
+cdef int check(PipeEnd end) except -1:
+    """Assert the invariants of an end that no call is at work on: in debug builds after every call and callback."""
+    cdef Py_ssize_t size = 0
+    cdef Piece* piece = end.first
+    while piece != NULL:
+        assert piece.length > 0, "I1: an empty piece"
+        assert PyBytes_CheckExact(<object>piece.owner) or PyMemoryView_Check(<object>piece.owner), "I2"
+        size += piece.length
+        if piece.next == NULL:
+            assert piece == end.last, "I1: the last piece"
+        piece = piece.next
+    assert size == end.size and (end.first == NULL) == (end.last == NULL), "I1: the size"
+    assert end.state != LOST or end.first == NULL, "I1: bytes in a lost end"
+    assert end.peer == NULL or (<PipeEnd>end.peer).peer == <void*>end, "I8: one-sided"
+    assert not end.linked or end.peer != NULL, "I8: a link to nobody"
+    assert end.state != OPEN or not end.linked or (<PipeEnd>end.peer).state == OPEN, "I8: a link to a finished end"
+    assert end.state != OPEN or end.kept is None or (end.linked and end.kept.protocol is not None), "I7"
+    if not end.queued and not end.busy and not end.home.draining and not end.home.depth and end.home.loop is not None:
+        assert next_event(end) == NONE or end.home.loop.is_closed(), "I4: due and not queued"
+    return 0
+
+
 # ---- homes and turns: `_turn_py`
 
 cdef object homes = WeakValueDictionary()  # by id(loop): a home keeps its loop alive, so ids are unique
@@ -257,8 +279,13 @@ cdef int drain(Home home) except -1:
         while home.first_due != NULL and not spent(home):
             end = pop_due(home)
             home.calls += 1
-            if step(end) and not end.queued and next_event(end) != NONE:
-                append_due(home, end)
+            try:
+                step(end)
+            finally:
+                if not end.queued and next_event(end) != NONE:
+                    append_due(home, end)
+            if DEBUG:
+                check(end)
     finally:
         home.draining = False
         if home.first_due != NULL and not home.scheduled:
@@ -850,6 +877,9 @@ cdef int send(PipeEnd end, Piece* pieces) except -1:
             wake_home(home, peer)
     if not end.protocol_paused and unread(end) > end.high_water:
         pause_protocol(end)
+    if DEBUG:
+        check(end)
+        check(peer)
     return 0
 
 

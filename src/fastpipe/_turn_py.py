@@ -79,8 +79,11 @@ class Home:
                 end._queued = False
                 self.calls += 1
                 callback = end._next()
-                if callback is not None:
+                if callback is None:
+                    continue
+                try:
                     callback()
+                finally:
                     if not end._queued and end._next() is not None:
                         end._queued = True
                         due.append(end)
