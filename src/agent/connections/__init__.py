@@ -3,16 +3,21 @@
 from .counters import ConnectionCounters
 from .inbound import FirstPacketBudget
 from .manager import ConnectionLimits, PacketConnManager
-from .memory import MemoryConnection, MemoryConnManager
-from .uds import UDSAcceptor, UDSConnManager
+from .memory import MemoryCarriers, MemoryConnection, MemoryConnManager
+from .mixed import MixedConnManager, Share
+from .uds import UDSAcceptor, UDSCarriers, UDSConnManager
 
 __all__ = [
     "ConnectionCounters",
     "ConnectionLimits",
     "FirstPacketBudget",
+    "MemoryCarriers",
     "MemoryConnManager",
     "MemoryConnection",
+    "MixedConnManager",
     "PacketConnManager",
+    "Share",
     "UDSAcceptor",
+    "UDSCarriers",
     "UDSConnManager",
 ]

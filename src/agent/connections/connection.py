@@ -107,6 +107,8 @@ class Connection(asyncio.Protocol):
     """The protocol on the manager's end of one carrier. Subclasses make the carrier and call `attach` with it."""
 
     accepts_views = True
+    mode = ""
+    """What carries it: `memory` or `uds`."""
 
     carrier: Carrier
     inbound: Inbound
@@ -299,6 +301,11 @@ class Connection(asyncio.Protocol):
         elif ending.code == ERROR:
             self._host.late_error(self.conn_id, text)
         self._host.connection_closed(self, ending)
+
+    @property
+    def paused(self) -> tuple[bool, bool]:
+        """Whether the carrier takes none of the hub's bytes now, and whether the tunnel takes none of the proxy's."""
+        return self.inbound.paused, self._reading_paused
 
     @property
     def outbound_bytes(self) -> int:

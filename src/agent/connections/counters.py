@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 __all__ = ["ConnectionCounters"]
 
@@ -13,6 +14,10 @@ class ConnectionCounters:
 
     opened: int = 0
     closed: int = 0
+    opened_by: Counter[str] = dataclasses.field(default_factory=Counter)
+    """By what carries them, `memory` or `uds`; without those that could not be opened."""
+    ended_by: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
+    """By what carried them and how they ended: `complete`, `failed`, `truncated`, `client_gone`."""
     truncated: int = 0
     """Closed in the middle of a response that can't be broken off visibly."""
     failed_inbound: int = 0

@@ -171,6 +171,11 @@ class Inbound:
         charged, self._charged_bytes = self._charged_bytes, 0  # I3
         self._budget.give_back(charged)
 
+    @property
+    def paused(self) -> bool:
+        """Whether the carrier takes no more for now."""
+        return self._paused
+
     def pause(self) -> None:
         """The carrier has had enough."""
         self._paused = True

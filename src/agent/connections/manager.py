@@ -16,7 +16,7 @@ import asyncio
 import dataclasses
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from ..outcome import Kind, Stage
@@ -124,6 +124,11 @@ class ConnManager(ABC):
         return len(self._open)
 
     @property
+    def connections(self) -> Iterable[Connection]:
+        """Those open now."""
+        return self._open.values()
+
+    @property
     def held_bytes(self) -> int:
         """What waits for slow targets, over all connections of this session."""
         return sum(connection.inbound.held_bytes for connection in self._open.values())
@@ -180,6 +185,7 @@ class ConnManager(ABC):
             self.tunnel.send(conn_id, ERROR, error_message="the agent could not open the connection")
             return None
         self._open[conn_id] = connection
+        self.counters.opened_by[connection.mode] += 1
         connection.probe_at_s = self._loop.time() + self.limits.probe_interval_s
         if self._tick is None:
             self._schedule_tick()
@@ -238,6 +244,7 @@ class ConnManager(ABC):
         counters = self.counters
         counters.closed += 1
         counters.outbound_bytes += connection.response_bytes
+        counters.ended_by[connection.mode, _how_it_ended(connection, ending)] += 1
         if ending is not None and ending.truncated:
             self._truncated.add(conn_id)
         elif ending is not None and ending.code == ERROR:
@@ -358,3 +365,12 @@ class ConnManager(ABC):
     def _notify(self) -> None:
         if self._changed is not None:
             self._changed.set()
+
+
+def _how_it_ended(connection: Connection, ending: Ending | None) -> str:
+    """For counting. ending: what the hub was told, None where nobody was left to be told."""
+    if ending is None or (connection.word is not None and connection.word[0] is Kind.CLIENT_GONE):
+        return "client_gone"
+    if ending.truncated:
+        return "truncated"
+    return "failed" if ending.code == ERROR else "complete"

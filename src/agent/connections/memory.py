@@ -13,12 +13,13 @@ from .counters import ConnectionCounters
 from .inbound import FirstPacketBudget, Inbound
 from .manager import ConnectionLimits, ConnManager, Tunnel
 
-__all__ = ["MemoryConnManager", "MemoryConnection"]
+__all__ = ["MemoryCarriers", "MemoryConnManager", "MemoryConnection"]
 
 
 class MemoryConnection(Connection):
     """One pipe: a client end for the manager, a server end for the proxy."""
 
+    mode = "memory"
     client_end: PipeEnd
     server_end: PipeEnd
 
@@ -26,12 +27,38 @@ class MemoryConnection(Connection):
         return bool(self.server_end.is_closing())
 
 
-class MemoryConnManager(ConnManager):
-    """Connections over pipes.
+class MemoryCarriers:
+    """Makes connections over pipes, for any session's manager.
 
-    accept: makes the proxy's protocol for one connection. buffer_size: a pipe's high-water mark, in bytes. The rest as
-    in ConnManager.
+    accept: makes the proxy's protocol for one connection. buffer_size: a pipe's high-water mark, in bytes; may be
+    changed for the connections to come.
     """
+
+    def __init__(self, accept: Callable[[int, Outcome], asyncio.Protocol], *, buffer_size: int = 65536) -> None:
+        self._accept = accept
+        self.buffer_size = buffer_size
+
+    def connect(self, conn_id: int, manager: ConnManager) -> MemoryConnection:
+        """A connection whose pipe has the proxy's protocol on its other end."""
+        protocol = self._accept(conn_id, manager.outcome)
+        connection = MemoryConnection(conn_id, manager)
+        client_end, server_end = create_pipe(limit=self.buffer_size, loop=asyncio.get_running_loop())
+        connection.client_end, connection.server_end = client_end, server_end
+        inbound = Inbound(
+            client_end,
+            manager.budget,
+            limit_bytes=manager.limits.inbound_bytes,
+            uncounted_bytes=self.buffer_size,
+            reframes=not manager.tunnel.features,
+        )
+        connection.attach(client_end, inbound)
+        server_end.set_protocol(protocol)
+        client_end.set_protocol(connection)
+        return connection
+
+
+class MemoryConnManager(ConnManager):
+    """Connections over pipes only. accept, buffer_size: as in MemoryCarriers. The rest as in ConnManager."""
 
     def __init__(
         self,
@@ -44,21 +71,7 @@ class MemoryConnManager(ConnManager):
         counters: ConnectionCounters | None = None,
     ) -> None:
         super().__init__(tunnel, limits=limits, budget=budget, counters=counters)
-        self._accept = accept
-        self._buffer_bytes = buffer_size
+        self._carriers = MemoryCarriers(accept, buffer_size=buffer_size)
 
     def make_connection(self, conn_id: int) -> MemoryConnection:
-        protocol = self._accept(conn_id, self.outcome)
-        connection = MemoryConnection(conn_id, self)
-        connection.client_end, connection.server_end = create_pipe(limit=self._buffer_bytes, loop=self._loop)
-        inbound = Inbound(
-            connection.client_end,
-            self.budget,
-            limit_bytes=self.limits.inbound_bytes,
-            uncounted_bytes=self._buffer_bytes,
-            reframes=not self.tunnel.features,
-        )
-        connection.attach(connection.client_end, inbound)
-        connection.server_end.set_protocol(protocol)
-        connection.client_end.set_protocol(connection)
-        return connection
+        return self._carriers.connect(conn_id, self)

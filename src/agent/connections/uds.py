@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from .acceptor import Announced, UDSAcceptor
 from .connection import Connection
 from .counters import ConnectionCounters
@@ -9,13 +11,15 @@ from .inbound import FirstPacketBudget, Inbound
 from .manager import ConnectionLimits, ConnManager, Tunnel
 from .socket_end import SocketEnd
 
-__all__ = ["UDSAcceptor", "UDSConnManager", "UDSConnection"]
+__all__ = ["UDSAcceptor", "UDSCarriers", "UDSConnManager", "UDSConnection"]
 
 
 class UDSConnection(Connection):
     """One socket: its end here, and what the acceptor knows of the proxy's end."""
 
-    def __init__(self, conn_id: int, manager: UDSConnManager, announced: Announced) -> None:
+    mode = "uds"
+
+    def __init__(self, conn_id: int, manager: ConnManager, announced: Announced) -> None:
         super().__init__(conn_id, manager)
         self._announced = announced
 
@@ -38,11 +42,44 @@ class UDSConnection(Connection):
         return self._end_of_socket.peer_closed()
 
 
-class UDSConnManager(ConnManager):
-    """Connections over Unix sockets. acceptor: started, shared by all sessions. The rest as in ConnManager.
+class UDSCarriers:
+    """Makes connections over Unix sockets, for one session's manager.
 
-    buffer_size: the high-water mark of what waits to be sent to the proxy, in bytes.
+    acceptor: started, shared by all sessions. buffer_size: the high-water mark of what waits to be sent to the proxy,
+    in bytes; may be changed for the connections to come.
     """
+
+    def __init__(self, acceptor: UDSAcceptor, *, buffer_size: int = 65536) -> None:
+        self._acceptor = acceptor
+        self._session = acceptor.next_session()
+        self.buffer_size = buffer_size
+
+    def connect(self, conn_id: int, manager: ConnManager) -> UDSConnection:
+        """A connection whose socket has reached the acceptor, or tries to. Raises OSError."""
+        announced = self._acceptor.announce(self._session, conn_id, manager.outcome)
+        sock = self._acceptor.bind(announced)
+        connection = UDSConnection(conn_id, manager, announced)
+        end = SocketEnd(
+            asyncio.get_running_loop(),
+            sock,
+            connection,
+            limit_bytes=self.buffer_size,
+            dial_timeout_s=manager.limits.connect_timeout_s,
+        )
+        inbound = Inbound(
+            end,
+            manager.budget,
+            limit_bytes=manager.limits.inbound_bytes,
+            uncounted_bytes=self.buffer_size,
+            reframes=not manager.tunnel.features,
+        )
+        connection.attach_socket(end, inbound)
+        end.dial(self._acceptor.path)
+        return connection
+
+
+class UDSConnManager(ConnManager):
+    """Connections over Unix sockets only. acceptor, buffer_size: as in UDSCarriers. The rest as in ConnManager."""
 
     def __init__(
         self,
@@ -55,28 +92,7 @@ class UDSConnManager(ConnManager):
         counters: ConnectionCounters | None = None,
     ) -> None:
         super().__init__(tunnel, limits=limits, budget=budget, counters=counters)
-        self._acceptor = acceptor
-        self._session = acceptor.next_session()
-        self._buffer_bytes = buffer_size
+        self._carriers = UDSCarriers(acceptor, buffer_size=buffer_size)
 
     def make_connection(self, conn_id: int) -> UDSConnection:
-        announced = self._acceptor.announce(self._session, conn_id, self.outcome)
-        sock = self._acceptor.bind(announced)
-        connection = UDSConnection(conn_id, self, announced)
-        end = SocketEnd(
-            self._loop,
-            sock,
-            connection,
-            limit_bytes=self._buffer_bytes,
-            dial_timeout_s=self.limits.connect_timeout_s,
-        )
-        inbound = Inbound(
-            end,
-            self.budget,
-            limit_bytes=self.limits.inbound_bytes,
-            uncounted_bytes=self._buffer_bytes,
-            reframes=not self.tunnel.features,
-        )
-        connection.attach_socket(end, inbound)
-        end.dial(self._acceptor.path)
-        return connection
+        return self._carriers.connect(conn_id, self)
