@@ -26,7 +26,8 @@ class RequestHead:
     method: upper-case token. target: the raw request target in origin-form, before any percent-decoding. version: "1.0"
     or "1.1". headers: (name, value) in the order received; names as the client spelled them, values without
     surrounding white space. conn_id: which connection of the tunnel it came on. cluster: the agent's own cluster name,
-    "" where there is none.
+    "" where there is none. client_identity: set by a RequestProcessor where the head carries the agent's own
+    authority: the connection it goes out on presents that client certificate, and is shared with no other identity.
     """
 
     method: str
@@ -35,6 +36,7 @@ class RequestHead:
     headers: list[tuple[bytes, bytes]]
     conn_id: int = 0
     cluster: str = ""
+    client_identity: str = ""
 
 
 # An absolute http or https URL in visible ASCII, without a fragment: (its origin, its path and query).
@@ -61,7 +63,8 @@ class Target:
     user information and fragment; its path and query are what the target gets, to the letter. app: an ASGI 3
     application in this process; `url` may then give the path and query, "" keeping the request's own. connect: opens
     the connection instead of dialling url's host and port (a hub reaches its agents so). preserve_host: the client's
-    own Host header goes on, rather than url's.
+    own Host header goes on, rather than url's. client_identity: which client certificate the connection presents, ""
+    for none; set from the processed head, and part of what connections are pooled by (wire.md, safety rule 5).
 
     scheme, host, port, path: what url says, path with the query. Raises ValueError where neither url nor app is given,
     or url isn't as said.
@@ -71,6 +74,7 @@ class Target:
     app: Any = None
     connect: Connect | None = None
     preserve_host: bool = False
+    client_identity: str = ""
     scheme: str = dataclasses.field(init=False, default="")
     host: str = dataclasses.field(init=False, default="")
     port: int = dataclasses.field(init=False, default=0)

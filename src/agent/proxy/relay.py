@@ -17,6 +17,7 @@ E4. A request is sent again only if it is idempotent, has no body, and a reused 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import enum
 import functools
 import inspect
@@ -129,7 +130,7 @@ class Exchange:
                     return
                 processed = proxy.process(head, target)
                 if isinstance(processed, RequestHead):
-                    self._send(processed.headers)
+                    self._send_as(processed)
                 else:
                     self._run(self._processed_later(processed), processed)
             else:
@@ -144,12 +145,12 @@ class Exchange:
         if inspect.isawaitable(processed):
             processed = await processed
         self._task = None
-        self._send(processed.headers)
+        self._send_as(processed)
 
     async def _processed_later(self, processing: Awaitable[RequestHead]) -> None:
         head = await processing
         self._task = None
-        self._send(head.headers)
+        self._send_as(head)
 
     def _run(self, work: Coroutine[Any, Any, None], awaited: object = None) -> None:
         """Do `work` in a task: its errors become answers, and it is cancelled when the client goes."""
@@ -175,12 +176,20 @@ class Exchange:
         if self.connection.proxy.measures is not None:
             self.connection.proxy.measures.policy.add(self._lap_s())
         if isinstance(error, Refused):
-            self.connection.answer(error.status, error.reason, close=error.status == 421)
+            challenge = [(b"WWW-Authenticate", b"Bearer")] if error.status == 401 else None  # RFC 9110, section 15.5.2
+            self.connection.answer(error.status, error.reason, close=error.status == 421, fields=challenge)
             return
         log.error("conn_id=%d stage=policy the request could not be decided", self.connection.conn_id, exc_info=error)
         self.connection.answer(503, "the request could not be decided")
 
     # -- the request's way
+
+    def _send_as(self, processed: RequestHead) -> None:
+        """Send what the processor made of the head, on a connection of the identity it named."""
+        if processed.client_identity:
+            assert self.target is not None
+            self.target = dataclasses.replace(self.target, client_identity=processed.client_identity)
+        self._send(processed.headers)
 
     def _send(self, fields: Fields) -> None:
         """Build the head for the target and send it on a pooled connection, or dial one."""
