@@ -40,12 +40,14 @@ class HubError(AgentError):
     """A session with the hub could not be had, or ended.
 
     retryable: False where trying again at once can't help, as with a rejected identity (then it is said loudly and
-    retried slowly).
+    retried slowly). cause: one word for counting: `dial`, `tls`, `probe`, `connection`, `protocol`, `ended` by the hub,
+    `rejected` or `replaced`.
     """
 
-    def __init__(self, reason: str, *, retryable: bool = True) -> None:
+    def __init__(self, reason: str, *, retryable: bool = True, cause: str = "ended") -> None:
         super().__init__(reason)
         self.reason = reason
+        self.cause = cause
         self.retryable = retryable
 
 

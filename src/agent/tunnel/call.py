@@ -60,7 +60,8 @@ class ReplacedError(HubError):
     """The hub has another agent of this cluster: coming back soon would only push that one out again."""
 
     def __init__(self) -> None:
-        super().__init__("the hub floods id 0: another agent of this cluster has replaced this one", retryable=False)
+        reason = "the hub floods id 0: another agent of this cluster has replaced this one"
+        super().__init__(reason, retryable=False, cause="replaced")
 
 
 class Call:
@@ -106,14 +107,15 @@ class Call:
                     lambda: self.connection, endpoint.host, endpoint.port, ssl=endpoint.ssl, server_hostname=name
                 )
         except TimeoutError:
-            self.fail(HubError(f"no connection to {endpoint} within {timeout_s:g} s"))
+            self.fail(HubError(f"no connection to {endpoint} within {timeout_s:g} s", cause="dial"))
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or error.reason or error
-            self.fail(HubError(f"TLS with {endpoint}: {reason}"))
+            self.fail(HubError(f"TLS with {endpoint}: {reason}", cause="tls"))
         except (OSError, UnicodeError) as error:  # the latter for a name that DNS can't have
-            self.fail(HubError(f"no connection to {endpoint}: {getattr(error, 'strerror', '') or error}"))
+            reason = getattr(error, "strerror", "") or error
+            self.fail(HubError(f"no connection to {endpoint}: {reason}", cause="dial"))
         except BaseException:
-            self.fail(HubError("the dial was cancelled"))
+            self.fail(HubError("the dial was cancelled", cause="dial"))
             raise
         finally:
             if not self.connection.was_made and not self.closed.done():
@@ -137,7 +139,7 @@ class Call:
             if not self._probe.done():
                 before, seen = seen, self._progress()
                 if seen == before:
-                    error = HubError(f"no answer to a probe within {timeout_s:g} s")
+                    error = HubError(f"no answer to a probe within {timeout_s:g} s", cause="probe")
                     self.fail(error)
                     self.connection.abort()  # it isn't reading: there is nobody to say goodbye to
                     raise error
@@ -224,7 +226,8 @@ class Call:
             self.fail(None if self._drained else HubError("the hub ended the tunnel"))
         else:
             rejected = status.code in _REJECTED
-            self.fail(HubError(f"the hub ended the tunnel with {status}", retryable=not rejected))
+            cause = "rejected" if rejected else "ended"
+            self.fail(HubError(f"the hub ended the tunnel with {status}", retryable=not rejected, cause=cause))
 
     def _progress(self) -> tuple[int, int]:
         """What has moved so far: packets in, and bytes out where a probe may stand behind them."""
@@ -242,9 +245,9 @@ def _hub_error(error: Exception | None) -> HubError:
     if isinstance(error, HubError):
         return error
     if isinstance(error, WireError):
-        return HubError(f"the hub broke the protocol: {error}")
+        return HubError(f"the hub broke the protocol: {error}", cause="protocol")
     if error is None:
         return HubError("the session is over")
     if isinstance(error, OSError):
-        return HubError(f"the connection to the hub dropped: {error.strerror or error}")
+        return HubError(f"the connection to the hub dropped: {error.strerror or error}", cause="connection")
     return HubError(str(error) or type(error).__name__)

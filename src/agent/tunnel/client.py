@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -40,6 +41,8 @@ class TunnelClient:
     probe_interval_s, probe_timeout_s: keepalive (wire.md, "liveness"). dial_timeout_s: TCP and TLS. stable_after_s: a
     session that was ready for so long lets the back-off start over. slow_retry_s: the wait, ± 50 %, where the hub
     rejected this agent's identity or has another agent for the cluster. wait: awaited with each delay; for tests.
+    sessions: how many were ready so far. redials: how often a dial followed what did not come up, was lost or left, by
+    cause (HubError's; `left`: for a GOAWAY or `reconnect_now`).
     Raises ValueError for metadata that can't be sent.
     """
 
@@ -82,6 +85,8 @@ class TunnelClient:
         self._message_bytes = message_bytes
         self._user_agent = user_agent
         self._wait = wait
+        self.sessions = 0
+        self.redials: Counter[str] = Counter()
         self._calls: list[Call] = []  # the sessions that are not over, the newest last
         self._up: set[Call] = set()  # those of them whose probe was answered
         self._tending: set[asyncio.Task[None]] = set()
@@ -171,6 +176,7 @@ class TunnelClient:
             return self._after(error, extra)
         ready_at_s = loop.time()
         self._up.add(call)
+        self.sessions += 1
         logger.info("the hub answers: the tunnel is up", extra=extra)
         self._on_ready(call.tunnel)
         task = loop.create_task(self._tend(call))
@@ -186,6 +192,7 @@ class TunnelClient:
             return self._after(call.ended.result() or HubError("the hub ended the tunnel"), extra)
         for old in [one for one in self._calls if one.left.done()][:-_MAX_LEAVING]:
             old.fail(HubError("too many sessions are being left"))
+        self.redials["left"] += 1
         if stable or self._reconnecting:
             self._reconnecting = False
             return 0
@@ -221,7 +228,8 @@ class TunnelClient:
             await call.wait_closed()
 
     def _after(self, error: HubError, extra: dict[str, str]) -> float:
-        """Log why there is no session; how long to wait."""
+        """Log and count why there is no session; how long to wait."""
+        self.redials[error.cause] += 1
         if error.retryable:
             delay_s = self._backoff.next_s()
             logger.warning("%s; trying again in %.1f s", error, delay_s, extra=extra)

@@ -64,6 +64,7 @@ class Tunnel:
         self.role: Role = role
         self.features: frozenset[str] = frozenset()
         self.packets_received = 0
+        self.packets_sent = 0
         self.unknown_packets = 0  # of a code not known here: ignored (wire.md, "unknown code")
         self.bad_packets = 0
         self.lost = False
@@ -202,6 +203,7 @@ class Tunnel:
 
     def fill(self, writer: FrameWriter) -> bool:
         if self._scheduler.fill(writer):
+            self.packets_sent += 1
             return True
         if self._afterwards is not None:
             action, self._afterwards = self._afterwards, None
