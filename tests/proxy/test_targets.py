@@ -230,7 +230,6 @@ async def test_a_target_may_be_opened_by_a_callable(house, origin):
         far.set_protocol(Far())
         near.set_protocol(protocol)
         opened.append(near)
-        await asyncio.sleep(0)
         return near
 
     async with house(lambda head: Target("http://c1" + head.target.decode(), connect=connect)) as h:

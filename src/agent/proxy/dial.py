@@ -13,7 +13,7 @@ from agent.errors import HubError, TargetError
 from agent.messages import Target
 from agent.proxy.limits import ProxyLimits
 
-__all__ = ["dial"]
+__all__ = ["dial", "within"]
 
 P = TypeVar("P", bound=asyncio.Protocol)
 R = TypeVar("R")

@@ -17,7 +17,7 @@ from typing import Protocol, cast
 
 from agent.messages import Target
 from agent.proxy.clock import Clock, Stall
-from agent.proxy.dial import dial
+from agent.proxy.dial import dial, within
 from agent.proxy.limits import ProxyLimits
 
 __all__ = ["Upstream", "UpstreamUser", "Upstreams"]
@@ -38,20 +38,22 @@ class UpstreamUser(Protocol):
 class Upstream(asyncio.Protocol):
     """One connection to a target.
 
-    transport: None until connected. exchange: who uses it now. reused: it has served an exchange before. is_tls: it
-    can't be half-closed. writing_paused: its write buffer is above the high-water mark.
+    transport: None until connected; made: set then, where it is waited for. exchange: who uses it now. reused: it has
+    served an exchange before. is_tls: it can't be half-closed. writing_paused: its write buffer is above the high-water
+    mark.
     """
 
     accepts_views = True
 
     __slots__ = (
-        "_reading_paused", "exchange", "idle_until", "is_tls", "key", "pool", "reused", "stall", "transport",
+        "_reading_paused", "exchange", "idle_until", "is_tls", "key", "made", "pool", "reused", "stall", "transport",
         "writing_paused",
     )  # fmt: skip
 
     def __init__(self, pool: Upstreams, key: Hashable) -> None:
         self.pool = pool
         self.key = key
+        self.made: asyncio.Future[None] | None = None
         self.transport: asyncio.Transport | None = None
         self.exchange: UpstreamUser | None = None
         self.reused = False
@@ -67,6 +69,8 @@ class Upstream(asyncio.Protocol):
         high = self.pool.limits.buffer_bytes
         self.transport.set_write_buffer_limits(high=high, low=high // 4)
         self.pool.opened(self)
+        if self.made is not None and not self.made.done():
+            self.made.set_result(None)
 
     def data_received(self, data: bytes | memoryview) -> None:
         if self.exchange is not None:
@@ -186,9 +190,14 @@ class Upstreams:
             context = self._ssl_context(target)
         upstream = Upstream(self, self.key(target))
         try:
-            return await dial(target, upstream, self.limits, context)
+            await dial(target, upstream, self.limits, context)
+            if upstream.transport is None:  # a `connect` that returns before its transport's first callback
+                upstream.made = asyncio.get_running_loop().create_future()
+                await within(self.limits.connect_timeout_s, "connect", upstream.made)
+            return upstream
         except BaseException:
             upstream.abort()
+            self.lost(upstream)  # uvloop calls no connection_lost where a dial is cancelled just behind connection_made
             raise
 
     def release(self, upstream: Upstream) -> None:
