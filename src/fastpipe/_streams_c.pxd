@@ -1,4 +1,4 @@
-# The types that `_streams_py.py` has when Cython compiles it as `_streams_c`: what is here is C, and seen by nobody outside.
+# The types that `_streams_py.py` has when Cython compiles it as `_streams_c`: C fields, which nobody outside sees.
 cimport cython
 
 cdef int FRESH, WAITING, WOKEN, SPENT, CANCELLED
