@@ -32,7 +32,7 @@ class Chunk:
 
     __slots__ = ("_filled", "_storage")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, /) -> None:
         size = index(size)
         if size < 1:
             raise ValueError(f"a Chunk holds at least 1 byte, not {size}")

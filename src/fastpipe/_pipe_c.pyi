@@ -2,7 +2,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, Self
 
 from fastpipe._pool import Pool
 
@@ -25,7 +25,7 @@ class PipeStatistics:
 
 @final
 class Chunk:
-    def __init__(self, size: int) -> None: ...
+    def __new__(cls, size: int, /) -> Self: ...
     @property
     def size(self) -> int: ...
     @property
@@ -46,7 +46,7 @@ class ChunkPool(Pool[Chunk]):
 
 @final
 class PipeEnd(asyncio.Transport):
-    def __init__(self) -> None: ...
+    def __init__(self, *args: object, **kwargs: object) -> None: ...  # raises TypeError: create_pipe makes them
     def write(self, data: Buffer, /) -> None: ...
     def writelines(self, list_of_data: Iterable[Buffer], /) -> None: ...
     def can_write_eof(self) -> bool: ...

@@ -1312,7 +1312,7 @@ cdef class Chunk:
     `clear()` makes it empty again, and refuses while one does. Views of it pass through a pipe by reference.
     """
 
-    def __cinit__(self, size):
+    def __cinit__(self, size, /):
         cdef Py_ssize_t n = PyNumber_Index(size)
         if n < 1:
             raise ValueError(f"a Chunk holds at least 1 byte, not {n}")
