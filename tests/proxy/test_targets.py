@@ -151,6 +151,29 @@ async def test_new_trust_roots_use_no_old_connection(house, origin, authority, t
         assert o.connections == 2
 
 
+async def test_a_clients_own_credentials_never_share_a_connection_with_the_agents(house, origin, authority, trusting):
+    """The API server believes a client certificate before a token (wire.md, identity rule 5)."""
+    asked = []
+
+    def context(target):
+        asked.append(target.client_identity)
+        return trusting
+
+    def process(head, target):
+        head.client_identity = "agent" if head.target == b"/agent" else ""
+        return head
+
+    async with (
+        origin(ssl=server_context(authority)) as o,
+        house(o.url, ssl_context=context, process=process) as h,
+    ):
+        client = await h.open()
+        for target in ("/agent", "/own", "/own", "/agent"):
+            assert (await client.get(target)).status == 200
+        assert o.connections == 2
+        assert asked == ["agent", ""]
+
+
 async def test_pools_are_kept_apart(house, origin):
     async with origin() as first, origin() as second:
         urls = {b"/1": first.url, b"/2": second.url}

@@ -133,9 +133,8 @@ class Upstream(asyncio.Protocol):
 class Upstreams:
     """The pool.
 
-    ssl_context: gives the context for an https target; required where there are any. generation: the number of the
-    trust roots in force; connections made under another one are used no more. identity: which client identity a
-    connection to the target presents, where there are several; part of the pool's key.
+    ssl_context: gives the context for an https target, its client certificate included; required where there are any.
+    generation: the number of the trust roots in force; connections made under another one are used no more.
     """
 
     def __init__(
@@ -143,13 +142,11 @@ class Upstreams:
         *,
         ssl_context: Callable[[Target], ssl.SSLContext] | None = None,
         generation: Callable[[], int] = int,
-        identity: Callable[[Target], Hashable] | None = None,
         limits: ProxyLimits | None = None,
     ) -> None:
         self.limits = limits or ProxyLimits()
         self._ssl_context = ssl_context
         self._generation = generation
-        self._identity = identity
         self._idle: dict[Hashable, list[Upstream]] = {}
         self._open: set[Upstream] = set()
         self._clock = Clock(self.limits.tick_s, self._sweep)
@@ -168,8 +165,9 @@ class Upstreams:
 
     def key(self, target: Target) -> Hashable:
         """What two requests must share to share a connection (U3)."""
-        identity = None if self._identity is None else self._identity(target)
-        return (target.scheme, target.host, target.port, self._generation(), identity, target.connect)
+        return (
+            target.scheme, target.host, target.port, self._generation(), target.client_identity, target.connect
+        )  # fmt: skip
 
     def take(self, target: Target) -> Upstream | None:
         """An idle connection to the target, the one used last; None where there is none."""
