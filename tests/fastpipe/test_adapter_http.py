@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pathlib
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -334,3 +336,10 @@ async def test_an_accepted_end_is_a_server_by_hand() -> None:
         assert (await asking).text == "hi"
         writer.close()
     listener.close()
+
+
+def test_the_documented_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = pathlib.Path(__file__).parents[2].joinpath("docs", "fastpipe.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(import asyncio, httpx\n.*?)```", text, re.DOTALL)
+    exec(compile(example, "docs/fastpipe.md", "exec"), {})
+    assert capsys.readouterr().out == "{'hello': 'world'}\n"
