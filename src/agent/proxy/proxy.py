@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from agent.messages import RequestHead, Target
 from agent.outcome import Outcome
@@ -26,8 +26,8 @@ class Proxy:
     route: names a request's target. process: gives the head that goes there (identity headers); None leaves it as it
     is. Both may return awaitables and raise Refused. upstreams: where connections to targets come from; not closed by
     this. cluster: given to `route` with each head. max_connections: past it a connection's first request gets a 503.
-    answer_expect: the proxy answers `Expect: 100-continue` itself at once and the target never sees it. measures: where
-    times and answers are counted; None: nowhere. refused: connections that weren't served, by (carrier, why).
+    answer_expect: the proxy answers `Expect: 100-continue` itself at once and the target never sees it. measures: by
+    carrier, where times and answers of its requests are counted. refused: connections not served, by (carrier, why).
 
     route, limits and max_connections may be changed at any time; what is in flight goes on by the old ones or the new.
     Everything happens on the loop that runs the transports.
@@ -43,7 +43,7 @@ class Proxy:
         cluster: str = "",
         max_connections: int = 1000,
         answer_expect: bool = False,
-        measures: Measures | None = None,
+        measures: Mapping[str, Measures] | None = None,
     ) -> None:
         self.route = route
         self.process = process
@@ -52,7 +52,7 @@ class Proxy:
         self.cluster = cluster
         self.max_connections = max_connections
         self.answer_expect = answer_expect
-        self.measures = measures
+        self.measures = measures or {}
         self.refused: Counter[tuple[str, str]] = Counter()
         self.draining = False
         self.requests_in_flight = 0

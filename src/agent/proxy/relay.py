@@ -111,7 +111,7 @@ class Exchange:
         """Ask the policy where the request goes, and send it there."""
         request, connection = self.request, self.connection
         proxy = connection.proxy
-        if proxy.measures is not None:
+        if connection.measures is not None:
             self._began_s = self._mark_s = perf_counter()
         if request.expects_continue:
             if proxy.answer_expect:
@@ -173,8 +173,8 @@ class Exchange:
 
     def _policy_failed(self, error: BaseException) -> None:
         self._end_upstream()
-        if self.connection.proxy.measures is not None:
-            self.connection.proxy.measures.policy.add(self._lap_s())
+        if self.connection.measures is not None:
+            self.connection.measures.policy.add(self._lap_s())
         if isinstance(error, Refused):
             challenge = [(b"WWW-Authenticate", b"Bearer")] if error.status == 401 else None  # RFC 9110, section 15.5.2
             self.connection.answer(error.status, error.reason, close=error.status == 421, fields=challenge)
@@ -195,8 +195,8 @@ class Exchange:
         """Build the head for the target and send it on a pooled connection, or dial one."""
         target, proxy = self.target, self.connection.proxy
         assert target is not None
-        if proxy.measures is not None:
-            proxy.measures.policy.add(self._lap_s())
+        if self.connection.measures is not None:
+            self.connection.measures.policy.add(self._lap_s())
         self._head = self.corked = head_for_target(self.request, fields, target, pass_expect=not proxy.answer_expect)
         upstream = proxy.upstreams.take(target)
         if upstream is None:
@@ -209,8 +209,8 @@ class Exchange:
     async def _dial(self, target: Target) -> None:
         upstream = await self.connection.proxy.upstreams.dial(target)
         self._task = None
-        if self.connection.proxy.measures is not None:
-            self.connection.proxy.measures.connect.add(self._lap_s())
+        if self.connection.measures is not None:
+            self.connection.measures.connect.add(self._lap_s())
         self._attach(upstream)
         self.uncork()
 
@@ -363,8 +363,8 @@ class Exchange:
             return
         self._upstream = None
         self._mode = DONE
-        if connection.proxy.measures is not None:
-            connection.proxy.measures.upgraded += 1
+        if connection.measures is not None:
+            connection.measures.upgraded += 1
         upgraded = Upgraded(connection, upstream)
         upstream.exchange = upgraded
         head = switching_head(response)
@@ -376,7 +376,7 @@ class Exchange:
         request, connection = self.request, self.connection
         self._response = response
         self.deadline = NEVER
-        measures = connection.proxy.measures
+        measures = connection.measures
         if measures is not None:
             measures.from_target[response.status // 100] += 1
             measures.head.add(self._lap_s())
@@ -482,7 +482,7 @@ class Exchange:
         self._mode = DONE
         assert upstream is not None
         assert self._response is not None
-        measures = self.connection.proxy.measures
+        measures = self.connection.measures
         if measures is not None:
             measures.body.add(self._lap_s())
             measures.whole.add(self._mark_s - self._began_s)

@@ -54,7 +54,7 @@ HEAD, BODY, WAITING, DRAINING, UPGRADED, LINGERING, CLOSED = Input
 
 class Connection(asyncio.Protocol):
     """One client's connection. proxy, conn_id: whose and which. carrier: what carries it, for counting only.
-    writing_paused: the client takes no more for now.
+    measures: where its requests are counted, None: nowhere. writing_paused: the client takes no more for now.
 
     advancing: input is being worked on, so what comes of it need not begin to do so.
     """
@@ -64,13 +64,14 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_backlog", "_backlog_paused", "_body", "_closing", "_deadline", "_drain_left", "_exchange", "_exchange_paused",
         "_half_closed", "_heads", "_input", "_is_tls", "_outcome", "_served", "_stall", "_transport", "advancing",
-        "carrier", "conn_id", "proxy", "writing_paused",
+        "carrier", "conn_id", "measures", "proxy", "writing_paused",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy, conn_id: int, outcome: Outcome, carrier: str = "") -> None:
         self.proxy = proxy
         self.conn_id = conn_id
         self.carrier = carrier
+        self.measures = proxy.measures.get(carrier)
         self.writing_paused = False
         self.advancing = False
         self._outcome: Outcome | None = outcome
@@ -319,8 +320,8 @@ class Connection(asyncio.Protocol):
         keep = request is not None and request.is_1_0 and not closing
         connection = b"close" if closing else b"keep-alive" if keep else b""
         head_only = request is not None and request.method == b"HEAD"
-        if self.proxy.measures is not None:
-            self.proxy.measures.own[status // 100] += 1
+        if self.measures is not None:
+            self.measures.own[status // 100] += 1
         self.write(own_answer(status, reason, fields=fields or [], connection=connection, head_only=head_only))
         if request is None:
             self._linger()
@@ -362,8 +363,8 @@ class Connection(asyncio.Protocol):
     def cut(self, stage: Stage) -> None:
         """End the connection with its response unfinished: what was written still goes out, no more."""
         self._drop_exchange()
-        if self.proxy.measures is not None:
-            self.proxy.measures.cut += 1
+        if self.measures is not None:
+            self.measures.cut += 1
         self._tell(Kind.FAILED, stage)
         self._shut()
 
