@@ -29,7 +29,7 @@ test-pythons:
 
 lint: $(VENV)/.linted
 	$(BIN)/ruff check .
-	$(BIN)/cython-lint $(SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint $(SOURCES) # it looks for pycodestyle there
 
 types: $(VENV)/.linted
 	$(BIN)/mypy
