@@ -1,4 +1,4 @@
-# cython: annotation_typing=False
+# cython: language_level=3, annotation_typing=False, embedsignature=False, freethreading_compatible=True
 """Awaitable reader and writer over a pipe's end: the source of both twins. Cython compiles this file as `_streams_c`.
 
 asyncio's StreamReader copies what arrives into one bytearray, and copies out of it again. This one keeps what arrives
@@ -27,9 +27,12 @@ import warnings
 from asyncio import CancelledError, IncompleteReadError, LimitOverrunError, current_task
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastpipe._errors import PipeBusyError
+
+if TYPE_CHECKING:
+    from fastpipe._pipe_c import PipeEnd
 
 # Arrivals shorter than this are joined where they queue up behind others, so that 64 KiB that came byte by byte are not
 # 65,536 objects; and no joined one grows longer than the other, so that what was read of it is freed.
@@ -458,12 +461,12 @@ class PipeWriter:
 
     __slots__ = ("__weakref__", "_reader", "_transport")
 
-    def __init__(self, transport: Any, reader: PipeReader) -> None:
+    def __init__(self, transport: PipeEnd, reader: PipeReader) -> None:
         self._transport = transport
         self._reader = reader
 
     @property
-    def transport(self) -> Any:
+    def transport(self) -> PipeEnd:
         """The pipe's end."""
         return self._transport
 
@@ -509,8 +512,7 @@ class PipeWriter:
 
     def is_closing(self) -> bool:
         """Whether this end was closed, aborted or broken."""
-        closing: bool = self._transport.is_closing()
-        return closing
+        return self._transport.is_closing()
 
     async def wait_closed(self) -> None:
         """Wait until the end is over; `close` it first, or leave that to the peer's abort. Raises what broke it."""

@@ -316,6 +316,11 @@ class Listener(asyncio.AbstractServer):
         """A stand-in that tells the address, as libraries ask for; none once closed."""
         return () if self._closed else (PipeSocket(self.address, ""),)
 
+    @property
+    def open_connections(self) -> int:
+        """Connections of the server that are not lost."""
+        return len(self._connections)
+
     def close(self) -> None:
         """Refuse connections from now on, and break those in the backlog (PipeBrokenError). Others live on."""
         if self._closed:

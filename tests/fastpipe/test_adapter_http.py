@@ -125,7 +125,7 @@ async def test_httpx_to_uvicorn_to_starlette_without_a_socket(http: str, no_sock
             assert response.http_version == "HTTP/1.1"
             assert response.headers["server"] == "uvicorn"
             assert "GMT" in response.headers["date"]
-        assert len(listener._connections) == 1  # kept alive
+        assert listener.open_connections == 1  # kept alive
         assert (await client.get("/nowhere")).status_code == 404
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert app.state.events == ["startup", "shutdown"]
@@ -263,7 +263,7 @@ async def test_aiohttp_through_memory(http: str, no_sockets: None) -> None:
         body = bytes(1_000_000)
         async with session.post("http://app/echo", data=body) as response:
             assert await response.read() == body
-        assert len(listener._connections) == 1
+        assert listener.open_connections == 1
         with pytest.raises(aiohttp.ClientConnectorError, match="no TLS"):
             await session.get("https://app/")
     async with aiohttp.ClientSession(connector=PipeConnector(listener)) as session:
