@@ -21,12 +21,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
 import pytest
-from aiohttp import WSMsgType, web
+from aiohttp import ClientError, WSMsgType, web
 
 BIG_BYTES = 10 * 1024 * 1024
 BIG = random.Random(20).randbytes(BIG_BYTES)
 BIG_SHA256 = hashlib.sha256(BIG).hexdigest()
 START_TIMEOUT_S = 20.0
+CUT = (ClientError, RuntimeError)
+"""What aiohttp's client raises for a body that breaks off; RuntimeError where a bad chunk and the end come at once."""
 
 
 def missing(what: str) -> NoReturn:

@@ -1,0 +1,144 @@
+"""TLS on each of the three links: agent to hub, users to hub, agent to target."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pathlib
+import ssl
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import trustme
+from aiohttp import web
+from whole_peers import BaseHubProcess, curl, running_origin, until
+from whole_rig import RunningAgent, running_hub
+
+HELLO = (0, b"hello from the origin\n")
+
+
+class Files:
+    """A CA and a certificate of 127.0.0.1 and localhost, as PEM files; and an agent's certificate for cluster c1."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.authority = trustme.CA()
+        self.ca = str(directory / "ca.pem")
+        self.authority.cert_pem.write_to_path(self.ca)
+        pair = self.authority.issue_cert("127.0.0.1", "localhost")
+        self.cert, self.key = str(directory / "cert.pem"), str(directory / "key.pem")
+        pair.private_key_pem.write_to_path(self.key)
+        for blob in pair.cert_chain_pems:
+            blob.write_to_path(self.cert, append=True)
+        agent = self.authority.issue_cert("c1", common_name="c1")
+        self.agent = str(directory / "agent.pem")
+        agent.private_key_and_cert_chain_pem.write_to_path(self.agent)
+        self.other_ca = str(directory / "other.pem")
+        trustme.CA().cert_pem.write_to_path(self.other_ca)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return Files(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="session")
+def tls_base_hub(files: Files) -> Iterator[BaseHubProcess]:
+    process = BaseHubProcess(files.cert, files.key)
+    yield process
+    process.close()
+
+
+@contextlib.asynccontextmanager
+async def running_agent(mode: str, port: int, target: str, **config: object) -> AsyncIterator[RunningAgent]:
+    agent = RunningAgent(
+        hub_address=f"127.0.0.1:{port}", routes=(f"/={target}",), use_memory_comm=mode == "memory", drain_grace_s=2.0,
+        **({"cluster_name": "c1"} | config),
+    )
+    try:
+        yield agent
+    finally:
+        await agent.stop()
+
+
+async def test_our_hub_with_tls_on_both_ports(mode: str, files: Files) -> None:
+    async with (
+        running_origin() as origin,
+        running_hub(
+            grpc_cert_file=files.cert, grpc_key_file=files.key, http_cert_file=files.cert, http_key_file=files.key
+        ) as (grpc_port, http_port),
+        running_agent(mode, grpc_port, origin.url, hub_ca_file=files.ca) as agent,
+    ):
+        await agent.wait_ready()
+        code, output, errors = await curl("--cacert", files.ca, f"https://127.0.0.1:{http_port}/c1/hello")
+        assert (code, output) == HELLO, errors
+
+
+async def test_base_hub_with_tls(mode: str, files: Files, tls_base_hub: BaseHubProcess) -> None:
+    cluster = f"tls-{mode}"
+    async with (
+        running_origin() as origin,
+        running_agent(
+            mode, tls_base_hub.grpc_port, origin.url, hub_ca_file=files.ca, hub_server_name="localhost",
+            cluster_name=cluster,
+        ) as agent,
+    ):
+        await agent.wait_ready()
+        assert (await curl(f"http://127.0.0.1:{tls_base_hub.http_port}/{cluster}/hello"))[:2] == HELLO
+
+
+async def test_agents_certificate_lets_it_in_for_its_cluster_only(
+    mode: str, files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        running_origin() as origin,
+        running_hub(grpc_cert_file=files.cert, grpc_key_file=files.key, agent_ca_file=files.ca) as (port, http_port),
+        running_agent(mode, port, origin.url, hub_ca_file=files.ca, hub_client_cert_file=files.agent) as agent,
+    ):
+        await agent.wait_ready()
+        assert (await curl(f"http://127.0.0.1:{http_port}/c1/hello"))[:2] == HELLO
+        async with running_agent(
+            mode, port, origin.url, hub_ca_file=files.ca, hub_client_cert_file=files.agent, cluster_name="c2"
+        ):
+            await until(lambda: [each for each in caplog.records if "PERMISSION_DENIED" in each.getMessage()])
+            assert (await curl(f"http://127.0.0.1:{http_port}/c1/hello"))[:2] == HELLO
+            _, output, _ = await curl("-o", "/dev/null", "-w", "%{http_code}", f"http://127.0.0.1:{http_port}/c2/")
+            assert output == b"503"
+
+
+@pytest.mark.loops("uvloop")  # asyncio in debug mode reports each failed handshake at the server
+async def test_hub_that_another_ca_has_signed_is_not_spoken_to(
+    mode: str, files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        running_hub(grpc_cert_file=files.cert, grpc_key_file=files.key) as (port, _),
+        running_agent(mode, port, "http://127.0.0.1:9", hub_ca_file=files.other_ca) as agent,
+    ):
+        said = "unable to get local issuer certificate"
+        await until(lambda: [each for each in caplog.records if said in each.getMessage()])
+        assert not agent.ready.is_set()
+
+
+@pytest.mark.loops("uvloop")
+async def test_https_target_is_verified(mode: str, files: Files, base_hub_process: BaseHubProcess) -> None:
+    async def hello(_request: web.Request) -> web.Response:
+        return web.Response(text="hello from the origin\n")
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(files.cert, files.key)
+    runner = web.ServerRunner(web.Server(hello, access_log=None), shutdown_timeout=0.2)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    target = f"https://127.0.0.1:{runner.addresses[0][1]}"
+    port = base_hub_process.grpc_port
+    try:
+        for number, (trusted, expected) in enumerate([(files.ca, b"200"), (files.other_ca, b"502")]):
+            cluster = f"target-{mode}-{number}-{id(runner)}"
+            config = {"target_ca_file": trusted, "cluster_name": cluster, "insecure": True}
+            async with running_agent(mode, port, target, **config) as agent:
+                await agent.wait_ready()
+                url = f"http://127.0.0.1:{base_hub_process.http_port}/{cluster}/hello"
+                for _ in range(2):
+                    assert (await curl("-o", "/dev/null", "-w", "%{http_code}", url))[1] == expected
+    finally:
+        await runner.cleanup()
+        await asyncio.sleep(0)
