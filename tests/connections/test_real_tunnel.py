@@ -131,7 +131,7 @@ async def test_40_packets_arrive_intact_200_times_out_of_200(joined: Any) -> Non
                 for n, upload in uploads.items():
                     conn_id = batch * 10 + n
                     hub.tunnel.send(conn_id, DATA, upload[packet * 32768 : (packet + 1) * 32768])
-                while hub.tunnel.bytes_buffered:
+                while hub.tunnel.bytes_buffered:  # noqa: ASYNC110
                     await asyncio.sleep(0)
             await until(lambda batch=batch: len(hub.received) == (batch + 1) * 10)
         for conn_id, got in hub.received.items():
