@@ -80,6 +80,35 @@ class AgentConfig(Checked):
     routes: Routes = kind.routes(_ROUTE_HELP, name="route")
     app: Any = kind.reference("an ASGI application that gets every request (refused by this version)")
     target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP)
+    system_roots: bool = kind.boolean("trust the system's roots for Kubernetes' services, too (other routes always do)")
+    router: Any = kind.reference(
+        "a Router of one's own, in place of routes", what="an object with `route`", methods=("route",)
+    )
+    request_processor: Any = kind.reference(
+        "a RequestProcessor of one's own: who asks, and as whom the request goes on",
+        what="an object with `process`", methods=("process",),
+    )
+    certificate_provider: Any = kind.reference(
+        "a CertificateProvider of one's own: what targets are trusted by",
+        what="an object with `ssl_context` and `generation`", methods=("ssl_context", "generation"),
+    )
+    kubeconfig: str = kind.file("how this cluster's API server is reached (default: as a pod, by its service account)")
+    hub_kubeconfig: str = kind.file("how the hub cluster's API server is asked who its users are (default: not at all)")
+    service_allow_file: str = kind.file(
+        "services that may be reached: lines of NAMESPACE/SERVICE[:PORT]; read anew when it changes (default: none may)"
+    )
+    allow_hub_system_groups: str | Sequence[str] = kind.texts(
+        "groups of the hub's that keep their names here although they start with system:", metavar="GROUP"
+    )
+    token_cache_s: float = kind.seconds(
+        "how long a token's review is remembered", default=10, low=0, high=300
+    )
+    token_review_timeout_s: float = kind.seconds(
+        "how long a token's review may take; past it the answer is 503", default=10, low=0.1, high=60
+    )
+    token_reviews_at_once: int = kind.integer(
+        "reviews of different tokens under way at once; more wait", default=32, low=1, high=1000, unit="reviews"
+    )
     health_address: str = kind.address("where /healthz and /readyz are served (default: nowhere)", default="")
     drain_grace_s: float = kind.seconds(_DRAIN_HELP, default=DRAIN_GRACE_S, low=0, high=3600)
 
@@ -97,6 +126,10 @@ class AgentConfig(Checked):
             "must be set together with hub_client_cert_file",
         ),
         Rule(("app", "route"), lambda app, routes: app is not None and routes, "must not be set together with route"),
+        Rule(
+            ("router", "route", "app"), lambda router, routes, app: router is not None and (routes or app is not None),
+            "must not be set together with route or app",
+        ),
     )
 
     @property

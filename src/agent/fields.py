@@ -30,6 +30,7 @@ __all__ = [
     "routes",
     "seconds",
     "text",
+    "texts",
 ]
 
 
@@ -164,6 +165,19 @@ def files(help: str) -> Any:
     return _field((), Setting(help, convert, _split, "FILE", many=True))
 
 
+def texts(help: str, *, metavar: str) -> Any:
+    """Several texts without white space and commas. In a variable they are separated by those."""
+
+    def convert(value: Any) -> tuple[str, ...]:
+        found = tuple(_text(item) for item in _items(value))
+        for item in found:
+            if not item or _split(item) != [item]:
+                raise ValueError(f"must be texts without white space and commas, not {item!r}")
+        return found
+
+    return _field((), Setting(help, convert, _split, metavar, many=True))
+
+
 def address(help: str, *, default: str, listen: bool = True) -> Any:
     """HOST:PORT; "" where it isn't set, if that is the default."""
 
@@ -208,14 +222,19 @@ def routes(help: str, *, name: str) -> Any:
     return _field((), Setting(help, convert, str.split, "PREFIX=URL", many=True, name=name))
 
 
-def reference(help: str) -> Any:
-    """`module:name`, or in Python the object itself; None where it isn't set."""
+def reference(help: str, *, what: str = "an ASGI application", methods: Sequence[str] = ()) -> Any:
+    """`module:name`, or in Python the object itself; None where it isn't set.
+
+    methods: what the object must have; none given: it must be callable. what: says so in the error.
+    """
 
     def convert(value: Any) -> Any:
         if isinstance(value, str):
             parse_reference(value)
-        elif value is not None and not callable(value):
-            raise ValueError("must be module:name, or in Python an ASGI application")
+        elif value is not None and not (
+            callable(value) or (methods and all(hasattr(value, name) for name in methods))
+        ):
+            raise ValueError(f"must be module:name, or in Python {what}")
         return value
 
     return _field(None, Setting(help, convert, str, "MODULE:NAME"))

@@ -16,6 +16,10 @@ from agent.policy.router import KubernetesRouter, Router, StaticRouter
 SERVICES = "/c1/api/v1/namespaces/ns/services"
 
 
+def anything(namespace: bytes, service: bytes, port: int) -> bool:
+    return True
+
+
 def head(target: str | bytes) -> RequestHead:
     raw = target if isinstance(target, bytes) else target.encode("latin-1")
     return RequestHead("GET", raw, "1.1", [(b"Host", b"hub")], conn_id=1, cluster="c1")
@@ -95,7 +99,7 @@ DOTS = [
 
 
 def routers() -> list[Router]:
-    return [KubernetesRouter("c1"), StaticRouter([("/", "http://127.0.0.1:9000")], "c1")]
+    return [KubernetesRouter("c1", allows=anything), StaticRouter([("/", "http://127.0.0.1:9000")], "c1")]
 
 
 @pytest.mark.parametrize("router", routers(), ids=lambda router: type(router).__name__)
@@ -198,11 +202,11 @@ API = "https://kubernetes.default.svc"
     ],
 )  # fmt: skip
 def test_kubernetes_paths_lead_where_wire_md_says(target: str, expected: str | int) -> None:
-    assert outcome(KubernetesRouter("c1"), target) == expected
+    assert outcome(KubernetesRouter("c1", allows=anything), target) == expected
 
 
 def test_service_hosts_never_spell_the_api_server() -> None:
-    router = KubernetesRouter("c1")
+    router = KubernetesRouter("c1", allows=anything)
     api = router.route(head("/c1/api"))
     for service in ("https:kubernetes", "https:kubernetes:", "https:kubernetes:443", "https:kubernetes:00443"):
         found = outcome(router, f"/c1/api/v1/namespaces/default/services/{service}/proxy-service/")
@@ -366,7 +370,7 @@ def has_dot_segment_by_decoding(path: bytes) -> bool:
 @example(target=b"/c1//[::1")
 def test_a_router_refuses_or_gives_a_target_that_is_plainly_right(target: bytes) -> None:
     static = StaticRouter([("/", "http://127.0.0.1:9/base"), ("/api", "https://h")], "c1")
-    for router in (KubernetesRouter("c1"), static):
+    for router in (KubernetesRouter("c1", allows=anything), static):
         if outcome(router, target) in (400, 403, 404, 421):
             continue
         found = router.route(head(target))

@@ -13,14 +13,14 @@ pins a client's connection to the cluster of its first request, and a later one 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, runtime_checkable
 
 from ..errors import ConfigError, Refused
 from ..messages import RequestHead, Target
 from ..syntax import check_label, check_route, has_dot_segments, is_label
 
-__all__ = ["KubernetesRouter", "Router", "StaticRouter"]
+__all__ = ["API_SERVER", "KubernetesRouter", "Router", "StaticRouter"]
 
 # Everything but visible ASCII, and "#": RFC 9112 section 3.2.1 has no fragment in a request target.
 _UNFIT = re.compile(rb"[^!-~]|#")
@@ -115,9 +115,22 @@ class KubernetesRouter:
     RequestProcessor that authenticates (see `selection.select_policy`).
     """
 
-    def __init__(self, cluster: str) -> None:
-        """cluster: the agent's own name, the first segment of every path. Raises ConfigError."""
+    def __init__(
+        self,
+        cluster: str,
+        *,
+        allows: Callable[[bytes, bytes, int], bool] = lambda namespace, service, port: False,
+        api_server: str = API_SERVER,
+    ) -> None:
+        """cluster: the agent's own name, the first segment of every path. allows: whether a service (namespace, name,
+        port) may be reached; none may, where it isn't given (`services.ServiceAllowList` has such a method).
+        api_server: `https://host[:port]` and perhaps a path, where it isn't the cluster's own name for it.
+
+        Raises ConfigError.
+        """
         self._paths = _ClusterPaths(cluster)
+        self._allows = allows
+        self._api_server = api_server
 
     def route(self, request: RequestHead) -> Target:
         """The service or the API server. Raises Refused: 400, 403, 421."""
@@ -126,14 +139,17 @@ class KubernetesRouter:
             # 0 "", 1 api, 2 v1, 3 namespaces, 4 <ns>, 5 services, 6 <service>, 7 proxy-service, 8 <path…>
             parts = path.split(b"/", 8)
             if len(parts) >= 8 and parts[5] == b"services" and parts[7] == b"proxy-service":
-                host, port = _service(namespace=parts[4], service=parts[6])
+                name, port = _service(namespace=parts[4], service=parts[6])
+                if not self._allows(parts[4], name, port):
+                    raise Refused(403, "this service isn't on the cluster's list of those that may be reached")
+                host = f"{name.decode('ascii')}.{parts[4].decode('ascii')}.svc"
                 rest = b"/" + (parts[8] if len(parts) > 8 else b"")
                 return Target(f"https://{host}:{port}" + (rest + query).decode("ascii"))
-        return Target(API_SERVER + (path + query).decode("ascii"))
+        return Target(self._api_server + (path + query).decode("ascii"))
 
 
-def _service(namespace: bytes, service: bytes) -> tuple[str, int]:
-    """Host and port of `https:name[:port]` in a namespace, by wire.md's grammar. Raises Refused.
+def _service(namespace: bytes, service: bytes) -> tuple[bytes, int]:
+    """Name and port of `https:name[:port]` in a namespace, by wire.md's grammar. Raises Refused.
 
     Without a scheme, Kubernetes' own `name[:port]` is understood, so as to say 403 and not 400.
     """
@@ -157,4 +173,4 @@ def _service(namespace: bytes, service: bytes) -> tuple[str, int]:
         raise Refused(400, "the service's port must be a number from 1 to 65535")
     if (name, namespace) == (b"kubernetes", b"default"):
         raise Refused(403, "the API server isn't reached as a service")  # that way leads past the review
-    return f"{name.decode('ascii')}.{namespace.decode('ascii')}.svc", port
+    return name, port

@@ -53,12 +53,11 @@ def select_policy(
 
 
 def _kubernetes_unavailable() -> ConfigError:
-    """Why Kubernetes' paths can't be served: this version has no processor for them, and where we are."""
+    """Kubernetes' paths without a processor: `setup.make_policy` brings one, where there is a cluster."""
     where = "in a cluster" if os.environ.get("KUBERNETES_SERVICE_HOST") else "outside a cluster"
     return ConfigError(
         "route",
         "--route",
-        f"without routes, the targets are Kubernetes' ({where}), and those are served only by a request "
-        "processor that authenticates, which this version doesn't bring: give --route PREFIX=URL, or in Python "
-        "request_processor=",
+        f"without routes, the targets are Kubernetes' ({where}), and those are served only by a request processor that "
+        "authenticates: give --route PREFIX=URL, or request_processor",
     )

@@ -58,6 +58,6 @@ def parse_services(contents: list[bytes]) -> Allowed:
         service, colon, port_text = rest.partition(b":")
         port = int(port_text) if port_text.isdigit() and len(port_text) <= 5 else 0
         if not is_label(namespace) or not is_label(service) or (colon and not 1 <= port <= 65535):
-            raise ValueError(f"line {number} must be NAMESPACE/SERVICE or NAMESPACE/SERVICE:PORT, names as RFC 1123 labels")
+            raise ValueError(f"line {number} must be NAMESPACE/SERVICE or NAMESPACE/SERVICE:PORT, both RFC 1123 labels")
         found.add((namespace, service, port))
     return frozenset(found)

@@ -16,7 +16,14 @@ from ..errors import ConfigError
 from ..messages import Target
 from .files import Reloaded
 
-__all__ = ["CertificateProvider", "FileTrust", "client_context", "parse_certificates", "server_context"]
+__all__ = [
+    "CertificateProvider",
+    "FileTrust",
+    "client_context",
+    "parse_certificates",
+    "roots_context",
+    "server_context",
+]
 
 # One block of RFC 7468, or the start of one that doesn't end as it should.
 _BLOCK = re.compile(
@@ -80,7 +87,7 @@ class FileTrust:
         """One context per generation, the same for every target. The first one loads the roots (some 20 ms)."""
         generation = self.generation
         if self._context is None or self._context[0] != generation:
-            self._context = (generation, _roots_context(self._files.value, self._system_roots, ["http/1.1"]))
+            self._context = (generation, roots_context(self._files.value, self._system_roots, ["http/1.1"]))
         return self._context[1]
 
 
@@ -115,7 +122,8 @@ def _parse_all(contents: list[bytes]) -> list[bytes]:
     return [der for number, pem in enumerate(contents, 1) for der in parse_certificates(pem, f"CA file {number}")]
 
 
-def _roots_context(certificates: Sequence[bytes], system_roots: bool, alpn: list[str]) -> ssl.SSLContext:
+def roots_context(certificates: Sequence[bytes], system_roots: bool, alpn: list[str]) -> ssl.SSLContext:
+    """A client's context that trusts these DER certificates, and the system's roots where asked to."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies, and checks host names
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a trusted intermediate is an anchor, as for Go and curl
@@ -142,7 +150,7 @@ def client_context(
     show; key_file "" means that cert_file holds both. Raises ConfigError, naming the field.
     """
     roots = Reloaded([ca_file], _parse_all, field=ca_field).value if ca_file else []
-    context = _roots_context(roots, not ca_file, list(alpn))
+    context = roots_context(roots, not ca_file, list(alpn))
     if cert_file:
         _load_chain(context, cert_file, key_file, cert_field)
     return context

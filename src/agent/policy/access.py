@@ -1,0 +1,401 @@
+"""How a Kubernetes API server is reached, and as whom: from a pod's service account, or from a kubeconfig file.
+
+The files are read, and contexts, clusters and users joined, by lightkube's KubeConfig. What is made of them is ours,
+for it lasts as long as the agent: every file is read anew when it changes, credential plugins run again when what they
+gave runs out, and what isn't checked strictly isn't used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import dataclasses
+import logging
+import os
+import ssl
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ..errors import ConfigError
+from .exec_plugin import API_VERSIONS, ExecCredential, ExecPlugin, PluginError
+from .files import Reloaded
+from .trust import parse_certificates, roots_context
+
+if TYPE_CHECKING:
+    from lightkube.config.kubeconfig import SingleConfig
+
+__all__ = ["SERVICE_ACCOUNT", "AccessError", "ApiAccess", "extra_is_installed", "in_cluster"]
+
+logger = logging.getLogger(__name__)
+
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+EXPIRY_MARGIN_S = 10.0
+"""A plugin's token is asked for anew so long before it runs out, or after nine tenths of a shorter life."""
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class AccessError(Exception):
+    """There are no credentials to be had. Its text holds no secret."""
+
+
+def extra_is_installed() -> bool:
+    """Whether the packages of `fastpipe-agent[kubernetes]` are there. Imports none of them."""
+    from importlib.util import find_spec
+
+    return find_spec("lightkube") is not None and find_spec("httpx2") is not None
+
+
+def in_cluster() -> bool:
+    """Whether this process runs in a pod that Kubernetes has told where its API server is."""
+    return bool(os.environ.get("KUBERNETES_SERVICE_HOST") and os.environ.get("KUBERNETES_SERVICE_PORT"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spec:
+    """What a kubeconfig says about one server and one user, with paths made absolute and data decoded."""
+
+    server: str
+    ca_file: str = ""
+    ca_data: bytes = b""
+    certificate_file: str = ""
+    certificate_data: bytes = b""
+    key_file: str = ""
+    key_data: bytes = dataclasses.field(default=b"", repr=False)
+    token: str = dataclasses.field(default="", repr=False)
+    token_file: str = ""
+    plugin: ExecPlugin | None = None
+
+    @property
+    def files(self) -> list[str]:
+        return [path for path in (self.ca_file, self.certificate_file, self.key_file) if path]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Material:
+    """What the TLS context is made of. roots: DER, none for the system's."""
+
+    roots: tuple[bytes, ...]
+    certificate: bytes
+    key: bytes = dataclasses.field(repr=False)
+
+
+class ApiAccess:
+    """One API server: where it is, what it is trusted by, and the credentials to ask it with.
+
+    server: `https://host:port` and perhaps a path, without a slash at the end; it stays as it was at the start.
+    """
+
+    def __init__(self, spec: Reloaded[_Spec], *, field: str, origin: str, check_interval_s: float = 1.0) -> None:
+        """spec: see `from_service_account` and `from_kubeconfig`. field, origin: the configuration field, and its file.
+
+        Raises ConfigError for files that can't be used.
+        """
+        self._spec = spec
+        self._field = field
+        self._origin = origin
+        self._check_interval_s = check_interval_s
+        self.server = spec.value.server
+        self.generation = 0
+        self._spec_seen = self._material_seen = 0
+        self._contexts: tuple[ssl.SSLContext | None, ssl.SSLContext | None] = (None, None)
+        self._given: ExecCredential | None = None
+        self._given_until_s = 0.0
+        self._token_seen = -1
+        self._headers: Headers = ()
+        self._renewing = asyncio.Lock()
+        self._use(spec.value)
+
+    @classmethod
+    def from_service_account(cls, directory: str = SERVICE_ACCOUNT, *, check_interval_s: float = 1.0) -> ApiAccess:
+        """The API server of the cluster this process runs in, as its own service account. Raises ConfigError."""
+        from lightkube import ConfigError as Unusable
+        from lightkube import KubeConfig
+
+        field = "kubeconfig"
+        try:
+            single = KubeConfig.from_service_account(directory).get()
+        except (Unusable, OSError, KeyError, ValueError) as error:
+            raise ConfigError(field, directory, f"must hold a service account's token ({error})") from None
+        assert single is not None
+        spec = Reloaded[_Spec]([], lambda _: _spec_of(single, {}), field=field)  # its files are looked at one by one
+        return cls(spec, field=field, origin=directory, check_interval_s=check_interval_s)
+
+    @classmethod
+    def from_kubeconfig(cls, path: str, *, field: str, check_interval_s: float = 1.0) -> ApiAccess:
+        """The cluster and user of a kubeconfig's current context. field: names the file. Raises ConfigError."""
+        spec = Reloaded[_Spec](
+            [path], lambda contents: parse_kubeconfig(contents[0], path), field=field, check_interval_s=check_interval_s
+        )
+        return cls(spec, field=field, origin=path, check_interval_s=check_interval_s)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the server."""
+        parts = urlsplit(self.server)
+        return parts.hostname or "", parts.port or 443
+
+    @property
+    def has_certificate(self) -> bool:
+        """Whether the credentials are, or include, a client certificate."""
+        return bool(self._material.value.certificate or (self._given is not None and self._given.certificate))
+
+    @property
+    def problem(self) -> str | None:
+        """Why the files as they are now can't be used, None where they can."""
+        token = None if self._token is None else self._token.problem
+        return self._spec.problem or self._material.problem or token
+
+    def context(self) -> ssl.SSLContext:
+        """Verifies the server and presents nothing: for requests under their client's own credentials."""
+        self.refresh()
+        return self._context(False)
+
+    def own_context(self) -> ssl.SSLContext:
+        """Verifies the server and presents our client certificate, where there is one."""
+        self.refresh()
+        return self._context(self.has_certificate)
+
+    def headers(self) -> Headers | None:
+        """`Authorization` with our own token; () where the certificate is all there is; None: `renew` first."""
+        if self._token is not None:
+            token = self._token.refresh()
+            if self._token.generation != self._token_seen:
+                self._token_seen = self._token.generation
+                self._headers = _bearer(token)
+        elif self._plugin is not None and (self._given is None or time.monotonic() >= self._given_until_s):
+            return None
+        return self._headers
+
+    async def renew(self, refused: Headers | None = None) -> Headers:
+        """The headers after reading the files anew, and running the plugin where one is due.
+
+        refused: headers that the server has just refused: those are not taken from memory again. Raises AccessError.
+        Cancelled: nothing has changed.
+        """
+        async with self._renewing:
+            self.refresh(now=True)
+            if self._token is not None:
+                self._token.refresh(now=True)
+            found = self.headers()
+            if self._plugin is not None and (found is None or found == refused):
+                try:
+                    given = await self._plugin.run()
+                    if given.certificate:
+                        _load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), given.certificate, given.key)
+                except PluginError as error:
+                    raise AccessError(str(error)) from None
+                except ValueError as error:
+                    raise AccessError(f"the credential plugin's certificate can't be used ({error})") from None
+                self._take(given)
+                found = self._headers
+            if found is None:
+                raise AccessError("there are no credentials")
+            return found
+
+    def refresh(self, *, now: bool = False) -> None:
+        """Look whether the files have changed, where that is due. Never raises: the last good stays in force."""
+        spec = self._spec.refresh(now=now)
+        if self._spec.generation != self._spec_seen:
+            self._spec_seen = self._spec.generation
+            try:
+                if spec.server != self.server:
+                    raise ConfigError(self._field, self.server, "the server can't change while the agent runs")
+                self._use(spec)
+            except ConfigError as error:
+                logger.error("%s; what was read before is used", error)
+        self._material.refresh(now=now)
+        if self._material.generation != self._material_seen:
+            self._changed()
+
+    def _use(self, spec: _Spec) -> None:
+        token = None
+        try:
+            material = Reloaded[_Material](
+                spec.files, lambda contents: _read_material(spec, contents),
+                field=self._field, check_interval_s=self._check_interval_s,
+            )  # fmt: skip
+            if spec.token_file:
+                token = Reloaded[str](
+                    [spec.token_file], _parse_token, field=self._field, check_interval_s=self._check_interval_s
+                )
+        except ConfigError as error:
+            raise ConfigError(self._field, self._origin, error.expected) from None
+        self._material, self._token, self._plugin = material, token, spec.plugin
+        self._given = None
+        self._token_seen = -1
+        self._headers = _bearer(spec.token) if spec.token else ()
+        self._changed()
+
+    def _take(self, given: ExecCredential) -> None:
+        margin_s = min(EXPIRY_MARGIN_S, (given.lifetime_s or 0.0) / 10)
+        lifetime_s = float("inf") if given.lifetime_s is None else given.lifetime_s - margin_s
+        had = self._given
+        self._given, self._given_until_s = given, time.monotonic() + lifetime_s
+        self._headers = _bearer(given.token) if given.token else ()
+        if (had.certificate if had else b"") != given.certificate:
+            self._changed()
+
+    def _changed(self) -> None:
+        self._material_seen = self._material.generation
+        self._contexts = (None, None)
+        self.generation += 1
+
+    def _context(self, own: bool) -> ssl.SSLContext:
+        context = self._contexts[own]
+        if context is None:
+            material = self._material.value
+            context = roots_context(material.roots, not material.roots, ["http/1.1"])
+            if own:
+                given = self._given if self._given is not None and self._given.certificate else material
+                _load_chain(context, given.certificate, given.key)
+            plain, with_certificate = self._contexts
+            self._contexts = (plain, context) if own else (context, with_certificate)
+        return context
+
+
+def _bearer(token: str) -> Headers:
+    return ((b"Authorization", b"Bearer " + token.encode("ascii")),)
+
+
+def _parse_token(contents: list[bytes]) -> str:
+    token = contents[0].strip()
+    if not token or any(not 0x21 <= byte <= 0x7E for byte in token):
+        raise ValueError("the token file must hold one token of visible ASCII without spaces")
+    return token.decode("ascii")
+
+
+def _read_material(spec: _Spec, contents: list[bytes]) -> _Material:
+    """The files' contents in place of their paths. Raises ValueError."""
+    read = dict(zip(spec.files, contents, strict=True))
+    ca = read[spec.ca_file] if spec.ca_file else spec.ca_data
+    certificate = read[spec.certificate_file] if spec.certificate_file else spec.certificate_data
+    key = read[spec.key_file] if spec.key_file else spec.key_data
+    roots = tuple(parse_certificates(ca, "the certificate authority")) if ca else ()
+    if certificate:
+        _load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate, key)
+    return _Material(roots, certificate, key)
+
+
+def _load_chain(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Have a context present a certificate. Raises ValueError. OpenSSL takes files only: it is gone at once."""
+
+    def no_password() -> str:
+        raise ValueError("the key is encrypted")
+
+    with tempfile.NamedTemporaryFile(prefix="fastpipe-agent-") as file:  # mode 0600
+        file.write(certificate + b"\n" + key)
+        file.flush()
+        try:
+            context.load_cert_chain(file.name, password=no_password)
+        except (ssl.SSLError, ValueError) as error:
+            raise ValueError(f"the client certificate and its key must be PEM and belong together ({error})") from None
+
+
+# Kubeconfig -------------------------------------------------------------------------------------------------------
+
+
+def parse_kubeconfig(content: bytes, path: str) -> _Spec:
+    """What a kubeconfig's current context says. Raises ValueError for what is wrong, or can't be kept to."""
+    import msgspec
+    import yaml
+    from lightkube import ConfigError as Unusable
+    from lightkube import KubeConfig
+
+    try:
+        document = yaml.safe_load(content)
+        single = KubeConfig.from_dict(document, path).get()
+    except yaml.YAMLError:
+        raise ValueError("must be valid YAML") from None  # its own text quotes the file
+    except KeyError as error:
+        raise ValueError(f"must be a kubeconfig file: {error} is missing") from None
+    except (TypeError, AttributeError, msgspec.ValidationError):
+        raise ValueError("must be a kubeconfig file") from None
+    except Unusable as error:
+        raise ValueError(f"must have a current context ({error})") from None
+    assert single is not None
+    named = {"cluster": single.context.cluster, "user": single.context.user}
+    raw = {
+        kind: next((each.get(kind) or {} for each in document.get(f"{kind}s") or () if each["name"] == name), {})
+        for kind, name in named.items()
+    }
+    return _spec_of(single, raw)
+
+
+def _spec_of(single: SingleConfig, raw: dict[str, dict[str, Any]]) -> _Spec:
+    """Check what lightkube has read. raw: `cluster` and `user` as written, for the rest. Raises ValueError."""
+    cluster, user = single.cluster, single.user
+    cluster_raw, user_raw = raw.get("cluster", {}), raw.get("user", {})
+    if cluster.insecure:
+        raise ValueError("insecure-skip-tls-verify isn't allowed: give certificate-authority")
+    for key in ("tls-server-name", "proxy-url"):
+        if cluster_raw.get(key):
+            raise ValueError(f"{key} isn't supported")
+    parts = urlsplit(cluster.server)
+    if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(f"the server must be https://HOST[:PORT][/PATH], not {parts.scheme}://{parts.hostname}")
+    if user is None:
+        raise ValueError("the current context must name a user")
+    if user.auth_provider or user.username or user.password:
+        raise ValueError("the user must have a token, a certificate, or an exec plugin")
+
+    def absolute(name: str | None) -> str:
+        return os.fspath(single.abs_file(os.path.expanduser(name))) if name else ""
+
+    spec = _Spec(
+        server=cluster.server.rstrip("/"),
+        ca_data=_decoded("certificate-authority-data", cluster.certificate_auth_data),
+        ca_file="" if cluster.certificate_auth_data else absolute(cluster.certificate_auth),
+        certificate_data=_decoded("client-certificate-data", user.client_cert_data),
+        certificate_file="" if user.client_cert_data else absolute(user.client_cert),
+        key_data=_decoded("client-key-data", user.client_key_data),
+        key_file="" if user.client_key_data else absolute(user.client_key),
+        token="" if user.token_file else _parse_token([user.token.encode()]) if user.token else "",
+        token_file=absolute(user.token_file),
+        plugin=_plugin(single, cluster_raw, user_raw) if user.exec is not None else None,
+    )
+    has_certificate = bool(spec.certificate_data or spec.certificate_file)
+    if has_certificate != bool(spec.key_data or spec.key_file):
+        raise ValueError("client-certificate and client-key must be set together")
+    if not (has_certificate or spec.token or spec.token_file or spec.plugin):
+        raise ValueError("the user must have a token, a certificate, or an exec plugin")
+    return spec
+
+
+def _plugin(single: SingleConfig, cluster_raw: dict[str, Any], user_raw: dict[str, Any]) -> ExecPlugin:
+    assert single.user is not None
+    found = single.user.exec
+    assert found is not None
+    raw = user_raw.get("exec") or {}
+    if found.apiVersion not in API_VERSIONS:
+        raise ValueError(f"the exec plugin's apiVersion must be one of {', '.join(API_VERSIONS)}")
+    if raw.get("interactiveMode") == "Always":
+        raise ValueError("the exec plugin must not need a terminal (interactiveMode)")
+    command = found.command
+    if os.sep in command:  # relative to the file, as for client-go; a bare name is looked for in PATH
+        command = os.fspath(single.abs_file(command))
+    cluster = None
+    if raw.get("provideClusterInfo"):
+        cluster = {"server": single.cluster.server}
+        if cluster_raw.get("certificate-authority-data"):
+            cluster["certificate-authority-data"] = cluster_raw["certificate-authority-data"]
+        for extension in cluster_raw.get("extensions") or ():
+            if extension.get("name") == "client.authentication.k8s.io/exec":
+                cluster["config"] = extension.get("extension")
+    return ExecPlugin(
+        command=command,
+        args=tuple(found.args or ()),
+        env={each.name: each.value for each in found.env or ()},
+        api_version=found.apiVersion,
+        cluster=cluster,
+    )
+
+
+def _decoded(key: str, text: str | None) -> bytes:
+    try:
+        return base64.b64decode("".join((text or "").split()), validate=True)
+    except binascii.Error:
+        raise ValueError(f"{key} must be base64") from None

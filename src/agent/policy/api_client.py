@@ -1,0 +1,165 @@
+"""Asks a Kubernetes API server to create what it answers at once: a TokenReview, a SelfSubjectAccessReview.
+
+By httpx2, which lightkube brings: kept-alive connections, TLS, a bound on connections. No limit on requests per second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .access import AccessError, ApiAccess, Headers
+
+if TYPE_CHECKING:
+    import httpx2
+
+__all__ = ["ApiClient", "ReviewError"]
+
+logger = logging.getLogger(__name__)
+
+ANSWER_BYTES = 4 * 1024 * 1024
+IDLE_S = 60.0
+"""How long an unused connection is kept: Go's servers keep theirs for 90 s and more."""
+
+
+class ReviewError(Exception):
+    """An answer could not be had. reason: in words without secrets; status: the server's, 0 where there was none."""
+
+    def __init__(self, reason: str, *, status: int = 0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+
+
+class _Pool:
+    """The connections made under one set of certificates; closed when the last request on them is over."""
+
+    def __init__(self, client: httpx2.AsyncClient, generation: int) -> None:
+        self.client = client
+        self.generation = generation
+        self.users = 0
+
+
+class ApiClient:
+    """Posts objects to one API server under the agent's own credentials."""
+
+    def __init__(self, access: ApiAccess, *, at_once: int = 32, timeout_s: float = 10.0) -> None:
+        """at_once: connections at most; further requests wait. timeout_s: for one answer, waiting included."""
+        import httpx2  # only where it is used: 6 MiB
+
+        self.access = access
+        self._httpx: ModuleType = httpx2
+        self._at_once = at_once
+        self._timeout_s = timeout_s
+        self._pool: _Pool | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """POST an object to `path`; the object that the server answers with.
+
+        Asked once more, on another connection, where one broke before the answer was whole: these objects are not kept
+        by the server, so asking twice is asking once. And where it is a 401 while newer credentials are to be had.
+        Raises ReviewError, after `timeout_s` at the latest. Cancelled: the connection is closed.
+        """
+        content = json.dumps(body).encode()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                headers = self.access.headers()
+                if headers is None:
+                    headers = await self.access.renew()
+                status, answer = await self._post_twice(path, content, headers)
+                if status == 401:
+                    newer = await self.access.renew(headers)
+                    if newer != headers:
+                        status, answer = await self._post_twice(path, content, newer)
+        except TimeoutError:
+            raise ReviewError(f"no answer within {self._timeout_s:g} s") from None
+        except AccessError as error:
+            raise ReviewError(str(error)) from None
+        if status not in (200, 201, 202):
+            raise ReviewError(f"the API server answered {status}", status=status)
+        try:
+            found = json.loads(answer)
+        except (ValueError, RecursionError):
+            raise ReviewError("the API server's answer is no JSON") from None
+        if not isinstance(found, dict) or (found.get("apiVersion"), found.get("kind")) != (
+            body["apiVersion"],
+            body["kind"],
+        ):
+            raise ReviewError(f"the API server's answer is no {body['kind']} of {body['apiVersion']}")
+        return found
+
+    async def close(self) -> None:
+        """End every connection. Cancelled: they end all the same."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.client.aclose()
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    async def _post_twice(self, path: str, content: bytes, headers: Headers) -> tuple[int, bytes]:
+        httpx2 = self._httpx
+        broken = (httpx2.ReadError, httpx2.WriteError, httpx2.CloseError, httpx2.RemoteProtocolError)
+        try:
+            return await self._post(path, content, headers)
+        except broken as error:
+            logger.info("asking the API server once more", extra={"reason": type(error).__name__})
+        except httpx2.HTTPError as error:
+            raise ReviewError(f"the API server can't be reached ({type(error).__name__})") from error
+        try:
+            return await self._post(path, content, headers)
+        except httpx2.HTTPError as error:
+            raise ReviewError(f"the API server's answer was cut ({type(error).__name__})") from error
+
+    async def _post(self, path: str, content: bytes, headers: Headers) -> tuple[int, bytes]:
+        """(status, body). Raises httpx2.HTTPError, ReviewError."""
+        pool = self._current()
+        pool.users += 1
+        try:
+            async with pool.client.stream(
+                "POST", self.access.server + path, content=content, headers=list(headers)
+            ) as response:
+                answer = bytearray()
+                async for piece in response.aiter_raw():
+                    answer += piece
+                    if len(answer) > ANSWER_BYTES:
+                        raise ReviewError("the API server's answer is too large")
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise ReviewError("the API server's answer is encoded, unasked")
+                return response.status_code, bytes(answer)
+        finally:
+            pool.users -= 1
+            if pool is not self._pool and not pool.users:  # others' certificates are in force: it was kept for us
+                await pool.client.aclose()
+
+    def _current(self) -> _Pool:
+        """The connections under the certificates in force. What waits on older ones goes on there."""
+        context = self.access.own_context()
+        pool = self._pool
+        if pool is None or pool.generation != self.access.generation:
+            httpx2 = self._httpx
+            client = httpx2.AsyncClient(
+                verify=context,
+                trust_env=False,  # no proxy and no roots from the environment: a token goes to its server alone
+                timeout=None,
+                follow_redirects=False,
+                limits=httpx2.Limits(
+                    max_connections=self._at_once, max_keepalive_connections=self._at_once, keepalive_expiry=IDLE_S
+                ),
+                headers={
+                    "Accept": "application/json",
+                    "Accept-Encoding": "identity",
+                    "Content-Type": "application/json",
+                    "User-Agent": "fastpipe-agent",
+                },
+            )
+            old, self._pool = pool, _Pool(client, self.access.generation)
+            if old is not None and not old.users:
+                task = asyncio.get_running_loop().create_task(old.client.aclose())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+            pool = self._pool
+        return pool

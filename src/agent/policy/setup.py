@@ -1,0 +1,212 @@
+"""Puts an agent's policy together from its configuration: router, processor, trust, and what they share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+from typing import Any
+
+from ..config import AgentConfig
+from ..errors import ConfigError
+from ..messages import Target
+from .access import SERVICE_ACCOUNT, ApiAccess, extra_is_installed, in_cluster
+from .identity import RequestProcessor
+from .references import load_part, load_reference
+from .router import API_SERVER, KubernetesRouter, Router
+from .selection import select_policy
+from .services import ServiceAllowList
+from .trust import CertificateProvider, FileTrust
+
+__all__ = ["Policy", "make_policy"]
+
+logger = logging.getLogger(__name__)
+
+
+class Policy:
+    """Everything that decides who may reach what.
+
+    services: the allow-list that Kubernetes' router goes by, None for other routers. managed, hub: how the clusters'
+    API servers are reached, None where they aren't. review_counters: `reviews.ReviewCounters`, None without reviews.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        processor: RequestProcessor,
+        trust: CertificateProvider,
+        *,
+        services: ServiceAllowList | None = None,
+        kubernetes: _Kubernetes | None = None,
+    ) -> None:
+        self.router = router
+        self.processor = processor
+        self.trust = trust
+        self.services = services
+        self._kubernetes = kubernetes
+
+    @property
+    def managed(self) -> ApiAccess | None:
+        return None if self._kubernetes is None else self._kubernetes.managed
+
+    @property
+    def hub(self) -> ApiAccess | None:
+        return None if self._kubernetes is None else self._kubernetes.hub
+
+    @property
+    def review_counters(self) -> Any:
+        return None if self._kubernetes is None else self._kubernetes.reviews.counters
+
+    @property
+    def generation(self) -> int:
+        """Counts up when what targets are trusted by, or a certificate of ours, changes."""
+        own = 0
+        if self._kubernetes is not None:
+            self._kubernetes.managed.refresh()
+            own = self._kubernetes.managed.generation
+        return self.trust.generation + own
+
+    def ssl_context(self, target: Target) -> ssl.SSLContext:
+        """The context for a target: with the agent's certificate only for what goes out under the agent's authority."""
+        if target.client_identity and self._kubernetes is not None:
+            return self._kubernetes.managed.own_context()
+        return self.trust.ssl_context(target)
+
+    async def close(self) -> None:
+        """End reviews under way, and the connections they use. Cancelled: they end all the same."""
+        if self._kubernetes is not None:
+            await self._kubernetes.close()
+
+
+class _KubernetesTrust:
+    """The API server by its own roots; services by the cluster's, extra files', and perhaps the system's."""
+
+    def __init__(self, managed: ApiAccess, services: FileTrust, api_server: tuple[str, int]) -> None:
+        self._managed = managed
+        self._services = services
+        self._api_server = api_server
+
+    @property
+    def generation(self) -> int:
+        return self._services.generation  # the access's own is counted by Policy
+
+    def ssl_context(self, target: Target) -> ssl.SSLContext:
+        if (target.host, target.port) == self._api_server:
+            return self._managed.context()
+        return self._services.ssl_context(target)
+
+
+class _Kubernetes:
+    """The two clusters' API servers and the reviews that are asked of them."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        from .api_client import ApiClient
+        from .reviews import TokenReviews
+
+        self.managed = _managed_access(config)
+        self.hub: ApiAccess | None = None
+        if config.hub_kubeconfig:
+            self.hub = ApiAccess.from_kubeconfig(config.hub_kubeconfig, field="hub_kubeconfig")
+        else:
+            logger.info("there is no hub_kubeconfig: only this cluster's own tokens are known")
+        at_once, timeout_s = config.token_reviews_at_once, config.token_review_timeout_s
+        self.clients = [
+            ApiClient(access, at_once=at_once, timeout_s=timeout_s)
+            for access in (self.managed, self.hub)
+            if access is not None
+        ]
+        self.reviews = TokenReviews(
+            self.clients[0].create,
+            self.clients[1].create if self.hub is not None else None,
+            allowed_system_groups=config.allow_hub_system_groups,
+            cache_s=config.token_cache_s,
+            at_once=at_once,
+            timeout_s=timeout_s,
+        )
+
+    async def close(self) -> None:
+        await self.reviews.close()
+        for client in self.clients:
+            await client.close()
+
+
+def make_policy(
+    config: AgentConfig,
+    *,
+    router: Router | None = None,
+    request_processor: RequestProcessor | None = None,
+    certificate_provider: CertificateProvider | None = None,
+) -> Policy:
+    """The policy of an agent; the user's own parts, given here or named in the configuration, win.
+
+    Raises ConfigError for what can't be used, and where Kubernetes' paths would have to be served without being able to
+    authenticate who asks.
+    """
+    router = router or load_part("router", config.router, "route")
+    processor = request_processor or load_part("request_processor", config.request_processor, "process")
+    trust = certificate_provider or load_part(
+        "certificate_provider", config.certificate_provider, "ssl_context", "generation"
+    )
+    app = load_reference("app", config.app) if isinstance(config.app, str) else config.app
+    if router is not None or config.static_routes or app is not None:
+        router, processor = select_policy(
+            cluster=config.cluster_name,
+            routes=config.static_routes,
+            app=app,
+            router=router,
+            request_processor=processor,
+        )
+        return Policy(router, processor, trust or FileTrust(config.target_ca_files))
+    return _kubernetes_policy(config, processor, trust)
+
+
+def _kubernetes_policy(
+    config: AgentConfig, processor: RequestProcessor | None, trust: CertificateProvider | None
+) -> Policy:
+    """Kubernetes' router, with our processor where the user has none of their own."""
+    kubernetes = None
+    if processor is None:
+        _check_available(config)
+        kubernetes = _Kubernetes(config)
+    services = ServiceAllowList(config.service_allow_file)
+    url = kubernetes.managed.server if kubernetes is not None and config.kubeconfig else API_SERVER
+    router = KubernetesRouter(config.cluster_name, allows=services.allows, api_server=url)
+    target = Target(url)
+    api_server = (target.host, target.port)
+    if kubernetes is not None and processor is None:
+        from .kubernetes import KubernetesProcessor
+
+        processor = KubernetesProcessor(kubernetes.reviews, kubernetes.managed, api_server=api_server)
+    assert processor is not None
+    if trust is None:
+        files = [*config.target_ca_files]
+        cluster_ca = os.path.join(SERVICE_ACCOUNT, "ca.crt")
+        if os.path.exists(cluster_ca):
+            files.insert(0, cluster_ca)
+        services_trust = FileTrust(files, system_roots=config.system_roots)
+        trust = services_trust
+        if kubernetes is not None:
+            trust = _KubernetesTrust(kubernetes.managed, services_trust, api_server)
+    return Policy(router, processor, trust, services=services, kubernetes=kubernetes)
+
+
+def _managed_access(config: AgentConfig) -> ApiAccess:
+    if config.kubeconfig:
+        return ApiAccess.from_kubeconfig(config.kubeconfig, field="kubeconfig")
+    return ApiAccess.from_service_account()
+
+
+def _check_available(config: AgentConfig) -> None:
+    """Raise ConfigError where Kubernetes' paths can't be served: why, and what can be done instead."""
+    reasons = []
+    if not config.kubeconfig and not in_cluster():
+        reasons.append("this is outside a cluster (--kubeconfig FILE would say where it is)")
+    if not extra_is_installed():
+        reasons.append("the extra is missing (pip install 'fastpipe-agent[kubernetes]')")
+    if reasons:
+        raise ConfigError(
+            "route",
+            "--route",
+            "without routes, the targets are Kubernetes', which can't be authenticated for: "
+            f"{', and '.join(reasons)}. Else give --route PREFIX=URL",
+        )
