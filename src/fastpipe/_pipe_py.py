@@ -194,14 +194,33 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         Never blocks and never refuses: past the high-water mark it calls pause_writing. Raises TypeError without a
         buffer, RuntimeError after write_eof, from another thread, and where the loop is closed.
         """
-        if get_ident() != self._home.thread:
+        home = self._home
+        if get_ident() != home.thread:
             raise RuntimeError(_errors.WRONG_THREAD)
         if type(data) is not bytes:
             data = immutable(data)  # I2
         if self._eof_sent:
             raise RuntimeError(_errors.WRITE_AFTER_EOF)
-        if data and self._state == OPEN:
-            self._send((data,))
+        if not data or self._state != OPEN:
+            return
+        peer = self._peer_strong or self._peer_ref()
+        if peer is None:  # I8
+            self._break(PipeBrokenError(_errors.PEER_GONE))
+            return
+        if peer._head is None and self._stats is None:  # the common case, in few steps
+            peer._head = data
+            peer._size = len(data)
+        else:
+            self._put(peer, data)
+        if peer._inline or peer._queued or peer._paused or peer._protocol is None:
+            self._sent(peer)
+            return
+        peer._queued = True  # home.wake(peer), without the call
+        home.due.append(peer)
+        if not home.draining and not home.scheduled:
+            home.schedule()
+        if peer._size > self._high_water and not self._protocol_paused:
+            self._pause_protocol()
 
     def writelines(self, list_of_data: Iterable[Any], /) -> None:
         """`write` for each item, all or nothing: an item without a buffer raises before any is sent."""
@@ -209,25 +228,29 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         pieces = [piece for piece in map(immutable, list_of_data) if piece]
         if self._eof_sent:
             raise RuntimeError(_errors.WRITE_AFTER_EOF)
-        if pieces and self._state == OPEN:
-            self._send(pieces)
-
-    def _send(self, pieces: Iterable[bytes | memoryview]) -> None:
+        if not pieces or self._state != OPEN:
+            return
         peer = self._peer_strong or self._peer_ref()
-        if peer is None:  # I8
+        if peer is None:
             self._break(PipeBrokenError(_errors.PEER_GONE))
             return
         for piece in pieces:
-            if peer._head is None:
-                peer._head = piece
-            elif peer._rest is None:
-                peer._rest = deque((piece,))
-            else:
-                peer._rest.append(piece)
-            peer._size += len(piece)
-            if self._stats is not None:
-                self._stats.chunks_written += 1
-                self._stats.bytes_written += len(piece)
+            self._put(peer, piece)
+        self._sent(peer)
+
+    def _put(self, peer: PipeEnd, piece: bytes | memoryview) -> None:
+        if peer._head is None:
+            peer._head = piece
+        elif peer._rest is None:
+            peer._rest = deque((piece,))
+        else:
+            peer._rest.append(piece)
+        peer._size += len(piece)
+        if self._stats is not None:
+            self._stats.chunks_written += 1
+            self._stats.bytes_written += len(piece)
+
+    def _sent(self, peer: PipeEnd) -> None:
         if peer._protocol is not None and not peer._paused:
             if peer._inline:
                 peer._deliver_inline()
@@ -456,7 +479,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
                 return self._resume_protocol
             if not self._paused:
                 if self._head is not None:
-                    return self._deliver
+                    return self._deliver if self._inline or self._buffered else self._deliver_data
                 if self._eof_in and not self._eof_told:
                     return self._tell_eof
             return None
@@ -521,12 +544,16 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
             home.calls = home.bytes = 0
         home.depth += 1
         try:
-            while self._made and self._next() == self._deliver and not home.spent():
+            while self._made and self._delivering() and not home.spent():
                 home.calls += 1
                 self._deliver()
         finally:
             home.depth -= 1
             self._wake()
+
+    def _delivering(self) -> bool:
+        """Whether the next callback brings bytes."""
+        return self._head is not None and self._next() == self._deliver
 
     def _deliver(self) -> None:
         while True:
@@ -536,18 +563,21 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
                 self._deliver_data()
             if not self._inline or self._queued or self._head is None or self._home.spent():
                 return
-            if self._next() != self._deliver:
+            if not self._delivering():
                 return
             self._home.calls += 1  # inline: what came while the callback was on the stack
 
     def _deliver_data(self) -> None:
-        piece = self._head
-        assert piece is not None
-        if len(piece) > self._max_chunk:
-            piece = memoryview(piece)[: self._max_chunk]
-        self._taken(len(piece), deliveries=1)  # I6
-        data = memoryview(piece) if self._accepts_views else exact_bytes(piece)
-        self._home.bytes += len(data)
+        data: Any = self._head
+        n = len(data)
+        if n > self._max_chunk:
+            data, n = memoryview(data)[: self._max_chunk], self._max_chunk
+        self._taken(n)  # I6
+        if self._accepts_views:
+            data = memoryview(data)
+        elif type(data) is not bytes:
+            data = exact_bytes(data)
+        self._home.bytes += n
         try:
             if self._receive is None:
                 self._receive = self._protocol.data_received  # looked up once, as uvloop does
@@ -661,7 +691,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         if not 0 <= n <= self._size:
             raise _errors.past_the_end(n, self._size)
         if n:
-            self._taken(n, deliveries=1)
+            self._taken(n)
 
     def read(self, n: int = -1, /) -> bytes:
         """Take up to n bytes (-1: all that wait); the very object where it is one. b"" where nothing waits.
@@ -676,7 +706,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         head = self._head
         assert head is not None
         if n == len(head):
-            self._taken(n, deliveries=1)
+            self._taken(n)
             return exact_bytes(head)
         data = bytearray(n)
         self._fill(memoryview(data))
@@ -711,33 +741,36 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
             piece = memoryview(self._head)[: len(view) - filled]
             view[filled : filled + len(piece)] = piece
             filled += len(piece)
-            self._taken(len(piece), deliveries=0)
+            self._taken(len(piece), 0)
         if filled and self._stats is not None:
             self._stats.chunks_read += 1
         return filled
 
-    def _taken(self, n: int, *, deliveries: int) -> None:
+    def _taken(self, n: int, deliveries: int = 1) -> None:
         """n bytes have left the pipe: keep the books, and let a paused writer know."""
         if self._stats is not None:
             self._stats.bytes_read += n
             self._stats.chunks_read += deliveries
         self._size -= n  # I1
+        if not self._size:
+            self._head = self._rest = None
+        else:
+            self._forget(n)
+        writer = self._peer_strong or self._peer_ref()
+        if writer is not None and writer._protocol_paused and self._size <= writer._low_water:
+            writer._wake_quietly()
+
+    def _forget(self, n: int) -> None:
+        """Take n bytes, fewer than wait, off the pieces."""
         head = self._head
         assert head is not None
         while n >= len(head):
             n -= len(head)
-            if not self._rest:
-                self._head = self._rest = None
-                break
+            assert self._rest is not None
             head = self._head = self._rest.popleft()
-        else:
-            if n:
-                self._head = memoryview(head)[n:]
-        if self._rest is not None and not self._rest:
-            self._rest = None
-        writer = self._peer_strong or self._peer_ref()
-        if writer is not None and writer._protocol_paused and self._size <= writer._low_water:
-            writer._wake_quietly()
+            self._rest = self._rest or None
+        if n:
+            self._head = memoryview(head)[n:]
 
     def _check_thread(self) -> None:
         if get_ident() != self._home.thread:

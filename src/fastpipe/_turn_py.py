@@ -74,7 +74,7 @@ class Home:
         self.calls = self.bytes = 0
         due = self.due
         try:
-            while due and not self.spent():
+            while due and self.calls < TURN_CALLS and self.bytes < TURN_BYTES:
                 end = due.popleft()
                 end._queued = False
                 self.calls += 1
@@ -84,7 +84,8 @@ class Home:
                 try:
                     callback()
                 finally:
-                    if not end._queued and end._next() is not None:
+                    idle = end._head is None and not end._eof_in and not end._state and not end._protocol_paused
+                    if not idle and not end._queued and end._next() is not None:
                         end._queued = True
                         due.append(end)
         finally:  # SystemExit and KeyboardInterrupt pass through, as everywhere in asyncio
