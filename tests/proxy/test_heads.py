@@ -76,9 +76,13 @@ def verdict(parts: list[bytes], as_views: bool = False) -> list[object]:
                     continue
                 head, data = heads.take(data)
                 if head is not None:
-                    request = parse_request(head, LIMITS)
-                    made.append({name: getattr(request, name) for name in request.__slots__})
-                    out = head_for_target(request, request.fields, Target("http://t"), pass_expect=True)
+                    request, target = parse_request(head, LIMITS)
+                    again = parse_request(head.replace(target, b"/other", 1), LIMITS, request)
+                    assert target == b"*" or again == (request, b"/other"), "all but the target is the same"
+                    fresh, _ = parse_request(head, LIMITS)
+                    assert described(fresh) == described(request)
+                    made.append((target, described(request)))
+                    out = head_for_target(request, target, request.fields, Target("http://t"), pass_expect=True)
                     assert_one_framing(out, request)
                     if request.upgrade:
                         return made
@@ -91,6 +95,10 @@ def verdict(parts: list[bytes], as_views: bool = False) -> list[object]:
     else:
         made.append((b"".join(content), bytes(heads.begun)))
     return made
+
+
+def described(request) -> dict[str, object]:
+    return {name: getattr(request, name) for name in request.__slots__ if name != "tail"}
 
 
 def assert_one_framing(out: bytes, request) -> None:
@@ -137,7 +145,7 @@ def test_what_the_intake_passes_llhttp_and_h11_pass_too(seed):
             head, _ = RequestHeadIntake(LIMITS).take(data)
             if head is None:
                 continue
-            request = parse_request(head, LIMITS)
+            _, target = parse_request(head, LIMITS)
         except Fault:
             continue
         passed += 1
@@ -145,7 +153,7 @@ def test_what_the_intake_passes_llhttp_and_h11_pass_too(seed):
         parser.receive_data(head)
         event = parser.next_event()
         assert isinstance(event, h11.Request), head
-        assert event.target == request.target
+        assert event.target == target
     assert passed > 300
 
 
@@ -210,11 +218,39 @@ def test_a_policy_cannot_break_a_head_apart(field):
         check_fields([field])
 
 
+def test_a_request_is_read_once_only_where_all_but_its_target_is_the_same():
+    head = b"GET /%b HTTP/1.1\r\nHost: a\r\nX: %b\r\n\r\n"
+    first, _ = parse_request(head % (b"1", b"y"), LIMITS)
+    assert parse_request(head % (b"2", b"y"), LIMITS, first) == (first, b"/2")
+    for other in (
+        head % (b"1", b"z"),
+        (head % (b"1", b"y")).replace(b"1.1", b"1.0"),
+        (head % (b"1", b"y")).replace(b"GET", b"HEAD"),
+    ):
+        assert parse_request(other, LIMITS, first)[0] is not first
+    with pytest.raises(Fault):
+        parse_request(head % (b"../2", b"y"), LIMITS, first)
+
+
+def test_llhttp_takes_every_target_that_is_taken_here():
+    """So that a head read once is judged as it would be afresh."""
+
+    class Nothing:
+        pass
+
+    for sign in range(0x21, 0x7F):
+        for target in (b"/a%cb", b"/%c", b"/?%c", b"/a?b?%c", b"//%c"):
+            if sign not in b"#\\" and sign != ord("."):
+                line = target % sign
+                parse_request(b"GET " + line + b" HTTP/1.1\r\nHost: a\r\n\r\n", LIMITS)
+                httptools.HttpRequestParser(Nothing()).feed_data(b"GET " + line + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+
+
 def test_what_a_policy_adds_to_framing_is_ignored():
-    request = parse_request(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", LIMITS)
+    request, target = parse_request(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", LIMITS)
     fields = [(b"host", b"evil"), (b"Content-Length", b"9"), (b"transfer-encoding", b"chunked"), (b"X-Ok", b"1"),
               (b"Connection", b"X-Ok")]  # fmt: skip
-    out = head_for_target(request, fields, Target("http://[::1]:8080/p?q"), pass_expect=True)
+    out = head_for_target(request, target, fields, Target("http://[::1]:8080/p?q"), pass_expect=True)
     assert out == b"GET /p?q HTTP/1.1\r\nHost: [::1]:8080\r\nX-Ok: 1\r\n\r\n"
 
 

@@ -47,6 +47,7 @@ UPGRADES = (b"websocket", b"spdy/3.1")
 PLAIN_OPTIONS = frozenset({b"keep-alive", b"close", b"upgrade", b"te"})  # they name no field that went on anyway
 MAX_LENGTH = 2**63 - 1
 METHOD_BYTES = 32
+KEPT_BYTES = 4096  # of a head, on an idle connection
 FEED_BYTES = 16384  # more than that at once, and a long field costs llhttp's callbacks quadratic time
 LINE_EXTRA_BYTES = METHOD_BYTES + len("  HTTP/1.1")
 
@@ -138,21 +139,24 @@ def _read_fields(parser_type: type, head: bytes) -> tuple[_Collector, bool]:
 
 
 class Request:
-    """A checked request head.
+    """A checked request head, but for its target: kept-alive clients send the same one again and again, so it is
+    immutable, and read once where it repeats.
 
-    method, target, is_1_0: of the request line. host: its `Host` value, b"" where an HTTP/1.0 client gave none. fields:
-    end-to-end, in order, without Host and Content-Length. length: bytes of body, or CHUNKED. has_length: whether
-    there was a Content-Length. keep_alive: the client means to go on afterwards. upgrade: b"websocket", b"spdy/3.1" or
-    b"". expects_continue: it waits for a 100. takes_trailers: it said `TE: trailers`.
+    method, is_1_0: of the request line. block: all behind that line, b"" where that is too much to keep. host: its
+    `Host` value, b"" where an HTTP/1.0 client gave none. fields: end-to-end, in order, without Host and Content-Length.
+    length: bytes of body, or CHUNKED. has_length: whether there was a Content-Length. keep_alive: the client means to
+    go on afterwards. upgrade: b"websocket", b"spdy/3.1" or b"". expects_continue: it waits for a 100. takes_trailers:
+    it said `TE: trailers`. tail: what a target gets behind its `Host`, once that was written.
     """
 
     __slots__ = (
-        "expects_continue", "fields", "has_length", "host", "is_1_0", "keep_alive", "length", "method",
-        "takes_trailers", "target", "upgrade",
+        "block", "expects_continue", "fields", "has_length", "host", "is_1_0", "keep_alive", "length", "method", "tail",
+        "takes_trailers", "upgrade",
     )  # fmt: skip
 
     method: bytes
-    target: bytes
+    block: bytes
+    tail: bytes
     is_1_0: bool
     host: bytes
     fields: Fields
@@ -229,9 +233,17 @@ def check_line(line: bytes, limits: ProxyLimits) -> tuple[bytes, bytes, bytes]:
 ALLOW = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
 
-def parse_request(head: bytes, limits: ProxyLimits) -> Request:
-    """Check one request head, from its request line to its empty line. Raises Fault."""
-    method, target, minor = check_line(head[: head.index(b"\r\n")], limits)
+def parse_request(head: bytes, limits: ProxyLimits, last: Request | None = None) -> tuple[Request, bytes]:
+    """Check one request head, from its request line to its empty line. Returns it and its target. Raises Fault.
+
+    last: the one before on this connection, given back where all but the target is the same. What is checked behind the
+    request line depends on nothing in it but method and version.
+    """
+    line_end = head.index(b"\r\n")
+    method, target, minor = check_line(head[:line_end], limits)
+    block = head[line_end:]
+    if last is not None and block == last.block and method == last.method and (minor == b"0") is last.is_1_0:
+        return last, target
     try:
         collector, taken = _read_fields(httptools.HttpRequestParser, head)
     except ValueError as error:
@@ -242,7 +254,8 @@ def parse_request(head: bytes, limits: ProxyLimits) -> Request:
 
     request = Request()
     request.method = method
-    request.target = target
+    request.block = block if len(block) <= KEPT_BYTES else b""
+    request.tail = b""
     request.is_1_0 = is_1_0 = minor == b"0"
     request.fields = collector.fields
     request.upgrade = b""
@@ -256,7 +269,7 @@ def parse_request(head: bytes, limits: ProxyLimits) -> Request:
         if not taken:
             raise Fault(400, "malformed request head")
         _set_connection(request, special)
-    return request
+    return request, target
 
 
 def _set_connection(request: Request, special: dict[bytes, list[bytes]]) -> None:

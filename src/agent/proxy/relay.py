@@ -67,20 +67,21 @@ HEAD, SIZED, IN_CHUNKS, TO_EOF, DONE = Mode
 class Exchange:
     """Relays one request and its response. `connection` tells it what the client does; it answers through it.
 
-    connection: the client's. request: its checked head. target: where it goes, once known. stage: how far the response
-    has come, for the connection's outcome. corked: the request head, while it waits for a piece of body to go out with.
+    connection: the client's. request, own_target: its checked head. target: where it goes, once known. stage: how far
+    the response has come, for the connection's outcome. corked: the head, while it waits for body to go out with.
     deadline: when the target is late with its response head. continue_at: when the proxy says 100 itself.
     """
 
     __slots__ = (
         "_began_s", "_collected", "_decoder", "_head", "_informational", "_intake", "_left", "_mark_s", "_mode",
         "_request_done", "_response", "_retried", "_task", "_unsent", "_upstream", "connection", "continue_at",
-        "corked", "deadline", "request", "stage", "target",
+        "corked", "deadline", "own_target", "request", "stage", "target",
     )  # fmt: skip
 
-    def __init__(self, connection: Connection, request: Request) -> None:
+    def __init__(self, connection: Connection, request: Request, own_target: bytes) -> None:
         self.connection = connection
         self.request = request
+        self.own_target = own_target
         self.target: Target | None = None
         self.stage = Stage.HEAD
         self.corked = b""
@@ -120,7 +121,7 @@ class Exchange:
                 self.continue_at = proxy.clock.later(proxy.limits.expect_timeout_s)
         fields = [(b"Host", request.host), *request.fields] if request.host else request.fields.copy()
         version = "1.0" if request.is_1_0 else "1.1"
-        head = RequestHead(request.method.decode(), request.target, version, fields, connection.conn_id, proxy.cluster)
+        head = RequestHead(request.method.decode(), self.own_target, version, fields, connection.conn_id, proxy.cluster)
         try:
             target = proxy.route(head)
             if isinstance(target, Target):
@@ -197,7 +198,8 @@ class Exchange:
         assert target is not None
         if self.connection.measures is not None:
             self.connection.measures.policy.add(self._lap_s())
-        self._head = self.corked = head_for_target(self.request, fields, target, pass_expect=not proxy.answer_expect)
+        head = head_for_target(self.request, self.own_target, fields, target, pass_expect=not proxy.answer_expect)
+        self._head = self.corked = head
         upstream = proxy.upstreams.take(target)
         if upstream is None:
             self._run(self._dial(target))

@@ -21,30 +21,41 @@ def authority(scheme: str, host: str, port: int) -> bytes:
     return (name if port == (443 if scheme == "https" else 80) else f"{name}:{port}").encode()
 
 
-def head_for_target(request: Request, fields: Fields, target: Target, *, pass_expect: bool) -> bytes:
-    """The head that the target gets. fields: end-to-end ones, as the policy left them; what belongs to framing, to the
-    connection or is `Host` among them is ignored. Raises ValueError where one can't be written."""
-    preserve = target.preserve_host and request.host
-    host = request.host if preserve else authority(target.scheme, target.host, target.port)
-    out: Fields = [(b"Host", host)]
-    if fields is request.fields:
-        out += fields
-    else:
+def head_for_target(request: Request, own_target: bytes, fields: Fields, target: Target, *, pass_expect: bool) -> bytes:
+    """The head that the target gets. own_target: the client's, used where `target` names none. fields: end-to-end ones,
+    as the policy left them; what belongs to framing, to the connection or is `Host` among them is ignored.
+
+    Raises ValueError where one of them can't be written.
+    """
+    own_host = request.host if target.preserve_host or not target.host else b""
+    host = own_host or authority(target.scheme, target.host, target.port)
+    if fields is not request.fields:
         check_fields(fields)
-        out += [field for field in fields if field[0].lower() not in SPECIAL]
+        tail = _tail(request, [field for field in fields if field[0].lower() not in SPECIAL], pass_expect)
+    else:
+        tail = request.tail
+        if not tail:
+            tail = request.tail = _tail(request, fields, pass_expect)
+    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b" % (request.method, target.path or own_target, host, tail)
+
+
+def _tail(request: Request, fields: Fields, pass_expect: bool) -> bytes:
+    """All of a head behind its `Host`."""
+    out = list(map(b": ".join, fields))
     if request.has_length:
-        out.append((b"Content-Length", b"%d" % request.length))
+        out.append(b"Content-Length: %d" % request.length)
     elif request.length == CHUNKED:
-        out.append((b"Transfer-Encoding", b"chunked"))
+        out.append(b"Transfer-Encoding: chunked")
     elif request.method in WITH_CONTENT and not request.upgrade:
-        out.append((b"Content-Length", b"0"))
+        out.append(b"Content-Length: 0")
     if request.upgrade:
-        out += [(b"Connection", b"Upgrade"), (b"Upgrade", UPGRADE_NAMES[request.upgrade])]
+        out.append(b"Connection: Upgrade\r\nUpgrade: " + UPGRADE_NAMES[request.upgrade])
     elif request.takes_trailers:
-        out += [(b"Connection", b"TE"), (b"TE", b"trailers")]
+        out.append(b"Connection: TE\r\nTE: trailers")
     if pass_expect and request.expects_continue:
-        out.append((b"Expect", b"100-continue"))
-    return serialize(b"%b %b HTTP/1.1" % (request.method, target.path or request.target), out)
+        out.append(b"Expect: 100-continue")
+    out.append(b"\r\n")
+    return b"\r\n".join(out)
 
 
 def head_for_client(response: Response, framing: tuple[bytes, bytes] | None, connection: bytes) -> bytes:

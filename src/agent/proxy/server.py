@@ -63,8 +63,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_backlog", "_backlog_paused", "_body", "_closing", "_deadline", "_drain_left", "_exchange", "_exchange_paused",
-        "_half_closed", "_heads", "_input", "_is_tls", "_outcome", "_served", "_stall", "_transport", "advancing",
-        "carrier", "conn_id", "measures", "proxy", "writing_paused",
+        "_half_closed", "_heads", "_input", "_is_tls", "_last", "_outcome", "_served", "_stall", "_transport",
+        "advancing", "carrier", "conn_id", "measures", "proxy", "writing_paused",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy, conn_id: int, outcome: Outcome, carrier: str = "") -> None:
@@ -79,6 +79,7 @@ class Connection(asyncio.Protocol):
         self._is_tls = False
         self._input = HEAD
         self._heads = RequestHeadIntake(proxy.limits)
+        self._last: Request | None = None  # the request before
         self._body: BodyIntake | None = None
         self._backlog: bytes | bytearray = b""  # input behind the request in flight, unread
         self._exchange: Exchange | Upgraded | None = None
@@ -201,7 +202,8 @@ class Connection(asyncio.Protocol):
         try:
             head, rest = heads.take(data)
             if head is not None:
-                self._begin(parse_request(head, self.proxy.limits))
+                self._last, target = parse_request(head, self.proxy.limits, self._last)
+                self._begin(self._last, target)
             elif not begun:
                 self._deadline = self.proxy.clock.later(self.proxy.limits.head_timeout_s)
             return rest
@@ -209,10 +211,10 @@ class Connection(asyncio.Protocol):
             self._refuse(fault)
             return b""
 
-    def _begin(self, request: Request) -> None:
+    def _begin(self, request: Request, target: bytes) -> None:
         """A whole head has come: answer it here, or begin its exchange."""
         proxy = self.proxy
-        self._exchange = exchange = Exchange(self, request)
+        self._exchange = exchange = Exchange(self, request, target)
         proxy.requests_in_flight += 1
         if request.length == 0:
             self._input = WAITING
@@ -224,7 +226,7 @@ class Connection(asyncio.Protocol):
         if not self._served:
             reason = "the agent is being stopped" if proxy.draining else "too many connections"
             self.answer(503, reason, close=True, fields=[(b"Retry-After", b"%d" % proxy.limits.retry_after_s)])
-        elif request.target == b"*":
+        elif target == b"*":
             self.answer(204, "", fields=[(b"Allow", ALLOW)])
         else:
             exchange.start()
