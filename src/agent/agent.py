@@ -11,38 +11,53 @@ No room imports another; this module knows them all.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
-import ssl
 from collections.abc import Callable
-from typing import Any, TypeVar
 
-from .config import AgentConfig
+from .config import AgentConfig, limits_of
+from .connections.carriage import Carriage
 from .connections.counters import ConnectionCounters
 from .connections.inbound import FirstPacketBudget
 from .connections.manager import ConnManager
-from .connections.memory import MemoryConnManager
-from .connections.uds import UDSAcceptor, UDSConnManager
+from .connections.mixed import MixedConnManager
+from .dialling import Dialling
+from .effective import changed, merged, shown
 from .errors import ConfigError
 from .policy.identity import RequestProcessor
 from .policy.router import Router
 from .policy.selection import select_policy
-from .policy.trust import CertificateProvider, FileTrust, client_context
-from .proxy import Proxy, ProxyLimits, Upstreams
-from .syntax import Address, parse_address, parse_reference
+from .policy.setup import make_policy
+from .policy.trust import CertificateProvider
+from .proxy import Measures, Proxy, ProxyLimits, Upstreams
+from .readings import read
+from .syntax import parse_address
 from .telemetry.health import HealthServer
-from .tunnel.client import HubEndpoint, TunnelClient
+from .telemetry.metrics import MetricsPage
+from .tunnel.client import TunnelClient
 from .tunnel.session import Tunnel
 
 __all__ = ["Agent"]
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-Metadata = list[tuple[str, str | bytes]]
-
 DRAIN_TIMEOUT_S = 5.0
 """How long the hub may take to end the stream after DRAIN."""
+
+HUB_SETTINGS = frozenset(
+    {
+        "hub_address", "insecure", "hub_ca_file", "hub_client_cert_file", "hub_client_key_file", "hub_server_name",
+        "hub_token_file",
+    }
+)  # fmt: skip
+"""What hubs are dialled with: a change is for the next dial, which is then made at once."""
+
+LIVE_SETTINGS = frozenset(
+    {
+        "use_memory_comm", "memory_comm.buffer_size", "memory_comm.canary_percent", "memory_comm.max_connections",
+        "route", "service_allow_file", "drain_grace_s",
+    }
+)  # fmt: skip
+"""What else can change while the agent runs, and all `limits`."""
 
 
 class Agent:
@@ -64,76 +79,84 @@ class Agent:
     ) -> None:
         self.config = config
         self.counters = ConnectionCounters()
-        self._router, self._processor = select_policy(
-            cluster=config.cluster_name,
-            routes=config.static_routes,
-            app=_application(config.app),
+        self.budget = FirstPacketBudget()
+        self.clients: list[TunnelClient] = []
+        self.managers: dict[Tunnel, ConnManager] = {}  # of the sessions that are not over, and of some that are
+        self.past_packets = [0, 0]  # received and sent, of sessions that are in `managers` no more
+        self.measures: dict[str, Measures] = {}
+        self._own_router = router
+        self.policy = make_policy(
+            config,
             router=router,
             request_processor=request_processor,
+            certificate_provider=certificate_provider,
         )
-        self._trust = certificate_provider or FileTrust(config.target_ca_files)
+        self._router, self.processor = self.policy.router, self.policy.processor
         self._on_ready = on_ready or (lambda: None)
-        self._budget = FirstPacketBudget()
-        self._clients: list[TunnelClient] = []
-        self._managers: dict[Tunnel, ConnManager] = {}  # of the sessions that are not over
         self._draining = False
-        # What hubs are dialled with, the last good one: a file that turns bad later ends no running agent.
-        self._tls = self._read_tls()
-        self._metadata = self._read_metadata()
+        self._dialling = Dialling(config)
+        limits = _limits(config)
+        self.upstreams = Upstreams(
+            ssl_context=self.policy.ssl_context, generation=lambda: self.policy.generation, limits=limits
+        )
+        self._page: MetricsPage | None = None
+        if config.memory_comm.enable_metrics:
+            self.measures = {"memory": Measures(), "uds": Measures()}
+            if config.health_address:
+                self._page = MetricsPage(lambda: read(self))
+            else:
+                logger.warning("metrics are counted and shown nowhere: health_address isn't set")
+        self.proxy = Proxy(
+            route=self._router.route,
+            process=self.processor.process,
+            upstreams=self.upstreams,
+            limits=limits,
+            cluster=config.cluster_name,
+            max_connections=config.memory_comm.max_connections,
+            measures=self.measures,
+        )
+        self.carriage = Carriage(
+            self.proxy.connection,
+            memory_percent=config.memory_percent,
+            buffer_size=config.memory_comm.buffer_size,
+            socket_path=config.uds_socket_path,
+        )
 
     @property
     def ready(self) -> bool:
         """Whether a hub has answered a probe within its deadline, and no drain has begun."""
-        return not self._draining and any(client.ready for client in self._clients)
+        return not self._draining and any(client.ready for client in self.clients)
 
     @property
     def open_connections(self) -> int:
         """Connections of all sessions that are open now."""
-        return sum(manager.open_connections for manager in self._managers.values())
+        return sum(manager.open_connections for manager in self.managers.values())
 
     def reconnect_now(self) -> None:
         """Dial every hub anew, without waiting for a back-off."""
-        for client in self._clients:
+        for client in self.clients:
             client.reconnect_now()
 
     async def run(self) -> None:
         """Serve until cancelled; then drain: not ready, answers say `Connection: close`, requests in flight finish.
 
-        Draining takes at most `drain_grace_s` and some seconds; a second cancellation ends it at once. Raises
-        ConfigError where the Unix socket can't be made, OSError where the health address can't be listened on.
+        Draining takes at most `drain_grace_s` and some seconds; a second cancellation ends it at once. Runs once.
+        Raises ConfigError where the Unix socket can't be made, OSError where the health address can't be listened on.
         """
         config = self.config
-        limits = ProxyLimits(buffer_bytes=config.memory_comm.buffer_size)
-        upstreams = Upstreams(
-            ssl_context=self._trust.ssl_context, generation=lambda: self._trust.generation, limits=limits
-        )
-        proxy = Proxy(
-            route=self._router.route,
-            process=self._processor.process,
-            upstreams=upstreams,
-            limits=limits,
-            cluster=config.cluster_name,
-            max_connections=config.memory_comm.max_connections,
-        )
-        acceptor = None
-        if not config.use_memory_comm:
-            acceptor = UDSAcceptor(
-                proxy.connection, socket_path=config.uds_socket_path, buffer_size=config.memory_comm.buffer_size
-            )
-        health = HealthServer(lambda: self.ready)
-        self._clients = [self._client(address, proxy, acceptor) for address in config.hub_addresses]
+        health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
+        self.clients = [self._client(number) for number in range(len(config.hub_addresses))]
         sessions: list[asyncio.Task[None]] = []
         try:
-            if acceptor is not None:
-                await acceptor.start()
+            await self.carriage.start()
             if config.health_address:
                 address = parse_address(config.health_address, listen=True)
                 await health.start(address.host, address.port)
-            sessions = [asyncio.create_task(client.run()) for client in self._clients]
+            sessions = [asyncio.create_task(client.run()) for client in self.clients]
             try:
                 await asyncio.wait(sessions, return_when=asyncio.FIRST_COMPLETED)  # they only end by an error
             except asyncio.CancelledError:
-                await self._drain(proxy)
+                await self._drain()
                 raise
             for session in sessions:
                 if session.done():
@@ -143,95 +166,94 @@ class Agent:
                 session.cancel()
             if sessions:
                 await asyncio.wait(sessions)
-            proxy.close()
-            await upstreams.close()
-            if acceptor is not None:
-                await acceptor.close()
+            self.proxy.close()
+            await self.upstreams.close()
+            await self.policy.close()
+            await self.carriage.close()
             await health.close()
 
-    async def _drain(self, proxy: Proxy) -> None:
+    async def _drain(self) -> None:
         """wire.md, "DRAIN to the hub": in this order, for a base hub may lock up where requests are still open."""
         self._draining = True
-        logger.info("draining", extra={"connections": self.open_connections, "grace_s": self.config.drain_grace_s})
-        proxy.start_draining()
-        await asyncio.gather(*(manager.drain(self.config.drain_grace_s) for manager in self._managers.values()))
-        await asyncio.gather(*(client.drain(DRAIN_TIMEOUT_S) for client in self._clients))
+        grace_s = self.config.drain_grace_s
+        logger.info("draining", extra={"connections": self.open_connections, "grace_s": grace_s})
+        self.proxy.start_draining()
+        await asyncio.gather(*(manager.drain(grace_s) for manager in self.managers.values()))
+        await asyncio.gather(*(client.drain(DRAIN_TIMEOUT_S) for client in self.clients))
 
-    def _client(self, address: Address, proxy: Proxy, acceptor: UDSAcceptor | None) -> TunnelClient:
-        def endpoint() -> HubEndpoint:
-            self._tls = _or_last_good(self._read_tls, self._tls)
-            return HubEndpoint(address.host, address.port, self._tls, self.config.hub_server_name or None)
+    # -- while it runs
 
-        def metadata() -> Metadata:
-            self._metadata = _or_last_good(self._read_metadata, self._metadata)
-            return self._metadata
+    async def reload(self, config: AgentConfig) -> None:
+        """Take over what of `config` can change while the agent runs; no connection is dropped.
 
+        What has changed is for new connections, new requests and the next dials, each said in one line; so is what
+        would need a restart, and stays as it was. Where a changed value can't be used, nothing is applied, and that is
+        said. Hubs are dialled anew where what they are dialled with has changed, or no session is up. Cancelled: as
+        before, or applied. Nothing happens while draining.
+        """
+        if self._draining:
+            return
+        old = self.config
+        names = changed(old, config)
+        kept = [name for name in names if not self._can_change(name, config)]
+        try:
+            new: AgentConfig = merged(old, config, kept)
+            self._dialling.check(new)
+            router = self._router
+            if new.static_routes != old.static_routes:
+                router, _ = select_policy(
+                    cluster=new.cluster_name, routes=new.static_routes, request_processor=self.processor
+                )
+            if self.policy.services is not None and new.service_allow_file != old.service_allow_file:
+                self.policy.services.use(new.service_allow_file)
+            await self.carriage.change(memory_percent=new.memory_percent, buffer_size=new.memory_comm.buffer_size)
+        except ConfigError as error:
+            logger.error("nothing of the changed configuration was applied", extra={"reason": str(error)})
+            return
+        self.config = self._dialling.config = new
+        self._router = router
+        self.proxy.route = router.route
+        self.proxy.limits = self.upstreams.limits = _limits(new)
+        self.proxy.max_connections = new.memory_comm.max_connections
+        for name in names:
+            if name in kept:
+                extra = {"setting": name, "value": shown(config, name), "in_force": shown(old, name)}
+                logger.warning("setting needs a restart", extra=extra)
+            else:
+                logger.info("setting changed", extra={"setting": name, "value": shown(new, name)})
+        redials = self._dialling.files_changed or not HUB_SETTINGS.isdisjoint(set(names) - set(kept)) or not self.ready
+        logger.info("the configuration was read anew", extra={"changed": len(names) - len(kept), "redials": redials})
+        if redials:
+            self.reconnect_now()
+
+    def _can_change(self, name: str, new: AgentConfig) -> bool:
+        if name == "hub_address":
+            return len(new.hub_addresses) == len(self.config.hub_addresses)
+        if name == "route":  # other routes, but the same kind of router
+            return self._own_router is None and bool(self.config.static_routes) and bool(new.static_routes)
+        return name in HUB_SETTINGS or name in LIVE_SETTINGS or name.startswith("limits.")
+
+    # -- sessions
+
+    def _client(self, number: int) -> TunnelClient:
         return TunnelClient(
-            endpoint,
+            lambda: self._dialling.endpoint(number),
             cluster_name=self.config.cluster_name,
-            metadata=metadata,
-            open_receiver=lambda tunnel: self._open_manager(tunnel, proxy, acceptor),
+            metadata=self._dialling.metadata,
+            open_receiver=self._open_manager,
             on_ready=lambda _: self._on_ready(),
         )
 
-    def _open_manager(self, tunnel: Tunnel, proxy: Proxy, acceptor: UDSAcceptor | None) -> ConnManager:
-        """The connection manager of one session, over memory or over the Unix socket."""
-        manager: ConnManager
-        buffer_bytes = self.config.memory_comm.buffer_size
-        if acceptor is None:
-            manager = MemoryConnManager(
-                tunnel, proxy.connection, buffer_size=buffer_bytes, budget=self._budget, counters=self.counters
-            )
-        else:
-            manager = UDSConnManager(
-                tunnel, acceptor, buffer_size=buffer_bytes, budget=self._budget, counters=self.counters
-            )
-        self._managers = {other: its for other, its in self._managers.items() if not other.lost}
-        self._managers[tunnel] = manager
+    def _open_manager(self, tunnel: Tunnel) -> ConnManager:
+        """The connection manager of one session."""
+        for other in [other for other in self.managers if other.lost]:
+            del self.managers[other]
+            self.past_packets[0] += other.packets_received
+            self.past_packets[1] += other.packets_sent
+        manager = MixedConnManager(tunnel, self.carriage.session(), budget=self.budget, counters=self.counters)
+        self.managers[tunnel] = manager
         return manager
 
-    def _read_tls(self) -> ssl.SSLContext | None:
-        """The context to dial the hub with, from the files as they are now; None for plaintext."""
-        config = self.config
-        if config.insecure:
-            return None
-        return client_context(
-            ca_file=config.hub_ca_file, cert_file=config.hub_client_cert_file, key_file=config.hub_client_key_file
-        )
 
-    def _read_metadata(self) -> Metadata:
-        """The token file's content as it is now, as `authorization`. Raises ConfigError."""
-        path = self.config.hub_token_file
-        if not path:
-            return []
-        try:
-            with open(path, "rb") as file:
-                token = file.read().strip()
-        except OSError as error:
-            raise ConfigError("hub_token_file", path, f"must be a readable file ({error.strerror})") from None
-        if not token or any(not 0x21 <= byte <= 0x7E for byte in token):
-            raise ConfigError("hub_token_file", path, "must hold one token of visible ASCII")
-        return [("authorization", f"Bearer {token.decode('ascii')}")]
-
-
-def _or_last_good(read: Callable[[], T], last: T) -> T:
-    """What `read` gives, or `last` where its files can't be used now: then that is said loudly."""
-    try:
-        return read()
-    except ConfigError as error:
-        logger.error("%s; what was read before is used", error)
-        return last
-
-
-def _application(app: Any) -> Any:
-    """The ASGI application: as given, or imported where it is named `module:name`. Raises ConfigError."""
-    if not isinstance(app, str):
-        return app
-    module, name = parse_reference(app)
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError("app", app, f"must be an importable application ({error})") from None
-    return found
+def _limits(config: AgentConfig) -> ProxyLimits:
+    return ProxyLimits(buffer_bytes=config.memory_comm.buffer_size, **limits_of(config.limits))

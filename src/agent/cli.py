@@ -7,21 +7,25 @@ error. What a command doesn't need isn't imported.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import click
 
-from .config import AgentConfig, HubConfig, ProcessConfig, ProxyConfig, load_config
+from .config import AgentConfig, HubConfig, ProcessConfig, ProxyConfig
+from .effective import as_toml, changed, merged, shown
 from .errors import AgentError, ConfigError
 from .settings import ConfigErrors, Setting, load, settings
 from .syntax import Address
 
 if TYPE_CHECKING:
     import asyncio
+
+    from .agent import Agent
 
 __all__ = ["main"]
 
@@ -51,6 +55,8 @@ def _commands() -> None:
 def _option(setting: Setting) -> Callable[[Command], Command]:
     """A setting as click's option. Its text is checked by the schema, with everything else, not by click."""
     default = "" if setting.default in (None, "", (), False) else f"default: {_shown(setting.default)}; "
+    if setting.unset:
+        default = f"{setting.unset}; "
     help_text = f"{setting.help}  [{'required; ' if setting.required else default}{setting.variable}]"
     if setting.metavar:
         return click.option(
@@ -83,15 +89,35 @@ def _options(*classes: type[Any]) -> Callable[[Command], Command]:
     return decorate
 
 
-def _configured(cls: type[T], config_file: str, given: dict[str, Any]) -> tuple[T, ProcessConfig]:
-    """The command's configuration, with logging set up by it. Exits 2, all errors said, where it is wrong."""
-    flags = {name.replace("__", "."): value for name, value in given.items()}
-    try:
-        config, process = load_config(cls, flags=flags, environ=os.environ, config_file=config_file)
-    except ConfigError as error:
-        sys.exit(_report(error))
-    _set_up_logging(process)
-    return config, process
+class _Configured(Generic[T]):
+    """A command's configuration as it was given: it can be read again. process: the process's part, as in force."""
+
+    process: ProcessConfig
+
+    def __init__(self, cls: type[T], config_file: str, given: dict[str, Any]) -> None:
+        self._cls = cls
+        self._config_file = config_file
+        self._flags = {name.replace("__", "."): value for name, value in given.items()}
+
+    def read(self) -> tuple[T, ProcessConfig, dict[str, str]]:
+        """The configuration, the process's, and the source of each set field. Raises ConfigErrors."""
+        (config, process), sources = load(
+            (self._cls, ProcessConfig), flags=self._flags, environ=os.environ, config_file=self._config_file
+        )
+        return config, process, sources
+
+    def begin(self, print_config: bool) -> tuple[T, ProcessConfig]:
+        """Read it, and set up logging by it. Exits 2, all errors said, where it is wrong; 0 where it is to be shown."""
+        try:
+            config, process, sources = self.read()
+        except ConfigError as error:
+            sys.exit(_report(error))
+        if print_config:
+            _say(as_toml((config, process), sources).rstrip("\n"))
+            sys.exit(DONE)
+        _set_up_logging(process)
+        self.process = process
+        return config, process
 
 
 def _set_up_logging(process: ProcessConfig) -> None:
@@ -100,19 +126,26 @@ def _set_up_logging(process: ProcessConfig) -> None:
     configure(process.log_level)
 
 
+_print_config = click.option(
+    "--print-config", is_flag=True,
+    help="print the values in force as TOML, each with where it came from, and exit",
+)
+
+
 @_commands.command()
 @_options(AgentConfig, ProcessConfig)
-def run(config_file: str, **given: Any) -> None:
+@_print_config
+def run(config_file: str, print_config: bool, **given: Any) -> None:
     """Run the agent: dial the hub, and serve what it sends by --route, or Kubernetes' paths.
 
-    Prints `ready` when the hub has answered. SIGTERM and SIGINT drain, a second one aborts, SIGHUP dials the hub anew.
+    Prints `ready` when the hub has answered. SIGTERM and SIGINT drain, a second one aborts. SIGHUP reads the
+    configuration again and applies what can change while it runs, without dropping a connection; it dials the hub anew
+    where what it is dialled with has changed, or no tunnel is up.
     """
-    config, process = _configured(AgentConfig, config_file, given)
+    configured = _Configured(AgentConfig, config_file, given)
+    config, process = configured.begin(print_config)
 
     async def body() -> None:
-        import asyncio
-        import signal
-
         from .agent import Agent
 
         said: list[bool] = []
@@ -123,20 +156,21 @@ def run(config_file: str, **given: Any) -> None:
                 _say("ready")
 
         agent = Agent(config, on_ready=on_ready)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, agent.reconnect_now)
-        await agent.run()
+        with _on_hangup(lambda: _reload(configured, agent)):
+            await agent.run()
 
     sys.exit(_serve(body, process))
 
 
 @_commands.command()
 @_options(HubConfig, ProcessConfig)
-def hub(config_file: str, **given: Any) -> None:
+@_print_config
+def hub(config_file: str, print_config: bool, **given: Any) -> None:
     """Run a hub: agents dial its gRPC port, users send requests for /<cluster>/… to its HTTP port.
 
     Prints `listening grpc HOST:PORT` and `listening http HOST:PORT`. SIGTERM and SIGINT drain, a second one aborts.
     """
-    config, process = _configured(HubConfig, config_file, given)
+    config, process = _Configured(HubConfig, config_file, given).begin(print_config)
 
     async def body() -> None:
         from .hub.hub import Hub
@@ -148,12 +182,13 @@ def hub(config_file: str, **given: Any) -> None:
 
 @_commands.command()
 @_options(ProxyConfig, ProcessConfig)
-def proxy(config_file: str, **given: Any) -> None:
+@_print_config
+def proxy(config_file: str, print_config: bool, **given: Any) -> None:
     """Run the agent's proxy alone on a TCP port, with no cluster name in the paths: for trying routes.
 
     Prints `listening proxy HOST:PORT`. SIGTERM and SIGINT drain, a second one aborts.
     """
-    config, process = _configured(ProxyConfig, config_file, given)
+    config, process = _Configured(ProxyConfig, config_file, given).begin(print_config)
 
     async def body() -> None:
         from .proxy_server import run_proxy
@@ -191,6 +226,56 @@ def version() -> None:
     _say(f"fastpipe {fastpipe.IMPLEMENTATION}")
     _say("loop asyncio" if _loop_factory("auto") is None else f"loop uvloop {version_of('uvloop')}")
     _say(f"python {platform.python_version()} {platform.python_implementation()}")
+
+
+@contextlib.contextmanager
+def _on_hangup(reload: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:
+    """Within the block, each SIGHUP runs `reload`, one after the other. Does nothing where there is no such signal."""
+    import asyncio
+    import signal
+
+    if not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+
+    async def work() -> None:
+        while True:
+            await asked.wait()
+            asked.clear()
+            try:
+                await reload()
+            except Exception:
+                _log.exception("a bug: please report it")
+
+    worker = loop.create_task(work())
+    loop.add_signal_handler(signal.SIGHUP, asked.set)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it must not end a drain
+        worker.cancel()
+
+
+async def _reload(configured: _Configured[AgentConfig], agent: Agent) -> None:
+    """Read the configuration again, and apply what can change. A wrong one changes nothing, and every error is said."""
+    try:
+        config, process, _ = configured.read()
+    except ConfigError as error:
+        for reason in _reasons(error):
+            _log.error("the configuration is wrong and nothing of it was applied", extra={"reason": str(reason)})
+        return
+    for name in changed(configured.process, process):
+        extra = {"setting": name, "value": shown(process, name)}
+        if name == "log_level":
+            _set_up_logging(process)
+            _log.warning("setting changed", extra=extra)  # as a warning, so that most levels show it
+        else:
+            _log.warning("setting needs a restart", extra=extra)
+    configured.process = merged(configured.process, process, ["loop"])
+    await agent.reload(config)
 
 
 def _say(line: str) -> None:
@@ -256,7 +341,10 @@ async def _until_signalled(body: Callable[[], Coroutine[Any, Any, None]]) -> int
         task.cancel()
 
     for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, on_signal, each)
+        try:
+            loop.add_signal_handler(each, on_signal, each)
+        except NotImplementedError:  # on Windows, where Ctrl-C is all there is
+            signal.signal(each, lambda number, _: loop.call_soon_threadsafe(on_signal, signal.Signals(number)) and None)
     await asyncio.wait([task])
     if len(signals) > 1:
         return FAILED

@@ -21,9 +21,12 @@ __all__ = [
     "AgentConfig",
     "ConfigErrors",
     "HubConfig",
+    "LimitsConfig",
     "MemoryCommConfig",
     "ProcessConfig",
     "ProxyConfig",
+    "TargetLimitsConfig",
+    "limits_of",
     "load_config",
 ]
 
@@ -33,6 +36,7 @@ Routes = Sequence[str | tuple[str, str]] | Mapping[str, str]
 DRAIN_GRACE_S = 25.0
 """Below Kubernetes' default terminationGracePeriodSeconds of 30, so that DRAIN still goes out."""
 
+_DAY_S = 86400.0
 _DRAIN_HELP = "how long requests in flight may go on after the first SIGTERM"
 _ROUTE_HELP = "requests below this path prefix go to this URL (several times; the longest prefix wins)"
 _TARGET_CA_HELP = "PEM certificates that targets are trusted by, beside the system's; reloaded when they change"
@@ -46,17 +50,76 @@ def _check_socket_path(path: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryCommConfig(Checked):
-    """The proposal's limits. buffer_size bounds the memory pipes; max_connections holds in both modes."""
+    """The proposal's limits, which hold in both modes, and the share of connections that go through memory."""
 
     buffer_size: int = kind.integer(
-        "bytes that a connection's pipe holds in each direction before its writer is paused",
+        "bytes that a connection's pipe or socket holds in each direction before its writer is paused",
         default=65536, low=4096, high=64 * 1024 * 1024, unit="bytes",
     )
     max_connections: int = kind.integer(
         "connections open at once, over memory or UDS; past it requests are answered 503",
         default=1000, low=1, high=1_000_000, unit="connections",
     )
-    enable_metrics: bool = kind.boolean("count connections, packets and bytes, and show them at /metrics")
+    enable_metrics: bool = kind.boolean(
+        "measure requests, and show that and all counts at /metrics of the health address (needs the extra [metrics])"
+    )
+    canary_percent: int | None = kind.integer(
+        "share of new connections that go through memory, the rest through Unix sockets",
+        default=None, low=0, high=100, unit="percent", unset="default: 100 with use_memory_comm, else 0",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LimitsConfig(Checked):
+    """What clients may send, and how long everybody may take. What is established (a watch, an upgrade) has no end."""
+
+    request_head_bytes: int = kind.integer(
+        "a request's head; past it 431", default=65536, low=1024, high=1024 * 1024, unit="bytes"
+    )
+    request_fields: int = kind.integer(
+        "header lines of a request; past it 431", default=256, low=8, high=10_000, unit="lines"
+    )
+    target_bytes: int = kind.integer(
+        "a request's target; past it 414", default=16384, low=256, high=1024 * 1024, unit="bytes"
+    )
+    head_timeout_s: float = kind.seconds(
+        "from a request head's first byte to its last; past it 408", default=10.0, low=0.1, high=3600
+    )
+    body_timeout_s: float = kind.seconds(
+        "without a byte of a request's body that is due; past it 408", default=60.0, low=0.1, high=_DAY_S
+    )
+    keep_alive_s: float = kind.seconds(
+        "how long a client's connection may be idle between requests", default=75.0, low=0.1, high=_DAY_S
+    )
+    write_timeout_s: float = kind.seconds(
+        "how long a peer may take nothing of what is written to it", default=60.0, low=0.1, high=_DAY_S
+    )
+    first_byte_timeout_s: float = kind.seconds(
+        "from a request's end to the whole head of its response; past it 504", default=60.0, low=0.1, high=_DAY_S
+    )
+    connect_timeout_s: float = kind.seconds(
+        "for a connection to a target; past it 504", default=10.0, low=0.1, high=3600
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetLimitsConfig(LimitsConfig):
+    """Limits where targets are dialled over the network."""
+
+    tls_timeout_s: float = kind.seconds(
+        "for TLS with a target; past it 504", default=10.0, low=0.1, high=3600
+    )
+    upstream_idle_s: float = kind.seconds(
+        "how long an unused connection to a target is kept", default=60.0, low=0.1, high=_DAY_S
+    )
+    idle_upstreams_per_target: int = kind.integer(
+        "unused connections kept for each target", default=64, low=1, high=100_000, unit="connections"
+    )
+
+
+def limits_of(config: LimitsConfig) -> dict[str, Any]:
+    """The limits by name: the fields are called as the proxy's are."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +136,7 @@ class AgentConfig(Checked):
     hub_token_file: str = kind.file("a token, sent to the hub as `authorization: Bearer`; read for each session")
     use_memory_comm: bool = kind.boolean("connect tunnel and proxy by pipes in memory rather than Unix sockets")
     memory_comm: MemoryCommConfig = kind.group(MemoryCommConfig)
+    limits: TargetLimitsConfig = kind.group(TargetLimitsConfig)
     uds_socket_path: str = kind.text(
         "the proxy's Unix socket (default: in a private directory of its own)",
         metavar="PATH", check=_check_socket_path,
@@ -133,6 +197,14 @@ class AgentConfig(Checked):
     )
 
     @property
+    def memory_percent(self) -> int:
+        """The share of new connections that go through memory: the canary's where it is set, else all or none."""
+        canary = self.memory_comm.canary_percent
+        if canary is not None:
+            return canary
+        return 100 if self.use_memory_comm else 0
+
+    @property
     def hub_addresses(self) -> tuple[Address, ...]:
         """hub_address as hosts and ports, at least one."""
         return tuple(map(parse_address, self.hub_address))
@@ -158,6 +230,17 @@ class HubConfig(Checked):
     grpc_key_file: str = kind.file("its private key, where it isn't in the same file")
     http_cert_file: str = kind.file("PEM certificate chain of the HTTP port (none: plaintext)")
     http_key_file: str = kind.file("its private key, where it isn't in the same file")
+    user_ca_file: str = kind.file("PEM CA of users' certificates: each must show one at the HTTP port")
+    allow_any_user: bool = kind.boolean("with user_ca_file, let users in that show no certificate")
+    cluster_parser: Any = kind.reference(
+        "what names a request's cluster, in place of the first segment of its path",
+        what="a function from a RequestHead to a cluster's name",
+    )
+    max_clients: int = kind.integer(
+        "users' connections at once; past it the answer is 503",
+        default=10_000, low=1, high=1_000_000, unit="connections",
+    )
+    limits: LimitsConfig = kind.group(LimitsConfig)
     agent_ca_file: str = kind.file("PEM CA of agents' certificates, whose CN or DNS name is their cluster's name")
     agent_token_file: str = kind.file("agents' tokens: lines of a cluster's name, white space, its token")
     allow_any_agent: bool = kind.boolean("let agents in that show nothing, also off loopback")
@@ -171,6 +254,14 @@ class HubConfig(Checked):
         Rule(
             ("http_key_file", "http_cert_file"), lambda key, cert: key and not cert,
             "must be set together with http_cert_file",
+        ),
+        Rule(
+            ("user_ca_file", "http_cert_file"), lambda ca, cert: ca and not cert,
+            "must be set together with http_cert_file: a client certificate is only shown over TLS",
+        ),
+        Rule(
+            ("allow_any_user", "user_ca_file"), lambda anyone, ca: anyone and not ca,
+            "must be set together with user_ca_file: without one anybody is let in",
         ),
         Rule(
             ("agent_ca_file", "grpc_cert_file"), lambda ca, cert: ca and not cert,
@@ -204,6 +295,11 @@ class ProxyConfig(Checked):
     listen: str = kind.address("where the proxy listens (port 0: a free one)", default="127.0.0.1:8080")
     routes: Routes = kind.routes(_ROUTE_HELP, name="route")
     target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP)
+    max_clients: int = kind.integer(
+        "clients' connections at once; past it the answer is 503",
+        default=10_000, low=1, high=1_000_000, unit="connections",
+    )
+    limits: TargetLimitsConfig = kind.group(TargetLimitsConfig)
     drain_grace_s: float = kind.seconds(_DRAIN_HELP, default=DRAIN_GRACE_S, low=0, high=3600)
 
     rules: ClassVar = (Rule(("route",), lambda routes: not routes, "must be set: at least one PREFIX=URL"),)

@@ -81,7 +81,7 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "
 
 
 def boolean(help: str) -> Any:
-    """True or False, False by default."""
+    """True or False; False by default."""
 
     def parse(value: str) -> bool:
         if value.strip().lower() not in _BOOLEANS:
@@ -96,8 +96,8 @@ def boolean(help: str) -> Any:
     return _field(False, Setting(help, convert, parse, ""))
 
 
-def integer(help: str, *, default: int, low: int, high: int, unit: str) -> Any:
-    """A whole number from low to high."""
+def integer(help: str, *, default: int | None, low: int, high: int, unit: str, unset: str = "") -> Any:
+    """A whole number from low to high. default: may be None, for not set; unset: what the help then says."""
     rule = f"must be a whole number from {low} to {high} ({unit})"
 
     def parse(value: str) -> int:
@@ -105,12 +105,14 @@ def integer(help: str, *, default: int, low: int, high: int, unit: str) -> Any:
             raise ValueError(f"{rule}, not {value!r}")
         return int(value)
 
-    def convert(value: Any) -> int:
+    def convert(value: Any) -> int | None:
+        if value is None and default is None:
+            return None
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise ValueError(f"{rule}, not {value!r}")
         return value
 
-    return _field(default, Setting(help, convert, parse, unit.upper()))
+    return _field(default, Setting(help, convert, parse, unit.upper(), unset=unset))
 
 
 def seconds(help: str, *, default: float, low: float, high: float) -> Any:

@@ -7,18 +7,16 @@ import itertools
 import logging
 from collections.abc import Callable
 
-from .config import ProxyConfig
+from .config import ProxyConfig, limits_of
 from .outcome import Kind, Stage
 from .policy.selection import select_policy
 from .policy.trust import FileTrust
-from .proxy import Proxy, Upstreams
+from .proxy import Proxy, ProxyLimits, Upstreams
 from .syntax import parse_address
 
 __all__ = ["run_proxy"]
 
 logger = logging.getLogger(__name__)
-
-MAX_CONNECTIONS = 10_000
 
 
 async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int], None]) -> None:
@@ -29,8 +27,15 @@ async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int],
     """
     router, processor = select_policy(cluster=None, routes=config.static_routes)
     trust = FileTrust(config.target_ca_files)
-    upstreams = Upstreams(ssl_context=trust.ssl_context, generation=lambda: trust.generation)
-    proxy = Proxy(route=router.route, process=processor.process, upstreams=upstreams, max_connections=MAX_CONNECTIONS)
+    limits = ProxyLimits(**limits_of(config.limits))
+    upstreams = Upstreams(ssl_context=trust.ssl_context, generation=lambda: trust.generation, limits=limits)
+    proxy = Proxy(
+        route=router.route,
+        process=processor.process,
+        upstreams=upstreams,
+        limits=limits,
+        max_connections=config.max_clients,
+    )
     ids = itertools.count(1)
     address = parse_address(config.listen, listen=True)
     try:

@@ -45,7 +45,8 @@ class Setting:
 
     name: as flags, variables and TOML spell it, with a dot before a group's fields. attribute: the dataclass field's
     own name. convert: the value, checked and in its final form; raises ValueError with what would be right. parse:
-    text to what convert takes. metavar: what the help shows for the value, with its unit; "" for a boolean.
+    text to what convert takes. metavar: what the help shows for the value, with its unit; "" for a boolean. unset:
+    what the help says where there is no default. secret: the value is never shown.
     """
 
     help: str
@@ -53,6 +54,8 @@ class Setting:
     parse: Callable[[str], Any]
     metavar: str = "TEXT"
     many: bool = False
+    unset: str = ""
+    secret: bool = False
     required: bool = False
     default: Any = None
     name: str = ""

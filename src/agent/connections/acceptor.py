@@ -67,8 +67,9 @@ class UDSAcceptor:
     """Listens for the connection managers of all sessions, and gives each connection a protocol of the proxy's.
 
     accept: makes the proxy's protocol for one connection. socket_path: where to listen; "" makes a private directory of
-    its own. buffer_size: high-water mark of the proxy's side, in bytes. abstract_names: bind the managers' sockets in
-    Linux's abstract namespace, else in a private directory. `start` must have returned before managers are made.
+    its own. buffer_size: high-water mark of the proxy's side, in bytes; may be changed. abstract_names: bind the
+    managers' sockets in Linux's abstract namespace, else in a private directory. `start` must have returned before
+    managers are made.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class UDSAcceptor:
     ) -> None:
         self._accept = accept
         self._configured_path = socket_path
-        self._buffer_bytes = buffer_size
+        self.buffer_size = buffer_size
         self._abstract = abstract_names
         self._token = secrets.token_hex(16)
         self._sessions = 0
@@ -246,7 +247,7 @@ class UDSAcceptor:
             return None
         announced.transport = transport
         self._accepted.add(announced)
-        transport.set_write_buffer_limits(high=self._buffer_bytes, low=self._buffer_bytes // 4)
+        transport.set_write_buffer_limits(high=self.buffer_size, low=self.buffer_size // 4)
         return protocol
 
     def _warn_of_stranger(self) -> None:

@@ -13,11 +13,12 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 
-from ..config import HubConfig
-from ..errors import Refused
+from ..config import HubConfig, limits_of
+from ..errors import ConfigError, Refused
 from ..messages import RequestHead, Target
 from ..outcome import Kind, Stage
 from ..policy.agents import AgentPolicy
+from ..policy.references import load_reference
 from ..policy.trust import server_context
 from ..proxy import Proxy, ProxyLimits, Upstreams
 from ..syntax import is_label, parse_address
@@ -26,12 +27,9 @@ from ..tunnel.server import TunnelServer
 from ..tunnel.session import Tunnel
 from .session import AgentSession
 
-__all__ = ["Hub"]
+__all__ = ["ClusterParser", "Hub", "cluster_of_path"]
 
 logger = logging.getLogger(__name__)
-
-MAX_CLIENTS = 10_000
-"""Client connections at once; past it the answer is 503."""
 
 UPSTREAM_IDLE_S = 30.0
 """How long an unused connection to an agent is kept: well below the 75 s after which agents end theirs, for a base
@@ -40,6 +38,10 @@ agent doesn't say when it does."""
 IDLE_CONNECTIONS = 1000
 """Unused connections kept for each agent; they cost no descriptor, and the agent allows so many by default."""
 
+ClusterParser = Callable[[RequestHead], str]
+"""Names the cluster that a request is for, by one RFC 1123 label; its agent gets the request as it came. Raises Refused
+for an answer to the client instead."""
+
 GRPC_STATUS = {400: Status.UNKNOWN, 401: Status.UNAUTHENTICATED, 403: Status.PERMISSION_DENIED}
 """What an agent is told, by the HTTP status that the policy refuses it with."""
 
@@ -47,11 +49,18 @@ GRPC_STATUS = {400: Status.UNKNOWN, 401: Status.UNAUTHENTICATED, 403: Status.PER
 class Hub:
     """Runs a hub until cancelled.
 
-    on_listening: called with "grpc" and then "http", the host as configured and the port that is listened on.
-    Raises ConfigError for certificate, key and token files that can't be used.
+    cluster_parser: the user's own, in place of what the configuration names. on_listening: called with "grpc" and then
+    "http", the host as configured and the port that is listened on.
+    Raises ConfigError for certificate, key and token files that can't be used, and a parser that can't be imported.
     """
 
-    def __init__(self, config: HubConfig, *, on_listening: Callable[[str, str, int], None] = lambda *_: None) -> None:
+    def __init__(
+        self,
+        config: HubConfig,
+        *,
+        cluster_parser: ClusterParser | None = None,
+        on_listening: Callable[[str, str, int], None] = lambda *_: None,
+    ) -> None:
         self._config = config
         self._on_listening = on_listening
         self._sessions: dict[str, list[AgentSession]] = {}  # by cluster, the newest last
@@ -68,8 +77,18 @@ class Hub:
             alpn=["h2"],
         )
         self._http_tls = config.http_cert_file and server_context(
-            config.http_cert_file, config.http_key_file, cert_field="http_cert_file", alpn=["http/1.1"]
+            config.http_cert_file,
+            config.http_key_file,
+            cert_field="http_cert_file",
+            client_ca_file=config.user_ca_file,
+            client_ca_field="user_ca_file",
+            client_required=not config.allow_any_user,
+            alpn=["http/1.1"],
         )
+        given = cluster_parser or config.cluster_parser or cluster_of_path
+        self._cluster_of: ClusterParser = load_reference("cluster_parser", given) if isinstance(given, str) else given
+        if not callable(self._cluster_of):
+            raise ConfigError("cluster_parser", str(given), "must be a function from a RequestHead to a cluster's name")
 
     async def run(self) -> None:
         """Listen and serve until cancelled; then let requests in flight finish for up to `drain_grace_s`.
@@ -77,14 +96,18 @@ class Hub:
         A second cancellation ends the drain at once. Raises OSError where an address can't be listened on.
         """
         loop = asyncio.get_running_loop()
-        limits = ProxyLimits(upstream_idle_s=UPSTREAM_IDLE_S, idle_upstreams_per_target=IDLE_CONNECTIONS)
+        limits = ProxyLimits(
+            upstream_idle_s=UPSTREAM_IDLE_S,
+            idle_upstreams_per_target=IDLE_CONNECTIONS,
+            **limits_of(self._config.limits),
+        )
         upstreams = Upstreams(limits=limits)
         proxy = Proxy(
             route=self.route,
             process=None,
             upstreams=upstreams,
             limits=limits,
-            max_connections=MAX_CLIENTS,
+            max_connections=self._config.max_clients,
             answer_expect=True,
         )
         tunnels = TunnelServer(open_tunnel=self.open_tunnel)
@@ -145,11 +168,11 @@ class Hub:
         return session
 
     def route(self, request: RequestHead) -> Target:
-        """The newest agent of the cluster that the path begins with. Raises Refused: 400, 503."""
-        cluster = request.target[1:].partition(b"?")[0].partition(b"/")[0]
-        if not is_label(cluster):
-            raise Refused(400, "the path must start with a cluster's name, which is one RFC 1123 label")
-        for session in reversed(self._sessions.get(cluster.decode("ascii"), ())):
+        """The newest agent of the cluster that this request is for, whatever the one before it on its connection was.
+
+        Raises Refused: 400, 503, and what the cluster parser refuses.
+        """
+        for session in reversed(self._sessions.get(self._cluster_of(request), ())):
             if not session.draining:
                 break
         else:
@@ -167,6 +190,14 @@ class Hub:
         if not sessions:
             del self._sessions[session.cluster]
         logger.info("agent disconnected", extra={"cluster": session.cluster})
+
+
+def cluster_of_path(request: RequestHead) -> str:
+    """The first segment of the path: the cluster parser where there is no other. Raises Refused: 400."""
+    cluster = request.target[1:].partition(b"?")[0].partition(b"/")[0]
+    if not is_label(cluster):
+        raise Refused(400, "the path must start with a cluster's name, which is one RFC 1123 label")
+    return cluster.decode("ascii")
 
 
 def _ended(conn_id: int, kind: Kind, stage: Stage) -> None:

@@ -1,25 +1,29 @@
-"""`/healthz` and `/readyz` at the health address: for a kubelet, a load balancer, or a person with curl."""
+"""`/healthz`, `/readyz` and `/metrics` at the health address: for a kubelet, a Prometheus, or a person with curl."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable
 
 __all__ = ["HealthServer"]
 
 REQUEST_TIMEOUT_S = 5.0
 HEAD_BYTES = 8192
+_ACCEPT = re.compile(rb"\r\naccept:[ \t]*([^\r\n]*)", re.IGNORECASE)
 
 
 class HealthServer:
     """A small HTTP server, one request per connection.
 
-    ready: whether `/readyz` answers 200; otherwise 503. `/healthz` answers 200 while the event loop runs.
+    ready: whether `/readyz` answers 200; otherwise 503. `/healthz` answers 200 while the event loop runs. metrics:
+    makes what `/metrics` answers, (content type, page), from the request's Accept; None: there is no such page.
     """
 
-    def __init__(self, ready: Callable[[], bool]) -> None:
+    def __init__(self, ready: Callable[[], bool], metrics: Callable[[str], tuple[str, bytes]] | None = None) -> None:
         self._ready = ready
+        self._metrics = metrics
         self._server: asyncio.Server | None = None
         self._requests: set[asyncio.Task[None]] = set()
 
@@ -57,14 +61,19 @@ class HealthServer:
     def _answer(self, head: bytes) -> bytes:
         method, _, rest = head.partition(b" ")
         path = rest.partition(b" ")[0].partition(b"?")[0]
+        content_type = "text/plain"
         if method not in (b"GET", b"HEAD"):
             status, text = "405 Method Not Allowed", b"only GET and HEAD\n"
         elif path == b"/healthz":
             status, text = "200 OK", b"ok\n"
         elif path == b"/readyz":
             status, text = ("200 OK", b"ready\n") if self._ready() else ("503 Service Unavailable", b"not ready\n")
+        elif path == b"/metrics" and self._metrics is not None:
+            accept = _ACCEPT.search(head)
+            content_type, text = self._metrics(accept[1].decode("latin-1") if accept else "")
+            status = "200 OK"
         else:
             status, text = "404 Not Found", b"not found\n"
-        fields = ("Content-Type: text/plain", f"Content-Length: {len(text)}", "Connection: close")
+        fields = (f"Content-Type: {content_type}", f"Content-Length: {len(text)}", "Connection: close")
         head_out = "\r\n".join((f"HTTP/1.1 {status}", *fields, "", ""))
         return head_out.encode("ascii") + (b"" if method == b"HEAD" else text)

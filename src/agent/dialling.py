@@ -1,0 +1,97 @@
+"""What hubs are dialled with: their addresses, TLS and token, from the files as they are at each dial."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+from collections.abc import Callable
+from typing import TypeVar
+
+from .config import AgentConfig
+from .errors import ConfigError
+from .policy.files import read_token
+from .policy.trust import client_context
+from .tunnel.client import HubEndpoint
+
+__all__ = ["Dialling"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Metadata = list[tuple[str, str | bytes]]
+Stamp = list[tuple[int, int, int] | None]
+
+
+class Dialling:
+    """Of all hubs of an agent. config: may be replaced, for the dials to come; with as many addresses as before.
+
+    A file that turns bad later ends no running agent: the last good one is used, and that is said loudly.
+    Raises ConfigError for files that can't be used now.
+    """
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self._tls = self._read_tls()
+        self._metadata = self._read_metadata()
+        self._stamp = self._look()
+
+    def endpoint(self, number: int) -> HubEndpoint:
+        """Where the hub of this number is, from 0, and how it is reached."""
+        self._stamp = self._look()
+        self._tls = _or_last_good(self._read_tls, self._tls)
+        address = self.config.hub_addresses[number]
+        return HubEndpoint(address.host, address.port, self._tls, self.config.hub_server_name or None)
+
+    def metadata(self) -> Metadata:
+        """What the agent says of itself, beside its cluster's name."""
+        self._metadata = _or_last_good(self._read_metadata, self._metadata)
+        return self._metadata
+
+    @property
+    def files_changed(self) -> bool:
+        """Whether a file is another one than at the last dial."""
+        return self._look() != self._stamp
+
+    def check(self, config: AgentConfig) -> None:
+        """Raises ConfigError where what this configuration names can't be used now."""
+        self._read_tls(config)
+        self._read_metadata(config)
+
+    def _read_tls(self, config: AgentConfig | None = None) -> ssl.SSLContext | None:
+        config = config or self.config
+        if config.insecure:
+            return None
+        return client_context(
+            ca_file=config.hub_ca_file, cert_file=config.hub_client_cert_file, key_file=config.hub_client_key_file
+        )
+
+    def _read_metadata(self, config: AgentConfig | None = None) -> Metadata:
+        path = (config or self.config).hub_token_file
+        if not path:
+            return []
+        return [("authorization", f"Bearer {read_token(path, field='hub_token_file')}")]
+
+    def _look(self) -> Stamp:
+        config = self.config
+        paths = (
+            config.hub_ca_file, config.hub_client_cert_file, config.hub_client_key_file, config.hub_token_file
+        )  # fmt: skip
+        return [_stamp(path) for path in paths if path]
+
+
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _or_last_good(read: Callable[[], T], last: T) -> T:
+    """What `read` gives, or `last` where its files can't be used now."""
+    try:
+        return read()
+    except ConfigError as error:
+        logger.error("%s; what was read before is used", error)
+        return last

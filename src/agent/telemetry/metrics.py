@@ -1,0 +1,89 @@
+"""Metrics as Prometheus reads them, made from what the rooms have counted, when somebody asks and not before.
+
+Nothing here is on the way of a request. prometheus-client (the extra `metrics`) is imported with the first page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..durations import BOUNDS_S, Durations
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+else:
+    Collector = object  # what it derives from matters to type checkers only
+
+__all__ = ["Metric", "MetricsPage"]
+
+PREFIX = "fastpipe_agent_"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Metric:
+    """One family of samples. name: without the prefix, with its unit, and without a counter's `_total`.
+
+    labels: their names; samples: each label's value, and the number, or for a histogram the durations. Labels' values
+    are the operator's or ours, never a client's.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...]
+    samples: Iterable[tuple[tuple[str, ...], float | Durations]]
+
+
+class MetricsPage:
+    """Renders what `read` gives, and the process's own CPU time, memory and descriptors.
+
+    Raises ConfigError where prometheus-client isn't installed.
+    """
+
+    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
+        try:
+            from prometheus_client import CollectorRegistry, ProcessCollector
+            from prometheus_client.exposition import choose_encoder
+        except ImportError as error:
+            expected = "must be false: prometheus-client isn't there; pip install 'fastpipe-agent[metrics]' brings it"
+            raise ConfigError("memory_comm.enable_metrics", "configuration", expected) from error
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._choose_encoder = choose_encoder
+        self._registry.register(_Families(read))
+        ProcessCollector(registry=self._registry)
+
+    def render(self, accept: str) -> tuple[str, bytes]:
+        """(content type, page), in the format that the request's Accept asks for."""
+        encoder, content_type = self._choose_encoder(accept)
+        page: bytes = encoder(self._registry)
+        return content_type, page
+
+
+class _Families(Collector):
+    """Metrics as prometheus-client's families."""
+
+    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        for metric in self._read():
+            name = PREFIX + metric.name
+            if metric.kind == "histogram":
+                histogram = HistogramMetricFamily(name, metric.help, labels=metric.labels)
+                for values, durations in metric.samples:
+                    assert isinstance(durations, Durations)
+                    bounds = [*map(str, BOUNDS_S), "+Inf"]
+                    histogram.add_metric(values, list(zip(bounds, durations.cumulative, strict=True)), durations.sum_s)
+                yield histogram
+            else:
+                family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+                plain = family(name, metric.help, labels=metric.labels)
+                for values, number in metric.samples:
+                    assert not isinstance(number, Durations)
+                    plain.add_metric(values, number)
+                yield plain
