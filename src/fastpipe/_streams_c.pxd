@@ -42,6 +42,7 @@ cdef class PipeReader:
     cdef void _wake(self, object error) except *
     cdef Arrival _more(self, str name)
     cdef void _took(self, Py_ssize_t n) except *
+    cdef bytes _at_hand(self, bytes separator)
     cdef bytes _take(self, Py_ssize_t n)
     cdef Py_ssize_t _fill(self, view) except -1
     cdef void _drop(self, Py_ssize_t n) except *

@@ -278,6 +278,9 @@ class PipeReader:
 
         Raises ValueError for a line longer than the limit, which is dropped (as far as it has arrived).
         """
+        line = self._at_hand(b"\n")
+        if line is not None:
+            return line
         try:
             return await self.readuntil(b"\n")
         except IncompleteReadError as error:
@@ -293,6 +296,10 @@ class PipeReader:
         Raises IncompleteReadError where EOF comes first, and LimitOverrunError where more than the limit would come
         before it: `consumed` bytes are certainly no part of it, nothing was taken. ValueError for an empty separator.
         """
+        if type(separator) is bytes and separator:
+            found = self._at_hand(separator)
+            if found is not None:
+                return found
         separators = sorted(separator, key=len) if isinstance(separator, tuple) else [separator]
         if not separators:
             raise ValueError("Separator should contain at least one element")
@@ -329,7 +336,7 @@ class PipeReader:
         return self
 
     async def __anext__(self) -> bytes:
-        line = await self.readline()
+        line = self._at_hand(b"\n") or await self.readline()
         if not line:
             raise StopAsyncIteration
         return line
@@ -356,6 +363,14 @@ class PipeReader:
             waiter._state, waiter._callback, waiter._error = FRESH, None, None
         self._waiter = waiter
         return waiter
+
+    def _at_hand(self, separator: bytes) -> bytes | None:
+        """Up to and with the separator, if the first piece has all of it within the limit; else None: it takes more."""
+        if not self._length or self._error is not None:
+            return None
+        start = self._start
+        at = self._pieces[0].find(separator, start, start + self._limit + len(separator))
+        return None if at < 0 else self._take(at + len(separator) - start)
 
     def _took(self, n: int) -> None:
         self._length -= n
