@@ -20,7 +20,7 @@ from ..errors import Refused
 from ..messages import RequestHead, Target
 from .access import AccessError, Headers
 from .identity import is_identity_header
-from .reviews import Known, TokenReviews, Verdict
+from .reviews import Known, ReviewCounters, TokenReviews, Verdict
 
 __all__ = ["AGENT", "KubernetesProcessor"]
 
@@ -58,6 +58,11 @@ class KubernetesProcessor:
         self._own = own
         host, port = api_server
         self._api_server = (host.lower().rstrip("."), port)
+
+    @property
+    def counters(self) -> ReviewCounters:
+        """What the reviews have counted, for metrics."""
+        return self.reviews.counters
 
     def process(self, request: RequestHead, target: Target) -> RequestHead | Awaitable[RequestHead]:
         """The head as it goes on; an awaitable where the token has to be reviewed first.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import ssl
-from typing import Any
 
 from ..config import AgentConfig
 from ..errors import ConfigError
@@ -27,7 +26,7 @@ class Policy:
     """Everything that decides who may reach what.
 
     services: the allow-list that Kubernetes' router goes by, None for other routers. managed, hub: how the clusters'
-    API servers are reached, None where they aren't. review_counters: `reviews.ReviewCounters`, None without reviews.
+    API servers are reached, None where they aren't.
     """
 
     def __init__(
@@ -52,10 +51,6 @@ class Policy:
     @property
     def hub(self) -> ApiAccess | None:
         return None if self._kubernetes is None else self._kubernetes.hub
-
-    @property
-    def review_counters(self) -> Any:
-        return None if self._kubernetes is None else self._kubernetes.reviews.counters
 
     @property
     def generation(self) -> int:

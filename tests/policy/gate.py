@@ -1,0 +1,90 @@
+"""An agent's policy and proxy on a TCP port, in front of two API servers; and a client that sends raw bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+from api_server import ApiServer
+
+from agent import AgentConfig
+from agent.policy.setup import make_policy
+from agent.proxy import Proxy, Upstreams
+
+ALICE = {"username": "alice", "uid": "1", "groups": ["devs", "system:authenticated"]}
+BOB = {"username": "bob", "uid": "2", "groups": ["team", "system:masters", "system:authenticated"]}
+
+
+class Answer:
+    def __init__(self, status: int, head: bytes, body: bytes) -> None:
+        self.status = status
+        self.head = head
+        self.body = body
+
+
+class Gate:
+    """`ask` sends a request through the real proxy."""
+
+    def __init__(self, managed: ApiServer, hub: ApiServer, **config: Any) -> None:
+        self.managed = managed
+        self.hub = hub
+        settings = {"kubeconfig": managed.kubeconfig(), "hub_kubeconfig": hub.kubeconfig()} | config
+        self.config = AgentConfig(hub_address="127.0.0.1:1", cluster_name="c1", insecure=True, **settings)
+
+    async def __aenter__(self) -> Gate:
+        self.policy = make_policy(self.config)
+        self.upstreams = Upstreams(
+            ssl_context=self.policy.ssl_context, generation=lambda: self.policy.generation
+        )
+        self.proxy = Proxy(
+            route=self.policy.router.route,
+            process=self.policy.processor.process,
+            upstreams=self.upstreams,
+            cluster="c1",
+            max_connections=2000,
+        )
+        ids = itertools.count(1)
+        self.server = await asyncio.get_running_loop().create_server(
+            lambda: self.proxy.connection(next(ids), lambda *_: None), "127.0.0.1", 0, backlog=2000
+        )
+        self.port = self.server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+        self.proxy.close()
+        await self.upstreams.close()
+        await self.policy.close()
+
+    async def ask(
+        self, *headers: bytes, path: str = "/c1/api/v1/pods", method: str = "GET", body: bytes = b""
+    ) -> Answer:
+        """One request on a connection of its own."""
+        lines = [f"{method} {path} HTTP/1.1".encode(), b"Host: hub", *headers]
+        return await self.send(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+
+    async def send(self, request: bytes) -> Answer:
+        return await ask_at(self.port, request)
+
+
+async def ask_at(port: int, request: bytes) -> Answer:
+    """Raw bytes to a local port; the answer to them."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        async with asyncio.timeout(30):
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            status = int(head.split(b" ", 2)[1])
+            length = 0
+            for line in head.lower().split(b"\r\n"):
+                if line.startswith(b"content-length:"):
+                    length = int(line.partition(b":")[2])
+            return Answer(status, head, await reader.readexactly(length))
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def bearer(token: str) -> bytes:
+    return f"Authorization: Bearer {token}".encode()
