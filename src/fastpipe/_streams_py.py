@@ -84,8 +84,9 @@ class Arrival:
 
     def add_done_callback(self, callback: Any, *, context: Any = None) -> None:
         """Task's wakeup and its context."""
-        self._callback, self._context = callback, context
-        if self._state != WAITING:
+        if self._state == WAITING:
+            self._callback, self._context = callback, context
+        else:
             self._loop.call_soon(callback, self, context=context)
 
     def done(self) -> bool:
@@ -107,6 +108,7 @@ class Arrival:
         self._message = msg
         if self._callback is not None:
             self._loop.call_soon(self._callback, self, context=self._context)
+            self._callback = self._context = None
         return True
 
     def wake(self, error: BaseException | None, now: bool) -> None:
@@ -115,13 +117,14 @@ class Arrival:
             return
         self._state = WOKEN
         self._error = error
-        callback = self._callback
+        callback, context = self._callback, self._context
         if callback is None:
             return
+        self._callback = self._context = None  # the task is not kept by its reader
         if now:
-            self._context.run(callback, self)
+            context.run(callback, self)
         else:
-            self._loop.call_soon(callback, self, context=self._context)
+            self._loop.call_soon(callback, self, context=context)
 
 
 class PipeReader:
@@ -360,7 +363,7 @@ class PipeReader:
         if waiter is None or waiter._state != SPENT:
             waiter = self._spare = Arrival(self._loop)
         else:
-            waiter._state, waiter._callback, waiter._error = FRESH, None, None
+            waiter._state, waiter._error = FRESH, None
         self._waiter = waiter
         return waiter
 

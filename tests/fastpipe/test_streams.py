@@ -10,6 +10,7 @@ import itertools
 import random
 import socket
 import warnings
+import weakref
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -563,6 +564,20 @@ async def test_a_task_goes_on_in_its_own_context(open_pair: Any) -> None:
     writer.write(b"x")
     assert await task == "inner"
     assert variable.get() == "writer"
+    await close(writer, other)
+
+
+async def test_a_reader_keeps_no_task_that_is_done(open_pair: Any) -> None:
+    (_, writer), (reader, other) = open_pair()
+    task = asyncio.ensure_future(reader.read(1))
+    await asyncio.sleep(0)
+    writer.write(b"x")
+    assert await task == b"x"
+    watched = weakref.ref(task)
+    del task
+    await asyncio.sleep(0)
+    gc.collect()
+    assert watched() is None
     await close(writer, other)
 
 
