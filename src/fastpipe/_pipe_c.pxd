@@ -10,10 +10,8 @@ cdef struct Piece:              # bytes that wait to be taken, kept by reference
     Py_ssize_t length           # > 0
     Piece* next
 
-cdef class Home:                # an event loop (or none yet), its thread, and the ends that have a callback due
-    cdef object __weakref__
-    cdef readonly object loop
-    cdef object call_soon       # loop.call_soon
+cdef class Home:                # the pipes of one event loop (or one pipe without): their thread, and whose callback is due
+    cdef void* loop             # borrowed, to be compared only: the loop keeps its home, not the other way round
     cdef size_t thread          # the only one that may call
     cdef void* first_due        # PipeEnd, strong, linked by next_due: in the order they came due
     cdef void* last_due
@@ -41,6 +39,7 @@ cdef class PipeEnd:
     cdef void* peer             # PipeEnd, borrowed; NULL when it was freed
     cdef PipeEnd kept           # the peer, kept alive while it has a protocol (I7)
     cdef Home home
+    cdef object loop            # None: none yet
     cdef object protocol
     cdef object receive         # protocol.data_received, looked up by the first delivery
     cdef object context         # in which the protocol is called

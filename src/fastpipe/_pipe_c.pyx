@@ -23,7 +23,7 @@ from libc.string cimport memcpy
 import asyncio
 import time
 import warnings
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 from fastpipe import _errors
 from fastpipe._errors import PipeBrokenError, PipeBusyError, PipeClosedError
@@ -155,21 +155,20 @@ cdef int check(PipeEnd end) except -1:
     assert not end.linked or end.peer != NULL, "I8: a link to nobody"
     assert end.state != OPEN or not end.linked or (<PipeEnd>end.peer).state == OPEN, "I8: a link to a finished end"
     assert end.state != OPEN or end.kept is None or (end.linked and end.kept.protocol is not None), "I7"
-    if not end.queued and not end.busy and not end.home.draining and not end.home.depth and end.home.loop is not None:
-        assert next_event(end) == NONE or end.home.loop.is_closed(), "I4: due and not queued"
+    if not end.queued and not end.busy and not end.home.draining and not end.home.depth and end.loop is not None:
+        assert next_event(end) == NONE or end.loop.is_closed(), "I4: due and not queued"
     return 0
 
 
 # ---- homes and turns: `_turn_py`
 
-cdef object homes = WeakValueDictionary()  # by id(loop): a home keeps its loop alive, so ids are unique
-cdef void* latest_home = NULL              # borrowed; the home that was asked for last, where a GIL guards it
+cdef object homes = WeakKeyDictionary()  # by loop
+cdef void* latest_home = NULL            # borrowed; the home that was asked for last, where a GIL guards it
 
 
 cdef class Home:
     def __cinit__(self, loop=None):
-        self.loop = loop
-        self.call_soon = None if loop is None else loop.call_soon
+        self.loop = NULL if loop is None else <void*>loop
         self.thread = thread_ident()
 
     def __dealloc__(self):
@@ -187,12 +186,13 @@ cdef class Home:
 @cython.no_gc_clear  # so that `home` is there when it is freed uncalled
 cdef class Turn:
     cdef Home home
+    cdef object loop
 
     def __call__(self):
         cdef Home home = self.home
         self.home = None
         if home is not None:
-            drain(home)
+            drain(home, self.loop)
 
     def __dealloc__(self):
         if self.home is not None:
@@ -205,11 +205,11 @@ cdef class Turn:
 cdef Home home_of(object loop):
     global latest_home
     cdef Home home
-    if HAS_GIL and latest_home != NULL and (<Home>latest_home).loop is loop:
+    if HAS_GIL and latest_home != NULL and (<Home>latest_home).loop == <void*>loop:
         return <Home>latest_home
-    home = homes.get(id(loop))
+    home = homes.get(loop)
     if home is None:
-        home = homes.setdefault(id(loop), Home(loop))
+        home = homes.setdefault(loop, Home(loop))
     if HAS_GIL:
         latest_home = <void*>home
     return home
@@ -240,15 +240,16 @@ cdef inline PipeEnd pop_due(Home home):
 cdef int wake_home(Home home, PipeEnd end) except -1:
     append_due(home, end)
     if not home.scheduled and not home.draining:
-        schedule(home)
+        schedule(home, end.loop)
     return 0
 
 
-cdef int schedule(Home home) except -1:
+cdef int schedule(Home home, object loop) except -1:
     cdef Turn turn = Turn.__new__(Turn)
+    turn.loop = loop
     home.scheduled = True
     try:
-        home.call_soon(turn)
+        loop.call_soon(turn)
     except BaseException:
         forget(home)
         raise
@@ -266,7 +267,7 @@ cdef inline bint spent(Home home) noexcept:
     return home.calls >= TURN_CALLS or home.bytes >= TURN_BYTES
 
 
-cdef int drain(Home home) except -1:
+cdef int drain(Home home, object loop) except -1:
     cdef PipeEnd end
     home.scheduled = False
     if home.draining:
@@ -289,7 +290,7 @@ cdef int drain(Home home) except -1:
     finally:
         home.draining = False
         if home.first_due != NULL and not home.scheduled:
-            schedule(home)
+            schedule(home, loop)
     return 0
 
 
@@ -493,7 +494,7 @@ cdef inline Event next_event(PipeEnd end) noexcept:
 
 
 cdef int wake(PipeEnd end) except -1:
-    if not end.queued and end.home.loop is not None and next_event(end) != NONE:  # I4
+    if not end.queued and end.loop is not None and next_event(end) != NONE:  # I4
         wake_home(end.home, end)
     return 0
 
@@ -556,7 +557,7 @@ cdef object call(PipeEnd end, object protocol, str name, tuple args):
 
 
 cdef int report(PipeEnd end, object error, str message) except -1:
-    end.home.loop.call_exception_handler(
+    end.loop.call_exception_handler(
         {"message": message, "exception": error, "transport": end, "protocol": end.protocol})
     return 0
 
@@ -1065,10 +1066,10 @@ cdef class PipeEnd:
             return
         if self.state == OPEN:
             warnings.warn(f"unclosed transport {self!r}", ResourceWarning, stacklevel=1, source=self)
-        if self.home.thread == thread_ident() or self.home.loop is None:
+        if self.home.thread == thread_ident() or self.loop is None:
             abandon(self)
-        elif not self.home.loop.is_closed():  # back to its own thread, where it is also freed
-            self.home.loop.call_soon_threadsafe(self._abandon)
+        elif not self.loop.is_closed():  # back to its own thread, where it is also freed
+            self.loop.call_soon_threadsafe(self._abandon)
 
     def _abandon(self):
         abandon(self)
@@ -1087,11 +1088,11 @@ cdef class PipeEnd:
         cdef PipeEnd peer
         if self.home is None or self.home is nowhere:
             raise RuntimeError(_errors.WRONG_THREAD)
-        if self.home.loop is None:
+        if self.loop is None:
             move_in(self, require_running_loop())
         elif thread_ident() != self.home.thread:
             raise RuntimeError(_errors.WRONG_THREAD)
-        elif self.home.loop.is_closed():
+        elif self.loop.is_closed():
             raise RuntimeError(_errors.LOOP_CLOSED)
         if self.state == LOST:
             return
@@ -1238,8 +1239,10 @@ cdef void free_waiting(PipeEnd end) noexcept:
 cdef int move_in(PipeEnd end, object loop) except -1:
     cdef PipeEnd peer = link(end)
     end.home = home_of(loop)
+    end.loop = loop
     if peer is not None:
         peer.home = end.home
+        peer.loop = loop
     return 0
 
 
@@ -1247,9 +1250,10 @@ cdef Home nowhere = Home()  # where an end is that create_pipe has not made: no 
 nowhere.thread = 0
 
 
-cdef inline PipeEnd new_end(Home home, Py_ssize_t high, bint inline, Py_ssize_t max_chunk):
+cdef inline PipeEnd new_end(Home home, object loop, Py_ssize_t high, bint inline, Py_ssize_t max_chunk):
     cdef PipeEnd end = PipeEnd.__new__(PipeEnd)
     end.home = home
+    end.loop = loop
     end.high_water = high
     end.low_water = high // 4
     end.max_chunk = max_chunk
@@ -1277,8 +1281,8 @@ def create_pipe(*, limit=65536, inline=False, max_chunk=262144, loop=None):
     elif loop.is_closed():
         raise RuntimeError(_errors.LOOP_CLOSED)
     home = Home() if loop is None else home_of(loop)
-    first = new_end(home, high, inline, chunk)
-    second = new_end(home, high, inline, chunk)
+    first = new_end(home, loop, high, inline, chunk)
+    second = new_end(home, loop, high, inline, chunk)
     first.peer = <void*>second
     second.peer = <void*>first
     if DEBUG:

@@ -111,10 +111,10 @@ def create_pipe(
         loop = asyncio._get_running_loop()
     elif loop.is_closed():
         raise RuntimeError(_errors.LOOP_CLOSED)
-    home = Home(None) if loop is None else home_of(loop)
+    home = Home() if loop is None else home_of(loop)
     first, second = object.__new__(PipeEnd), object.__new__(PipeEnd)
     for end, peer in ((first, second), (second, first)):
-        end._start(home, peer, high, bool(inline), chunk)
+        end._start(home, loop, peer, high, bool(inline), chunk)
     return first, second
 
 
@@ -165,8 +165,16 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
     def __init__(self) -> None:
         """Never reached: create_pipe makes the ends."""
 
-    def _start(self, home: Home, peer: PipeEnd, high: int, inline: bool, max_chunk: int) -> None:
-        self._home = home
+    def _start(
+        self,
+        home: Home,
+        loop: asyncio.AbstractEventLoop | None,
+        peer: PipeEnd,
+        high: int,
+        inline: bool,
+        max_chunk: int,
+    ) -> None:
+        self._home, self._loop = home, loop
         self._peer_strong: PipeEnd | None = None  # I7
         self._peer_ref: Callable[[], PipeEnd | None] = ref(peer)
         self._head: bytes | memoryview | None = None  # what the peer wrote: the next piece, and those behind it
@@ -218,7 +226,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         peer._queued = True  # home.wake(peer), without the call
         home.due.append(peer)
         if not home.draining and not home.scheduled:
-            home.schedule()
+            home.schedule(self._loop)
         if peer._size > self._high_water and not self._protocol_paused:
             self._pause_protocol()
 
@@ -374,10 +382,10 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
             return
         warnings.warn(f"unclosed transport {self!r}", ResourceWarning, stacklevel=1, source=self)
         home = self._home
-        if home.thread == get_ident() or home.loop is None:
+        if home.thread == get_ident() or self._loop is None:
             self._abandon()
-        elif not home.loop.is_closed():  # the garbage collector runs in any thread
-            home.loop.call_soon_threadsafe(self._abandon)
+        elif not self._loop.is_closed():  # the garbage collector runs in any thread
+            self._loop.call_soon_threadsafe(self._abandon)
 
     def _abandon(self) -> None:
         """Nobody holds this end any more: the peer gets what was written, then EOF; no callback of ours."""
@@ -393,12 +401,11 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         protocol: Protocol, BufferedProtocol, or None to read by hand again. Bytes that wait go to it. Raises
         RuntimeError from another thread, without any loop, and where the loop is closed.
         """
-        home = self._home
-        if home.loop is None:
-            home = self._move_in(asyncio.get_running_loop())
-        elif get_ident() != home.thread:
+        if self._loop is None:
+            self._move_in(asyncio.get_running_loop())
+        elif get_ident() != self._home.thread:
             raise RuntimeError(_errors.WRONG_THREAD)
-        elif home.loop.is_closed():
+        elif self._loop.is_closed():
             raise RuntimeError(_errors.LOOP_CLOSED)
         if self._state == LOST:
             return
@@ -411,13 +418,12 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
             peer._peer_strong = None if protocol is None else self  # I7
         self._wake()
 
-    def _move_in(self, loop: asyncio.AbstractEventLoop) -> Home:
+    def _move_in(self, loop: asyncio.AbstractEventLoop) -> None:
         """This pipe had no loop: now it has."""
-        home = self._home = home_of(loop)
+        self._home, self._loop = home_of(loop), loop
         peer = self._peer()
         if peer is not None:
-            peer._home = home
-        return home
+            peer._home, peer._loop = self._home, loop
 
     def get_protocol(self) -> Any:
         """The protocol; None before the first and after connection_lost."""
@@ -489,7 +495,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
 
     def _wake(self) -> None:
         """Join the home's queue if a callback is due. Raises RuntimeError where the loop is closed."""
-        if not self._queued and self._home.loop is not None and self._next() is not None:  # I4
+        if not self._queued and self._loop is not None and self._next() is not None:  # I4
             self._home.wake(self)
 
     def _wake_quietly(self) -> None:
@@ -662,8 +668,8 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
 
     def _report(self, error: BaseException, message: str) -> None:
         context = {"message": message, "exception": error, "transport": self, "protocol": self._protocol}
-        assert self._home.loop is not None
-        self._home.loop.call_exception_handler(context)
+        assert self._loop is not None
+        self._loop.call_exception_handler(context)
 
     def _fatal(self, error: BaseException, message: str) -> None:
         """A callback raised: say so, and end as if the pipe had broken here; the peer sees an abort."""

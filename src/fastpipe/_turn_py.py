@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 from threading import get_ident
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 from fastpipe._limits import TURN_BYTES, TURN_CALLS
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class Home:
-    """Where pipes live: an event loop (or none yet), its thread, and the ends that have a callback due.
+    """Where pipes live: their thread, and the ends that have a callback due.
 
-    While it has no loop it is one pipe's own; with a loop it is shared by all pipes there, and lives as long as they.
+    A pipe without a loop has one of its own; with a loop all pipes there share one, which lives as long as the loop.
+    (It doesn't hold the loop, or neither would ever be freed: the ends do.)
     """
 
-    __slots__ = ("__weakref__", "bytes", "calls", "depth", "draining", "due", "loop", "scheduled", "thread")
+    __slots__ = ("bytes", "calls", "depth", "draining", "due", "scheduled", "thread")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        self.loop = loop
+    def __init__(self) -> None:
         self.thread = get_ident()
         self.due: deque[PipeEnd] = deque()
         self.scheduled = False  # a Turn is with the loop
@@ -42,14 +42,14 @@ class Home:
         end._queued = True
         self.due.append(end)
         if not self.scheduled and not self.draining:
-            self.schedule()
+            self.schedule(end._loop)
 
-    def schedule(self) -> None:
+    def schedule(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Ask the loop for a turn. Where it is closed nobody is due any more, and RuntimeError is raised."""
-        assert self.loop is not None
+        assert loop is not None, "an end without a loop has no protocol, so no callback is due"
         self.scheduled = True
         try:
-            self.loop.call_soon(Turn(self))
+            loop.call_soon(Turn(self, loop))
         except BaseException:
             self.forget()
             raise
@@ -64,7 +64,7 @@ class Home:
         """Whether this turn's budget is used up."""
         return self.calls >= TURN_CALLS or self.bytes >= TURN_BYTES
 
-    def drain(self) -> None:
+    def drain(self, loop: asyncio.AbstractEventLoop) -> None:
         """One turn: callbacks in the order they came due, until none is or the budget is spent."""
         self.scheduled = False
         if self.draining:  # a loop run inside a callback: that callback's turn goes on when it returns
@@ -91,21 +91,22 @@ class Home:
         finally:  # SystemExit and KeyboardInterrupt pass through, as everywhere in asyncio
             self.draining = False
             if due and not self.scheduled:
-                self.schedule()
+                self.schedule(loop)
 
 
 class Turn:
     """What the loop is handed. A loop that is closed drops it uncalled: then its home hears of it."""
 
-    __slots__ = ("home",)
+    __slots__ = ("home", "loop")
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, loop: asyncio.AbstractEventLoop) -> None:
         self.home: Home | None = home
+        self.loop = loop
 
     def __call__(self) -> None:
         home, self.home = self.home, None
         if home is not None:
-            home.drain()
+            home.drain(self.loop)
 
     def __del__(self) -> None:
         if self.home is not None:
@@ -115,13 +116,12 @@ class Turn:
         return "<fastpipe turn>"
 
 
-# By id(loop): a home keeps its loop alive, so ids are unique.
-_homes: WeakValueDictionary[int, Home] = WeakValueDictionary()
+_homes: WeakKeyDictionary[asyncio.AbstractEventLoop, Home] = WeakKeyDictionary()
 
 
 def home_of(loop: asyncio.AbstractEventLoop) -> Home:
     """The one home on this loop."""
-    home = _homes.get(id(loop))
+    home = _homes.get(loop)
     if home is None:
-        home = _homes.setdefault(id(loop), Home(loop))
+        home = _homes.setdefault(loop, Home())
     return home
