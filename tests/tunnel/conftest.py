@@ -85,6 +85,7 @@ class Ends:
 
     def open_receiver(self, tunnel: Tunnel) -> Recorder:
         self.agent_sessions.append(Recorder(tunnel))
+        self.changed.set()
         return self.agent_sessions[-1]
 
     def client(self, port: int | None = None, **options: Any) -> TunnelClient:

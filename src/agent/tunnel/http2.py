@@ -185,7 +185,8 @@ class Http2Connection(asyncio.Protocol):
             stream.user.stream_lost(error)
 
     def abort(self) -> None:
-        """Drop the connection now, with what is queued. Users of streams aren't told."""
+        """Drop the connection now without a word, with what is queued. Users of streams aren't told."""
+        self._goaway_sent = True
         self.close()
         if self._transport is not None:
             self._transport.abort()
@@ -216,8 +217,8 @@ class Http2Connection(asyncio.Protocol):
         tls = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             self._error = WireError("TLS: the peer did not choose h2 by ALPN")
-            self.closing = True
-            transport.abort()
+            self._goaway_sent = True  # it would not understand one
+            self.close()
             return
         self.sender.start(transport, self._loop)  # I3
         self._h2.initiate_connection()
