@@ -172,11 +172,11 @@ class Connection(asyncio.Protocol):
             self.hub_done = True
             self.inbound.finish()
 
-    def gone(self) -> None:
+    def gone(self, reason: str) -> None:
         """The client or the session is gone: everything of this connection goes at once, and nobody is told."""
-        if self._move(Event.GONE) is State.OPEN:
-            self.reason = "the client is gone"
-        self._end(None)
+        if self._move(Event.GONE) is not State.CLOSED:
+            self.reason = reason
+            self._end(None)
 
     def break_off(self, reason: str, *, owes_answer: bool = False) -> None:
         """Give up on the connection; what the hub is told depends on how far the proxy says it was.

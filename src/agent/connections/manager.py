@@ -103,7 +103,6 @@ class ConnManager(ABC):
         self.limits = limits or ConnectionLimits()
         self.budget = budget or FirstPacketBudget()
         self.counters = counters or ConnectionCounters()
-        self.hub_closes = FEATURE_CLOSE in tunnel.features
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, Connection] = {}
         self._closed = IdRanges()
@@ -118,6 +117,11 @@ class ConnManager(ABC):
     @abstractmethod
     def make_connection(self, conn_id: int) -> Connection:
         """A connection with its carrier attached. May raise: then the id is closed and the hub gets an ERROR."""
+
+    @property
+    def hub_closes(self) -> bool:
+        """Whether `close` is negotiated: from the hub's answer on, which may come after its first packets."""
+        return FEATURE_CLOSE in self.tunnel.features
 
     @property
     def open_connections(self) -> int:
@@ -153,7 +157,7 @@ class ConnManager(ABC):
                 connection.feed(data)
         elif code == ERROR:
             if connection is not None:
-                connection.gone()  # never answered
+                connection.gone("the hub says that its client is gone")  # never answered
             elif conn_id in self._unsettled:
                 self._unsettled.discard(conn_id)
                 self._notify()
@@ -210,7 +214,7 @@ class ConnManager(ABC):
             self._tick.cancel()
             self._tick = None
         for connection in list(self._open.values()):
-            connection.gone()
+            connection.gone("its session with the hub is over")
         self._unsettled.clear()
         self._notify()
 
