@@ -79,7 +79,7 @@ class ApiServer:
         app.router.add_post(REVIEWS, self._review)
         app.router.add_post(ACCESS_REVIEWS, self._access_review)
         app.router.add_route("*", "/{rest:.*}", self._anything)
-        self._runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "localhost", self.port, ssl_context=self._context, backlog=1024)
         await site.start()

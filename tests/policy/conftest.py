@@ -13,8 +13,8 @@ import trustme
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from api_server import ApiServer  # noqa: E402
-from gate import ALICE, BOB, Gate  # noqa: E402
+from api_server import ApiServer
+from gate import ALICE, BOB, Gate
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Who asks, and under whose name a request goes on: through the real proxy, asserted on what the API server received."""
+"""Who asks, and under whose name a request goes on: through the real proxy, told by what the API server received."""
 
 from __future__ import annotations
 
