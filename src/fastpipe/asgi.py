@@ -67,9 +67,6 @@ async def serve(
     config = uvicorn.Config(app, **{"log_config": None, "proxy_headers": False, **settings})
     config.load()
     lifespan = config.lifespan_class(config)
-    await lifespan.startup()
-    if lifespan.should_exit:
-        raise RuntimeError("the app's lifespan startup failed")
     state = DatedState(config)
     protocol_class: Callable[..., asyncio.Protocol] = config.http_protocol_class
 
@@ -78,7 +75,15 @@ async def serve(
             config=config, server_state=state, app_state=lifespan.state, _loop=asyncio.get_running_loop()
         )
 
-    server = await (Listener() if listener is None else listener).create_server(protocol)
+    server = await (Listener() if listener is None else listener).create_server(protocol, start_serving=False)
+    try:
+        await lifespan.startup()
+        if lifespan.should_exit:
+            raise RuntimeError("the app's lifespan startup failed")
+    except BaseException:
+        server.close()
+        raise
+    await server.start_serving()  # who came early waits in its backlog until here
     try:
         yield server
     finally:

@@ -229,10 +229,10 @@ class Listener(asyncio.AbstractServer):
 
     def _serve(self, take: Callable[[fastpipe.PipeEnd], None], start_serving: bool) -> Listener:
         self._bound()
-        if self._take is not None:
-            raise RuntimeError(HAS_A_SERVER)
         if self._closed:
             raise RuntimeError(LISTENER_CLOSED)
+        if self._take is not None:
+            raise RuntimeError(HAS_A_SERVER)
         self._take = take
         self._context = contextvars.copy_context()
         while self._acceptors:  # they hear that there is a server now

@@ -227,9 +227,28 @@ async def test_a_failed_startup_says_so() -> None:
         raise LookupError("no database")
         yield
 
+    listener = Listener()
+    asking = asyncio.ensure_future(http_client(listener).get("/"))
+    await asyncio.sleep(0)
     with pytest.raises(RuntimeError, match="lifespan startup failed"):
-        async with serve(Starlette(lifespan=lifespan)):
+        async with serve(Starlette(lifespan=lifespan), listener=listener):
             pytest.fail("served")
+    with pytest.raises(httpx.TransportError):
+        await asking
+    app = make_app()
+    with pytest.raises(RuntimeError, match="closed"):
+        async with serve(app, listener=listener):
+            pytest.fail("served")
+    assert app.state.events == []
+
+
+async def test_who_comes_early_is_served_after_the_startup() -> None:
+    listener = Listener()
+    async with http_client(listener) as client:
+        asking = asyncio.ensure_future(client.get("/hello/early"))
+        await asyncio.sleep(0)
+        async with serve(make_app(), listener=listener):
+            assert (await asking).json()["state"] is True
 
 
 async def test_an_app_without_lifespan_and_a_listener_of_ones_own() -> None:
