@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
-from agent.messages import RequestHead, Target
 from agent.outcome import Outcome
 from agent.proxy.clock import Clock
+from agent.proxy.decide import Process, Route
 from agent.proxy.limits import ProxyLimits
 from agent.proxy.measures import Measures
 from agent.proxy.server import Connection
@@ -16,8 +16,6 @@ from agent.proxy.upstream import Upstreams
 
 __all__ = ["Proxy"]
 
-Route = Callable[[RequestHead], "Target | Awaitable[Target]"]
-Process = Callable[[RequestHead, Target], "RequestHead | Awaitable[RequestHead]"]
 
 
 class Proxy:

@@ -17,12 +17,10 @@ E4. A request is sent again only if it is idempotent, has no body, and a reused 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import enum
 import functools
-import inspect
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Coroutine
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +30,8 @@ from agent.outcome import Stage
 from agent.proxy.answers import CONTINUE
 from agent.proxy.chunked import LAST_CHUNK, ChunkedDecoder, ChunkError, encode_chunk, encode_last
 from agent.proxy.clock import NEVER
-from agent.proxy.headers import Fields, forwarded_trailers, serialize
+from agent.proxy.decide import Undecided, decide
+from agent.proxy.headers import forwarded_trailers, serialize
 from agent.proxy.heads import CHUNKED, IDEMPOTENT, Request, Response
 from agent.proxy.intake import Piece, ResponseHeadIntake
 from agent.proxy.rewrite import head_for_client, head_for_target, switching_head
@@ -123,45 +122,28 @@ class Exchange:
         version = "1.0" if request.is_1_0 else "1.1"
         head = RequestHead(request.method.decode(), self.own_target, version, fields, connection.conn_id, proxy.cluster)
         try:
-            target = proxy.route(head)
-            if isinstance(target, Target):
-                self.target = target
-                if proxy.process is None:
-                    self._send(request.fields)
-                    return
-                processed = proxy.process(head, target)
-                if isinstance(processed, RequestHead):
-                    self._send_as(processed)
-                else:
-                    self._run(self._processed_later(processed), processed)
+            decision = decide(head, proxy.route, proxy.process)
+            if isinstance(decision, Undecided):
+                self._run(self._decided_later(decision), decision)
             else:
-                self._run(self._routed_later(target, head), target)
+                self._send(*decision)
         except Exception as error:
             self._policy_failed(error)
 
-    async def _routed_later(self, routing: Awaitable[Target], head: RequestHead) -> None:
-        self.target = await routing
-        process = self.connection.proxy.process
-        processed = head if process is None else process(head, self.target)
-        if inspect.isawaitable(processed):
-            processed = await processed
+    async def _decided_later(self, undecided: Undecided) -> None:
+        decision = await undecided.settle()
         self._task = None
-        self._send_as(processed)
+        self._send(*decision)
 
-    async def _processed_later(self, processing: Awaitable[RequestHead]) -> None:
-        head = await processing
-        self._task = None
-        self._send_as(head)
-
-    def _run(self, work: Coroutine[Any, Any, None], awaited: object = None) -> None:
+    def _run(self, work: Coroutine[Any, Any, None], undecided: Undecided | None = None) -> None:
         """Do `work` in a task: its errors become answers, and it is cancelled when the client goes."""
         self._task = task = asyncio.get_running_loop().create_task(work)
-        task.add_done_callback(functools.partial(self._work_done, awaited))
+        task.add_done_callback(functools.partial(self._work_done, undecided))
 
-    def _work_done(self, awaited: object, task: asyncio.Task[None]) -> None:
+    def _work_done(self, undecided: Undecided | None, task: asyncio.Task[None]) -> None:
         if task.cancelled():
-            if inspect.iscoroutine(awaited):
-                awaited.close()  # it may never have begun
+            if undecided is not None:
+                undecided.forget()
             return
         error = task.exception()
         if error is None or self._mode is DONE:
@@ -185,20 +167,14 @@ class Exchange:
 
     # -- the request's way
 
-    def _send_as(self, processed: RequestHead) -> None:
-        """Send what the processor made of the head, on a connection of the identity it named."""
-        if processed.client_identity:
-            assert self.target is not None
-            self.target = dataclasses.replace(self.target, client_identity=processed.client_identity)
-        self._send(processed.headers)
-
-    def _send(self, fields: Fields) -> None:
+    def _send(self, target: Target, decided: RequestHead) -> None:
         """Build the head for the target and send it on a pooled connection, or dial one."""
-        target, proxy = self.target, self.connection.proxy
-        assert target is not None
+        request, proxy = self.request, self.connection.proxy
+        self.target = target
         if self.connection.measures is not None:
             self.connection.measures.policy.add(self._lap_s())
-        head = head_for_target(self.request, self.own_target, fields, target, pass_expect=not proxy.answer_expect)
+        fields = request.fields if proxy.process is None else decided.headers
+        head = head_for_target(request, self.own_target, fields, target, pass_expect=not proxy.answer_expect)
         self._head = self.corked = head
         upstream = proxy.upstreams.take(target)
         if upstream is None:

@@ -373,8 +373,8 @@ class Connection(asyncio.Protocol):
     # -- ends
 
     def _next(self) -> None:
-        """Nothing is outstanding: the next request, or the end."""
-        if self._closing:
+        """Nothing is outstanding: the next request, or the end; also where the head went out before a drain began."""
+        if self._closing or self.proxy.draining:
             self._finish()
             return
         self._input = HEAD

@@ -136,9 +136,7 @@ class Upgraded:
         """Both directions are through."""
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
-            upstream.exchange = None
-            if upstream.transport is not None:
-                upstream.transport.close()  # what was written still goes out
+            upstream.close()
         self.connection.upgraded_done()
 
     def _drop_upstream(self) -> None:

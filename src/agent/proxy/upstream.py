@@ -129,6 +129,14 @@ class Upstream(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
+    def close(self) -> None:
+        """End it behind what is unsent, or without it where the target takes nothing."""
+        self.exchange = None
+        if self.transport is not None:
+            self.transport.close()
+            if self.transport.get_write_buffer_size():
+                asyncio.get_running_loop().call_later(self.pool.limits.write_timeout_s, self.transport.abort)
+
 
 class Upstreams:
     """The pool.
