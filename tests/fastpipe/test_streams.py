@@ -240,6 +240,62 @@ async def test_what_sockets_carry_the_pipe_carries(open_pair: Any, seed: int) ->
     assert await converse(open_pair()) == over_sockets
 
 
+async def pump(rng: random.Random, writer: Any, sent: bytearray) -> None:
+    """Writes of all sizes and kinds, some drained, then EOF."""
+    for _ in range(rng.randrange(40)):
+        data = rng.randbytes(rng.choice([1, 3, 100, 300, 5000, 100_000]))
+        sent += data
+        writer.write(rng.choice([data, bytearray(data), memoryview(data)]))
+        if rng.random() < 0.7:
+            await writer.drain()
+    writer.write_eof()
+
+
+async def suck(rng: random.Random, reader: Any, got: bytearray) -> None:
+    """Reads of all kinds, many of them cancelled, to EOF."""
+    buffer = bytearray(5000)
+    while not reader.at_eof():
+        kind = rng.randrange(5)
+        try:
+            if kind == 0:
+                got += await reader.read(rng.randrange(1, 100_000))
+            elif kind == 1:
+                got += await reader.readuntil(rng.choice([b"\n", b"ab", (b"a", b"bc")]))
+            elif kind == 2:
+                got += buffer[: await reader.readinto(buffer)]
+            elif kind == 3:
+                async with asyncio.timeout(rng.choice([0, 0.0001])):
+                    got += await reader.readexactly(rng.randrange(1, 500_000))
+            else:
+                task = asyncio.ensure_future(reader.read(1000))
+                for _ in range(rng.randrange(3)):
+                    await asyncio.sleep(0)
+                task.cancel()
+                got += await task
+        except asyncio.IncompleteReadError as error:
+            got += error.partial
+        except asyncio.LimitOverrunError as error:
+            got += await reader.readexactly(error.consumed)
+        except (TimeoutError, asyncio.CancelledError):
+            continue
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_conversations_at_random_lose_nothing(open_pair: Any, seed: int) -> None:
+    rng = random.Random(seed)
+    (reader, writer), (their_reader, their_writer) = open_pair(limit=rng.choice([1, 100, 4096, 65536]))
+    sent, got, their_sent, their_got = (bytearray() for _ in range(4))
+    await asyncio.gather(
+        pump(rng, writer, sent),
+        suck(rng, their_reader, their_got),
+        pump(rng, their_writer, their_sent),
+        suck(rng, reader, got),
+    )
+    assert their_got == sent
+    assert got == their_sent
+    await close(writer, their_writer)
+
+
 # ---- by reference, and without loss
 
 
