@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 from api_server import ApiServer
@@ -81,9 +82,19 @@ async def ask_at(port: int, request: bytes) -> Answer:
                 if line.startswith(b"content-length:"):
                     length = int(line.partition(b":")[2])
             return Answer(status, head, await reader.readexactly(length))
+    except asyncio.CancelledError:
+        writer.transport.abort()  # a client that is gone, rather than one that has said all it has to
+        raise
     finally:
         writer.close()
         await writer.wait_closed()
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 30) -> None:
+    """Wait for a state that nothing announces."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 def bearer(token: str) -> bytes:
