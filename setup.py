@@ -54,7 +54,7 @@ def extensions() -> list[Extension]:
         return []
     from Cython.Build import cythonize
 
-    sanitizers = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"] if wanted("FASTPIPE_SANITIZE") else []
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if wanted("FASTPIPE_SANITIZE") else []
     options = {
         "define_macros": [("FASTPIPE_DEBUG", "1")] if wanted("FASTPIPE_DEBUG") else [],
         "extra_compile_args": [*sanitizers, "-g", "-O1"] if sanitizers else [],

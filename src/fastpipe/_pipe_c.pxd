@@ -10,7 +10,7 @@ cdef struct Piece:              # bytes that wait to be taken, kept by reference
     Py_ssize_t length           # > 0
     Piece* next
 
-cdef class Home:                # the pipes of one event loop (or one pipe without): their thread, and whose callback is due
+cdef class Home:                # the pipes of one event loop, or one pipe without: their thread, whose callback is due
     cdef void* loop             # borrowed, to be compared only: the loop keeps its home, not the other way round
     cdef size_t thread          # the only one that may call
     cdef void* first_due        # PipeEnd, strong, linked by next_due: in the order they came due

@@ -72,6 +72,17 @@ cdef extern from *:
         return 0;
     }
 
+    /* self.name(argument), or self.name() for NULL, in the context unless that is NULL. */
+    static PyObject *fastpipe_method(PyObject *context, PyObject *self, PyObject *name, PyObject *argument) {
+        PyObject *args[3] = {NULL, self, argument};
+        PyObject *result;
+        if (context != NULL && PyContext_Enter(context) < 0) return NULL;
+        result = PyObject_VectorcallMethod(
+            name, args + 1, (argument ? 2 : 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        if (context != NULL && PyContext_Exit(context) < 0) Py_CLEAR(result);
+        return result;
+    }
+
     static CYTHON_INLINE int fastpipe_raise(void) { return -1; }
     """
     const bint DEBUG "FASTPIPE_DEBUG"
@@ -79,9 +90,8 @@ cdef extern from *:
     size_t thread_ident "fastpipe_thread"() noexcept nogil
     int call_in "fastpipe_call_in"(PyObject* context, PyObject* callable, PyObject* argument) noexcept
     int call_plainly "fastpipe_call"(PyObject* callable, PyObject* argument) noexcept
+    object call_method "fastpipe_method"(PyObject* context, PyObject* self, PyObject* name, PyObject* argument)
     int reraise "fastpipe_raise"() except -1  # what the two have set
-    int PyContext_Enter(object context) except -1
-    int PyContext_Exit(object context) except -1
     object PyContext_CopyCurrent()
     Py_ssize_t PyNumber_AsSsize_t(object n, PyObject* overflow) except? -1  # NULL: clipped
 
@@ -531,29 +541,16 @@ cdef bint step(PipeEnd end) except -1:
     return True
 
 
-cdef inline int enter(PipeEnd end, object context) except -1:
-    PyContext_Enter(context)
-    end.busy = True
-    return 0
-
-
-cdef inline int leave(PipeEnd end, object context) except -1:
-    end.busy = False
-    PyContext_Exit(context)
-    return 0
-
-
-cdef object call(PipeEnd end, object protocol, str name, tuple args):
-    """A callback that is not made for every piece. (Inside another of this end the context is entered already.)"""
-    cdef object callback = getattr(protocol, name)
+cdef object call(PipeEnd end, object protocol, str name, PyObject* argument):
+    """A callback with one argument, or none (NULL). (Inside another of this end the context is entered already.)"""
     cdef object context = end.context
     if end.busy:
-        return callback(*args)
-    enter(end, context)
+        return call_method(NULL, <PyObject*>protocol, <PyObject*>name, argument)
+    end.busy = True
     try:
-        return callback(*args)
+        return call_method(<PyObject*>context, <PyObject*>protocol, <PyObject*>name, argument)
     finally:
-        leave(end, context)
+        end.busy = False
 
 
 cdef int report(PipeEnd end, object error, str message) except -1:
@@ -572,14 +569,9 @@ cdef int fatal(PipeEnd end, object error, str message) except -1:
 
 
 cdef int connect(PipeEnd end) except -1:
-    cdef object context = end.context
     end.made = True  # I3
     try:
-        enter(end, context)
-        try:
-            end.protocol.connection_made(end)
-        finally:
-            leave(end, context)
+        call(end, end.protocol, "connection_made", <PyObject*>end)
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:
@@ -596,7 +588,7 @@ cdef int pause_protocol(PipeEnd end) except -1:
     if end.stats is not None:
         stats_pause(end.stats)
     try:
-        call(end, end.protocol, "pause_writing", ())
+        call(end, end.protocol, "pause_writing", NULL)
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:
@@ -611,7 +603,7 @@ cdef int resume_protocol(PipeEnd end) except -1:
     if end.stats is not None:
         stats_resume(end.stats)
     try:
-        call(end, end.protocol, "resume_writing", ())
+        call(end, end.protocol, "resume_writing", NULL)
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:
@@ -687,8 +679,10 @@ cdef int deliver_buffer(PipeEnd end) except -1:
     cdef object protocol = end.protocol
     cdef Py_buffer view
     cdef Py_ssize_t n
+    cdef object count
     try:
-        buffer = call(end, protocol, "get_buffer", (min(end.size, end.max_chunk),))
+        count = min(end.size, end.max_chunk)
+        buffer = call(end, protocol, "get_buffer", <PyObject*>count)
         writable(buffer, &view)
         if view.len == 0:
             PyBuffer_Release(&view)
@@ -706,7 +700,8 @@ cdef int deliver_buffer(PipeEnd end) except -1:
         return 0
     end.home.bytes += n
     try:
-        call(end, protocol, "buffer_updated", (n,))
+        count = n
+        call(end, protocol, "buffer_updated", <PyObject*>count)
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:
@@ -717,7 +712,7 @@ cdef int deliver_buffer(PipeEnd end) except -1:
 cdef int tell_eof(PipeEnd end) except -1:
     end.eof_told = True
     try:
-        keep_open = bool(call(end, end.protocol, "eof_received", ()))
+        keep_open = bool(call(end, end.protocol, "eof_received", NULL))
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:
@@ -733,7 +728,7 @@ cdef int tell_lost(PipeEnd end) except -1:
     cdef object protocol = end.protocol
     lost_unheard(end)
     try:
-        call(end, protocol, "connection_lost", (error,))
+        call(end, protocol, "connection_lost", <PyObject*>error)
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as raised:

@@ -596,6 +596,33 @@ async def test_the_loops_own_sendfile_and_start_tls_take_a_pipe(twin, recorder, 
     await ended(a, b)
 
 
+def test_a_debug_build_counts_what_is_made_and_freed(twin, recorder):
+    counts = getattr(twin, "debug_counts", lambda: None)()
+    if counts is None:
+        return  # no FASTPIPE_DEBUG=1 build, or the Python twin: Python counts for it
+    gc.collect()
+    before = twin.debug_counts()
+
+    async def use():
+        for _ in range(10):
+            a, b = twin.create_pipe(max_chunk=3)
+            b.set_protocol(recorder())
+            for data in (b"bytes", bytearray(b"copied"), memoryview(b"a view")[1:], b""):
+                a.write(data)
+            await turns()
+            a.write(b"never taken")
+            await ended(a, b)
+
+    asyncio.run(use())
+    gc.collect()
+    after = twin.debug_counts()
+    made = {name: after[name] - before[name] for name in after}
+    assert made["pairs_made"] == 10
+    assert made["ends_freed"] == 20
+    assert made["pieces_made"] == made["pieces_freed"] == 40
+    assert made["views_made"] == made["views_freed"]
+
+
 def test_errors_say_whose_fault_it_is():
     assert issubclass(PipeBrokenError, ConnectionResetError)
     assert issubclass(PipeBrokenError, PipeError)
