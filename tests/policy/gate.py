@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -83,7 +85,9 @@ async def ask_at(port: int, request: bytes) -> Answer:
                     length = int(line.partition(b":")[2])
             return Answer(status, head, await reader.readexactly(length))
     except asyncio.CancelledError:
-        writer.transport.abort()  # a client that is gone, rather than one that has said all it has to
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not a half-close
+        writer.transport.abort()
         raise
     finally:
         writer.close()
