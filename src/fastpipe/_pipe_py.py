@@ -69,25 +69,23 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable
-from operator import index
 from threading import get_ident
 from typing import Any, final
 from weakref import ref
 
 from fastpipe import _errors
 from fastpipe._chunk_py import Chunk, ChunkPool, exact_bytes, immutable
-from fastpipe._errors import PipeBrokenError, PipeBusyError, PipeClosedError
+from fastpipe._errors import PipeBrokenError
 from fastpipe._limits import DEFAULT_LIMIT, DEFAULT_MAX_CHUNK, checked_limit, checked_max_chunk, water_marks
 from fastpipe._socket import SENDFILE_FALLBACK, PipeSocket
+from fastpipe._statistics_py import PipeStatistics
 from fastpipe._turn_py import Home, home_of
+from fastpipe._waiting_py import BROKEN, CLOSING, LOST, OPEN, Waiting, writable
 
 __all__ = ["Chunk", "ChunkPool", "PipeEnd", "PipeStatistics", "create_pipe"]
 
-OPEN, BROKEN, CLOSING, LOST = range(4)
 STATE_NAMES = ("open", "broken", "closing", "lost")
 
 
@@ -119,41 +117,13 @@ def create_pipe(
 
 
 @final
-class PipeStatistics:
-    """What one end has sent and taken since `collect_statistics` was first called; counts on by itself."""
-
-    __slots__ = ("_paused_at", "_paused_s", "bytes_read", "bytes_written", "chunks_read", "chunks_written", "pauses")
-
-    def __init__(self) -> None:
-        self.bytes_written = self.chunks_written = 0  # accepted by write: a chunk is one write
-        self.bytes_read = self.chunks_read = 0  # delivered, or taken by hand: a chunk is one delivery or one call
-        self.pauses = 0  # calls of pause_writing
-        self._paused_s = 0.0
-        self._paused_at: float | None = None
-
-    @property
-    def paused_s(self) -> float:
-        """Seconds between pause_writing and resume_writing (or the end), a pause that lasts included."""
-        running = 0.0 if self._paused_at is None else time.monotonic() - self._paused_at
-        return self._paused_s + running
-
-    def _pause(self) -> None:
-        self.pauses += 1
-        self._paused_at = time.monotonic()
-
-    def _resume(self) -> None:
-        self._paused_s, self._paused_at = self.paused_s, None
-
-
-@final
-class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin is what loop.sendfile asks for
+class PipeEnd(Waiting):
     """One end of a pipe: an asyncio.Transport, or without a protocol a byte stream that is read by hand. See above."""
 
     __slots__ = (
-        "__weakref__", "_accepts_views", "_buffered", "_busy", "_context", "_detach", "_eof_in", "_eof_sent",
-        "_eof_told", "_error", "_head", "_home", "_inline", "_made", "_max_chunk", "_paused", "_peer_ref",
-        "_peer_strong",
-        "_protocol", "_queued", "_receive", "_rest", "_size", "_state", "_stats",
+        "__weakref__", "_accepts_views", "_buffered", "_busy", "_context", "_detach", "_eof_sent", "_eof_told",
+        "_home", "_inline", "_made", "_max_chunk", "_paused", "_peer_ref",
+        "_peer_strong", "_queued", "_receive",
     )  # fmt: skip
 
     _start_tls_compatible = True  # loop.start_tls asks for it
@@ -177,8 +147,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         self._home, self._loop = home, loop
         self._peer_strong: PipeEnd | None = None  # I7
         self._peer_ref: Callable[[], PipeEnd | None] = ref(peer)
-        self._head: bytes | memoryview | None = None  # what the peer wrote: the next piece, and those behind it
-        self._rest: deque[bytes | memoryview] | None = None
+        self._head = self._rest = None
         self._size = 0
         self._high_water, self._low_water = high, high // 4
         self._inline, self._max_chunk = inline, max_chunk
@@ -247,13 +216,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         self._sent(peer)
 
     def _put(self, peer: PipeEnd, piece: bytes | memoryview) -> None:
-        if peer._head is None:
-            peer._head = piece
-        elif peer._rest is None:
-            peer._rest = deque((piece,))
-        else:
-            peer._rest.append(piece)
-        peer._size += len(piece)
+        peer._add(piece)
         if self._stats is not None:
             self._stats.chunks_written += 1
             self._stats.bytes_written += len(piece)
@@ -366,10 +329,6 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         if drop:
             self._drop_waiting()
         self._wake_quietly()
-
-    def _drop_waiting(self) -> None:
-        self._head = self._rest = None  # I1
-        self._size = 0
 
     def _peer(self) -> PipeEnd | None:
         return self._peer_strong or self._peer_ref()
@@ -604,7 +563,7 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         protocol = self._protocol
         try:
             buffer = self._call(protocol, "get_buffer", min(self._size, self._max_chunk))
-            view = _writable(buffer)
+            view = writable(buffer)
             if not view:
                 raise RuntimeError(_errors.EMPTY_BUFFER)
         except (SystemExit, KeyboardInterrupt):
@@ -679,105 +638,6 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         else:
             self._drop_waiting()
 
-    # ---- reading by hand
-
-    def peek(self) -> memoryview:
-        """The next bytes, in place: valid and unchanged for as long as the view is held. Empty where nothing waits.
-
-        What follows them is seen after `consume`. Raises PipeBusyError with a protocol set, PipeClosedError and
-        PipeBrokenError when this end is over, RuntimeError from another thread; so do all reads by hand.
-        """
-        self._check_reader()
-        return memoryview(self._head or b"")
-
-    def consume(self, n: int, /) -> None:
-        """Take n bytes, 0 to all that wait. Raises ValueError for another count; the errors of `peek`."""
-        n = index(n)
-        self._check_reader()
-        if not 0 <= n <= self._size:
-            raise _errors.past_the_end(n, self._size)
-        if n:
-            self._taken(n)
-
-    def read(self, n: int = -1, /) -> bytes:
-        """Take up to n bytes (-1: all that wait); the very object where it is one. b"" where nothing waits.
-
-        Raises the errors of `peek`.
-        """
-        n = index(n)
-        self._check_reader()
-        n = self._size if n < 0 else min(n, self._size)
-        if not n:
-            return b""
-        head = self._head
-        assert head is not None
-        if n == len(head):
-            self._taken(n)
-            return exact_bytes(head)
-        data = bytearray(n)
-        self._fill(memoryview(data))
-        return bytes(data)
-
-    def readinto(self, buffer: Any, /) -> int:
-        """Take what waits and fits into `buffer` (writable, C-contiguous); gives its length, 0 where nothing waits.
-
-        Raises TypeError for another buffer, and the errors of `peek`.
-        """
-        view = _writable(buffer)
-        self._check_reader()
-        return self._fill(view)
-
-    def at_eof(self) -> bool:
-        """Whether all was taken and the peer writes no more. False once this end is closed or broken: reads raise."""
-        return self._state == OPEN and self._eof_in and self._head is None
-
-    def _check_reader(self) -> None:
-        self._check_thread()
-        if self._protocol is not None:
-            raise PipeBusyError(_errors.READ_BUSY)
-        if self._head is None and self._state != OPEN:
-            if isinstance(self._error, PipeBrokenError):
-                raise PipeBrokenError(*self._error.args)
-            raise PipeClosedError(_errors.READ_CLOSED)
-
-    def _fill(self, view: memoryview) -> int:
-        """Copy what waits into a flat writable view and take it: as much as fits."""
-        filled = 0
-        while self._head is not None and filled < len(view):
-            piece = memoryview(self._head)[: len(view) - filled]
-            view[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            self._taken(len(piece), 0)
-        if filled and self._stats is not None:
-            self._stats.chunks_read += 1
-        return filled
-
-    def _taken(self, n: int, deliveries: int = 1) -> None:
-        """n bytes have left the pipe: keep the books, and let a paused writer know."""
-        if self._stats is not None:
-            self._stats.bytes_read += n
-            self._stats.chunks_read += deliveries
-        self._size -= n  # I1
-        if not self._size:
-            self._head = self._rest = None
-        else:
-            self._forget(n)
-        writer = self._peer_strong or self._peer_ref()
-        if writer is not None and writer._protocol_paused and self._size <= writer._low_water:
-            writer._wake_quietly()
-
-    def _forget(self, n: int) -> None:
-        """Take n bytes, fewer than wait, off the pieces."""
-        head = self._head
-        assert head is not None
-        while n >= len(head):
-            n -= len(head)
-            assert self._rest is not None
-            head = self._head = self._rest.popleft()
-            self._rest = self._rest or None
-        if n:
-            self._head = memoryview(head)[n:]
-
     def _check_thread(self) -> None:
         if get_ident() != self._home.thread:
             raise RuntimeError(_errors.WRONG_THREAD)
@@ -789,16 +649,3 @@ class PipeEnd(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
 
 def _nobody() -> None:
     """The reference to a peer that is no more."""
-
-
-def _writable(buffer: Any) -> memoryview:
-    """A flat view of a writable buffer. Raises TypeError."""
-    try:
-        view = memoryview(buffer)
-    except TypeError:
-        raise _errors.not_writable(buffer) from None
-    if view.readonly:
-        raise _errors.not_writable(buffer)
-    if not view.c_contiguous:
-        raise TypeError(_errors.NOT_CONTIGUOUS)
-    return view.cast("B") if view.nbytes else memoryview(bytearray())

@@ -1,0 +1,166 @@
+"""What waits at an end: the pieces its peer wrote, and how they are taken, by hand or for a protocol.
+
+I1 and I2 are kept here: `size` is the sum of what waits; without pieces nothing is allocated; no piece ever changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from operator import index
+from typing import TYPE_CHECKING, Any
+
+from fastpipe import _errors
+from fastpipe._chunk_py import exact_bytes
+from fastpipe._errors import PipeBrokenError, PipeBusyError, PipeClosedError
+
+if TYPE_CHECKING:
+    from fastpipe._pipe_py import PipeEnd
+    from fastpipe._statistics_py import PipeStatistics
+
+OPEN, BROKEN, CLOSING, LOST = range(4)  # the states of an end
+
+
+class Waiting(asyncio.transports._FlowControlMixin):  # a Transport; the mixin is what loop.sendfile asks for
+    """The reading half of an end. Most ends have one piece waiting or none: the `_head`; `_rest` is rarely made."""
+
+    __slots__ = ("_eof_in", "_error", "_head", "_protocol", "_rest", "_size", "_state", "_stats")
+
+    _head: bytes | memoryview | None  # the next piece
+    _rest: deque[bytes | memoryview] | None  # those behind it
+    _size: int
+    _state: int
+    _eof_in: bool
+    _error: BaseException | None
+    _protocol: Any
+    _stats: PipeStatistics | None
+
+    if TYPE_CHECKING:  # the end's
+
+        def _check_thread(self) -> None: ...
+
+        def _peer(self) -> PipeEnd | None: ...
+
+    def _add(self, piece: bytes | memoryview) -> None:
+        """Have a piece, not empty, wait behind the others."""
+        if self._head is None:
+            self._head = piece
+        elif self._rest is None:
+            self._rest = deque((piece,))
+        else:
+            self._rest.append(piece)
+        self._size += len(piece)
+
+    def _drop_waiting(self) -> None:
+        self._head = self._rest = None  # I1
+        self._size = 0
+
+    def peek(self) -> memoryview:
+        """The next bytes, in place: valid and unchanged for as long as the view is held. Empty where nothing waits.
+
+        What follows them is seen after `consume`. Raises PipeBusyError with a protocol set, PipeClosedError and
+        PipeBrokenError when this end is over, RuntimeError from another thread; so do all reads by hand.
+        """
+        self._check_reader()
+        return memoryview(self._head or b"")
+
+    def consume(self, n: int, /) -> None:
+        """Take n bytes, 0 to all that wait. Raises ValueError for another count; the errors of `peek`."""
+        n = index(n)
+        self._check_reader()
+        if not 0 <= n <= self._size:
+            raise _errors.past_the_end(n, self._size)
+        if n:
+            self._taken(n)
+
+    def read(self, n: int = -1, /) -> bytes:
+        """Take up to n bytes (-1: all that wait); the very object where it is one. b"" where nothing waits.
+
+        Raises the errors of `peek`.
+        """
+        n = index(n)
+        self._check_reader()
+        n = self._size if n < 0 else min(n, self._size)
+        if not n:
+            return b""
+        head = self._head
+        assert head is not None
+        if n == len(head):
+            self._taken(n)
+            return exact_bytes(head)
+        data = bytearray(n)
+        self._fill(memoryview(data))
+        return bytes(data)
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Take what waits and fits into `buffer` (writable, C-contiguous); gives its length, 0 where nothing waits.
+
+        Raises TypeError for another buffer, and the errors of `peek`.
+        """
+        view = writable(buffer)
+        self._check_reader()
+        return self._fill(view)
+
+    def at_eof(self) -> bool:
+        """Whether all was taken and the peer writes no more. False once this end is closed or broken: reads raise."""
+        return self._state == OPEN and self._eof_in and self._head is None
+
+    def _check_reader(self) -> None:
+        self._check_thread()
+        if self._protocol is not None:
+            raise PipeBusyError(_errors.READ_BUSY)
+        if self._head is None and self._state != OPEN:
+            if isinstance(self._error, PipeBrokenError):
+                raise PipeBrokenError(*self._error.args)
+            raise PipeClosedError(_errors.READ_CLOSED)
+
+    def _fill(self, view: memoryview) -> int:
+        """Copy what waits into a flat writable view and take it: as much as fits."""
+        filled = 0
+        while self._head is not None and filled < len(view):
+            piece = memoryview(self._head)[: len(view) - filled]
+            view[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            self._taken(len(piece), 0)
+        if filled and self._stats is not None:
+            self._stats.chunks_read += 1
+        return filled
+
+    def _taken(self, n: int, deliveries: int = 1) -> None:
+        """n bytes have left the pipe: keep the books, and let a paused writer know."""
+        if self._stats is not None:
+            self._stats.bytes_read += n
+            self._stats.chunks_read += deliveries
+        self._size -= n  # I1
+        if not self._size:
+            self._head = self._rest = None
+        else:
+            self._forget(n)
+        writer = self._peer()
+        if writer is not None and writer._protocol_paused and self._size <= writer._low_water:
+            writer._wake_quietly()
+
+    def _forget(self, n: int) -> None:
+        """Take n bytes, fewer than wait, off the pieces."""
+        head = self._head
+        assert head is not None
+        while n >= len(head):
+            n -= len(head)
+            assert self._rest is not None
+            head = self._head = self._rest.popleft()
+            self._rest = self._rest or None
+        if n:
+            self._head = memoryview(head)[n:]
+
+
+def writable(buffer: Any) -> memoryview:
+    """A flat view of a writable buffer. Raises TypeError."""
+    try:
+        view = memoryview(buffer)
+    except TypeError:
+        raise _errors.not_writable(buffer) from None
+    if view.readonly:
+        raise _errors.not_writable(buffer)
+    if not view.c_contiguous:
+        raise TypeError(_errors.NOT_CONTIGUOUS)
+    return view.cast("B") if view.nbytes else memoryview(bytearray())
