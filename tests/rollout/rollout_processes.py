@@ -1,0 +1,104 @@
+"""`fastpipe-agent` as child processes, driven from a test's event loop without blocking it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "KUBERNETES_"))}
+TIMEOUT_S = 20.0
+
+_clusters = itertools.count(1)
+
+
+class Process:
+    """One command, its standard output read line by line, its log kept in a file."""
+
+    def __init__(self, log: pathlib.Path, *arguments: str) -> None:
+        self._log = log
+        with log.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "agent", *arguments], stdout=subprocess.PIPE, stderr=errors, env=ENVIRON, text=True
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        found = self.process.stdout.readline().rstrip("\n")
+        assert found, self.log
+        return found
+
+    async def logged(self, text: str, times: int = 1) -> None:
+        """Wait until the log has a text, so many times."""
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while self.log.count(text) < times:
+            assert time.monotonic() < deadline_s, f"{text!r} isn't {times} times in:\n{self.log}"
+            assert self.process.poll() is None or self.log.count(text) >= times, self.log
+            await asyncio.sleep(0.005)
+
+    async def ends(self, timeout_s: float = TIMEOUT_S) -> int:
+        """The exit code, once it has ended by itself."""
+        deadline_s = time.monotonic() + timeout_s
+        while (code := self.process.poll()) is None:
+            assert time.monotonic() < deadline_s, f"it didn't end within {timeout_s} s:\n{self.log}"
+            await asyncio.sleep(0.005)
+        return code
+
+    def signal(self, name: str) -> None:
+        self.process.send_signal(signal.Signals[name])
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+class HubProcess(Process):
+    """Our hub on free ports."""
+
+    def __init__(self, log: pathlib.Path, *arguments: str) -> None:
+        super().__init__(log, "hub", "--grpc-address=127.0.0.1:0", "--http-address=127.0.0.1:0", *arguments)
+        self.grpc_port = self._port("grpc")
+        self.http_port = self._port("http")
+
+    def _port(self, kind: str) -> int:
+        found = re.fullmatch(rf"listening {kind} 127\.0\.0\.1:([0-9]+)", self.line())
+        assert found
+        return int(found[1])
+
+
+class AgentProcess(Process):
+    """An agent of a cluster of its own. `url`: of the cluster's root at the hub."""
+
+    def __init__(self, directory: pathlib.Path, hub: Any, *arguments: str) -> None:
+        self.cluster = f"r{os.getpid()}-{next(_clusters)}"
+        self.url = f"http://127.0.0.1:{hub.http_port}/{self.cluster}"
+        super().__init__(
+            directory / f"{self.cluster}.log", "run", f"--hub-address=127.0.0.1:{hub.grpc_port}",
+            f"--cluster-name={self.cluster}", "--insecure", *arguments,
+        )  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def running_agent(directory: pathlib.Path, hub: Any, *arguments: str) -> AsyncIterator[AgentProcess]:
+    """An agent that is ready; killed behind the block where it still runs."""
+    agent = AgentProcess(directory, hub, *arguments)
+    try:
+        assert await asyncio.to_thread(agent.line) == "ready"
+        yield agent
+    finally:
+        agent.close()
