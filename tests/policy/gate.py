@@ -32,7 +32,11 @@ class Gate:
     def __init__(self, managed: ApiServer, hub: ApiServer, **config: Any) -> None:
         self.managed = managed
         self.hub = hub
-        settings = {"kubeconfig": managed.kubeconfig(), "hub_kubeconfig": hub.kubeconfig()} | config
+        settings = dict(config)
+        if "kubeconfig" not in config:
+            settings["kubeconfig"] = managed.kubeconfig()
+        if "hub_kubeconfig" not in config:
+            settings["hub_kubeconfig"] = hub.kubeconfig()
         self.config = AgentConfig(hub_address="127.0.0.1:1", cluster_name="c1", insecure=True, **settings)
 
     async def __aenter__(self) -> Gate:

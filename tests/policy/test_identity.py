@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agent.errors import ConfigError
 from agent.messages import RequestHead, Target
 from agent.policy.identity import Anonymous, is_identity_header
-from agent.policy.router import KubernetesRouter, StaticRouter
+from agent.policy.router import AppRouter, KubernetesRouter, StaticRouter
 from agent.policy.selection import UNAUTHENTICATED, select_policy
 
 CLAIMS = [
@@ -143,9 +143,14 @@ def test_routes_with_a_processor_warn_of_nothing(caplog: pytest.LogCaptureFixtur
     assert not caplog.records
 
 
-def test_an_app_is_refused_rather_than_dialled_somewhere() -> None:
-    with pytest.raises(ConfigError, match="app"):
-        select_policy(cluster="c1", app=object())
+def test_an_app_gets_every_path_without_the_clusters_name() -> None:
+    app = object()
+    router, processor = select_policy(cluster="c1", app=app)
+    assert isinstance(router, AppRouter)
+    target = router.route(RequestHead("GET", b"/c1/a%2Fb?c", "1.1", []))
+    assert target.app is app
+    assert target.path == b"/a%2Fb?c"
+    assert isinstance(processor, Anonymous)
 
 
 def test_no_cluster_and_nothing_to_route_by_is_an_error() -> None:

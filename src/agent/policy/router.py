@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ..errors import ConfigError, Refused
 from ..messages import RequestHead, Target
 from ..syntax import check_label, check_route, has_dot_segments, is_label
 
-__all__ = ["API_SERVER", "KubernetesRouter", "Router", "StaticRouter"]
+__all__ = ["API_SERVER", "AppRouter", "KubernetesRouter", "Router", "StaticRouter"]
 
 # Everything but visible ASCII, and "#": RFC 9112 section 3.2.1 has no fragment in a request target.
 _UNFIT = re.compile(rb"[^!-~]|#")
@@ -105,6 +105,21 @@ class StaticRouter:
                     # check_route has seen that `url` ends its authority, so a rest of "//x" stays a path.
                     return Target(url + (rest + query).decode("ascii") if rest else whole + query.decode("ascii"))
         raise Refused(404, "no route for this path")
+
+
+class AppRouter:
+    """Sends every path to one ASGI application in this process, without the cluster's name."""
+
+    def __init__(self, app: Any, cluster: str | None) -> None:
+        """app: an ASGI 3 application. cluster: as StaticRouter's. Raises ConfigError."""
+        self._app = app
+        self._paths = _ClusterPaths(cluster)
+
+    def route(self, request: RequestHead) -> Target:
+        """The application, with the path behind the cluster's name. Raises Refused: 400, 421."""
+        path, query = self._paths.split(request.target)
+        # The host is never dialled; the application sees the client's own Host.
+        return Target("http://app" + (path + query).decode("ascii"), app=self._app, preserve_host=True)
 
 
 class KubernetesRouter:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .identity import Anonymous, RequestProcessor
-from .router import KubernetesRouter, Router, StaticRouter
+from .router import AppRouter, KubernetesRouter, Router, StaticRouter
 
 __all__ = ["UNAUTHENTICATED", "select_policy"]
 
@@ -28,18 +28,15 @@ def select_policy(
 ) -> tuple[Router, RequestProcessor]:
     """The router and the processor to run with.
 
-    cluster: the agent's name, None for paths without one. routes: (prefix, URL) pairs. app: an ASGI application;
-    refused, for the proxy reaches its targets over the network only. router, request_processor: the user's own, which
-    win. With a router or routes and no processor, nothing is authenticated, and one WARNING says so.
+    cluster: the agent's name, None for paths without one. routes: (prefix, URL) pairs. app: an ASGI application.
+    router, request_processor: the user's own, which win. With a router, routes or an app and no processor, nothing is
+    authenticated, and one WARNING says so.
 
     Raises ConfigError for a wrong route or name, and where Kubernetes' paths would run without a processor: they are
     never served unauthenticated.
     """
-    if app is not None:
-        expected = "can't be served by this version: run it on a port, and give a route to it"
-        raise ConfigError("app", "--app or argument", expected)
-    if router is None and routes:
-        router = StaticRouter(routes, cluster)
+    if router is None and (routes or app is not None):
+        router = StaticRouter(routes, cluster) if routes else AppRouter(app, cluster)
     if (router is None or isinstance(router, KubernetesRouter)) and request_processor is None:
         raise _kubernetes_unavailable()
     if router is None:

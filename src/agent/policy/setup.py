@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+from typing import Any
 
 from ..config import AgentConfig
 from ..errors import ConfigError
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 class Policy:
     """Everything that decides who may reach what.
 
+    app: the ASGI application that gets every request, None where there is none.
     services: the allow-list that Kubernetes' router goes by, None for other routers. managed, hub: how the clusters'
     API servers are reached, None where they aren't.
     """
@@ -35,12 +37,14 @@ class Policy:
         processor: RequestProcessor,
         trust: CertificateProvider,
         *,
+        app: Any = None,
         services: ServiceAllowList | None = None,
         kubernetes: _Kubernetes | None = None,
     ) -> None:
         self.router = router
         self.processor = processor
         self.trust = trust
+        self.app = app
         self.services = services
         self._kubernetes = kubernetes
 
@@ -151,7 +155,7 @@ def make_policy(
             router=router,
             request_processor=processor,
         )
-        return Policy(router, processor, trust or FileTrust(config.target_ca_files))
+        return Policy(router, processor, trust or FileTrust(config.target_ca_files), app=app)
     return _kubernetes_policy(config, processor, trust)
 
 
@@ -188,7 +192,7 @@ def _kubernetes_policy(
 def _managed_access(config: AgentConfig) -> ApiAccess:
     if config.kubeconfig:
         return ApiAccess.from_kubeconfig(config.kubeconfig, field="kubeconfig")
-    return ApiAccess.from_service_account()
+    return ApiAccess.from_service_account(SERVICE_ACCOUNT)
 
 
 def _check_available(config: AgentConfig) -> None:
