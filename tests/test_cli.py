@@ -98,7 +98,6 @@ def log(tmp_path: Path) -> Path:
         ([*RUN, "--config", "/none.toml"], ["config (from /none.toml)"]),
         ([*RUN, "--insecure"], ["Kubernetes", "--route"]),
         ([*RUN, "--app", "no.such.module:app"], ["app", "no.such.module"]),
-        ([*RUN, "--app", "asyncio:run"], ["app (from --app", "this version"]),
         (["run", "--no-such-flag"], ["--no-such-flag"]),
         (["hub", "--grpc-address", "0.0.0.0:0"], ["grpc_address", "--allow-any-agent"]),
         (["hub", "--http-address", "nowhere"], ["http_address (from --http-address)"]),

@@ -28,7 +28,7 @@ from .policy.router import Router
 from .policy.selection import select_policy
 from .policy.setup import make_policy
 from .policy.trust import CertificateProvider
-from .proxy import Measures, Proxy, ProxyLimits, Upstreams
+from .proxy import Apps, Measures, Proxy, ProxyLimits, Upstreams
 from .readings import read
 from .syntax import parse_address
 from .telemetry.health import HealthServer
@@ -106,8 +106,9 @@ class Agent:
                 self._page = MetricsPage(lambda: read(self))
             else:
                 logger.warning("metrics are counted and shown nowhere: health_address isn't set")
+        self._apps = Apps()
         self.proxy = Proxy(
-            route=self._router.route,
+            route=self._apps.routed(self._router.route),
             process=self.processor.process,
             upstreams=self.upstreams,
             limits=limits,
@@ -141,13 +142,16 @@ class Agent:
         """Serve until cancelled; then drain: not ready, answers say `Connection: close`, requests in flight finish.
 
         Draining takes at most `drain_grace_s` and some seconds; a second cancellation ends it at once. Runs once.
-        Raises ConfigError where the Unix socket can't be made, OSError where the health address can't be listened on.
+        Raises ConfigError where the Unix socket can't be made, AgentError where the app does not start, OSError where
+        the health address can't be listened on.
         """
         config = self.config
         health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
         self.clients = [self._client(number) for number in range(len(config.hub_addresses))]
         sessions: list[asyncio.Task[None]] = []
         try:
+            if self.policy.app is not None:
+                await self._apps.start(self.policy.app)
             await self.carriage.start()
             if config.health_address:
                 address = parse_address(config.health_address, listen=True)
@@ -168,6 +172,7 @@ class Agent:
                 await asyncio.wait(sessions)
             self.proxy.close()
             await self.upstreams.close()
+            await self._apps.close()
             await self.policy.close()
             await self.carriage.close()
             await health.close()
@@ -212,7 +217,7 @@ class Agent:
             return
         self.config = self._dialling.config = new
         self._router = router
-        self.proxy.route = router.route
+        self.proxy.route = self._apps.routed(router.route)
         self.proxy.limits = self.upstreams.limits = _limits(new)
         self.proxy.max_connections = new.memory_comm.max_connections
         for name in names:

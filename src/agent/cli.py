@@ -136,7 +136,7 @@ _print_config = click.option(
 @_options(AgentConfig, ProcessConfig)
 @_print_config
 def run(config_file: str, print_config: bool, **given: Any) -> None:
-    """Run the agent: dial the hub, and serve what it sends by --route, or Kubernetes' paths.
+    """Run the agent: dial the hub, and serve what it sends by --route, --app or Kubernetes' paths.
 
     Prints `ready` when the hub has answered. SIGTERM and SIGINT drain, a second one aborts. SIGHUP reads the
     configuration again and applies what can change while it runs, without dropping a connection; it dials the hub anew
@@ -144,6 +144,7 @@ def run(config_file: str, print_config: bool, **given: Any) -> None:
     """
     configured = _Configured(AgentConfig, config_file, given)
     config, process = configured.begin(print_config)
+    sys.path.insert(0, os.getcwd())  # where `module:name` is looked for first, as with `python -m`
 
     async def body() -> None:
         from .agent import Agent

@@ -1,0 +1,129 @@
+"""ASGI applications in this process as targets: no port, no socket, the proxy's bytes go over a pipe to uvicorn.
+
+    proxy ── Target(connect=…) ──► Listener ══ pipe ══ uvicorn's protocol ──► app
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from ..errors import AgentError, ConfigError, TargetError
+from ..messages import Connect, RequestHead, Target
+
+__all__ = ["Apps"]
+
+logger = logging.getLogger(__name__)
+
+Route = Callable[[RequestHead], "Target | Awaitable[Target]"]
+
+ORIGIN = "http://app"
+"""Stands before the path of a target that has no address; the application sees the client's own Host."""
+
+
+class _App:
+    """One application: served from its first use, or from `start`, until closed."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._serving: asyncio.Task[None] | None = None
+        self._listener: asyncio.Future[Any] | None = None
+        self._stop = asyncio.Event()
+
+    async def listener(self) -> Any:
+        """The app's fastpipe.Listener, when its lifespan startup is through. Raises RuntimeError where that failed.
+
+        Cancelled: the startup goes on, for the next who asks.
+        """
+        if self._listener is None:
+            self._listener = asyncio.get_running_loop().create_future()
+            self._serving = asyncio.create_task(self._serve(self._listener))
+        return await asyncio.shield(self._listener)
+
+    async def _serve(self, listener: asyncio.Future[Any]) -> None:
+        """One task from the lifespan's startup to its shutdown: what an app opens in one, it closes in the same."""
+        from fastpipe.asgi import serve
+
+        try:
+            async with serve(self._app) as serving:
+                listener.set_result(serving)
+                await self._stop.wait()
+        except Exception as error:
+            if listener.done():
+                logger.exception("the application's shutdown failed")
+            else:
+                listener.set_exception(error)
+                listener.exception()  # whoever waits for it raises it; nobody may
+
+    async def connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        """A connection to the app, for `Target.connect`. Raises TargetError (502)."""
+        try:
+            listener = await self.listener()
+            transport, _ = await listener.connect(lambda: protocol)
+        except (RuntimeError, OSError) as error:
+            raise TargetError(502, "the application could not be started", stage="connect") from error
+        return cast(asyncio.Transport, transport)
+
+    async def close(self) -> None:
+        """Let requests in flight finish, then the lifespan's shutdown. Cancelled: both are cut short."""
+        self._stop.set()
+        if self._serving is not None:
+            try:
+                await self._serving
+            finally:
+                self._serving.cancel()
+
+
+class Apps:
+    """The applications that an agent's targets name, each served once."""
+
+    def __init__(self) -> None:
+        self._apps: dict[int, tuple[Any, _App]] = {}  # by identity: an app need not be hashable
+
+    async def start(self, app: Any) -> None:
+        """Run the app's lifespan startup now. Raises ConfigError without uvicorn, AgentError where startup fails."""
+        try:
+            await self._of(app).listener()
+        except ImportError:
+            expected = "needs uvicorn: pip install 'fastpipe-agent[asgi]'"
+            raise ConfigError("app", "--app or argument", expected) from None
+        except RuntimeError as error:
+            raise AgentError(f"the application did not start: {error}") from error
+
+    def routed(self, route: Route) -> Route:
+        """`route`, with targets that name an app made reachable."""
+
+        async def later(awaitable: Awaitable[Target], request: RequestHead) -> Target:
+            return self._reachable(await awaitable, request)
+
+        def routed(request: RequestHead) -> Target | Awaitable[Target]:
+            target = route(request)
+            if inspect.isawaitable(target):
+                return later(target, request)
+            return self._reachable(target, request)
+
+        return routed
+
+    async def close(self) -> None:
+        """End every app: requests in flight finish first. Cancelled: they are cut short."""
+        apps, self._apps = list(self._apps.values()), {}
+        for _, app in apps:
+            await app.close()
+
+    def _reachable(self, target: Target, request: RequestHead) -> Target:
+        if target.app is None or target.connect is not None:
+            return target
+        path = target.path if target.url else request.target
+        return Target(ORIGIN + path.decode("latin-1"), connect=self._connect(target.app), preserve_host=True)
+
+    def _connect(self, app: Any) -> Connect:
+        return self._of(app).connect
+
+    def _of(self, app: Any) -> _App:
+        found = self._apps.get(id(app))
+        if found is None:
+            found = self._apps[id(app)] = (app, _App(app))
+        return found[1]

@@ -1,0 +1,121 @@
+"""ASGI applications behind a hub, with no port opened: HTTP, WebSockets, and the lifespan around them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+from whole_rig import Rig
+
+from agent import Agent, AgentConfig, AgentError, ConfigError, RequestHead, Target
+
+BIG_BYTES = 1_000_000
+
+
+class Served:
+    """A Starlette application that says what became of it."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.app = Starlette(
+            routes=[
+                Route("/hello/{name}", self.hello),
+                Route("/length", self.length, methods=["POST"]),
+                Route("/big", self.big),
+                WebSocketRoute("/ws", self.echo),
+            ],
+            lifespan=self.lifespan,
+        )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self.events.append("startup")
+        yield
+        self.events.append("shutdown")
+
+    async def hello(self, request: Request) -> PlainTextResponse:
+        return PlainTextResponse(f"hello {request.path_params['name']} at {request.headers['host'].split(':')[0]}")
+
+    async def length(self, request: Request) -> PlainTextResponse:
+        return PlainTextResponse(str(len(await request.body())))
+
+    async def big(self, request: Request) -> StreamingResponse:
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(BIG_BYTES // 10_000):
+                yield b"x" * 10_000
+
+        return StreamingResponse(pieces())
+
+    async def echo(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        with contextlib.suppress(Exception):  # the client's close
+            while True:
+                await websocket.send_text("echo " + await websocket.receive_text())
+
+
+async def test_an_app_is_served_behind_a_hub(rig: Rig) -> None:
+    served = Served()
+    async with rig.hub() as whole, aiohttp.ClientSession() as client:
+        await whole.start_agent(app=served.app)
+        assert served.events == ["startup"]
+        async with client.get(f"{whole.url}/hello/world") as answer:
+            assert await answer.text() == "hello world at 127.0.0.1"
+        async with client.post(f"{whole.url}/length", data=b"y" * BIG_BYTES) as answer:
+            assert await answer.text() == str(BIG_BYTES)
+        async with client.get(f"{whole.url}/big") as answer:
+            assert len(await answer.read()) == BIG_BYTES
+        async with client.get(f"{whole.url}/nothing/here") as answer:
+            assert answer.status == 404
+        async with client.ws_connect(f"{whole.url}/ws") as socket:
+            await socket.send_str("one")
+            assert await socket.receive_str() == "echo one"
+        await whole.agent.stop()
+    assert served.events == ["startup", "shutdown"]
+
+
+@pytest.mark.parametrize(("hub_kind", "mode"), [("ours", "memory")], indirect=True)
+async def test_a_users_router_may_send_each_request_to_another_app(rig: Rig) -> None:
+    one, two = Served(), Served()
+
+    class ByName:
+        async def route(self, request: RequestHead) -> Target:
+            return Target(app=one.app) if request.target.startswith(b"/hello/one") else Target(app=two.app)
+
+    async with rig.hub() as whole:
+        config = AgentConfig(**{**whole.agent_config, "cluster_name": whole.cluster})
+        ready = asyncio.Event()
+        running = asyncio.ensure_future(Agent(config, router=ByName(), on_ready=ready.set).run())
+        await ready.wait()
+        url = f"http://127.0.0.1:{whole.http_port}/{whole.cluster}/hello/x"
+        async with aiohttp.ClientSession() as client, client.get(url) as answer:
+            assert answer.status == 404  # the path is the router's business: the app got the cluster's name too
+        assert (one.events, two.events) == ([], ["startup"])  # served from its first use
+        running.cancel()
+        await asyncio.wait([running])
+    assert two.events == ["startup", "shutdown"]
+
+
+@pytest.mark.parametrize(("hub_kind", "mode"), [("ours", "memory")], indirect=True)
+async def test_an_app_that_does_not_start_ends_the_agent(rig: Rig) -> None:
+    class Lifespan:
+        async def __call__(self, scope, receive, send):  # type: ignore[no-untyped-def]
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+    async with rig.hub() as whole:
+        agent = Agent(AgentConfig(**whole.agent_config, app=Lifespan()))
+        with pytest.raises(AgentError, match="did not start"):
+            await agent.run()
+
+
+def test_an_app_that_cannot_be_imported_is_an_error_of_configuration() -> None:
+    with pytest.raises(ConfigError, match=r"no\.such"):
+        Agent(AgentConfig(hub_address="127.0.0.1:1", cluster_name="c1", insecure=True, app="no.such:app"))
