@@ -3,58 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import pathlib
-import sys
-from collections.abc import AsyncIterator
-from typing import Any
 
 import grpc
 import pytest
+from whole_grpc import DRAIN, ERROR, Packet, probe, tunnel
 from whole_peers import BIG, BIG_SHA256, BaseHubProcess, curl
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tunnel"))
-messages = grpc.protos("tunnel.proto")
-Packet = messages.Packet
-DATA, ERROR, DRAIN = 0, 1, 2
 
 pytestmark = [pytest.mark.loops("asyncio"), pytest.mark.leaves_descriptors]
 
-Call = Any
-
-
-@contextlib.asynccontextmanager
-async def tunnel(hub: BaseHubProcess, *metadata: tuple[str, str]) -> AsyncIterator[Call]:
-    options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{hub.grpc_port}", options=options) as channel:
-        call = channel.stream_stream(
-            "/tunnel.v1.TunnelService/Tunnel",
-            request_serializer=Packet.SerializeToString, response_deserializer=Packet.FromString,
-        )(metadata=metadata)
-        yield call
-        call.cancel()
-
-
-async def probe(call: Call) -> None:
-    await call.write(Packet(conn_id=-1))
-    assert await call.read() == Packet(conn_id=-1, code=ERROR, error_message="unknown packet connection -1")
-
-
 async def test_probe_is_answered_with_an_error(base_hub_process: BaseHubProcess) -> None:
-    async with tunnel(base_hub_process, ("cluster-name", "probe")) as call:
+    async with tunnel(base_hub_process.grpc_port, ("cluster-name", "probe")) as call:
         await probe(call)
     assert base_hub_process.stats("probe")["probes"] == 1
 
 
 async def test_stream_without_cluster_name_ends_unknown(base_hub_process: BaseHubProcess) -> None:
-    async with tunnel(base_hub_process) as call:
+    async with tunnel(base_hub_process.grpc_port) as call:
         assert await call.code() is grpc.StatusCode.UNKNOWN
 
 
 async def test_first_request_comes_as_an_empty_packet_and_one_whole_one(base_hub_process: BaseHubProcess) -> None:
     hub, url = base_hub_process, f"http://127.0.0.1:{base_hub_process.http_port}/first/up"
-    async with tunnel(hub, ("cluster-name", "first")) as call:
+    async with tunnel(hub.grpc_port, ("cluster-name", "first")) as call:
         await probe(call)
         running = asyncio.ensure_future(curl("-T", "-", "-X", "POST", "-H", "Expect: 100-continue", url, stdin=BIG))
         assert await call.read() == Packet(conn_id=1)
@@ -76,7 +47,7 @@ async def test_first_request_comes_as_an_empty_packet_and_one_whole_one(base_hub
 
 async def test_further_bytes_come_raw_in_packets_of_32_kib(base_hub_process: BaseHubProcess) -> None:
     hub = base_hub_process
-    async with tunnel(hub, ("cluster-name", "raw")) as call:
+    async with tunnel(hub.grpc_port, ("cluster-name", "raw")) as call:
         await probe(call)
         reader, writer = await asyncio.open_connection("127.0.0.1", hub.http_port)
         writer.write(b"GET /raw/ HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -98,7 +69,7 @@ async def test_further_bytes_come_raw_in_packets_of_32_kib(base_hub_process: Bas
 
 async def test_packets_past_a_hundred_are_dropped_silently(base_hub_process: BaseHubProcess) -> None:
     hub = base_hub_process
-    async with tunnel(hub, ("cluster-name", "slow")) as call:
+    async with tunnel(hub.grpc_port, ("cluster-name", "slow")) as call:
         await probe(call)
         _, writer = await asyncio.open_connection("127.0.0.1", hub.http_port, limit=1024)
         writer.write(b"GET /slow/ HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -110,7 +81,7 @@ async def test_packets_past_a_hundred_are_dropped_silently(base_hub_process: Bas
 
 
 async def test_drain_ends_the_stream_at_once(base_hub_process: BaseHubProcess) -> None:
-    async with tunnel(base_hub_process, ("cluster-name", "drain")) as call:
+    async with tunnel(base_hub_process.grpc_port, ("cluster-name", "drain")) as call:
         await probe(call)
         await call.write(Packet(code=DRAIN))
         assert await call.code() is grpc.StatusCode.OK
@@ -118,16 +89,16 @@ async def test_drain_ends_the_stream_at_once(base_hub_process: BaseHubProcess) -
 
 
 async def test_message_of_four_mib_ends_the_stream(base_hub_process: BaseHubProcess) -> None:
-    async with tunnel(base_hub_process, ("cluster-name", "large")) as call:
+    async with tunnel(base_hub_process.grpc_port, ("cluster-name", "large")) as call:
         await probe(call)
         await call.write(Packet(conn_id=1, data=bytes(4 * 1024 * 1024)))
         assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_replaced_agent_is_flooded_with_id_zero(base_hub_process: BaseHubProcess) -> None:
-    async with tunnel(base_hub_process, ("cluster-name", "twice")) as old:
+    async with tunnel(base_hub_process.grpc_port, ("cluster-name", "twice")) as old:
         await probe(old)
-        async with tunnel(base_hub_process, ("cluster-name", "twice")) as new:
+        async with tunnel(base_hub_process.grpc_port, ("cluster-name", "twice")) as new:
             await probe(new)
             for _ in range(1000):
                 assert await old.read() == Packet()
@@ -135,7 +106,7 @@ async def test_replaced_agent_is_flooded_with_id_zero(base_hub_process: BaseHubP
 
 async def test_commands_drop_refuse_and_send_packets(base_hub_process: BaseHubProcess) -> None:
     hub = base_hub_process
-    async with tunnel(hub, ("cluster-name", "cmd")) as call:
+    async with tunnel(hub.grpc_port, ("cluster-name", "cmd")) as call:
         await probe(call)
         hub.command("raw cmd 7 616263")
         assert await call.read() == Packet(conn_id=7, data=b"abc")
@@ -146,7 +117,7 @@ async def test_commands_drop_refuse_and_send_packets(base_hub_process: BaseHubPr
         hub.command("drop cmd INTERNAL")
         assert await call.code() is grpc.StatusCode.INTERNAL
     hub.command("refuse cmd PERMISSION_DENIED")
-    async with tunnel(hub, ("cluster-name", "cmd")) as call:
+    async with tunnel(hub.grpc_port, ("cluster-name", "cmd")) as call:
         assert await call.code() is grpc.StatusCode.PERMISSION_DENIED
     assert hub.stats("cmd")["ends"] == ["INTERNAL", "PERMISSION_DENIED"]
 

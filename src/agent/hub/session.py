@@ -90,12 +90,24 @@ class _Connection(asyncio.Protocol):
             self._session.fell_behind(self)
 
     def end(self) -> None:
-        """The agent is done with this connection, or lost: the proxy sees its upstream break."""
+        """The agent is done with this connection, or lost: the proxy gets what had come, then sees its upstream end.
+
+        A whole response may stand right before the tunnel's end, as it does when an agent drains.
+        """
+        self._drop_outbound()
+        if self._end is not None:
+            self._end.close()
+
+    def abort(self) -> None:
+        """End it now, with what the client has not taken yet."""
+        self._drop_outbound()
+        if self._end is not None:
+            self._end.abort()
+
+    def _drop_outbound(self) -> None:
         outbound, self._outbound = self._outbound, None
         if outbound is not None:
             outbound.abort()
-        if self._end is not None:
-            self._end.abort()
 
 
 class _Opening(asyncio.Protocol):
@@ -211,7 +223,7 @@ class AgentSession:
             "client too slow: its connection is ended", extra={"conn_id": connection.conn_id, "cluster": self.cluster}
         )
         self.tunnel.send(connection.conn_id, ERROR, error_message="the client is too slow")
-        connection.end()
+        connection.abort()
 
     def _probe(self) -> None:
         self._probe_timer = self._loop.call_later(PROBE_INTERVAL_S, self._probe)

@@ -1,0 +1,42 @@
+"""Our hub with grpcio's client as the agent: what a user gets where agent and tunnel end at an awkward moment."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from whole_grpc import DATA, DRAIN, ERROR, Packet, probe, tunnel
+from whole_peers import curl
+from whole_rig import running_hub
+
+pytestmark = [pytest.mark.loops("asyncio"), pytest.mark.leaves_descriptors]
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nwhole\n"
+
+
+async def test_answer_right_before_the_tunnels_end_reaches_its_client() -> None:
+    async with running_hub() as (grpc_port, http_port):
+        for _ in range(10):
+            async with tunnel(grpc_port, ("cluster-name", "c1")) as call:
+                await probe(call)
+                waiting = asyncio.ensure_future(curl(f"http://127.0.0.1:{http_port}/c1/"))
+                while not (packet := await call.read()).data:
+                    pass
+                await asyncio.gather(
+                    call.write(Packet(conn_id=packet.conn_id, code=DATA, data=ANSWER)), call.write(Packet(code=DRAIN))
+                )
+                assert await waiting == (0, b"whole\n", b"")
+
+
+async def test_agents_error_is_a_502_before_and_a_cut_after_the_first_byte() -> None:
+    async with running_hub() as (grpc_port, http_port), tunnel(grpc_port, ("cluster-name", "c1")) as call:
+        await probe(call)
+        for sent, expected in ((b"", 22), (ANSWER[:-2], 18)):
+            waiting = asyncio.ensure_future(curl("-f", f"http://127.0.0.1:{http_port}/c1/"))
+            while not (packet := await call.read()).data:
+                pass
+            if sent:
+                await call.write(Packet(conn_id=packet.conn_id, code=DATA, data=sent))
+            await call.write(Packet(conn_id=packet.conn_id, code=ERROR, error_message="no secret"))
+            code, output, _ = await waiting
+            assert (code, b"secret" in output) == (expected, False)
