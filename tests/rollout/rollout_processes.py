@@ -15,6 +15,9 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "KUBERNETES_"))}
 TIMEOUT_S = 20.0
 
@@ -28,8 +31,9 @@ class Process:
         self._log = log
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "agent", *arguments], stdout=subprocess.PIPE, stderr=errors, env=ENVIRON, text=True
-            )
+                [sys.executable, "-m", "agent", *arguments],
+                stdout=subprocess.PIPE, stderr=errors, env=ENVIRON, text=True,
+            )  # fmt: skip
 
     @property
     def log(self) -> str:
@@ -102,3 +106,29 @@ async def running_agent(directory: pathlib.Path, hub: Any, *arguments: str) -> A
         yield agent
     finally:
         agent.close()
+
+
+class Scraped:
+    """A page of metrics, read by Prometheus' own parser: `page["connections_opened_total", "memory"]`."""
+
+    def __init__(self, text: str) -> None:
+        self.samples: dict[tuple[str, ...], float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                name = sample.name.removeprefix("fastpipe_agent_")
+                self.samples[name, *sample.labels.values()] = sample.value
+
+    def __getitem__(self, key: str | tuple[str, ...]) -> float:
+        return self.samples[(key,) if isinstance(key, str) else key]
+
+    def get(self, *key: str) -> float:
+        """0 where there is no such sample yet."""
+        return self.samples.get(key, 0.0)
+
+
+async def scrape(health_port: int) -> Scraped:
+    async with aiohttp.ClientSession() as client:
+        answer = await client.get(f"http://127.0.0.1:{health_port}/metrics")
+        assert answer.status == 200
+        assert answer.headers["Content-Type"].startswith("text/plain; version=")
+        return Scraped(await answer.text())
