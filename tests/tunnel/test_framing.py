@@ -64,6 +64,9 @@ class Sink:
     def packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
         self.events.append(("packet", self.stream_id, conn_id, code, bytes(data), error_message))
 
+    def credit(self, conn_id: int, increment_bytes: int) -> None:
+        self.events.append(("credited", self.stream_id, conn_id, increment_bytes))
+
     def bad_packet(self, error: PacketError) -> None:
         self.events.append(("bad packet", self.stream_id, error.conn_id, str(error)))
         if error.conn_id <= 0:
@@ -76,7 +79,12 @@ def cut(data: bytes, points: list[int]) -> list[bytes]:
 
 
 packets = st.builds(
-    Packet, st.integers(-2, 5), st.integers(0, 4), st.binary(max_size=3000), st.sampled_from(["", "why: ü"])
+    Packet,
+    st.integers(-2, 5),
+    st.integers(0, 4),
+    st.binary(max_size=3000),
+    st.sampled_from(["", "why: ü"]),
+    st.sampled_from([0, 1, 2**32 - 1]),
 )
 bodies = st.one_of(
     packets.map(Packet.encode),

@@ -23,6 +23,7 @@ from agent.tunnel.packet import (
 )
 
 IDS = st.integers(-(2**63), 2**63 - 1) | st.integers(-1, 300)
+INCREMENTS = st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 2**31 - 1, 2**31])
 CODES = st.integers(0, 3) | st.integers(-(2**31), 2**31 - 1)
 
 
@@ -38,15 +39,17 @@ def pb(messages_dir: str) -> Any:
     return module
 
 
-@given(conn_id=IDS, code=CODES, data=st.binary(max_size=300), text=st.text(max_size=50))
+@given(conn_id=IDS, code=CODES, data=st.binary(max_size=300), text=st.text(max_size=50), window=INCREMENTS)
 def test_what_we_write_protobuf_reads_and_the_other_way_round(
-    pb: Any, conn_id: int, code: int, data: bytes, text: str
+    pb: Any, conn_id: int, code: int, data: bytes, text: str, window: int
 ) -> None:
-    ours = encode_packet(conn_id, code, data, text)
-    theirs = pb.Packet(conn_id=conn_id, code=code, data=data, error_message=text).SerializeToString()
+    ours = encode_packet(conn_id, code, data, text, window)
+    theirs = pb.Packet(
+        conn_id=conn_id, code=code, data=data, error_message=text, window=window
+    ).SerializeToString()
     assert ours[5:] == theirs
     assert ours[:5] == b"\0" + len(theirs).to_bytes(4, "big")
-    assert Packet.decode(theirs) == Packet(conn_id, code, data, text)
+    assert Packet.decode(theirs) == Packet(conn_id, code, data, text, window)
 
 
 @given(conn_id=IDS, data=st.binary(max_size=300))
@@ -60,7 +63,7 @@ def test_a_head_and_its_payload_are_a_message(pb: Any, conn_id: int, data: bytes
 @settings(max_examples=500)
 @given(
     st.lists(
-        st.sampled_from([b"\x08", b"\x10", b"\x1a", b"\x22", b"\x2a\x02xy", b"\x33\x08\x01\x34", b"\x3d1234", b"\x05"])
+        st.sampled_from([b"\x08", b"\x10", b"\x1a", b"\x22", b"\x2a\x02xy", b"\x28", b"\x33\x08\x01\x34", b"\x3d1234", b"\x05"])
         | st.integers(0, 2**64 - 1).map(encode_varint)
         | st.binary(max_size=5),
         max_size=8,
@@ -79,7 +82,7 @@ def test_we_read_what_protobuf_reads_and_refuse_what_it_refuses(pb: Any, message
     except DecodeError:
         assert "\ufffd" in ours.error_message  # a text that isn't UTF-8 doesn't make an ERROR none
         return
-    assert ours == Packet(theirs.conn_id, theirs.code, theirs.data, theirs.error_message)
+    assert ours == Packet(theirs.conn_id, theirs.code, theirs.data, theirs.error_message, theirs.window)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +98,7 @@ def test_we_read_what_protobuf_reads_and_refuse_what_it_refuses(pb: Any, message
         (b"\x0a\x01x", 0, "conn_id has wire type 2"),
         (b"\x08\x05\x12\x01x", 5, "code has wire type 2"),
         (b"\x08\x05\x25abcd", 5, "error_message has wire type 5"),
+        (b"\x08\x05\x28\x80", 5, "window ends in mid-varint"),
         (b"\x08\x05\x02", 5, "field number 0 is out of range"),
         (b"\x08\x05\x2e", 5, "wire type 6 does not exist"),
         (b"\x08\x05\x2f", 5, "wire type 7 does not exist"),
@@ -116,7 +120,7 @@ def test_a_mistake_names_its_field_and_its_connection(message: bytes, conn_id: i
 def test_nothing_beyond_the_message_is_read() -> None:
     with pytest.raises(PacketError, match="conn_id ends in mid-varint"):
         decode_packet(b"xx\x08\x80\x01xx", 2, 4)
-    assert decode_packet(b"xx\x08\x05\x1a\x02abcc", 2, 8) == (5, 0, 6, 8, "")
+    assert decode_packet(b"xx\x08\x05\x1a\x02abcc", 2, 8) == (5, 0, 6, 8, "", 0)
 
 
 def test_an_overlong_but_valid_varint_is_read() -> None:

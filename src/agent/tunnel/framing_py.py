@@ -36,7 +36,7 @@ from collections import deque
 from typing import Protocol
 
 from ..errors import WireError
-from .packet import PacketError, decode_conn_id, decode_packet
+from .packet import ControlCode, PacketError, decode_conn_id, decode_packet
 
 __all__ = [
     "CONTINUATION",
@@ -92,6 +92,9 @@ class MessageSink(Protocol):
 
     def packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
         """The stream's next packet. data: immutable; a memoryview of bytes or bytes."""
+
+    def credit(self, conn_id: int, increment_bytes: int) -> None:
+        """The stream's next packet, of code WINDOW. increment_bytes: its `window`, 0 to 2^32-1, unchecked."""
 
     def bad_packet(self, error: PacketError) -> None:
         """A message that could not be read or is too large, in the place of its packet; the stream itself goes on."""
@@ -212,9 +215,12 @@ class MessageReader:
 
     def _deliver(self, buffer: bytes, start: int, end: int) -> None:
         try:
-            conn_id, code, data_start, data_end, text = decode_packet(buffer, start, end)
+            conn_id, code, data_start, data_end, text, window = decode_packet(buffer, start, end)
         except PacketError as error:
             self._sink.bad_packet(error)
+            return
+        if code == ControlCode.WINDOW:
+            self._sink.credit(conn_id, window)
             return
         size = data_end - data_start
         data: bytes | memoryview

@@ -1,12 +1,13 @@
 """Packets: what the two ends of a tunnel say to each other, and how one looks on the wire (wire.md, "Base protocol").
 
-A packet is a protobuf message of four fields, wrapped in a gRPC message: one byte of flags (0, never compressed), the
-length in four bytes big-endian, the protobuf. The codec is our own: four fields don't need a library, and the payload
+A packet is a protobuf message of five fields, wrapped in a gRPC message: one byte of flags (0, never compressed), the
+length in four bytes big-endian, the protobuf. The codec is our own: so few fields don't need a library, and the payload
 comes last when we write and stays where it is when we read, so neither side copies it.
 
 Reading is strict where a mistake would change what a packet means, and forgiving elsewhere: fields that are not known
 are skipped, groups included; the last of a repeated field counts, as protobuf says; a known field with another wire
-type, a varint of more than 64 bits and a field that runs past the message's end are PacketErrors.
+type, a varint of more than 64 bits and a field that runs past the message's end are PacketErrors. `window` is
+known only as a varint: a peer that hasn't heard of that extension may use its number otherwise.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Protocol
 from ..errors import WireError
 
 __all__ = [
+    "MAX_INCREMENT_BYTES",
     "MAX_SENT_MESSAGE_BYTES",
     "PROBE_ID",
     "ControlCode",
@@ -38,6 +40,9 @@ PROBE_ID = -1
 MAX_SENT_MESSAGE_BYTES = 4 * 2**20 - 1
 """A base hub ends the whole tunnel for a message of 4 MiB (grpc-go's default receive limit; wire.md, "agent → hub")."""
 
+MAX_INCREMENT_BYTES = 2**31 - 1
+"""The most that one WINDOW packet credits, and that a connection's credit may come to (wire.md, "window")."""
+
 _MAX_ERROR_TEXT_BYTES = 16 * 1024  # an error's text is for a person; far below the message limit
 
 
@@ -49,34 +54,42 @@ class ControlCode(enum.IntEnum):
     ERROR = 1
     """The connection is over; `error_message` says why."""
     DRAIN = 2
-    """With id 0, from the agent: "I am gone"."""
+    """With id 0, from the agent: "I am gone"; with `goaway`, from either side: "open nothing more here"."""
+    CLOSE = 3
+    """With `close`: the sender has no more DATA for this connection."""
+    WINDOW = 4
+    """With `window`: the other side may send `window` bytes more on this connection."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Packet:
-    """One packet as a value, off the hot path. conn_id: -2^63 to 2^63-1; code: a ControlCode or a later one."""
+    """One packet as a value, off the hot path. conn_id: -2^63 to 2^63-1; code: a ControlCode or a later one.
+
+    window: an increment in bytes, 0 to 2^32-1.
+    """
 
     conn_id: int
     code: int = ControlCode.DATA
     data: bytes | memoryview = b""
     error_message: str = ""
+    window: int = 0
 
     def encode(self) -> bytes:
         """This packet as one gRPC message, its five bytes of prefix included."""
-        return encode_packet(self.conn_id, self.code, self.data, self.error_message)
+        return encode_packet(self.conn_id, self.code, self.data, self.error_message, self.window)
 
     @classmethod
     def decode(cls, message: bytes) -> Packet:
         """The packet in a gRPC message's body (without the five bytes of prefix). Raises PacketError."""
-        conn_id, code, start, end, text = decode_packet(message, 0, len(message))
-        return cls(conn_id, code, message[start:end], text)
+        conn_id, code, start, end, text, window = decode_packet(message, 0, len(message))
+        return cls(conn_id, code, message[start:end], text, window)
 
 
 class PacketReceiver(Protocol):
     """Whom a tunnel tells of what arrives: one object per session."""
 
     def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
-        """The session's next packet, in wire order. code: DATA or ERROR (with id 0: DRAIN).
+        """The session's next packet, in wire order. code: DATA or ERROR (with id 0: DRAIN), and CLOSE where negotiated.
 
         data: immutable, the receiver's to keep. Must not raise, and may call the tunnel it belongs to.
         """
@@ -121,7 +134,9 @@ def message_head(field: bytes, payload_bytes: int) -> bytes:
     return b"\0" + (len(field) + len(length) + payload_bytes).to_bytes(4, "big") + field + length
 
 
-def encode_packet(conn_id: int, code: int, data: bytes | memoryview = b"", error_message: str = "") -> bytes:
+def encode_packet(
+    conn_id: int, code: int, data: bytes | memoryview = b"", error_message: str = "", window: int = 0
+) -> bytes:
     """One packet as one gRPC message. For small packets; a payload by reference goes with `message_head`."""
     body = bytearray()
     if conn_id:
@@ -135,6 +150,8 @@ def encode_packet(conn_id: int, code: int, data: bytes | memoryview = b"", error
         if len(text) > _MAX_ERROR_TEXT_BYTES:  # cut at a character, or the peer's parser refuses the message
             text = text[:_MAX_ERROR_TEXT_BYTES].decode("utf-8", "ignore").encode()
         body += b"\x22" + encode_varint(len(text)) + text
+    if window:
+        body += b"\x28" + encode_varint(window)
     return b"\0" + len(body).to_bytes(4, "big") + bytes(body)
 
 
@@ -192,13 +209,13 @@ def _skip(buffer: bytes, position: int, end: int, tag: int, conn_id: int) -> int
         tag, position = _varint(buffer, position, end, conn_id, "a tag")
 
 
-def decode_packet(buffer: bytes, start: int, end: int) -> tuple[int, int, int, int, str]:
-    """Read the packet in buffer[start:end]: (conn_id, code, where its data starts, where it ends, error_message).
+def decode_packet(buffer: bytes, start: int, end: int) -> tuple[int, int, int, int, str, int]:
+    """Read the packet in buffer[start:end]: (conn_id, code, its data's start and end, error_message, window).
 
     The data itself is not touched. Raises PacketError, with the conn_id if it came before the mistake. A text that
     isn't UTF-8 is read with replacement characters: an ERROR is one whatever its words.
     """
-    conn_id = code = 0
+    conn_id = code = window = 0
     data_start = data_end = start
     text = ""
     position = start
@@ -227,12 +244,15 @@ def decode_packet(buffer: bytes, start: int, end: int) -> tuple[int, int, int, i
                 raise PacketError("packet: error_message runs past the message's end", conn_id)
             text = buffer[position : position + length].decode("utf-8", "replace")
             position += length
+        elif tag == 0x28:
+            value, position = _varint(buffer, position, end, conn_id, "window")
+            window = value & 0xFFFFFFFF  # a uint32: protobuf keeps the low 32 bits
         elif tag >> 3 in (1, 2, 3, 4) and tag & 7 != 4:
             name = ("conn_id", "code", "data", "error_message")[(tag >> 3) - 1]
             raise PacketError(f"packet: {name} has wire type {tag & 7}", conn_id)
         else:
             position = _skip(buffer, position, end, tag, conn_id)
-    return conn_id, code, data_start, data_end, text
+    return conn_id, code, data_start, data_end, text, window
 
 
 def decode_conn_id(head: bytes) -> int:

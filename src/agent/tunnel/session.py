@@ -189,8 +189,11 @@ class Tunnel:
         elif conn_id <= 0 and 0 <= code <= 2:
             self._side.tunnel_packet(conn_id, code, data, error_message)
         else:
-            self.unknown_packets += 1
-            logger.debug("a packet of a code not known here was ignored", extra={"conn_id": conn_id, "code": code})
+            self._ignore(conn_id, code)
+
+    def credit(self, conn_id: int, increment_bytes: int) -> None:
+        self.packets_received += 1
+        self._ignore(conn_id, ControlCode.WINDOW)
 
     def bad_packet(self, error: PacketError) -> None:
         """A packet that breaks the format ends its connection; the session, where it can't be said whose it is."""
@@ -200,6 +203,10 @@ class Tunnel:
         logger.warning("connection %d ends: %s", error.conn_id, error, extra={"conn_id": error.conn_id})
         self.send(error.conn_id, ControlCode.ERROR, b"", error.rule)
         self.receiver.packet_received(error.conn_id, ControlCode.ERROR, b"", error.rule)
+
+    def _ignore(self, conn_id: int, code: int) -> None:
+        self.unknown_packets += 1
+        logger.debug("a packet of a code not known here was ignored", extra={"conn_id": conn_id, "code": code})
 
     def fill(self, writer: FrameWriter) -> bool:
         if self._scheduler.fill(writer):
