@@ -1,8 +1,8 @@
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Self, final
 
-from typing_extensions import Buffer, Self
+from typing_extensions import Buffer
 
 from fastpipe._pool import Pool
 
