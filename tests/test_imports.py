@@ -13,8 +13,8 @@ SOURCE = Path(__file__).parent.parent / "src"
 
 ROOMS = {"tunnel", "connections", "proxy", "policy", "hub", "telemetry"}
 ROOTS = {
-    "agent.agent", "agent.dialling", "agent.readings", "agent.hub.hub", "agent.proxy_server", "agent.cli", "agent.demo",
-    "agent.__main__", "agent",
+    "agent.agent", "agent.dialling", "agent.readings", "agent.hub.hub", "agent.proxy_server", "agent.check",
+    "agent.cli", "agent.demo", "agent.__main__", "agent",
 }  # fmt: skip
 """Composition roots: they alone know the rooms. `agent` itself gives its names out when they are first used."""
 LEAVES_OF_LEAVES = {

@@ -216,6 +216,31 @@ def demo(config_file: str, **given: Any) -> None:
 
 
 @_commands.command()
+@_options(AgentConfig, ProcessConfig)
+def check(config_file: str, **given: Any) -> None:
+    """Try what `run` needs with these options: hubs, targets, API servers and rights there. One line for each thing.
+
+    Exit 0 where all is well, else 1. A tunnel is opened under the cluster's name and left at once: a hub written in Go
+    then takes this for the cluster's newest agent, so don't check against one beside an agent that serves.
+    """
+    if not os.environ.get("AGENT_LOG_LEVEL"):
+        given["log_level"] = given["log_level"] or "error"  # the lines are what this is for
+    config, process = _Configured(AgentConfig, config_file, given).begin(False)
+    sys.path.insert(0, os.getcwd())  # where `module:name` is looked for first, as with `python -m`
+    failed: list[str] = []
+
+    async def body() -> None:
+        from .check import checks
+
+        async for result in checks(config):
+            _say(str(result))
+            if not result.ok:
+                failed.append(result.what)
+
+    sys.exit(_serve(body, process) or (FAILED if failed else DONE))
+
+
+@_commands.command()
 def version() -> None:
     """Print the versions of what is running, the twin of fastpipe that was picked, and the event loop."""
     import platform
