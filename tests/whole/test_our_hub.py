@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from whole_grpc import DATA, DRAIN, ERROR, Packet, probe, tunnel
-from whole_peers import curl
+from whole_peers import curl, running_cable, until
 from whole_rig import running_hub
 
 pytestmark = [pytest.mark.loops("asyncio"), pytest.mark.leaves_descriptors]
@@ -14,18 +14,24 @@ pytestmark = [pytest.mark.loops("asyncio"), pytest.mark.leaves_descriptors]
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nwhole\n"
 
 
+DRAIN_MESSAGE = bytes.fromhex("00 00000002 1002")  # gRPC's prefix, and the packet: field 2, code, is 2
+
+
 async def test_answer_right_before_the_tunnels_end_reaches_its_client() -> None:
-    async with running_hub() as (grpc_port, http_port):
-        for _ in range(10):
-            async with tunnel(grpc_port, ("cluster-name", "c1")) as call:
-                await probe(call)
-                waiting = asyncio.ensure_future(curl(f"http://127.0.0.1:{http_port}/c1/"))
-                while not (packet := await call.read()).data:
-                    pass
-                await asyncio.gather(
-                    call.write(Packet(conn_id=packet.conn_id, code=DATA, data=ANSWER)), call.write(Packet(code=DRAIN))
-                )
-                assert await waiting == (0, b"whole\n", b"")
+    async with (
+        running_hub() as (grpc_port, http_port), running_cable(grpc_port) as cable,
+        tunnel(cable.port, ("cluster-name", "c1")) as call,
+    ):
+        await probe(call)
+        waiting = asyncio.ensure_future(curl(f"http://127.0.0.1:{http_port}/c1/"))
+        while not (packet := await call.read()).data:
+            pass
+        cable.holding = True  # so that both come in one read of the hub's
+        await call.write(Packet(conn_id=packet.conn_id, code=DATA, data=ANSWER))
+        await call.write(Packet(code=DRAIN))
+        await until(lambda: DRAIN_MESSAGE in cable.held)
+        cable.let_go()
+        assert await waiting == (0, b"whole\n", b"")
 
 
 async def test_agents_error_is_a_502_before_and_a_cut_after_the_first_byte() -> None:

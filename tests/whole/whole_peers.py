@@ -280,6 +280,8 @@ class Cable:
         self.connections = 0
         self.bytes_carried = 0
         self.cut_after_bytes: int | None = None
+        self.holding = False  # what the dialling side sends stays in `held` until `let_go`
+        self.held = bytearray()
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -294,13 +296,15 @@ class Cable:
             return
         self._writers |= {writer, far_writer}
         try:
-            await asyncio.gather(self._carry(reader, far_writer), self._carry(far_reader, writer))
+            await asyncio.gather(
+                self._carry(reader, far_writer, outbound=True), self._carry(far_reader, writer, outbound=False)
+            )
         finally:
             self._writers -= {writer, far_writer}
             writer.transport.abort()
             far_writer.transport.abort()
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, outbound: bool) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
                 self.bytes_carried += len(data)
@@ -308,9 +312,19 @@ class Cable:
                     self.cut_after_bytes = None
                     self.cut()
                     return
+                if outbound and self.holding:
+                    self.held += data
+                    self._held_for = writer
+                    continue
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()
+
+    def let_go(self) -> None:
+        """Carry what was held, all of it at once, and hold no more."""
+        self.holding = False
+        self._held_for.write(bytes(self.held))
+        self.held.clear()
 
     def cut(self) -> None:
         """Reset every connection that is open now."""
