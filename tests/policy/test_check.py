@@ -108,9 +108,11 @@ async def test_a_hub_over_tls(clusters: Callable[..., Any], tmp_path: Path, auth
     (tmp_path / "token").write_text("right")
     (tmp_path / "wrong").write_text("wrong")
     files = {"grpc_cert_file": str(tmp_path / "hub.pem"), "agent_token_file": str(tmp_path / "tokens")}
-    async with running_hub(**files) as port:
-        routes = [("/", f"http://127.0.0.1:{port}")]
-        settings: dict[str, Any] = {"cluster_name": "c1", "routes": routes, "hub_ca_file": str(tmp_path / "ca.pem")}
+    async with clusters() as (managed, _hub), running_hub(**files) as port:
+        settings: dict[str, Any] = {
+            "cluster_name": "c1", "hub_ca_file": str(tmp_path / "ca.pem"),
+            "routes": [("/", managed.url)], "target_ca_file": str(managed.ca_file),
+        }  # fmt: skip
         config = AgentConfig(hub_address=f"localhost:{port}", hub_token_file=str(tmp_path / "token"), **settings)
         assert {line[:4] for line in await lines(config)} == {"ok  "}
         config = AgentConfig(hub_address=f"localhost:{port}", hub_token_file=str(tmp_path / "wrong"), **settings)
@@ -145,7 +147,8 @@ async def test_what_is_not_there_fails_and_the_rest_is_tried(clusters: Callable[
 
 async def test_a_silent_hub_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.check.PROBE_TIMEOUT_S", 0.2)
-    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    peers: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda reader, writer: peers.append(writer), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     config = AgentConfig(
         hub_address=f"127.0.0.1:{port}", cluster_name="c1", insecure=True, routes=[("/", f"http://127.0.0.1:{port}")]
@@ -154,6 +157,8 @@ async def test_a_silent_hub_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> No
         f"FAIL hub 127.0.0.1:{port} tunnel: no answer to a probe within 0.2 s"
     ]
     server.close()
+    for peer in peers:
+        peer.close()
     await server.wait_closed()
 
 
