@@ -223,6 +223,7 @@ def open_house(mode: str) -> OpenHouse:
             manager.tunnel_lost(None)
             assert manager.open_connections == 0
             assert manager.budget.held_bytes == 0
+            assert manager.budget.later.held_bytes == 0
             await until(lambda: all(p.lost or p.transport is None for p in peers.values()))
             if acceptor is not None:
                 await acceptor.close()

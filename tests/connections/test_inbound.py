@@ -114,6 +114,45 @@ def test_first_packets_are_bounded_in_total_and_say_so() -> None:
     assert budget.held_bytes == 0
 
 
+def test_what_waits_behind_first_packets_is_bounded_in_total_beyond_an_allowance() -> None:
+    budget = FirstPacketBudget(later_bytes=3_000_000)
+    hog, other, third = (made(10_000_000, budget)[1] for _ in range(3))
+    for inbound in (hog, other, third):
+        inbound.feed(b"first")
+        inbound.pause()
+    hog.feed(bytes(1024 * 1024))
+    assert budget.later.held_bytes == 0
+    hog.feed(bytes(2_900_000))
+    assert budget.later.held_bytes == 2_900_000
+    other.feed(bytes(1024 * 1024))
+    other.feed(bytes(100_000))
+    with pytest.raises(OverfullError, match="3000000 bytes"):
+        other.feed(b"x")
+    third.feed(bytes(1024 * 1024))
+    assert budget.held_bytes == 0
+    hog.stop()
+    assert budget.later.held_bytes == 100_000
+    other.feed(bytes(2_000_000))
+    other.stop()
+    third.stop()
+    assert budget.later.held_bytes == 0
+
+
+@given(st.lists(st.one_of(st.integers(1, 3_000_000), st.none()), max_size=30))
+def test_the_total_is_charged_for_exactly_what_waits_beyond_the_allowance(script: list[int | None]) -> None:
+    budget = FirstPacketBudget()
+    carrier, inbound = made(1 << 40, budget)
+    inbound.feed(b"first")
+    for step in script:
+        if step is None:
+            carrier.drain()
+        else:
+            inbound.feed(bytes(step))
+        assert budget.later.held_bytes == max(inbound.held_bytes - 1024 * 1024, 0)
+    inbound.stop()
+    assert budget.later.held_bytes == 0
+
+
 def test_a_million_crumbs_cost_no_million_objects() -> None:
     carrier, inbound = made(limit=1_000_000)
     inbound.feed(b"first")

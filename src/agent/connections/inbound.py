@@ -7,7 +7,9 @@ doesn't take waits here, and past a bound this one connection fails:
                                   └► pieces that wait ──► written when it takes bytes again
 
 The first packet holds a whole request and may be larger than that bound: it counts against a budget that all
-connections of the agent share, and doesn't count against the connection's own.
+connections of the agent share, and doesn't count against the connection's own. What waits behind it counts against
+both its connection's bound and, but for an allowance that each connection has, a second budget of the agent's: a few
+slow targets can fill neither the memory nor the way of the others.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from typing import Protocol
 from ..errors import AgentError
 from .first_request import reframe
 
-__all__ = ["SLICE_BYTES", "FirstPacketBudget", "Inbound", "OverfullError", "Writable"]
+__all__ = ["SLICE_BYTES", "ByteBudget", "FirstPacketBudget", "Inbound", "OverfullError", "Writable"]
 
 SLICE_BYTES = 256 * 1024
-"""The most that one write gives a carrier: past its high-water mark it holds up to this much more."""
+"""The most that one write gives a carrier, or half its buffer: past its high-water mark it holds so much more."""
+_ALLOWANCE_BYTES = 1024 * 1024  # what each connection may have waiting without the other connections mattering
 _SMALL_BYTES = 4096  # below this a waiting packet is copied: it would keep a whole receive buffer alive
 _JOINED_BYTES = 64 * 1024  # small waiting packets are joined up to here, so that a million of them cost no objects
 
@@ -37,16 +40,10 @@ class Writable(Protocol):
     def write_eof(self) -> None: ...
 
 
-class FirstPacketBudget:
-    """How many bytes of first packets may wait in memory, over all connections and sessions of an agent.
+class ByteBudget:
+    """How many bytes may wait in memory, over all that take from it."""
 
-    limit_bytes: wire.md, "first request", has it 512 MiB. Packets that any carrier takes at once don't wait and aren't
-    counted.
-    """
-
-    __slots__ = ("held_bytes", "limit_bytes")
-
-    def __init__(self, limit_bytes: int = 512 * 1024 * 1024) -> None:
+    def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
 
@@ -61,13 +58,25 @@ class FirstPacketBudget:
         self.held_bytes -= size_bytes
 
 
+class FirstPacketBudget(ByteBudget):
+    """For first packets, over all connections and sessions of an agent; `later` is for what waits behind them.
+
+    limit_bytes: wire.md, "first request", has it 512 MiB. Packets that any carrier takes at once don't wait and aren't
+    counted. later_bytes: the limit of `later`.
+    """
+
+    def __init__(self, limit_bytes: int = 512 * 1024 * 1024, later_bytes: int = 512 * 1024 * 1024) -> None:
+        super().__init__(limit_bytes)
+        self.later = ByteBudget(later_bytes)
+
+
 class Inbound:
     """The half of a connection that leads from the hub to the proxy.
 
-    budget: for the first packet. limit_bytes: how much may wait beyond the first packet. uncounted_bytes: a first
-    packet up to this size isn't charged. reframes: the first packet is a base hub's and gets its framing.
-    Invariants: I1 bytes leave in the order they came. I2 nothing is written while the carrier says pause. I3 what the
-    budget was charged is given back exactly once: when the first packet has left, or at `stop`.
+    budget: the agent's. limit_bytes: how much may wait beyond the first packet. uncounted_bytes: a first packet up to
+    this size isn't charged. reframes: the first packet is a base hub's and gets its framing.
+    Invariants: I1 bytes leave in the order they came. I2 nothing is written while the carrier says pause. I3 what a
+    budget was charged is given back exactly once: when it has left, or at `stop`.
     """
 
     __slots__ = (
@@ -76,9 +85,11 @@ class Inbound:
         "_charged_bytes",
         "_eof",
         "_first_left_bytes",
+        "_later_charged_bytes",
         "_limit_bytes",
         "_paused",
         "_pieces",
+        "_slice_bytes",
         "_uncounted_bytes",
         "held_bytes",
         "reframes",
@@ -91,9 +102,11 @@ class Inbound:
         self._budget = budget
         self._limit_bytes = limit_bytes
         self._uncounted_bytes = uncounted_bytes
+        self._slice_bytes = min(SLICE_BYTES, max(uncounted_bytes // 2, _SMALL_BYTES))
         self._pieces: deque[bytes | memoryview | bytearray] = deque()  # a bytearray: small packets, joined
         self._first_left_bytes = -1  # -1: the first packet has not come; else what of it still waits
         self._charged_bytes = 0
+        self._later_charged_bytes = 0
         self._paused = False
         self._eof = False
         self.reframes = reframes
@@ -109,12 +122,18 @@ class Inbound:
             self._feed_first(data)
             return
         size = len(data)
-        if not self._paused and not self._pieces and size <= SLICE_BYTES:
+        if not self._paused and not self._pieces and size <= self._slice_bytes:
             self._carrier.write(data)
             return
-        if self.held_bytes - self._first_left_bytes + size > self._limit_bytes:
+        later_bytes = self.held_bytes - self._first_left_bytes + size
+        if later_bytes > self._limit_bytes:
             raise OverfullError(
                 f"the target takes less than its client sends: more than {self._limit_bytes} bytes wait for it"
+            )
+        if not self._charge_later(later_bytes):
+            raise OverfullError(
+                "the target takes less than its client sends, and the agent holds as much for slow targets as it may: "
+                f"{self._budget.later.limit_bytes} bytes"
             )
         self._hold(data)
         self._pump()
@@ -150,10 +169,10 @@ class Inbound:
         pieces = self._pieces
         while pieces and not self._paused:  # I2: `write` may call `pause`
             piece = pieces.popleft()  # I1
-            if len(piece) > SLICE_BYTES:
+            if len(piece) > self._slice_bytes:
                 view = memoryview(piece)
-                pieces.appendleft(view[SLICE_BYTES:])
-                piece = view[:SLICE_BYTES]
+                pieces.appendleft(view[self._slice_bytes :])
+                piece = view[: self._slice_bytes]
             elif isinstance(piece, bytearray):
                 piece = bytes(piece)
             size = len(piece)
@@ -163,9 +182,22 @@ class Inbound:
                 if not self._first_left_bytes:
                     self._give_back()
             self._carrier.write(piece)
+        if self._later_charged_bytes:
+            self._charge_later(self.held_bytes - max(self._first_left_bytes, 0))
         if self._eof and not pieces:
             self._eof = False
             self._carrier.write_eof()
+
+    def _charge_later(self, later_bytes: int) -> bool:
+        """Charge the budget for `later_bytes` waiting behind the first packet; False where it has not as much."""
+        due = max(later_bytes - _ALLOWANCE_BYTES, 0)
+        more = due - self._later_charged_bytes
+        if more > 0 and not self._budget.later.take(more):
+            return False
+        if more < 0:
+            self._budget.later.give_back(-more)
+        self._later_charged_bytes = due
+        return True
 
     def _give_back(self) -> None:
         charged, self._charged_bytes = self._charged_bytes, 0  # I3
@@ -197,4 +229,5 @@ class Inbound:
         self.held_bytes = 0
         self._first_left_bytes = max(self._first_left_bytes, 0)
         self._give_back()
+        self._charge_later(0)  # I3
         self._paused = True

@@ -71,14 +71,15 @@ class PacketConnManager(Protocol):
 class ConnectionLimits:
     """Bounds and times of each connection.
 
-    inbound_bytes: what may wait for a slow target beyond the first packet; past it the connection fails.
+    inbound_bytes: what may wait for a slow target beyond the first packet; past it the connection fails. The base
+    protocol can't slow one client down, so it is also how far an upload of any length may run ahead of its target.
     probe_interval_s: how often a base hub is asked whether a connection's client is still there. word_timeout_s: how
     long the proxy may take to say how a connection ended that was broken off here. connect_timeout_s: how long a
     carrier may take to reach the proxy. settle_timeout_s: how long, at the end of a drain, the hub may take to finish
     with its clients (wire.md, "DRAIN to the hub").
     """
 
-    inbound_bytes: int = 16 * 1024 * 1024
+    inbound_bytes: int = 64 * 1024 * 1024
     probe_interval_s: float = 10.0
     word_timeout_s: float = 1.0
     connect_timeout_s: float = 5.0
