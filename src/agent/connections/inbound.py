@@ -23,7 +23,7 @@ from .first_request import reframe
 __all__ = ["SLICE_BYTES", "ByteBudget", "FirstPacketBudget", "Inbound", "OverfullError", "Writable"]
 
 SLICE_BYTES = 256 * 1024
-"""The most that one write gives a carrier, or half its buffer: past its high-water mark it holds so much more."""
+"""The most that one write ever gives a carrier: past its high-water mark it holds up to this much more."""
 _ALLOWANCE_BYTES = 1024 * 1024  # what each connection may have waiting without the other connections mattering
 _SMALL_BYTES = 4096  # below this a waiting packet is copied: it would keep a whole receive buffer alive
 _JOINED_BYTES = 64 * 1024  # small waiting packets are joined up to here, so that a million of them cost no objects
@@ -74,7 +74,8 @@ class Inbound:
     """The half of a connection that leads from the hub to the proxy.
 
     budget: the agent's. limit_bytes: how much may wait beyond the first packet. uncounted_bytes: a first packet up to
-    this size isn't charged. reframes: the first packet is a base hub's and gets its framing.
+    this size isn't charged. reframes: the first packet is a base hub's and gets its framing. slice_bytes: the most that
+    one write gives the carrier.
     Invariants: I1 bytes leave in the order they came. I2 nothing is written while the carrier says pause. I3 what a
     budget was charged is given back exactly once: when it has left, or at `stop`.
     """
@@ -96,13 +97,20 @@ class Inbound:
     )
 
     def __init__(
-        self, carrier: Writable, budget: FirstPacketBudget, *, limit_bytes: int, uncounted_bytes: int, reframes: bool
+        self,
+        carrier: Writable,
+        budget: FirstPacketBudget,
+        *,
+        limit_bytes: int,
+        uncounted_bytes: int,
+        reframes: bool,
+        slice_bytes: int = SLICE_BYTES,
     ) -> None:
         self._carrier = carrier
         self._budget = budget
         self._limit_bytes = limit_bytes
         self._uncounted_bytes = uncounted_bytes
-        self._slice_bytes = min(SLICE_BYTES, max(uncounted_bytes // 2, _SMALL_BYTES))
+        self._slice_bytes = min(SLICE_BYTES, slice_bytes)
         self._pieces: deque[bytes | memoryview | bytearray] = deque()  # a bytearray: small packets, joined
         self._first_left_bytes = -1  # -1: the first packet has not come; else what of it still waits
         self._charged_bytes = 0

@@ -49,6 +49,7 @@ class MemoryCarriers:
             manager.budget,
             limit_bytes=manager.limits.inbound_bytes,
             uncounted_bytes=self.buffer_size,
+            slice_bytes=self.buffer_size // 2,
             reframes=not manager.tunnel.features,
         )
         connection.attach(client_end, inbound)

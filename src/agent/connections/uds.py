@@ -45,8 +45,8 @@ class UDSConnection(Connection):
 class UDSCarriers:
     """Makes connections over Unix sockets, for one session's manager.
 
-    acceptor: started, shared by all sessions. buffer_size: the high-water mark of what waits to be sent to the proxy,
-    in bytes; may be changed for the connections to come.
+    acceptor: started, shared by all sessions; has the kernel hold its own `buffer_size` of what is sent. buffer_size:
+    what waits beyond that, here, is a quarter of it; may be changed for the connections to come.
     """
 
     def __init__(self, acceptor: UDSAcceptor, *, buffer_size: int = 65536) -> None:
@@ -63,7 +63,7 @@ class UDSCarriers:
             asyncio.get_running_loop(),
             sock,
             connection,
-            limit_bytes=self.buffer_size,
+            limit_bytes=self.buffer_size // 4,
             dial_timeout_s=manager.limits.connect_timeout_s,
         )
         inbound = Inbound(
@@ -71,6 +71,7 @@ class UDSCarriers:
             manager.budget,
             limit_bytes=manager.limits.inbound_bytes,
             uncounted_bytes=self.buffer_size,
+            slice_bytes=self.buffer_size // 2,
             reframes=not manager.tunnel.features,
         )
         connection.attach_socket(end, inbound)
