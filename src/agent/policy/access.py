@@ -87,6 +87,8 @@ class ApiAccess:
     """One API server: where it is, what it is trusted by, and the credentials to ask it with.
 
     server: `https://host:port` and perhaps a path, without a slash at the end; it stays as it was at the start.
+    has_certificate: whether the credentials are, or include, a client certificate. generation: counts up when that
+    certificate, or what the server is trusted by, changes.
     """
 
     def __init__(self, spec: Reloaded[_Spec], *, field: str, origin: str, check_interval_s: float = 1.0) -> None:
@@ -100,6 +102,8 @@ class ApiAccess:
         self._check_interval_s = check_interval_s
         self.server = spec.value.server
         self.generation = 0
+        self.has_certificate = False
+        self._next_look_s = 0.0
         self._spec_seen = self._material_seen = 0
         self._contexts: tuple[ssl.SSLContext | None, ssl.SSLContext | None] = (None, None)
         self._given: ExecCredential | None = None
@@ -137,11 +141,6 @@ class ApiAccess:
         """Host and port of the server."""
         parts = urlsplit(self.server)
         return parts.hostname or "", parts.port or 443
-
-    @property
-    def has_certificate(self) -> bool:
-        """Whether the credentials are, or include, a client certificate."""
-        return bool(self._material.value.certificate or (self._given is not None and self._given.certificate))
 
     @property
     def problem(self) -> str | None:
@@ -198,7 +197,11 @@ class ApiAccess:
 
     def refresh(self, *, now: bool = False) -> None:
         """Look whether the files have changed, where that is due. Never raises: the last good stays in force."""
-        spec = self._spec.refresh(now=now)
+        clock_s = time.monotonic()
+        if clock_s < self._next_look_s and not now:
+            return
+        self._next_look_s = clock_s + self._check_interval_s
+        spec = self._spec.refresh(now=True)
         if self._spec.generation != self._spec_seen:
             self._spec_seen = self._spec.generation
             try:
@@ -207,7 +210,7 @@ class ApiAccess:
                 self._use(spec)
             except ConfigError as error:
                 logger.error("%s; what was read before is used", error)
-        self._material.refresh(now=now)
+        self._material.refresh(now=True)
         if self._material.generation != self._material_seen:
             self._changed()
 
@@ -242,6 +245,8 @@ class ApiAccess:
     def _changed(self) -> None:
         self._material_seen = self._material.generation
         self._contexts = (None, None)
+        given = self._given is not None and self._given.certificate
+        self.has_certificate = bool(self._material.value.certificate or given)
         self.generation += 1
 
     def _context(self, own: bool) -> ssl.SSLContext:

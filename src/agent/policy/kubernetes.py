@@ -11,6 +11,7 @@ On every request X-Remote-* goes; on those that don't go to the API server (serv
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Awaitable
@@ -18,7 +19,8 @@ from typing import Protocol
 
 from ..errors import Refused
 from ..messages import RequestHead, Target
-from .access import AccessError, Headers
+from .access import AccessError
+from .access import Headers as OwnHeaders
 from .identity import is_identity_header
 from .reviews import Known, ReviewCounters, TokenReviews, Verdict
 
@@ -26,18 +28,29 @@ __all__ = ["AGENT", "KubernetesProcessor"]
 
 logger = logging.getLogger(__name__)
 
+Headers = list[tuple[bytes, bytes]]
+
 AGENT = "agent"
 """The client identity of connections that may present the agent's own certificate (wire.md, safety rule 5)."""
 
 TOKEN_BYTES = 32 * 1024
-"""Past this a token isn't even looked at: those of identity providers with hundreds of groups stay below 20 KiB."""
+"""Past this, the scheme included, a token isn't even looked at: identity providers' with hundreds of groups are shorter
+than 20 KiB."""
 
 _UNFIT = re.compile(rb"[^!-~]")
-_FIRST_LETTERS = frozenset([b"a", b"A", b"i", b"I", b"x", b"X", b"s", b"S"])
-"""Of the headers that are looked at; the others go on without a further look."""
+
+MEMO_NAMES = 1024
+MEMO_NAME_BYTES = 64
+"""How many harmless header names are remembered, and how long ones: clients choose them."""
 
 _WEBSOCKET_TOKEN = b"base64url.bearer.authorization.k8s.io."
 """How browsers' WebSockets bring a token: as a subprotocol, which API servers take where Authorization fails."""
+
+
+_AUTHORIZATIONS = frozenset([b"Authorization", b"authorization"])
+_BEARERS = frozenset(bytes(letters) for letters in itertools.product(*zip(b"bearer ", b"BEARER ", strict=True)))
+_LOOKED_AT = frozenset([b"authorization", b"sec-websocket-protocol"])
+_HUB = Known.HUB
 
 
 class OwnCredentials(Protocol):
@@ -45,8 +58,8 @@ class OwnCredentials(Protocol):
 
     @property
     def has_certificate(self) -> bool: ...
-    def headers(self) -> Headers | None: ...
-    async def renew(self) -> Headers: ...
+    def headers(self) -> OwnHeaders | None: ...
+    async def renew(self) -> OwnHeaders: ...
 
 
 class KubernetesProcessor:
@@ -56,8 +69,9 @@ class KubernetesProcessor:
         """own: what hubs' users' requests go on with. api_server: host and port, as the router's targets have them."""
         self.reviews = reviews
         self._own = own
-        host, port = api_server
-        self._api_server = (host.lower().rstrip("."), port)
+        self._host = api_server[0].lower().rstrip(".")
+        self._port = api_server[1]
+        self._harmless: set[bytes] = set()
 
     @property
     def counters(self) -> ReviewCounters:
@@ -68,28 +82,81 @@ class KubernetesProcessor:
         """The head as it goes on; an awaitable where the token has to be reviewed first.
 
         Raises Refused: 401 without a token that is known, 403 for a name that can't be passed on, 503 where the review
-        can't be had. Never the head as it came.
+        can't be had.
         """
+        harmless = self._harmless
+        headers = request.headers
+        others = [header for header in headers if header[0] not in harmless]
         if not self._is_api_server(target):
-            kept = [header for header in request.headers if not is_identity_header(header[0])]
-            return _with_headers(request, kept)
-        parts = _Parts(request.headers)
-        token = _bearer_token(parts.authorization)
+            return request if not others else _with_headers(request, self._without_claims(headers))
+        if len(others) == 1 and others[0][0] in _AUTHORIZATIONS:  # what nearly every request is
+            authorization = others[0]
+            parts = None
+        else:
+            parts = self._sort(headers)
+            authorization = parts.the_authorization()
+        value = authorization[1]
+        if value[:7] not in _BEARERS or len(value) > TOKEN_BYTES:
+            raise Refused(401, "the Authorization header must be a bearer token")
+        token = value[7:]
         verdict = self.reviews.recall(token)
         if verdict is None:
-            return self._process_later(request, parts, token)
-        if verdict.known is Known.HUB:
+            # One space, then visible ASCII to the end: where the API server would read another token out of the same
+            # header than the one that is reviewed, there is none.
+            if not token or _UNFIT.search(token):
+                raise Refused(401, "the Authorization header must be a bearer token")
+            return self._process_later(request, parts or self._sort(headers), token)
+        if verdict.known is _HUB:
             own = self._own.headers()
             if own is None:
-                return self._process_later(request, parts, token)
-            return self._impersonated(request, parts, own, verdict)
+                return self._process_later(request, parts or self._sort(headers), token)
+            if parts is None and not self._own.has_certificate:
+                kept = headers.copy()
+                kept.remove(authorization)
+                kept += own
+                kept += verdict.headers
+                return RequestHead(
+                    request.method, request.target, request.version, kept, request.conn_id, request.cluster
+                )
+            return self._impersonated(request, parts or self._sort(headers), own, verdict)
         return _passed(request, parts, verdict)
 
     def _is_api_server(self, target: Target) -> bool:
-        if target.app is not None or target.connect is not None:
+        if target.connect is not None or target.app is not None or target.port != self._port:
             return False
-        found = (target.host, target.port)
-        return found == self._api_server or (target.host.lower().rstrip("."), target.port) == self._api_server
+        return target.host == self._host or target.host.lower().rstrip(".") == self._host
+
+    def _without_claims(self, headers: Headers) -> Headers:
+        return [header for header in headers if self._is_harmless(header[0]) or not is_identity_header(header[0])]
+
+    def _is_harmless(self, name: bytes) -> bool:
+        """Whether a header of this name goes on, whoever asks. Such names are remembered."""
+        if name in self._harmless:
+            return True
+        if name.lower() in _LOOKED_AT or is_identity_header(name):
+            return False
+        if len(self._harmless) < MEMO_NAMES and len(name) <= MEMO_NAME_BYTES:
+            self._harmless.add(bytes(name))
+        return True
+
+    def _sort(self, headers: Headers) -> _Parts:
+        """Each header by what becomes of it."""
+        parts = _Parts()
+        for header in headers:
+            name = header[0]
+            if self._is_harmless(name):
+                parts.kept.append(header)
+                continue
+            lower = name.lower()
+            if lower == b"authorization":
+                parts.authorization.append(header)
+            elif lower == b"sec-websocket-protocol":
+                parts.websocket.append(header)
+            elif lower.startswith(b"impersonate-"):
+                parts.claims.append(header)
+            else:  # X-Remote-*, and spellings that only a careless server takes for Impersonate-*
+                parts.dropped = True
+        return parts
 
     async def _process_later(self, request: RequestHead, parts: _Parts, token: bytes) -> RequestHead:
         verdict = self.reviews.recall(token) or await self.reviews.review(token)
@@ -104,7 +171,7 @@ class KubernetesProcessor:
                 raise Refused(503, "the agent's own credentials can't be had") from None
         return self._impersonated(request, parts, own, verdict)
 
-    def _impersonated(self, request: RequestHead, parts: _Parts, own: Headers, verdict: Verdict) -> RequestHead:
+    def _impersonated(self, request: RequestHead, parts: _Parts, own: OwnHeaders, verdict: Verdict) -> RequestHead:
         """The head under the agent's authority, in the hub user's name: its credentials go, ours are set last."""
         headers = parts.kept
         for name, value in parts.websocket:
@@ -127,58 +194,30 @@ class _Parts:
 
     __slots__ = ("authorization", "claims", "dropped", "kept", "websocket")
 
-    def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
-        self.kept: list[tuple[bytes, bytes]] = []
-        self.authorization: list[tuple[bytes, bytes]] = []
-        self.claims: list[tuple[bytes, bytes]] = []
-        self.websocket: list[tuple[bytes, bytes]] = []
+    def __init__(self) -> None:
+        self.kept: Headers = []
+        self.authorization: Headers = []
+        self.claims: Headers = []
+        self.websocket: Headers = []
         self.dropped = False
-        keep = self.kept.append
-        for header in headers:
-            name = header[0]
-            if name[:1] not in _FIRST_LETTERS:
-                keep(header)
-                continue
-            lower = name.lower()
-            if lower == b"authorization":
-                self.authorization.append(header)
-            elif lower == b"sec-websocket-protocol":
-                self.websocket.append(header)
-            elif not is_identity_header(name):
-                keep(header)
-            elif lower.startswith(b"impersonate-"):
-                self.claims.append(header)
-            else:  # X-Remote-*, and spellings that only a careless server takes for Impersonate-*
-                self.dropped = True
 
-
-def _bearer_token(authorization: list[tuple[bytes, bytes]]) -> bytes:
-    """The token of the one Authorization header (RFC 6750, section 2.1). Raises Refused 401.
-
-    One space, then visible ASCII to the end: where the API server would read another token out of the same header than
-    the one that was reviewed, there is none.
-    """
-    if not authorization:
+    def the_authorization(self) -> tuple[bytes, bytes]:
+        """The one `Authorization`. Raises Refused 401."""
+        if len(self.authorization) == 1:
+            return self.authorization[0]
+        if self.authorization:
+            raise Refused(401, "there must be one Authorization header")
         raise Refused(401, "a bearer token is needed")
-    if len(authorization) > 1:
-        raise Refused(401, "there must be one Authorization header")
-    value = authorization[0][1]
-    token = value[7:]
-    if value[:7].lower() != b"bearer " or not token or len(token) > TOKEN_BYTES or _UNFIT.search(token):
-        raise Refused(401, "the Authorization header must be a bearer token")
-    return token
 
 
-def _passed(request: RequestHead, parts: _Parts, verdict: Verdict) -> RequestHead:
+def _passed(request: RequestHead, parts: _Parts | None, verdict: Verdict) -> RequestHead:
     """The head of a managed cluster's user: their own credentials and claims go on. Raises Refused for all others."""
     if verdict.known is Known.MANAGED:
-        if not parts.dropped:
+        if parts is None or not parts.dropped:
             return request
         return _with_headers(request, [*parts.kept, *parts.websocket, *parts.authorization, *parts.claims])
     raise Refused(403 if verdict.known is Known.UNFIT else 401, verdict.reason)
 
 
-def _with_headers(request: RequestHead, headers: list[tuple[bytes, bytes]]) -> RequestHead:
-    return RequestHead(
-        request.method, request.target, request.version, headers, request.conn_id, request.cluster
-    )
+def _with_headers(request: RequestHead, headers: Headers) -> RequestHead:
+    return RequestHead(request.method, request.target, request.version, headers, request.conn_id, request.cluster)
