@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard src/fastpipe/*.pyx src/fastpipe/*.pxd src/fastpipe/_streams_py.py src/agent/tunnel/*.pyx src/agent/tunnel/*.pxd)
 
 OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
+# The CPythons that `make wheels` makes wheels for and tries them on, and what of the suite it runs on each.
+WHEEL_PYTHONS ?= $(or $(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python),$(PYTHON))
+WHEEL_SUITE ?= tests
 
-.PHONY: demo test test-compiled test-python test-pythons lint types clean
+.PHONY: demo test test-compiled test-python test-pythons sanitize lint types wheels wheels-quick sdist pure identifiers cibuildwheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastpipe-agent demo
@@ -27,6 +30,41 @@ test-pythons:
 	  $(MAKE) --no-print-directory test-compiled VENV=$$venv PYTHON=$$python PYTEST_ARGS=tests/fastpipe || exit 1; \
 	done
 
+# The transport's and the tunnel's tests on extensions that the address and undefined-behaviour sanitizers watch. They
+# are made from the sdist, since this tree's own objects are without; what they find ends the run.
+SANITIZE_SUITE ?= tests/fastpipe tests/tunnel/test_framing.py
+SANITIZERS = $(shell gcc -print-file-name=libasan.so):$(shell gcc -print-file-name=libubsan.so)
+sanitize: $(VENV)-sanitize/.packaging
+	rm -rf build/sanitize
+	$(VENV)-sanitize/bin/python -m build --sdist --outdir build/sanitize .
+	$(VENV)-sanitize/bin/python -m pip uninstall --quiet --yes fastpipe-agent
+	FASTPIPE_SANITIZE=1 $(VENV)-sanitize/bin/python -m pip install --quiet --no-cache-dir \
+	  "$$(echo build/sanitize/*.tar.gz)[test]"
+	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+	  $(VENV)-sanitize/bin/python -m pytest -p no:cacheprovider $(SANITIZE_SUITE) $(PYTEST_ARGS)
+
+# sdist -> a wheel for each CPython here and one for every machine, each installed away from here and tried; into dist/.
+wheels: $(VENV)-packaging/.packaging
+	$(VENV)-packaging/bin/python .ci/wheels.py --suite "$(WHEEL_SUITE)" $(WHEEL_PYTHONS)
+
+# The same with a part of the suite that takes seconds.
+wheels-quick:
+	$(MAKE) --no-print-directory wheels WHEEL_SUITE="tests/fastpipe/test_pipe_states.py tests/test_imports.py"
+
+# Parts of it, for the workflows: the sdist alone; it and the wheel for every machine; what cibuildwheel would build.
+sdist: $(VENV)-packaging/.packaging
+	$(VENV)-packaging/bin/python .ci/wheels.py --step sdist
+
+pure: $(VENV)-packaging/.packaging
+	$(VENV)-packaging/bin/python .ci/wheels.py --step pure --suite "$(WHEEL_SUITE)" $(firstword $(WHEEL_PYTHONS))
+
+identifiers: $(VENV)-packaging/.packaging
+	$(VENV)-packaging/bin/python .ci/wheels.py --step identifiers
+
+# This kind of machine's wheels from the sdist in dist/, in containers where it is Linux.
+cibuildwheel: $(VENV)-packaging/.packaging
+	$(VENV)-packaging/bin/cibuildwheel --output-dir dist $(wildcard dist/*.tar.gz)
+
 lint: $(VENV)/.linted
 	$(BIN)/ruff check .
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint $(SOURCES) # it looks for pycodestyle there
@@ -35,12 +73,13 @@ types: $(VENV)/.linted
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info src/fastpipe/*.so src/agent/tunnel/*.so
+	rm -rf $(VENV) $(VENV)-* build dist src/*.egg-info src/fastpipe/*.so src/agent/tunnel/*.so
 
-$(VENV)/bin/python:
+.PRECIOUS: %/bin/python
+%/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: set PYTHON=")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet --upgrade pip
 
 # The extensions are rebuilt when their sources change.
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml setup.py $(SOURCES)
@@ -53,4 +92,9 @@ $(VENV)/.tested: $(VENV)/.installed
 
 $(VENV)/.linted: $(VENV)/.tested
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	touch $@
+
+# Packaging's tools need no install of this package, and stand apart from what the tests use.
+%/.packaging: %/bin/python pyproject.toml
+	$*/bin/python -m pip install --quiet --group packaging
 	touch $@

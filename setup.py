@@ -1,8 +1,8 @@
 """Chooses between the compiled twins and the pure-Python ones at build time; all else is in pyproject.toml.
 
 FASTPIPE_NO_EXTENSIONS=1 (0 and empty mean no), or a machine without a C compiler or without Python's headers, gives a
-pure-Python install: a py3-none-any wheel that holds the Python twins only. A compiler that is there but fails is an
-error: a platform wheel always holds its extensions.
+pure-Python install: a py3-none-any wheel that holds the Python twins only, and pip's log (-v) says why. A compiler that
+is there but fails on our code is an error: a platform wheel always holds its extensions.
 
 For work on fastpipe itself: FASTPIPE_DEBUG=1 counts pairs, pieces and views made and freed and asserts the invariants
 after every step; FASTPIPE_SANITIZE=1 builds with the address and undefined-behaviour sanitizers (run the tests with
@@ -23,9 +23,15 @@ EXTENSIONS = {
     for name, source in {
         "fastpipe._pipe_c": "src/fastpipe/_pipe_c.pyx",
         "fastpipe._streams_c": "src/fastpipe/_streams_py.py",  # one source, plain and compiled; _streams_c.pxd has the types
+        "agent.tunnel.framing_c": "src/agent/tunnel/framing_c.pyx",
     }.items()
     if pathlib.Path(source).exists()
 }
+
+
+def building() -> bool:
+    """Whether this run makes a wheel or an install, and not just an sdist or metadata, which need no compiler."""
+    return not {"sdist", "egg_info", "dist_info"} & set(sys.argv) or "bdist_wheel" in sys.argv
 
 
 def compiler_present() -> bool:
@@ -38,8 +44,8 @@ def compiler_present() -> bool:
         try:
             compiler.compile([str(source)], output_dir=folder, include_dirs=[get_python_inc()])
         except Exception as error:  # distutils' compilers each have their own error classes
-            print(f"fastpipe: no C compiler or no Python headers ({error}): installing the Python twin only",
-                  file=sys.stderr)
+            print(f"fastpipe: no C compiler or no Python headers ({error}): installing the Python twins only, which do "
+                  "the same and are slower; with both there, install again for the compiled ones", file=sys.stderr)
             return False
     return True
 
@@ -50,7 +56,7 @@ def wanted(variable: str) -> bool:
 
 
 def extensions() -> list[Extension]:
-    if wanted("FASTPIPE_NO_EXTENSIONS") or not compiler_present():
+    if not building() or wanted("FASTPIPE_NO_EXTENSIONS") or not compiler_present():
         return []
     from Cython.Build import cythonize
 

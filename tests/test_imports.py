@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src"
+PACKAGES = [Path(__import__(name).__file__).parent for name in ("agent", "fastpipe")]
+"""Where they were imported from, so that an installed wheel is read where the suite runs on one."""
 
 ROOMS = {"tunnel", "connections", "proxy", "policy", "hub", "telemetry"}
 ROOTS = {
@@ -34,11 +35,11 @@ ALLOWED = {"agent.hub.session": {"agent.tunnel.scheduler", "agent.tunnel.session
 
 def modules() -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for pattern in ("*.py", "*.pyx"):
-        for path in sorted(SOURCE.rglob(pattern)):
-            parts = path.relative_to(SOURCE).with_suffix("").parts
+    for package in PACKAGES:
+        for path in sorted([*package.rglob("*.py"), *package.rglob("*.pyx")]):
+            parts = path.relative_to(package.parent).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return {name: path for name, path in found.items() if name.partition(".")[0] in ("agent", "fastpipe")}
+    return found
 
 
 MODULES = modules()
