@@ -250,7 +250,9 @@ def version() -> None:
 
     _say(f"{PROGRAM} {version_of(PROGRAM)}")
     _say(f"fastpipe {fastpipe.IMPLEMENTATION}")
-    _say("loop asyncio" if _loop_factory("auto") is None else f"loop uvloop {version_of('uvloop')}")
+    factory = _loop_factory("auto")
+    library = "asyncio" if factory is None else factory.__module__.partition(".")[0]
+    _say(f"loop {library}" if factory is None else f"loop {library} {version_of(library)}")
     _say(f"python {platform.python_version()} {platform.python_implementation()}")
 
 
@@ -321,16 +323,22 @@ def _say_listening(kind: str, host: str, port: int) -> None:
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """What makes the event loop: uvloop's, or None for asyncio's. Raises ConfigError where uvloop is missing."""
+    """What makes the event loop: uvloop's (on Windows its port winloop's), or None for asyncio's.
+
+    Raises ConfigError where uvloop was asked for and is missing.
+    """
     if name == "asyncio":
         return None
+    from importlib import import_module
+
+    library = "winloop" if name == "auto" and sys.platform == "win32" else "uvloop"
     try:
-        import uvloop
+        factory: Callable[[], asyncio.AbstractEventLoop] = import_module(library).new_event_loop
     except ImportError:
         if name == "uvloop":
             raise ConfigError("loop", "--loop or AGENT_LOOP", "must be asyncio or auto: uvloop isn't there") from None
         return None
-    return uvloop.new_event_loop
+    return factory
 
 
 def _serve(body: Callable[[], Coroutine[Any, Any, None]], process: ProcessConfig) -> int:

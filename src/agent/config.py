@@ -323,7 +323,8 @@ class ProcessConfig(Checked):
         "what is logged to standard error", ("debug", "info", "warning", "error"), default="info"
     )
     loop: str = kind.choice(
-        "the event loop; auto is uvloop where it is installed", ("auto", "uvloop", "asyncio"), default="auto"
+        "the event loop; auto is uvloop where it is installed, on Windows winloop",
+        ("auto", "uvloop", "asyncio"), default="auto",
     )
 
 
