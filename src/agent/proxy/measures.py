@@ -13,9 +13,10 @@ __all__ = ["Measures"]
 class Measures:
     """Of all requests of a proxy, since it was made.
 
-    policy: route and process, reviews included. connect: a new connection to the target, TLS included; none for a
-    pooled one. head: from there to the response's head, so with the request's body. body: to the response's last byte.
-    whole: from the request's head to the response's last byte, of whole responses only.
+    policy: where it had to be waited for, as for a review. connect: a new connection to the target, TLS included; none
+    for a pooled one. head: from there to the response's head, so with the request's body. body: to the response's last
+    byte, where that didn't come with the head. whole: from the request's head to the response's last byte, of whole
+    responses only.
     from_target, own: answers by the first digit of their status: targets' responses, and the proxy's own answers.
     cut: responses that ended unfinished. upgraded: 101s.
     """

@@ -72,7 +72,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_began_s", "_collected", "_decoder", "_head", "_informational", "_intake", "_left", "_mark_s", "_mode",
+        "_began_s", "_body_came_later", "_collected", "_decoder", "_head", "_informational", "_intake", "_left",
+        "_mark_s", "_mode",
         "_request_done", "_response", "_retried", "_task", "_unsent", "_upstream", "connection", "continue_at",
         "corked", "deadline", "own_target", "request", "stage", "target",
     )  # fmt: skip
@@ -98,6 +99,7 @@ class Exchange:
         self._left = 0
         self._decoder: ChunkedDecoder | None = None
         self._collected: list[Piece] | None = None  # the whole body, for an HTTP/1.0 client
+        self._body_came_later = False  # than the response's head
         self._began_s = self._mark_s = 0.0  # when it began, and when the stage that is on; kept only where measured
 
     @property
@@ -131,7 +133,11 @@ class Exchange:
             self._policy_failed(error)
 
     async def _decided_later(self, undecided: Undecided) -> None:
-        decision = await undecided.settle()
+        try:
+            decision = await undecided.settle()
+        finally:
+            if self.connection.measures is not None:
+                self.connection.measures.policy.add(self._lap_s())
         self._task = None
         self._send(*decision)
 
@@ -156,13 +162,13 @@ class Exchange:
 
     def _policy_failed(self, error: BaseException) -> None:
         self._end_upstream()
-        if self.connection.measures is not None:
-            self.connection.measures.policy.add(self._lap_s())
+        extra = {"conn_id": self.connection.conn_id, "stage": "policy"}
         if isinstance(error, Refused):
+            log.info(error.reason, extra={**extra, "status": error.status})
             challenge = [(b"WWW-Authenticate", b"Bearer")] if error.status == 401 else None  # RFC 9110, section 15.5.2
             self.connection.answer(error.status, error.reason, close=error.status == 421, fields=challenge)
             return
-        log.error("conn_id=%d stage=policy the request could not be decided", self.connection.conn_id, exc_info=error)
+        log.error("the request could not be decided", extra={**extra, "status": 503}, exc_info=error)
         self.connection.answer(503, "the request could not be decided")
 
     # -- the request's way
@@ -171,8 +177,6 @@ class Exchange:
         """Build the head for the target and send it on a pooled connection, or dial one."""
         request, proxy = self.request, self.connection.proxy
         self.target = target
-        if self.connection.measures is not None:
-            self.connection.measures.policy.add(self._lap_s())
         fields = request.fields if proxy.process is None else decided.headers
         head = head_for_target(request, self.own_target, fields, target, pass_expect=not proxy.answer_expect)
         self._head = self.corked = head
@@ -308,6 +312,7 @@ class Exchange:
                 return
             if response.status >= 200:
                 self._start_response(response, data)
+                self._body_came_later = self._mode is not DONE
                 return
             if response.status == 101:
                 self._switch(response, data)
@@ -462,7 +467,8 @@ class Exchange:
         assert self._response is not None
         measures = self.connection.measures
         if measures is not None:
-            measures.body.add(self._lap_s())
+            if self._body_came_later:
+                measures.body.add(self._lap_s())
             measures.whole.add(self._mark_s - self._began_s)
         if clean and self._request_done and self._response.keep_alive:
             self.connection.proxy.upstreams.release(upstream)  # E3
@@ -484,7 +490,8 @@ class Exchange:
             and not request.upgrade
             and request.method in IDEMPOTENT
         ):  # E4
-            log.warning("conn_id=%d stage=retry a pooled connection had gone stale", self.connection.conn_id)
+            extra = {"conn_id": self.connection.conn_id, "stage": "retry"}
+            log.warning("a pooled connection had gone stale", extra=extra)
             self._retried = True
             self._upstream = None
             upstream.abort()
@@ -506,12 +513,11 @@ class Exchange:
     def fail(self, status: int, reason: str, stage: str, *, close: bool = False) -> None:
         """End the exchange: with an answer of the proxy's own where none has begun, by cutting it short otherwise."""
         connection, target = self.connection, self.target
-        log.log(
-            logging.WARNING if status >= 500 else logging.INFO,
-            "conn_id=%d stage=%r status=%d method=%s target=%s %s",
-            connection.conn_id, stage, status, self.request.method.decode(),
-            f"{target.host}:{target.port}" if target is not None else "-", reason,
-        )  # fmt: skip
+        extra = {
+            "conn_id": connection.conn_id, "stage": stage, "status": status, "method": self.request.method.decode(),
+            "target": f"{target.host}:{target.port}" if target is not None else "-",
+        }  # fmt: skip
+        log.log(logging.WARNING if status >= 500 else logging.INFO, reason, extra=extra)
         self._end_upstream()
         if self.stage is Stage.HEAD:
             connection.answer(status, reason, close=close)

@@ -225,6 +225,7 @@ class Connection(asyncio.Protocol):
             self._body = BodyIntake(request.length, proxy.limits)
         if not self._served:
             reason = "the agent is being stopped" if proxy.draining else "too many connections"
+            log.info(reason, extra={"conn_id": self.conn_id, "stage": "connection", "status": 503})
             self.answer(503, reason, close=True, fields=[(b"Retry-After", b"%d" % proxy.limits.retry_after_s)])
         elif target == b"*":
             self.answer(204, "", fields=[(b"Allow", ALLOW)])
@@ -265,7 +266,8 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, fault: Fault) -> None:
         """Answer a head that can't be served, and close."""
-        log.info("conn_id=%d stage='request head' status=%d %s", self.conn_id, fault.status, fault.reason)
+        extra = {"conn_id": self.conn_id, "stage": "request head", "status": fault.status}
+        log.info(fault.reason, extra=extra)
         self.answer(fault.status, fault.reason, close=True, fields=fault.fields)
 
     # -- what the exchange calls
@@ -466,7 +468,7 @@ class Connection(asyncio.Protocol):
         if self.writing_paused or self._input is CLOSED:
             limit_s = self.proxy.limits.write_timeout_s
             if self._stall.is_longer_than(limit_s, self._transport.get_write_buffer_size(), now):
-                log.warning("conn_id=%d stage=write the client takes nothing", self.conn_id)
+                log.warning("the client takes nothing", extra={"conn_id": self.conn_id, "stage": "write"})
                 self.abort()
         if self._half_closed and self._input is WAITING and is_gone(self._transport):
             self._transport.abort()

@@ -115,7 +115,8 @@ class Upgraded:
         if error is None:  # TLS ends both directions at once
             self._end()
             return
-        log.warning("conn_id=%d stage=upgraded the connection to the target was lost", self.connection.conn_id)
+        extra = {"conn_id": self.connection.conn_id, "stage": "upgraded"}
+        log.warning("the connection to the target was lost", extra=extra)
         self.connection.cut(Stage.UPGRADED)
 
     def pause_sending(self) -> None:
@@ -128,7 +129,7 @@ class Upgraded:
 
     def fail(self, status: int, reason: str, stage: str, *, close: bool = False) -> None:
         """End it by force: nothing can be said any more."""
-        log.warning("conn_id=%d stage=upgraded %s", self.connection.conn_id, reason)
+        log.warning(reason, extra={"conn_id": self.connection.conn_id, "stage": "upgraded"})
         self._drop_upstream()
         self.connection.cut(Stage.UPGRADED)
 

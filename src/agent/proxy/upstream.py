@@ -76,7 +76,7 @@ class Upstream(asyncio.Protocol):
         if self.exchange is not None:
             self.exchange.response_data(data)
         else:  # U1
-            log.warning("stage=idle a target sent bytes that nobody asked for: its connection is closed")
+            log.warning("a target sent bytes that nobody asked for: its connection is closed", extra={"stage": "idle"})
             self.abort()
 
     def eof_received(self) -> bool:
