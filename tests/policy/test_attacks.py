@@ -13,8 +13,14 @@ from typing import Any
 
 import pytest
 from gate import Gate, bearer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from agent.errors import Refused
 from agent.messages import RequestHead, Target
+from agent.policy.identity import is_identity_header
+from agent.policy.kubernetes import KubernetesProcessor
+from agent.policy.reviews import Known, Verdict
 
 OWN = b"Bearer managed-own-token"
 BOBS = [
@@ -309,8 +315,6 @@ async def test_who_is_known_to_both_clusters_is_this_clusters_user(gated: Callab
 
 @pytest.mark.parametrize("name", SPELLINGS, ids=bytes.decode)
 def test_on_services_every_claim_goes_and_authorization_stays(name: bytes) -> None:
-    from agent.policy.kubernetes import KubernetesProcessor
-
     processor = KubernetesProcessor(None, None, api_server=("kubernetes.default.svc", 443))  # type: ignore[arg-type]
     kept = [(b"Host", b"h"), (b"Authorization", b"Bearer own"), (b"X-A", b"1")]
     head = RequestHead("GET", b"/", "1.1", [kept[0], (name, b"root"), *kept[1:]], 3, "c1")
@@ -322,10 +326,76 @@ def test_on_services_every_claim_goes_and_authorization_stays(name: bytes) -> No
 
 @pytest.mark.parametrize("host", ["kubernetes.default.svc", "KUBERNETES.default.svc", "kubernetes.default.svc."])
 def test_no_spelling_of_the_api_server_leads_past_the_review(host: str) -> None:
-    from agent.errors import Refused
-    from agent.policy.kubernetes import KubernetesProcessor
-
     processor = KubernetesProcessor(None, None, api_server=("kubernetes.default.svc", 443))  # type: ignore[arg-type]
     with pytest.raises(Refused) as caught:
         processor.process(RequestHead("GET", b"/", "1.1", []), Target(f"https://{host}/api"))
     assert caught.value.status == 401
+
+
+# Names already seen -----------------------------------------------------------------------------------------------
+
+OTHERS = [b"Host", b"Accept", b"X-Request-Id", b"X-Remote", b"Impersonate", b"Authorization-Info", b"Sec-Fetch", b"i"]
+
+
+class Answers:
+    """Reviews that have been made: bob is a hub's user, alice this cluster's."""
+
+    def recall(self, token: bytes) -> Verdict | None:
+        known = {b"bob": Verdict(Known.HUB, 0, tuple(BOBS)), b"alice": Verdict(Known.MANAGED, 0)}
+        return known.get(token, Verdict(Known.UNKNOWN, 0, reason="unknown"))
+
+
+class Own:
+    has_certificate = False
+
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        return ((b"Authorization", OWN),)
+
+
+ONE = KubernetesProcessor(Answers(), Own(), api_server=("h", 443))  # type: ignore[arg-type]  # remembers names throughout
+HEADER = st.tuples(
+    st.sampled_from([*SPELLINGS, *OTHERS, b"Authorization", b"authorization", b"AUTHORIZATION"]),
+    st.sampled_from([b"Bearer bob", b"Bearer alice", b"bearer bob", b"Bearer eve", b"root"]),
+)
+
+
+@settings(deadline=None, max_examples=500)  # the machine may be busy
+@given(headers=st.lists(HEADER, max_size=8), api=st.booleans())
+def test_names_already_seen_change_no_verdict(headers: list[tuple[bytes, bytes]], api: bool) -> None:
+    """The short way for heads of known names does what one does that has never seen a head."""
+
+    def outcome(processor: KubernetesProcessor) -> list[tuple[bytes, bytes]] | int:
+        head = RequestHead("GET", b"/", "1.1", list(headers))
+        try:
+            found = processor.process(head, Target("https://h/" if api else "https://web/"))
+        except Refused as refused:
+            return refused.status
+        assert isinstance(found, RequestHead)
+        return found.headers
+
+    fresh = KubernetesProcessor(Answers(), Own(), api_server=("h", 443))  # type: ignore[arg-type]
+    found = outcome(ONE)
+    assert found == outcome(fresh) == outcome(fresh)
+    if isinstance(found, list):
+        claims = [(name, value) for name, value in found if is_identity_header(name)]
+        sent = [value for name, value in headers if name.lower() == b"authorization"]
+        if not api:
+            assert claims == []
+        elif sent in ([b"Bearer bob"], [b"bearer bob"]):
+            assert claims == BOBS
+            assert [value for name, value in found if name.lower() == b"authorization"] == [OWN]
+        else:
+            assert sent == [b"Bearer alice"]
+            assert claims == [h for h in headers if h[0].lower().startswith(b"impersonate-")]
+
+
+def test_names_that_clients_choose_are_remembered_to_a_bound() -> None:
+    processor = KubernetesProcessor(Answers(), Own(), api_server=("h", 443))  # type: ignore[arg-type]
+    for number in range(5000):
+        name = b"X-Made-Up-%d" % number if number % 2 else b"Y" * 1000 + b"%d" % number
+        head = RequestHead("GET", b"/", "1.1", [(name, b"1"), (b"Authorization", b"Bearer bob")])
+        found = processor.process(head, Target("https://h/"))
+        assert isinstance(found, RequestHead)
+        assert found.headers == [(name, b"1"), (b"Authorization", OWN), *BOBS]
+    assert len(processor._harmless) <= 1024
+    assert max(map(len, processor._harmless)) <= 64
