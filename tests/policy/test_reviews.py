@@ -120,6 +120,25 @@ async def test_an_api_server_that_isnt_there_is_a_503(gated: Callable[..., Any],
         assert (await gate.ask(bearer("bob"))).status == 503
 
 
+@pytest.mark.loops("uvloop")
+async def test_an_outage_is_said_once_and_so_is_its_end(
+    gated: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with gated() as gate:
+        with caplog.at_level("INFO", logger="agent.policy.reviews"):
+            gate.managed.on_review = status(500)
+            for number in range(5):
+                assert (await gate.ask(bearer(f"t{number}"))).status == 503
+            gate.managed.on_review = None
+            for number in range(3):
+                assert (await gate.ask(bearer(f"t{number}"))).status == 401
+        said = [(record.levelname, record.getMessage()) for record in caplog.records if record.name.endswith("reviews")]
+        assert said == [
+            ("ERROR", "token reviews at the managed cluster fail: the API server answered 500"),
+            ("INFO", "token reviews at the managed cluster succeed again"),
+        ]
+
+
 async def test_an_error_in_the_review_means_unknown_however_authenticated(gated: Callable[..., Any]) -> None:
     async with gated() as gate:
         gate.managed.on_review = says(authenticated=True, user=ROOT, error="the webhook is down")

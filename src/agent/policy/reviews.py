@@ -147,6 +147,7 @@ class TokenReviews:
         self._salted = hashlib.sha256(os.urandom(64))
         self._known: OrderedDict[bytes, Verdict] = OrderedDict()
         self._unknown: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._failing: dict[str, str] = {}
         self._under_way: dict[bytes, asyncio.Task[Verdict]] = {}
         self.counters = ReviewCounters()
 
@@ -237,7 +238,12 @@ class TokenReviews:
 
     async def _user(self, where: str, post: Post, token: str) -> User | None:
         try:
-            return parse_review(await post(REVIEW_PATH, review_of(token)))
+            user = parse_review(await post(REVIEW_PATH, review_of(token)))
         except ReviewError as error:
-            logger.error("the token review at the %s cluster failed: %s", where, error.reason)
+            if self._failing.get(where) != error.reason:  # said once: while it lasts, each request fails so
+                self._failing[where] = error.reason
+                logger.error("token reviews at the %s cluster fail: %s", where, error.reason)
             raise
+        if self._failing.pop(where, None) is not None:
+            logger.info("token reviews at the %s cluster succeed again", where)
+        return user
