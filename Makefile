@@ -9,7 +9,7 @@ OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
 WHEEL_PYTHONS ?= $(or $(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python),$(PYTHON))
 WHEEL_SUITE ?= tests
 
-.PHONY: demo test test-compiled test-python test-pythons sanitize lint types wheels wheels-quick sdist pure identifiers cibuildwheel clean
+.PHONY: demo test test-compiled test-python test-pythons sanitize lint types wheels wheels-quick sdist pure identifiers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastpipe-agent demo
@@ -60,10 +60,6 @@ pure: $(VENV)-packaging/.packaging
 
 identifiers: $(VENV)-packaging/.packaging
 	$(VENV)-packaging/bin/python .ci/wheels.py --step identifiers
-
-# This kind of machine's wheels from the sdist in dist/, in containers where it is Linux.
-cibuildwheel: $(VENV)-packaging/.packaging
-	$(VENV)-packaging/bin/cibuildwheel --output-dir dist $(wildcard dist/*.tar.gz)
 
 lint: $(VENV)/.linted
 	$(BIN)/ruff check .

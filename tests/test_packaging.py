@@ -1,0 +1,268 @@
+"""What an installer gets: sdist and wheels made from a copy of this checkout, and the workflows that make them.
+
+Built with the setuptools and the Cython of this environment, at -O0: it's the contents that are looked at. What takes
+minutes (each CPython, the suite on each wheel) is `make wheels`.
+"""
+
+from __future__ import annotations
+
+import email
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent
+if not (CHECKOUT / "setup.py").exists() or not (CHECKOUT / "src").exists():
+    pytest.skip("the tests stand without the source they would build", allow_module_level=True)
+
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
+VERSION = PROJECT["project"]["version"]
+EXTENSIONS = {"fastpipe/_pipe_c", "fastpipe/_streams_c"}
+IGNORED = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "*.pyd", "__pycache__", "results")
+COPIED = ["src", "tests", "bench", "docs", "setup.py", "pyproject.toml", "MANIFEST.in", "Makefile"]
+COPIED += ["README.md", "LICENSE", "CHANGELOG.md"]
+
+
+def build(tree: Path, what: str, out: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run setup.py's build of `what` (sdist, wheel) in a tree, as pip would, without an environment of its own."""
+    script = f"from setuptools import build_meta; build_meta.build_{what}({str(out)!r})"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("FASTPIPE_", "CC", "CFLAGS"))}
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=tree, env=clean | environ, capture_output=True, text=True, check=False,
+        timeout=110,
+    )  # fmt: skip
+
+
+def unpacked(sdist: Path, into: Path) -> Path:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(into, filter="data")
+    return into / sdist.name.removesuffix(".tar.gz")
+
+
+def names_in(sdist: Path) -> list[str]:
+    with tarfile.open(sdist) as archive:
+        return archive.getnames()
+
+
+def only_wheel(folder: Path) -> Path:
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tree = tmp_path_factory.mktemp("checkout")
+    for name in COPIED:
+        if (CHECKOUT / name).is_dir():
+            shutil.copytree(CHECKOUT / name, tree / name, ignore=IGNORED)
+        else:
+            shutil.copyfile(CHECKOUT / name, tree / name)
+    (tree / "src" / "fastpipe" / "_pipe_c.c").write_text("#error left behind by a build in this folder\n")
+    (tree / "tests" / "__pycache__").mkdir()
+    (tree / "tests" / "__pycache__" / "left.cpython-311.pyc").write_bytes(b"")
+    out = tmp_path_factory.mktemp("sdist")
+    done = build(tree, "sdist", out, CC="/bin/false")  # needs no compiler
+    assert done.returncode == 0, done.stderr
+    assert "no C compiler" not in done.stderr
+    (made,) = out.glob("*.tar.gz")
+    return made
+
+
+@pytest.fixture(scope="session")
+def compiled(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The wheel with extensions, and what a build said before it whose compiler fails on our code and on no other."""
+    if shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0]) is None:
+        pytest.skip("there is no C compiler")
+    folder = tmp_path_factory.mktemp("compiled")
+    tree = unpacked(sdist, folder)
+    compiler = folder / "failing-cc"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *probe.c*) exec cc "$@";; esac\necho our code is wrong >&2\nexit 1\n')
+    compiler.chmod(0o755)
+    failed = build(tree, "wheel", folder / "failed", CC=str(compiler))
+    done = build(tree, "wheel", folder / "out", CFLAGS="-O0 -g0")
+    assert done.returncode == 0, done.stderr
+    return only_wheel(folder / "out"), failed
+
+
+@pytest.fixture(scope="session")
+def pure(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pure")
+    done = build(unpacked(sdist, folder), "wheel", folder / "out", FASTPIPE_NO_EXTENSIONS="1")
+    assert done.returncode == 0, done.stderr
+    return only_wheel(folder / "out")
+
+
+def files_of(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def expected_sources(*suffixes: str) -> set[str]:
+    """Of the packages, every file with one of these suffixes, by its path in a wheel."""
+    source = CHECKOUT / "src"
+    found = [path for suffix in suffixes for path in source.rglob(suffix)]
+    return {path.relative_to(source).as_posix() for path in found}
+
+
+# The sdist --------------------------------------------------------------------------------------------------------
+
+
+def test_the_sdist_has_what_builds_tests_and_measures(sdist: Path) -> None:
+    root = f"fastpipe_agent-{VERSION}/"
+    names = {name.removeprefix(root) for name in names_in(sdist)}
+    wanted = {f"src/{name}" for name in expected_sources("*.py", "*.pyx", "*.pxd", "*.pyi", "py.typed")}
+    wanted |= {name for name in COPIED if not (CHECKOUT / name).is_dir()} | {"PKG-INFO"}
+    for folder in ("tests", "bench", "docs"):
+        paths = [path for path in (CHECKOUT / folder).rglob("*") if path.suffix in (".py", ".md", ".proto")]
+        wanted |= {path.relative_to(CHECKOUT).as_posix() for path in paths if "results" not in path.parts}
+    assert not wanted - names
+
+
+def test_the_sdist_has_nothing_that_was_generated(sdist: Path) -> None:
+    names = names_in(sdist)
+    assert not [name for name in names if re.search(r"\.(c|so|pyd|pyc|html)$|__pycache__|/build/|/\.(venv|git)", name)]
+
+
+# The wheels -------------------------------------------------------------------------------------------------------
+
+
+def test_a_platform_wheel_has_its_extensions_and_their_types(compiled) -> None:
+    wheel, _ = compiled
+    names = files_of(wheel)
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    built = {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
+    modules = {name.removesuffix(".pyx") for name in expected_sources("*.pyx")}
+    assert built == EXTENSIONS | modules, "one for each .pyx, and the streams, compiled from their Python twin"
+    assert "none-any" not in wheel.name
+    assert expected_sources("*.py", "*.pxd", "*.pyi", "py.typed") <= names
+    assert not [name for name in names if name.endswith((".pyx", ".c"))]
+
+
+def test_a_compiler_that_fails_on_our_code_is_an_error(compiled) -> None:
+    wheel, failed = compiled
+    assert failed.returncode != 0
+    assert "our code is wrong" in failed.stderr + failed.stdout
+    assert not list(wheel.parent.parent.glob("failed/*.whl"))
+
+
+def test_the_pure_wheel_is_for_every_machine_and_has_the_python_twins(pure: Path) -> None:
+    names = files_of(pure)
+    assert pure.name == f"fastpipe_agent-{VERSION}-py3-none-any.whl"
+    assert "Root-Is-Purelib: true" in read(pure, "WHEEL")
+    assert expected_sources("*.py", "*.pyi", "py.typed") <= names
+    assert not [name for name in names if name.endswith((".so", ".pyd", ".pyx", ".c"))]
+
+
+def test_a_wheel_holds_two_packages_and_its_papers(pure: Path) -> None:
+    papers = f"fastpipe_agent-{VERSION}.dist-info"
+    assert {name.split("/")[0] for name in files_of(pure)} == {"agent", "fastpipe", papers}
+    assert f"{papers}/licenses/LICENSE" in files_of(pure)
+    assert read(pure, "licenses/LICENSE") == (CHECKOUT / "LICENSE").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("missing", ["a compiler that can't be run", "no compiler on the path", "no headers"])
+def test_a_machine_without_a_compiler_gets_the_pure_wheel_and_the_reason(
+    sdist: Path, tmp_path: Path, missing: str
+) -> None:
+    tree = unpacked(sdist, tmp_path)
+    environ = {"CC": "/bin/false"}
+    if missing == "no compiler on the path":
+        environ = {"PATH": str(tmp_path / "empty")}
+    elif missing == "no headers":
+        compiler = tmp_path / "cc"
+        compiler.write_text("#!/bin/sh\necho 'fatal error: Python.h: No such file or directory' >&2\nexit 1\n")
+        compiler.chmod(0o755)
+        environ = {"CC": str(compiler)}
+    done = build(tree, "wheel", tmp_path / "out", **environ)
+    assert done.returncode == 0, done.stderr
+    assert "no C compiler or no Python headers" in done.stderr
+    assert "installing the Python twins only" in done.stderr
+    assert only_wheel(tmp_path / "out").name.endswith("-py3-none-any.whl")
+
+
+# Metadata ---------------------------------------------------------------------------------------------------------
+
+
+def read(wheel: Path, name: str) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(f"fastpipe_agent-{VERSION}.dist-info/{name}").decode()
+
+
+def test_both_wheels_say_the_same_of_themselves(compiled, pure: Path) -> None:
+    assert read(compiled[0], "METADATA") == read(pure, "METADATA")
+
+
+def test_the_metadata_names_licence_and_what_is_needed_where(pure: Path) -> None:
+    metadata = email.message_from_string(read(pure, "METADATA"))
+    assert (metadata["Name"], metadata["Version"]) == ("fastpipe-agent", VERSION)
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.11"
+    needed = {line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line}
+    assert any(re.match(r'uvloop\S*; sys_platform != "win32" and', line) for line in needed)
+    assert any(re.match(r'winloop\S*; sys_platform == "win32" and', line) for line in needed)
+    assert {re.split(r"[<>=;]", line)[0] for line in needed} == {"click", "h2", "httptools", "uvloop", "winloop"}
+    assert {"asgi", "kubernetes", "metrics", "aiohttp", "anyio", "httpx"} <= set(metadata.get_all("Provides-Extra", []))
+
+
+def test_the_version_stands_in_one_place() -> None:
+    files = [*(CHECKOUT / "src").rglob("*.py"), CHECKOUT / "setup.py"]
+    assert not [path for path in files if f'"{VERSION}"' in path.read_text(encoding="utf-8")]
+
+
+# Workflows --------------------------------------------------------------------------------------------------------
+
+WORKFLOWS = sorted((CHECKOUT / ".github" / "workflows").glob("*.yml"))
+"""Not in the sdist."""
+
+
+def steps_of(workflow: dict) -> Iterator[dict]:
+    for job in workflow["jobs"].values():
+        yield job
+        yield from job.get("steps", [])
+
+
+@pytest.fixture(params=WORKFLOWS, ids=lambda path: path.name)
+def workflow(request: pytest.FixtureRequest) -> tuple[str, str, dict]:
+    yaml = pytest.importorskip("yaml")
+    text = request.param.read_text(encoding="utf-8")
+    return request.param.name, text, yaml.safe_load(text)
+
+
+def test_actions_are_pinned_by_commit(workflow) -> None:
+    _, text, parsed = workflow
+    for step in steps_of(parsed):
+        used = step.get("uses", "./")
+        if not used.startswith("./"):
+            assert re.search(rf"uses: {re.escape(used)} # v\d+\.\d+\.\d+$", text, re.MULTILINE), used
+            assert re.search(r"@[0-9a-f]{40}$", used), used
+        if "actions/checkout" in used:
+            assert step["with"]["persist-credentials"] is False
+
+
+def test_every_job_ends_and_may_little(workflow) -> None:
+    name, _, parsed = workflow
+    assert parsed["permissions"] in ({}, {"contents": "read"})
+    for job_name, job in parsed["jobs"].items():
+        assert "uses" in job or job["timeout-minutes"] <= 120
+        allowed = {"id-token": "write"} if (name, job_name) == ("release.yml", "publish") else {"contents": "read"}
+        assert job.get("permissions", allowed) == allowed
+
+
+def test_the_steps_are_the_projects_make_targets(workflow) -> None:
+    name, _, parsed = workflow
+    targets = set(re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    if name == "bench.yml" and "bench-quick" not in targets:
+        pytest.skip("make bench-quick is not there yet")
+    for step in steps_of(parsed):
+        for called in re.findall(r"^\s*make ((?:[a-z-]+ ?)+)", step.get("run", ""), re.MULTILINE):
+            assert set(called.split()) <= targets
