@@ -109,7 +109,7 @@ async def running_agent(directory: pathlib.Path, hub: Any, *arguments: str) -> A
 
 
 class Scraped:
-    """A page of metrics, read by Prometheus' own parser: `page["connections_opened_total", "memory"]`."""
+    """A page of metrics, read by Prometheus' own parser: `page[name, *values]`, in the order of the labels' names."""
 
     def __init__(self, text: str) -> None:
         self.samples: dict[tuple[str, ...], float] = {}
