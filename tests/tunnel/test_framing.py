@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import os
 import random
 import struct
 from typing import Any
@@ -12,23 +14,30 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agent.errors import WireError
-from agent.tunnel.framing_py import FrameReader, FrameWriter, MessageReader, frame
+from agent.tunnel.frames import frame
 from agent.tunnel.packet import Packet, PacketError
 
 DATA, ERROR, DRAIN = 0, 1, 2
 SETTINGS = frame(4, 0, 0)
 
+TWINS = ["framing_py"] if os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0") else ["framing_c", "framing_py"]
+"""A compiled twin that wasn't built is an error here, not a test less."""
+
+both = pytest.mark.parametrize("twin", [importlib.import_module(f"agent.tunnel.{name}") for name in TWINS], ids=TWINS)
+
 
 class Trace:
     """A handler, and a sink for each stream, that write down what they are told."""
 
-    def __init__(self, *, max_message_bytes: int = 2000, window: int = 100_000) -> None:
+    def __init__(self, twin: Any, *, max_message_bytes: int = 2000, window: int = 100_000) -> None:
         self.events: list[Any] = []
-        self.reader = FrameReader(self, expect_preface=False)
+        self.twin = twin
+        self.reader = twin.FrameReader(self, expect_preface=False)
         self.reader.window = window
         for stream_id in (1, 3):
             sink = Sink(self.events, stream_id)
-            self.reader.streams[stream_id] = MessageReader(sink, window=window, max_message_bytes=max_message_bytes)
+            reader = twin.MessageReader(sink, window=window, max_message_bytes=max_message_bytes)
+            self.reader.streams[stream_id] = reader
 
     def feed(self, *parts: bytes) -> Trace:
         try:
@@ -133,38 +142,42 @@ def frames(draw: Any) -> bytes:
     return bytes(data)
 
 
+@both
 @settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(data=frames(), points=st.lists(st.integers(0, 2**20), max_size=12))
-def test_any_cut_gives_the_same_packets_and_the_same_verdict(data: bytes, points: list[int]) -> None:
-    whole = Trace().feed(data)
-    assert Trace().feed(*cut(data, points)).events == whole.events
+def test_any_cut_gives_the_same_packets_and_the_same_verdict(twin: Any, data: bytes, points: list[int]) -> None:
+    whole = Trace(twin).feed(data)
+    assert Trace(twin).feed(*cut(data, points)).events == whole.events
 
 
+@both
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=frames())
-def test_byte_by_byte_is_a_cut_too(data: bytes) -> None:
+def test_byte_by_byte_is_a_cut_too(twin: Any, data: bytes) -> None:
     data = data[:3000]
-    whole = Trace().feed(data)
-    parts = Trace().feed(*(data[i : i + 1] for i in range(len(data))))
+    whole = Trace(twin).feed(data)
+    parts = Trace(twin).feed(*(data[i : i + 1] for i in range(len(data))))
     assert parts.events == whole.events
 
 
+@both
 @settings(max_examples=300)
 @given(data=st.binary(max_size=200), points=st.lists(st.integers(0, 200), max_size=5))
 @example(data=SETTINGS + b"\0\0\x01\0\x08\0\0\0\x01\0", points=[])
-def test_noise_is_an_error_or_nothing_and_never_a_crash(data: bytes, points: list[int]) -> None:
-    whole = Trace().feed(SETTINGS + data)
-    assert Trace().feed(*cut(SETTINGS + data, points)).events == whole.events
+def test_noise_is_an_error_or_nothing_and_never_a_crash(twin: Any, data: bytes, points: list[int]) -> None:
+    whole = Trace(twin).feed(SETTINGS + data)
+    assert Trace(twin).feed(*cut(SETTINGS + data, points)).events == whole.events
 
 
+@both
 @given(
     messages=st.lists(st.binary(max_size=400), max_size=20),
     takes=st.lists(st.tuples(st.integers(1, 500), st.integers(1, 300)), min_size=1),
 )
 def test_what_is_written_in_frames_is_read_as_it_was(
-    messages: list[bytes], takes: list[tuple[int, int]]
+    twin: Any, messages: list[bytes], takes: list[tuple[int, int]]
 ) -> None:
-    writer = FrameWriter(1)
+    writer = twin.FrameWriter(1)
     for message in messages:
         encoded = Packet(1, 0, message).encode()
         writer.append(encoded[:7])
@@ -177,7 +190,7 @@ def test_what_is_written_in_frames_is_read_as_it_was(
         assert all(len(buffer) <= size or len(buffer) == 9 for buffer in buffers)
         out += b"".join(buffers)
     assert writer.pending == 0
-    trace = Trace(max_message_bytes=10_000, window=2**20).feed(bytes(out))
+    trace = Trace(twin, max_message_bytes=10_000, window=2**20).feed(bytes(out))
     assert [event[4] for event in trace.events if event[0] == "packet"] == messages
 
 
@@ -185,15 +198,16 @@ def message_of(size: int) -> bytes:
     return Packet(1, 0, random.Random(size).randbytes(size)).encode()
 
 
-def test_a_payload_that_is_most_of_what_came_is_handed_on_as_a_view() -> None:
+@both
+def test_a_payload_that_is_most_of_what_came_is_handed_on_as_a_view(twin: Any) -> None:
     seen: list[Any] = []
 
     class Views(Sink):
         def packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
             seen.append(data)
 
-    trace = Trace(window=2**20)
-    trace.reader.streams[1] = MessageReader(Views([], 1), window=2**20, max_message_bytes=2**20)
+    trace = Trace(twin, window=2**20)
+    trace.reader.streams[1] = twin.MessageReader(Views([], 1), window=2**20, max_message_bytes=2**20)
     trace.reader.max_frame_size = 2**20
     message = message_of(50_000)
     received = SETTINGS + frame(0, 0, 1, message) + frame(0, 0, 1, message_of(5000))
@@ -203,8 +217,9 @@ def test_a_payload_that_is_most_of_what_came_is_handed_on_as_a_view() -> None:
     assert type(seen[1]) is bytes  # a small one must not hold a large buffer
 
 
-def test_a_large_message_is_assembled_once() -> None:
-    trace = Trace(max_message_bytes=2**26, window=2**26)
+@both
+def test_a_large_message_is_assembled_once(twin: Any) -> None:
+    trace = Trace(twin, max_message_bytes=2**26, window=2**26)
     reader = trace.reader.streams[1]
     message = message_of(3_000_000)
     trace.feed(SETTINGS)
@@ -217,8 +232,9 @@ def test_a_large_message_is_assembled_once() -> None:
     assert reader.partial_bytes == 0
 
 
-def test_a_message_over_the_limit_is_not_kept() -> None:
-    trace = Trace(max_message_bytes=1000, window=2**26)
+@both
+def test_a_message_over_the_limit_is_not_kept(twin: Any) -> None:
+    trace = Trace(twin, max_message_bytes=1000, window=2**26)
     trace.feed(SETTINGS)
     message = Packet(77, 0, bytes(2_000_000)).encode() + Packet(78, 0, b"next").encode()
     for start in range(0, len(message), 10_000):
@@ -230,8 +246,9 @@ def test_a_message_over_the_limit_is_not_kept() -> None:
     ]
 
 
-def test_the_windows_are_charged_with_padding_at_the_frame_header() -> None:
-    trace = Trace(window=1000)
+@both
+def test_the_windows_are_charged_with_padding_at_the_frame_header(twin: Any) -> None:
+    trace = Trace(twin, window=1000)
     trace.feed(SETTINGS, frame(0, 8, 1, b"\x63" + bytes(99))[:20])
     reader = trace.reader.streams[1]
     assert (trace.reader.window, trace.reader.unreturned) == (900, 100)
@@ -242,23 +259,26 @@ def test_the_windows_are_charged_with_padding_at_the_frame_header() -> None:
     assert trace.events[-1][2] == 3
 
 
-def test_stray_data_costs_only_the_connection_s_window() -> None:
-    trace = Trace(window=1000).feed(SETTINGS, frame(0, 0, 9, bytes(300)))
+@both
+def test_stray_data_costs_only_the_connection_s_window(twin: Any) -> None:
+    trace = Trace(twin, window=1000).feed(SETTINGS, frame(0, 0, 9, bytes(300)))
     assert trace.events[1:] == [("stray", 9)]
     assert (trace.reader.window, trace.reader.unreturned) == (700, 300)
     assert trace.reader.streams[1].window == 1000
 
 
-def test_a_stopped_reader_looks_at_nothing_more() -> None:
-    trace = Trace()
+@both
+def test_a_stopped_reader_looks_at_nothing_more(twin: Any) -> None:
+    trace = Trace(twin)
     trace.window_update = lambda *_: trace.reader.stop()  # type: ignore[method-assign]
     trace.feed(SETTINGS + frame(8, 0, 0, b"\0\0\0\1") + frame(0, 0, 1, message_of(5)) + b"noise that is no frame")
     trace.feed(b"more noise")
     assert len(trace.events) == 1
 
 
+@both
 @pytest.mark.parametrize("size", [0, 1, 4])
-def test_a_frame_header_in_pieces(size: int) -> None:
+def test_a_frame_header_in_pieces(twin: Any, size: int) -> None:
     message = frame(0, 0, 1, message_of(10))
-    trace = Trace().feed(SETTINGS + message[:size], message[size:])
+    trace = Trace(twin).feed(SETTINGS + message[:size], message[size:])
     assert len(trace.events) == 2

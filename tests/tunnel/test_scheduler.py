@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.tunnel.framing_py import FrameWriter
+from agent.tunnel.framing import FrameWriter
 from agent.tunnel.packet import Packet
 from agent.tunnel.scheduler import HIGH_WATER_BYTES, Scheduler
 

@@ -31,73 +31,15 @@ Invariants
 
 from __future__ import annotations
 
-import struct
 from collections import deque
-from typing import Protocol
+from collections.abc import Sequence
 
 from ..errors import WireError
-from .packet import ControlCode, PacketError, decode_conn_id, decode_packet
+from . import frames
+from .frames import DATA, HEAD, FrameHandler, MessageSink
+from .packet import ControlCode, PacketError, decode_packet, message_head
 
-__all__ = [
-    "CONTINUATION",
-    "DATA",
-    "GOAWAY",
-    "HEADERS",
-    "MAX_WINDOW",
-    "PING",
-    "PREFACE",
-    "PUSH_PROMISE",
-    "RST_STREAM",
-    "SETTINGS",
-    "WINDOW_UPDATE",
-    "FrameHandler",
-    "FrameReader",
-    "FrameWriter",
-    "MessageReader",
-    "MessageSink",
-    "frame",
-]
-
-# RFC 9113, section 6: frame types, flags
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = 0x0, 0x1, 0x2, 0x3, 0x4
-PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0x5, 0x6, 0x7, 0x8, 0x9
-_END_STREAM, _ACK, _END_HEADERS, _PADDED = 0x1, 0x1, 0x4, 0x8
-
-# RFC 9113, section 7: error codes
-_PROTOCOL_ERROR, _FLOW_CONTROL_ERROR, _STREAM_CLOSED = 0x1, 0x3, 0x5
-_FRAME_SIZE_ERROR, _ENHANCE_YOUR_CALM, _INTERNAL_ERROR = 0x6, 0xB, 0x2
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4
-MAX_WINDOW = 2**31 - 1  # RFC 9113, section 6.9.1
-DEFAULT_WINDOW = 65535  # RFC 9113, section 6.5.2
-MIN_MAX_FRAME_SIZE = 16384  # RFC 9113, section 6.5.2
-_MAX_HEADER_BLOCK_BYTES = 256 * 1024  # h2 takes 64 KiB of headers; compressed they are hardly larger
-_HEAD = struct.Struct(">HBBBI")
-_NAMES = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY", "WINDOW_UPDATE",
-          "CONTINUATION")  # fmt: skip
-
-
-def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    """One HTTP/2 frame, header and payload."""
-    size = len(payload)
-    return _HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
-
-
-def _name(kind: int) -> str:
-    return _NAMES[kind] if kind < len(_NAMES) else f"type {kind:#x}"
-
-
-class MessageSink(Protocol):
-    """What one stream's messages are handed to."""
-
-    def packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
-        """The stream's next packet. data: immutable; a memoryview of bytes or bytes."""
-
-    def credit(self, conn_id: int, increment_bytes: int) -> None:
-        """The stream's next packet, of code WINDOW. increment_bytes: its `window`, 0 to 2^32-1, unchecked."""
-
-    def bad_packet(self, error: PacketError) -> None:
-        """A message that could not be read or is too large, in the place of its packet; the stream itself goes on."""
+__all__ = ["FrameReader", "FrameWriter", "MessageReader"]
 
 
 class MessageReader:
@@ -162,8 +104,7 @@ class MessageReader:
                 start += take
                 self._prefix = b""
             if prefix[0]:
-                rule = "is compressed, which was not offered" if prefix[0] == 1 else f"has flags {prefix[0]:#x}"
-                raise WireError(f"gRPC: a message {rule}", http2_code=_INTERNAL_ERROR)
+                raise frames.message_flags(prefix[0])
             length = int.from_bytes(prefix[1:], "big")
             if length > self._max:
                 self._want = length
@@ -203,12 +144,11 @@ class MessageReader:
                     self._pieces.clear()
                 self._deliver(whole, 0, len(whole))
             return take
-        if len(head) < 11:  # a tag and the longest varint: enough to know whose message it is
+        if len(head) < frames.LARGE_HEAD_BYTES:
             length = len(head) + take + self._want
-            head += buffer[start : start + min(take, 11 - len(head))]
-            if len(head) == 11 or not self._want:
-                rule = f"gRPC: a message of {length} bytes, the limit is {self._max}"
-                self._sink.bad_packet(PacketError(rule, decode_conn_id(bytes(head))))
+            head += buffer[start : start + min(take, frames.LARGE_HEAD_BYTES - len(head))]
+            if len(head) == frames.LARGE_HEAD_BYTES or not self._want:
+                self._sink.bad_packet(frames.message_too_large(length, self._max, bytes(head)))
         if not self._want:
             self._head = None
         return take
@@ -224,30 +164,11 @@ class MessageReader:
             return
         size = data_end - data_start
         data: bytes | memoryview
-        if size * 4 >= len(buffer) and size > 4096:  # I3; below a page a copy costs less than a view
+        if size * 4 >= len(buffer) and size > frames.VIEW_BYTES:  # I3
             data = memoryview(buffer)[data_start:data_end]
         else:
             data = buffer[data_start:data_end]
         self._sink.packet(conn_id, code, data, text)
-
-
-class FrameHandler(Protocol):
-    """Whom a FrameReader tells of all that isn't a message. It may stop the reader; WireError ends the connection."""
-
-    def control_frame(self, kind: int, flags: int, stream_id: int, whole: bytes) -> None:
-        """A frame for the control plane, its header included: HEADERS, SETTINGS, PING, RST_STREAM, GOAWAY, …"""
-
-    def window_update(self, stream_id: int, increment: int) -> None:
-        """The peer returned credit. increment: 0 to 2^31-1, unchecked, as is the stream's state."""
-
-    def data_ended(self, stream_id: int) -> None:
-        """END_STREAM came on a DATA frame of a stream that is being read."""
-
-    def stray_data(self, stream_id: int) -> None:
-        """A DATA frame came for a stream that isn't being read: idle, closed, or ended by the peer before."""
-
-    def stream_error(self, stream_id: int, error: WireError) -> None:
-        """What came on this stream broke its format; the reader of it has been closed."""
 
 
 class FrameReader:
@@ -258,12 +179,12 @@ class FrameReader:
 
     def __init__(self, handler: FrameHandler, *, expect_preface: bool) -> None:
         self.streams: dict[int, MessageReader] = {}
-        self.window = DEFAULT_WINDOW  # bytes the peer may still send on the connection
+        self.window = frames.DEFAULT_WINDOW  # bytes the peer may still send on the connection
         self.unreturned = 0  # bytes received whose credit has not gone back yet
-        self.max_frame_size = MIN_MAX_FRAME_SIZE
+        self.max_frame_size = frames.MIN_MAX_FRAME_SIZE
         self.stopped = False
         self._handler = handler
-        self._preface = PREFACE if expect_preface else b""  # what is still to come of it
+        self._preface = frames.PREFACE if expect_preface else b""  # what is still to come of it
         self._settings_seen = False
         self._stash = b""  # an unfinished frame header, 0 to 8 bytes
         self._left = 0  # bytes still to come of the frame in hand
@@ -280,12 +201,9 @@ class FrameReader:
         if self._preface:
             count = min(len(self._preface), len(data))
             if data[:count] != self._preface[:count]:
-                raise WireError("HTTP/2: the connection preface is missing (is the peer speaking HTTP/1 or TLS?)")
+                raise frames.no_preface()
             self._preface = self._preface[count:]
             data = data[count:]
-        if self._stash:
-            data = self._stash + data
-            self._stash = b""
         position, end = 0, len(data)
         touched: MessageReader | None = None
         while position < end and not self.stopped:
@@ -303,11 +221,17 @@ class FrameReader:
                 touched = self._reader
                 position = self._payload(data, position, end)
                 continue
-            if end - position < 9:
-                self._stash = data[position:]
-                break
-            high, low, kind, flags, stream_id = _HEAD.unpack_from(data, position)
-            position += 9
+            if not self._stash and end - position >= 9:
+                high, low, kind, flags, stream_id = HEAD.unpack_from(data, position)
+                position += 9
+            else:
+                take = min(9 - len(self._stash), end - position)
+                self._stash += data[position : position + take]
+                position += take
+                if len(self._stash) < 9:
+                    break
+                high, low, kind, flags, stream_id = HEAD.unpack(self._stash)
+                self._stash = b""
             self._begin(high << 8 | low, kind, flags, stream_id & 0x7FFFFFFF)
         if touched is not None:
             touched.settle()
@@ -321,15 +245,13 @@ class FrameReader:
     def _begin(self, length: int, kind: int, flags: int, stream_id: int) -> None:
         """Check a frame's header, and choose where its payload goes."""
         if not self._settings_seen:
-            if kind != SETTINGS or flags & _ACK:
-                rule = f"the first frame is {_name(kind)}, not SETTINGS (is the peer speaking HTTP/2?)"
-                raise WireError(f"HTTP/2: {rule}")
+            if kind != frames.SETTINGS or flags & frames.ACK:
+                raise frames.no_settings(kind)
             self._settings_seen = True
         if length > self.max_frame_size:
-            rule = f"{_name(kind)} frame of {length} bytes, the limit is {self.max_frame_size}"
-            raise WireError(f"HTTP/2: {rule}", http2_code=_FRAME_SIZE_ERROR)
-        if self._block_stream and (kind != CONTINUATION or stream_id != self._block_stream):
-            raise WireError(f"HTTP/2: {_name(kind)} frame inside the header block of stream {self._block_stream}")  # I5
+            raise frames.frame_too_large(kind, length, self.max_frame_size)
+        if self._block_stream and (kind != frames.CONTINUATION or stream_id != self._block_stream):
+            raise frames.inside_header_block(kind, self._block_stream)  # I5
         self._left = length
         self._stream_id = stream_id
         self._flags = flags
@@ -339,17 +261,19 @@ class FrameReader:
         if kind == DATA:
             self._begin_data(length)
             return
-        if kind > CONTINUATION:  # types not known are ignored (section 5.5)
+        if kind > frames.CONTINUATION:  # types not known are ignored (section 5.5)
             return
-        if kind in (HEADERS, PUSH_PROMISE, CONTINUATION):
-            if kind == CONTINUATION and not self._block_stream:
-                raise WireError("HTTP/2: CONTINUATION frame without a header block")
-            self._block_bytes = length if kind != CONTINUATION else self._block_bytes + length
-            if self._block_bytes > _MAX_HEADER_BLOCK_BYTES:
-                rule = f"header block of more than {_MAX_HEADER_BLOCK_BYTES} bytes"
-                raise WireError(f"HTTP/2: {rule}", http2_code=_ENHANCE_YOUR_CALM)
-            self._block_stream = 0 if flags & _END_HEADERS else stream_id
-        self._control = bytearray(_HEAD.pack(length >> 8, length & 0xFF, kind, flags, stream_id))
+        if kind in (frames.HEADERS, frames.PUSH_PROMISE, frames.CONTINUATION):
+            if kind == frames.CONTINUATION:
+                if not self._block_stream:
+                    raise frames.stray_continuation()
+                self._block_bytes += length
+            else:
+                self._block_bytes = length
+            if self._block_bytes > frames.MAX_HEADER_BLOCK_BYTES:
+                raise frames.header_block_too_large()
+            self._block_stream = 0 if flags & frames.END_HEADERS else stream_id
+        self._control = bytearray(HEAD.pack(length >> 8, length & 0xFF, kind, flags, stream_id))
         if not length:
             self._control_done()
 
@@ -357,10 +281,9 @@ class FrameReader:
         """A DATA frame's header: the windows are charged with all of it (I4)."""
         stream_id = self._stream_id
         if not stream_id:
-            raise WireError("HTTP/2: DATA frame on stream 0")
+            raise frames.data_on_stream_0()
         if length > self.window:
-            rule = f"DATA frame of {length} bytes exceeds the connection's window of {self.window}"
-            raise WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR)
+            raise frames.beyond_connection_window(length, self.window)
         self.window -= length
         self.unreturned += length
         reader = self.streams.get(stream_id)
@@ -368,15 +291,14 @@ class FrameReader:
             self._handler.stray_data(stream_id)
             return
         if length > reader.window:
-            rule = f"DATA frame of {length} bytes exceeds the window of {reader.window} of stream {stream_id}"
-            self._fail_stream(reader, WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR))
+            self._fail_stream(reader, frames.beyond_stream_window(length, reader.window, stream_id))
             return
         reader.window -= length
         reader.unreturned += length
         self._reader = reader
-        if self._flags & _PADDED:
+        if self._flags & frames.PADDED:
             if not length:
-                raise WireError("HTTP/2: padded DATA frame without a pad length", http2_code=_FRAME_SIZE_ERROR)
+                raise frames.no_pad_length()
             self._padding = -1
         if not length:
             self._data_done(reader)
@@ -389,7 +311,7 @@ class FrameReader:
             position += 1
             self._left -= 1
             if self._padding > self._left:
-                raise WireError(f"HTTP/2: DATA frame with {self._padding} bytes of padding in {self._left} of payload")
+                raise frames.padding_too_long(self._padding, self._left)
         elif reader is not None and self._left > self._padding:
             take = min(self._left - self._padding, end - position)
             self._left -= take
@@ -408,7 +330,7 @@ class FrameReader:
 
     def _data_done(self, reader: MessageReader) -> None:
         """The DATA frame in hand is whole."""
-        if self._flags & _END_STREAM and not reader.closed and not reader.ended:
+        if self._flags & frames.END_STREAM and not reader.closed and not reader.ended:
             reader.ended = True
             self._handler.data_ended(self._stream_id)
 
@@ -423,10 +345,9 @@ class FrameReader:
         whole = bytes(self._control)
         self._control = None
         kind = whole[3]
-        if kind == WINDOW_UPDATE:
+        if kind == frames.WINDOW_UPDATE:
             if len(whole) != 13:
-                rule = f"WINDOW_UPDATE frame of {len(whole) - 9} bytes, not 4"
-                raise WireError(f"HTTP/2: {rule}", http2_code=_FRAME_SIZE_ERROR)
+                raise frames.window_update_size(len(whole) - 9)
             self._handler.window_update(self._stream_id, int.from_bytes(whole[9:], "big") & 0x7FFFFFFF)
         else:
             self._handler.control_frame(kind, self._flags, self._stream_id, whole)
@@ -452,6 +373,22 @@ class FrameWriter:
             self._pieces.append(piece)
             self.pending += size
 
+    def append_packet(self, field: bytes, pieces: Sequence[bytes | memoryview], size: int) -> None:
+        """Put a DATA packet behind what waits. field: its connection's `data_field`; size: of all pieces together.
+
+        Pieces are kept by reference, or copied into one where that costs less than carrying them to the socket.
+        """
+        head = message_head(field, size)
+        if size <= frames.JOIN_BYTES:
+            self.append(b"".join((head, *pieces)))
+        elif len(pieces) * 1024 > size:  # crumbs
+            self.append(head)
+            self.append(b"".join(pieces))
+        else:
+            self.append(head)
+            for piece in pieces:
+                self.append(piece)
+
     def take(self, limit: int, max_frame_size: int) -> list[bytes | memoryview]:
         """Frames with up to `limit` bytes of what waits, none larger than max_frame_size: buffers, in order."""
         out: list[bytes | memoryview] = []
@@ -460,7 +397,7 @@ class FrameWriter:
             size = min(limit, self.pending, max_frame_size)
             limit -= size
             self.pending -= size
-            out.append(_HEAD.pack(size >> 8, size & 0xFF, DATA, 0, self._stream_id))
+            out.append(HEAD.pack(size >> 8, size & 0xFF, DATA, 0, self._stream_id))
             while size:
                 piece = pieces[0]
                 if len(piece) <= size:

@@ -39,7 +39,7 @@ import h2.settings
 import hyperframe.exceptions
 
 from ..errors import WireError
-from .framing_py import (
+from .framing import (
     DATA,
     DEFAULT_WINDOW,
     GOAWAY,

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from .framing_py import FrameWriter
+from .framing import FrameWriter
 from .packet import MAX_SENT_MESSAGE_BYTES, data_field, encode_packet, message_head
 
 __all__ = ["HIGH_WATER_BYTES", "Outbound", "Scheduler"]

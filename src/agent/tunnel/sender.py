@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ..errors import WireError
-from .framing_py import DEFAULT_WINDOW, MAX_WINDOW, MIN_MAX_FRAME_SIZE
+from .framing import DEFAULT_WINDOW, MAX_WINDOW, MIN_MAX_FRAME_SIZE
 from .stream import Http2Stream
 
 __all__ = ["FRAME_BYTES", "UNSENT_BYTES", "Sender"]

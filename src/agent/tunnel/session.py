@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from ..errors import WireError
-from .framing_py import FrameWriter
+from .framing import FrameWriter
 from .packet import ControlCode, PacketError, PacketReceiver
 from .scheduler import Outbound, Scheduler
 from .stream import Headers, Http2Stream

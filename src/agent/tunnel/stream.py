@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import h2.errors
 
 from ..errors import AgentError
-from .framing_py import FrameWriter, MessageReader, MessageSink
+from .framing import FrameWriter, MessageReader, MessageSink
 
 if TYPE_CHECKING:
     from .http2 import Http2Connection

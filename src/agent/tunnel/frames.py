@@ -1,0 +1,142 @@
+"""What both twins of the data plane know of HTTP/2 and gRPC: numbers, the shape of a frame, and every rule of them that
+a peer can break, in words. The promises of those who read and write frames stand here too.
+
+It lives once, so that a compiled reader and a Python one can't say different things of the same bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Protocol
+
+from ..errors import WireError
+from .packet import PacketError, decode_conn_id
+
+__all__ = ["FrameHandler", "MessageSink", "frame"]
+
+# RFC 9113, section 6: frame types, flags
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = 0x0, 0x1, 0x2, 0x3, 0x4
+PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0x5, 0x6, 0x7, 0x8, 0x9
+END_STREAM, ACK, END_HEADERS, PADDED = 0x1, 0x1, 0x4, 0x8
+
+# RFC 9113, section 7: error codes
+_FLOW_CONTROL_ERROR, _FRAME_SIZE_ERROR, _ENHANCE_YOUR_CALM, _INTERNAL_ERROR = 0x3, 0x6, 0xB, 0x2
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4
+MAX_WINDOW = 2**31 - 1  # RFC 9113, section 6.9.1
+DEFAULT_WINDOW = 65535  # RFC 9113, section 6.5.2
+MIN_MAX_FRAME_SIZE = 16384  # RFC 9113, section 6.5.2
+MAX_HEADER_BLOCK_BYTES = 256 * 1024  # h2 takes 64 KiB of headers; compressed they are hardly larger
+LARGE_HEAD_BYTES = 11  # a tag and the longest varint: enough to know whose message it is
+VIEW_BYTES = 4096  # up to a page a copy of a payload costs less than a view
+JOIN_BYTES = 16 * 1024  # up to here one copy costs less than carrying the pieces to the socket
+HEAD = struct.Struct(">HBBBI")
+_NAMES = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY", "WINDOW_UPDATE",
+          "CONTINUATION")  # fmt: skip
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    """One HTTP/2 frame, header and payload."""
+    size = len(payload)
+    return HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
+
+
+def _name(kind: int) -> str:
+    return _NAMES[kind] if kind < len(_NAMES) else f"type {kind:#x}"
+
+
+class MessageSink(Protocol):
+    """What one stream's messages are handed to."""
+
+    def packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
+        """The stream's next packet. data: immutable; a memoryview of bytes or bytes."""
+
+    def credit(self, conn_id: int, increment_bytes: int) -> None:
+        """The stream's next packet, of code WINDOW. increment_bytes: its `window`, 0 to 2^32-1, unchecked."""
+
+    def bad_packet(self, error: PacketError) -> None:
+        """A message that could not be read or is too large, in the place of its packet; the stream itself goes on."""
+
+
+class FrameHandler(Protocol):
+    """Whom a FrameReader tells of all that isn't a message. It may stop the reader; WireError ends the connection."""
+
+    def control_frame(self, kind: int, flags: int, stream_id: int, whole: bytes) -> None:
+        """A frame for the control plane, its header included: HEADERS, SETTINGS, PING, RST_STREAM, GOAWAY, …"""
+
+    def window_update(self, stream_id: int, increment: int) -> None:
+        """The peer returned credit. increment: 0 to 2^31-1, unchecked, as is the stream's state."""
+
+    def data_ended(self, stream_id: int) -> None:
+        """END_STREAM came on a DATA frame of a stream that is being read."""
+
+    def stray_data(self, stream_id: int) -> None:
+        """A DATA frame came for a stream that isn't being read: idle, closed, or ended by the peer before."""
+
+    def stream_error(self, stream_id: int, error: WireError) -> None:
+        """What came on this stream broke its format; the reader of it has been closed."""
+
+
+# ---------------------------------------------------------------- what can be broken
+
+
+def no_preface() -> WireError:
+    return WireError("HTTP/2: the connection preface is missing (is the peer speaking HTTP/1 or TLS?)")
+
+
+def no_settings(kind: int) -> WireError:
+    return WireError(f"HTTP/2: the first frame is {_name(kind)}, not SETTINGS (is the peer speaking HTTP/2?)")
+
+
+def frame_too_large(kind: int, length: int, limit: int) -> WireError:
+    rule = f"{_name(kind)} frame of {length} bytes, the limit is {limit}"
+    return WireError(f"HTTP/2: {rule}", http2_code=_FRAME_SIZE_ERROR)
+
+
+def inside_header_block(kind: int, stream_id: int) -> WireError:
+    return WireError(f"HTTP/2: {_name(kind)} frame inside the header block of stream {stream_id}")
+
+
+def stray_continuation() -> WireError:
+    return WireError("HTTP/2: CONTINUATION frame without a header block")
+
+
+def header_block_too_large() -> WireError:
+    rule = f"header block of more than {MAX_HEADER_BLOCK_BYTES} bytes"
+    return WireError(f"HTTP/2: {rule}", http2_code=_ENHANCE_YOUR_CALM)
+
+
+def data_on_stream_0() -> WireError:
+    return WireError("HTTP/2: DATA frame on stream 0")
+
+
+def beyond_connection_window(length: int, window: int) -> WireError:
+    rule = f"DATA frame of {length} bytes exceeds the connection's window of {window}"
+    return WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR)
+
+
+def beyond_stream_window(length: int, window: int, stream_id: int) -> WireError:
+    rule = f"DATA frame of {length} bytes exceeds the window of {window} of stream {stream_id}"
+    return WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR)
+
+
+def no_pad_length() -> WireError:
+    return WireError("HTTP/2: padded DATA frame without a pad length", http2_code=_FRAME_SIZE_ERROR)
+
+
+def padding_too_long(padding: int, left: int) -> WireError:
+    return WireError(f"HTTP/2: DATA frame with {padding} bytes of padding in {left} of payload")
+
+
+def window_update_size(length: int) -> WireError:
+    return WireError(f"HTTP/2: WINDOW_UPDATE frame of {length} bytes, not 4", http2_code=_FRAME_SIZE_ERROR)
+
+
+def message_flags(flags: int) -> WireError:
+    rule = "is compressed, which was not offered" if flags == 1 else f"has flags {flags:#x}"
+    return WireError(f"gRPC: a message {rule}", http2_code=_INTERNAL_ERROR)
+
+
+def message_too_large(length: int, limit: int, head: bytes) -> PacketError:
+    """head: the message's first LARGE_HEAD_BYTES, or all of it."""
+    return PacketError(f"gRPC: a message of {length} bytes, the limit is {limit}", decode_conn_id(head))

@@ -1,0 +1,545 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, nonecheck=False, initializedcheck=False
+# cython: binding=False, embedsignature=False, freethreading_compatible=True
+"""The fast twin of `framing_py`, which explains what happens here and why; the names I1 to I6 are its invariants.
+
+The same bytes make the same calls in the same order, with the same errors: those stand in `frames` and `packet`, for
+both. A packet that isn't plain (a field not known, a mistake) is read by `packet.decode_packet`. What differs is how an
+unfinished message is kept: in one place, made as large as the message in few steps, so it is copied once.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.string cimport memcmp, memcpy
+
+from ..errors import WireError
+from . import frames
+from .packet import ControlCode, PacketError, decode_packet as decode_any_packet
+
+cdef extern from *:
+    """
+    /* bytes[start:end] and memoryview[start:end] without the slice's numbers on the way twice */
+    static CYTHON_INLINE PyObject *framing_view(PyObject *whole, Py_ssize_t start, Py_ssize_t end) {
+        PyObject *view = PyMemoryView_FromObject(whole), *part;
+        if (view == NULL) return NULL;
+        part = PySequence_GetSlice(view, start, end);
+        Py_DECREF(view);
+        return part;
+    }
+    """
+    object framing_view(object whole, Py_ssize_t start, Py_ssize_t end)
+
+__all__ = ["FrameReader", "FrameWriter", "MessageReader"]
+
+cdef int DATA = frames.DATA, HEADERS = frames.HEADERS, SETTINGS = frames.SETTINGS, PUSH_PROMISE = frames.PUSH_PROMISE
+cdef int WINDOW_UPDATE = frames.WINDOW_UPDATE, CONTINUATION = frames.CONTINUATION
+cdef int END_STREAM = frames.END_STREAM, ACK = frames.ACK, END_HEADERS = frames.END_HEADERS, PADDED = frames.PADDED
+cdef int WINDOW = ControlCode.WINDOW
+cdef bytes PREFACE = frames.PREFACE
+cdef Py_ssize_t MAX_HEADER_BLOCK_BYTES = frames.MAX_HEADER_BLOCK_BYTES
+cdef Py_ssize_t VIEW_BYTES = frames.VIEW_BYTES, JOIN_BYTES = frames.JOIN_BYTES
+cdef int LARGE_HEAD_BYTES = frames.LARGE_HEAD_BYTES
+cdef Py_ssize_t FIRST_KEPT_BYTES = 2 ** 20  # set aside for a message before more than its length has come
+cdef int SPENT_PIECES = 64                  # that may stand in front of a writer's list
+
+
+cdef inline const unsigned char* octets(bytes buffer) noexcept:
+    return <const unsigned char*>PyBytes_AS_STRING(buffer)
+
+
+# ---------------------------------------------------------------- packets
+
+cdef inline int varint(const unsigned char* buffer, Py_ssize_t* position, Py_ssize_t end,
+                       unsigned long long* value) noexcept:
+    """The varint at `position`, which moves behind it; -1 for one that is cut or has more than 64 bits."""
+    cdef unsigned long long result = 0
+    cdef int shift = 0
+    cdef unsigned char byte
+    while position[0] < end:
+        byte = buffer[position[0]]
+        position[0] += 1
+        if shift == 63 and byte > 1:
+            return -1
+        result |= <unsigned long long>(byte & 0x7F) << shift
+        if byte < 0x80:
+            value[0] = result
+            return 0
+        shift += 7
+    return -1
+
+
+cdef int decode_plain(const unsigned char* buffer, Py_ssize_t position, Py_ssize_t end, Head* head) noexcept:
+    """Read a packet of known fields in their shortest tags; -1 for every other, which the Python codec judges."""
+    cdef unsigned long long value = 0
+    cdef unsigned char tag
+    head.conn_id = 0
+    head.code = 0
+    head.window = 0
+    head.data_start = head.data_end = position
+    head.text_start = head.text_end = position
+    while position < end:
+        tag = buffer[position]
+        position += 1
+        if tag != 0x08 and tag != 0x1A and tag != 0x10 and tag != 0x22 and tag != 0x28:
+            return -1
+        if varint(buffer, &position, end, &value) < 0:
+            return -1
+        if tag == 0x08:
+            head.conn_id = <long long>value
+        elif tag == 0x10:
+            head.code = <int><unsigned int>value  # protobuf keeps the low 32 bits of both
+        elif tag == 0x28:
+            head.window = <unsigned int>value
+        elif value > <unsigned long long>(end - position):
+            return -1
+        elif tag == 0x1A:
+            head.data_start = position
+            head.data_end = position = position + <Py_ssize_t>value
+        else:
+            head.text_start = position
+            head.text_end = position = position + <Py_ssize_t>value
+    return 0
+
+
+@cython.final
+cdef class MessageReader:
+    """One stream's way in: pieces of DATA frames to packets. See the Python twin."""
+
+    def __init__(self, sink, *, window, max_message_bytes):
+        self.window = window
+        self.limit = max_message_bytes
+        self.packet = sink.packet
+        self.credit = sink.credit
+        self.bad_packet = sink.bad_packet
+
+    @property
+    def in_message(self):
+        """Whether a message has begun and not ended: the end of the stream now would cut it."""
+        return self.prefix_size > 0 or self.want > 0
+
+    @property
+    def partial_bytes(self):
+        """Bytes kept of a message that has not fully arrived."""
+        return self.filled
+
+    def close(self):
+        """Forget the unfinished message; nothing goes to the sink from now on."""
+        self.closed = True
+        self.whole = None
+        self.filled = 0
+
+    cdef int data(self, bytes buffer, Py_ssize_t start, Py_ssize_t end) except -1:
+        """Take buffer[start:end], the next bytes of the stream. Raises WireError where gRPC's framing is broken."""
+        cdef const unsigned char* source = octets(buffer)
+        cdef const unsigned char* prefix
+        cdef Py_ssize_t take
+        while start < end and not self.closed:
+            if self.want:
+                take = min(self.want, end - start)
+                start += take
+                if self.too_large:
+                    self.pass_over(source + start - take, take)
+                else:
+                    self.keep(source + start - take, take)
+                continue
+            if not self.prefix_size and end - start >= 5:
+                prefix = source + start
+                start += 5
+            else:
+                take = min(<Py_ssize_t>(5 - self.prefix_size), end - start)
+                memcpy(self.prefix + self.prefix_size, source + start, take)
+                self.prefix_size += <int>take
+                start += take
+                if self.prefix_size < 5:
+                    return 0
+                self.prefix_size = 0
+                prefix = self.prefix
+            if prefix[0]:
+                raise frames.message_flags(prefix[0])
+            self.length = (<Py_ssize_t>prefix[1] << 24 | <Py_ssize_t>prefix[2] << 16 | <Py_ssize_t>prefix[3] << 8
+                           | <Py_ssize_t>prefix[4])
+            if self.length > self.limit:
+                self.want = self.length
+                self.too_large = True
+                self.head_size = 0
+            elif self.length <= end - start:
+                take = self.length
+                start += take
+                self.deliver(buffer, start - take, start)
+            else:
+                self.want = self.length
+        return 0
+
+    cdef int keep(self, const unsigned char* source, Py_ssize_t size) except -1:
+        """Take the next bytes of the message in hand, and deliver it when it is whole (I2)."""
+        cdef Py_ssize_t room = 0 if self.whole is None else PyBytes_GET_SIZE(self.whole)
+        cdef bytes whole
+        if self.filled + size > room:
+            # What has come, at most doubled: a peer that names a length has not sent it.
+            room = min(self.length, max(FIRST_KEPT_BYTES, 2 * (self.filled + size)))
+            whole = PyBytes_FromStringAndSize(NULL, room)
+            if self.filled:
+                memcpy(PyBytes_AS_STRING(whole), PyBytes_AS_STRING(self.whole), self.filled)
+            self.whole = whole
+        memcpy(PyBytes_AS_STRING(self.whole) + self.filled, source, size)
+        self.filled += size
+        self.want -= size
+        if not self.want:
+            whole = self.whole  # as large as the message: nobody else has seen it yet
+            self.whole = None
+            self.filled = 0
+            self.deliver(whole, 0, self.length)
+        return 0
+
+    cdef int pass_over(self, const unsigned char* source, Py_ssize_t size) except -1:
+        """Take the next bytes of a message that is too large; its head says whose it was."""
+        cdef int take
+        self.want -= size
+        if not self.want:
+            self.too_large = False
+        if self.head_size < LARGE_HEAD_BYTES:
+            take = <int>min(size, <Py_ssize_t>(LARGE_HEAD_BYTES - self.head_size))
+            memcpy(self.head + self.head_size, source, take)
+            self.head_size += take
+            if self.head_size == LARGE_HEAD_BYTES or not self.want:
+                head = PyBytes_FromStringAndSize(<char*>self.head, self.head_size)
+                self.bad_packet(frames.message_too_large(self.length, self.limit, head))
+        return 0
+
+    cdef int deliver(self, bytes buffer, Py_ssize_t start, Py_ssize_t end) except -1:
+        """Hand the sink the packet in buffer[start:end]."""
+        cdef const unsigned char* source = octets(buffer)
+        cdef Py_ssize_t size
+        cdef Head head
+        cdef object text = ""
+        if decode_plain(source, start, end, &head) == 0:
+            if head.text_end > head.text_start:
+                text = PyUnicode_DecodeUTF8(
+                    <const char*>source + head.text_start, head.text_end - head.text_start, "replace")
+        else:
+            try:
+                head.conn_id, head.code, head.data_start, head.data_end, text, head.window = decode_any_packet(
+                    buffer, start, end)
+            except PacketError as error:
+                self.bad_packet(error)
+                return 0
+        if head.code == WINDOW:
+            self.credit(head.conn_id, head.window)
+            return 0
+        size = head.data_end - head.data_start
+        if size * 4 >= PyBytes_GET_SIZE(buffer) and size > VIEW_BYTES:  # I3
+            data = framing_view(buffer, head.data_start, head.data_end)
+        else:
+            data = PyBytes_FromStringAndSize(<const char*>source + head.data_start, size)
+        self.packet(head.conn_id, head.code, data, text)
+        return 0
+
+
+# ---------------------------------------------------------------- frames, in
+
+@cython.final
+cdef class FrameReader:
+    """The connection's way in. See the Python twin."""
+
+    def __init__(self, handler, *, expect_preface):
+        self.streams = {}
+        self.window = frames.DEFAULT_WINDOW
+        self.max_frame_size = frames.MIN_MAX_FRAME_SIZE
+        self.handler = handler
+        self.preface = PREFACE if expect_preface else b""
+
+    def feed(self, bytes data not None):
+        """Take the next bytes received: exact bytes. Raises WireError where the connection is beyond repair."""
+        cdef const unsigned char* source = octets(data)
+        cdef Py_ssize_t position = 0, end = PyBytes_GET_SIZE(data), take
+        if PyBytes_GET_SIZE(self.preface):
+            position = min(PyBytes_GET_SIZE(self.preface), end)
+            if memcmp(source, octets(self.preface), position):
+                raise frames.no_preface()
+            self.preface = self.preface[position:]
+        while position < end and not self.stopped:
+            if self.left:
+                if self.control is None:
+                    position = self.payload(data, position, end)
+                    continue
+                take = min(self.left, end - position)
+                memcpy(PyBytes_AS_STRING(self.control) + self.control_filled, source + position, take)
+                self.control_filled += take
+                self.left -= take
+                position += take
+                if not self.left:
+                    self.control_done()
+                continue
+            if not self.stash_size and end - position >= 9:
+                position += 9
+                self.begin(source + position - 9)
+            else:
+                take = min(<Py_ssize_t>(9 - self.stash_size), end - position)
+                memcpy(self.stash + self.stash_size, source + position, take)
+                self.stash_size += <int>take
+                position += take
+                if self.stash_size < 9:
+                    break
+                self.stash_size = 0
+                self.begin(self.stash)
+
+    def stop(self):
+        """Look at no further byte, whatever is fed (I6), and forget unfinished frames and messages."""
+        self.stopped = True
+        for reader in self.streams.values():
+            reader.close()
+
+    cdef int begin(self, const unsigned char* header) except -1:
+        """Check a frame's header, and choose where its payload goes."""
+        cdef Py_ssize_t length = <Py_ssize_t>header[0] << 16 | <Py_ssize_t>header[1] << 8 | <Py_ssize_t>header[2]
+        cdef int kind = header[3], flags = header[4]
+        cdef unsigned int stream_id = (<unsigned int>(header[5] & 0x7F) << 24 | <unsigned int>header[6] << 16
+                                       | <unsigned int>header[7] << 8 | <unsigned int>header[8])
+        if not self.settings_seen:
+            if kind != SETTINGS or flags & ACK:
+                raise frames.no_settings(kind)
+            self.settings_seen = True
+        if length > self.max_frame_size:
+            raise frames.frame_too_large(kind, length, self.max_frame_size)
+        if self.block_stream and (kind != CONTINUATION or stream_id != self.block_stream):
+            raise frames.inside_header_block(kind, self.block_stream)  # I5
+        self.left = length
+        self.stream_id = stream_id
+        self.flags = flags
+        self.control = None
+        self.reader = None
+        self.padding = 0
+        if kind == DATA:
+            return self.begin_data(length)
+        if kind > CONTINUATION:  # types not known are ignored (section 5.5)
+            return 0
+        if kind == HEADERS or kind == PUSH_PROMISE or kind == CONTINUATION:
+            if kind == CONTINUATION:
+                if not self.block_stream:
+                    raise frames.stray_continuation()
+                self.block_bytes += length
+            else:
+                self.block_bytes = length
+            if self.block_bytes > MAX_HEADER_BLOCK_BYTES:
+                raise frames.header_block_too_large()
+            self.block_stream = 0 if flags & END_HEADERS else stream_id
+        self.control = PyBytes_FromStringAndSize(NULL, 9 + length)
+        memcpy(PyBytes_AS_STRING(self.control), header, 5)
+        PyBytes_AS_STRING(self.control)[5] = <char>(header[5] & 0x7F)
+        memcpy(PyBytes_AS_STRING(self.control) + 6, header + 6, 3)
+        self.control_filled = 9
+        if not length:
+            self.control_done()
+        return 0
+
+    cdef int begin_data(self, Py_ssize_t length) except -1:
+        """A DATA frame's header: the windows are charged with all of it (I4)."""
+        cdef MessageReader reader
+        if not self.stream_id:
+            raise frames.data_on_stream_0()
+        if length > self.window:
+            raise frames.beyond_connection_window(length, self.window)
+        self.window -= length
+        self.unreturned += length
+        reader = self.streams.get(self.stream_id)
+        if reader is None or reader.ended or reader.closed:
+            self.handler.stray_data(self.stream_id)
+            return 0
+        if length > reader.window:
+            return self.fail_stream(reader, frames.beyond_stream_window(length, reader.window, self.stream_id))
+        reader.window -= length
+        reader.unreturned += length
+        self.reader = reader
+        if self.flags & PADDED:
+            if not length:
+                raise frames.no_pad_length()
+            self.padding = -1
+        if not length:
+            self.data_done(reader)
+        return 0
+
+    cdef Py_ssize_t payload(self, bytes buffer, Py_ssize_t position, Py_ssize_t end) except -1:
+        """Take what buffer[position:end] has of the frame in hand's payload; the position behind it."""
+        cdef MessageReader reader = self.reader
+        cdef Py_ssize_t take
+        if self.padding < 0:
+            self.padding = octets(buffer)[position]
+            position += 1
+            self.left -= 1
+            if self.padding > self.left:
+                raise frames.padding_too_long(self.padding, self.left)
+        elif reader is not None and self.left > self.padding:
+            take = min(self.left - self.padding, end - position)
+            self.left -= take
+            try:
+                reader.data(buffer, position, position + take)
+            except WireError as error:
+                self.fail_stream(reader, error)
+            position += take
+        else:
+            take = min(self.left, end - position)
+            self.left -= take
+            position += take
+        if not self.left and reader is not None:
+            self.data_done(reader)
+        return position
+
+    cdef int data_done(self, MessageReader reader) except -1:
+        """The DATA frame in hand is whole."""
+        if self.flags & END_STREAM and not reader.closed and not reader.ended:
+            reader.ended = True
+            self.handler.data_ended(self.stream_id)
+        return 0
+
+    cdef int fail_stream(self, MessageReader reader, object error) except -1:
+        reader.close()
+        self.reader = None
+        self.handler.stream_error(self.stream_id, error)
+        return 0
+
+    cdef int control_done(self) except -1:
+        """The control frame in hand is whole."""
+        cdef bytes whole = self.control
+        cdef const unsigned char* source = octets(whole)
+        cdef unsigned int increment
+        self.control = None
+        if source[3] != WINDOW_UPDATE:
+            self.handler.control_frame(source[3], self.flags, self.stream_id, whole)
+            return 0
+        if PyBytes_GET_SIZE(whole) != 13:
+            raise frames.window_update_size(PyBytes_GET_SIZE(whole) - 9)
+        increment = (<unsigned int>(source[9] & 0x7F) << 24 | <unsigned int>source[10] << 16
+                     | <unsigned int>source[11] << 8 | <unsigned int>source[12])
+        self.handler.window_update(self.stream_id, increment)
+        return 0
+
+
+# ---------------------------------------------------------------- frames, out
+
+cdef int copy_piece(object piece, char* target, Py_ssize_t room) except -1:
+    """All of the piece to `target`; how many bytes that was is at most `room`, or ValueError."""
+    cdef Py_buffer view
+    if PyBytes_CheckExact(piece):
+        if PyBytes_GET_SIZE(piece) > room:
+            raise ValueError("the pieces are larger than their size")
+        memcpy(target, PyBytes_AS_STRING(piece), PyBytes_GET_SIZE(piece))
+        return 0
+    PyObject_GetBuffer(piece, &view, PyBUF_SIMPLE)
+    try:
+        if view.len > room:
+            raise ValueError("the pieces are larger than their size")
+        memcpy(target, view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+    return 0
+
+
+cdef bytes joined(const char* head, Py_ssize_t head_size, list pieces, Py_ssize_t size):
+    """head and the pieces, of `size` bytes together, in one."""
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, head_size + size)
+    cdef char* target = PyBytes_AS_STRING(out)
+    cdef Py_ssize_t position = head_size, length
+    memcpy(target, head, head_size)
+    for piece in pieces:
+        length = len(piece)
+        copy_piece(piece, target + position, head_size + size - position)
+        position += length
+    if position != head_size + size:
+        raise ValueError("the pieces are smaller than their size")
+    return out
+
+
+@cython.final
+cdef class FrameWriter:
+    """One stream's way out. See the Python twin."""
+
+    def __init__(self, stream_id):
+        self.stream_id = stream_id
+        self.pieces = []
+
+    def append(self, piece):
+        """Put a message's next piece behind what waits. piece: bytes or a view of single bytes; kept, not copied."""
+        cdef Py_ssize_t size = len(piece)
+        if size:
+            self.pieces.append(piece)
+            self.pending += size
+
+    def append_packet(self, bytes field not None, list pieces not None, Py_ssize_t size):
+        """Put a DATA packet behind what waits. field: its connection's `data_field`; size: of all pieces together."""
+        cdef unsigned char head[64]
+        cdef Py_ssize_t position = 5 + PyBytes_GET_SIZE(field), length, left = size
+        cdef bytes message
+        if position > 50:
+            raise ValueError("field is from data_field")
+        memcpy(head + 5, PyBytes_AS_STRING(field), position - 5)
+        while left >= 0x80:
+            head[position] = <unsigned char>(left & 0x7F | 0x80)
+            left >>= 7
+            position += 1
+        head[position] = <unsigned char>left
+        position += 1
+        length = position - 5 + size
+        head[0] = 0
+        head[1] = <unsigned char>(length >> 24 & 0xFF)
+        head[2] = <unsigned char>(length >> 16 & 0xFF)
+        head[3] = <unsigned char>(length >> 8 & 0xFF)
+        head[4] = <unsigned char>(length & 0xFF)
+        if size <= JOIN_BYTES:
+            message = joined(<char*>head, position, pieces, size)
+        elif len(pieces) * 1024 > size:  # crumbs
+            message = joined(<char*>head, position, pieces, size)
+        else:
+            self.pieces.append(PyBytes_FromStringAndSize(<char*>head, position))
+            self.pieces.extend(pieces)
+            self.pending += position + size
+            return
+        self.pieces.append(message)
+        self.pending += position + size
+
+    def take(self, Py_ssize_t limit, Py_ssize_t max_frame_size):
+        """Frames with up to `limit` bytes of what waits, none larger than max_frame_size: buffers, in order."""
+        cdef list out = []
+        cdef list pieces = self.pieces
+        cdef Py_ssize_t size, length
+        cdef unsigned char header[9]
+        header[3] = header[4] = 0  # DATA, no flags
+        header[5] = <unsigned char>(self.stream_id >> 24)
+        header[6] = <unsigned char>(self.stream_id >> 16 & 0xFF)
+        header[7] = <unsigned char>(self.stream_id >> 8 & 0xFF)
+        header[8] = <unsigned char>(self.stream_id & 0xFF)
+        while limit > 0 and self.pending:
+            size = min(min(limit, self.pending), max_frame_size)
+            limit -= size
+            self.pending -= size
+            header[0] = <unsigned char>(size >> 16)
+            header[1] = <unsigned char>(size >> 8 & 0xFF)
+            header[2] = <unsigned char>(size & 0xFF)
+            out.append(PyBytes_FromStringAndSize(<char*>header, 9))
+            while size:
+                piece = pieces[self.first]
+                length = len(piece) - self.gone
+                if length <= size:
+                    out.append(framing_view(piece, self.gone, self.gone + length) if self.gone else piece)
+                    pieces[self.first] = None
+                    self.first += 1
+                    self.gone = 0
+                    size -= length
+                else:
+                    out.append(framing_view(piece, self.gone, self.gone + size))
+                    self.gone += size
+                    size = 0
+        if self.first == len(pieces):
+            pieces.clear()
+            self.first = 0
+        elif self.first > SPENT_PIECES and self.first * 2 > len(pieces):
+            del pieces[:self.first]
+            self.first = 0
+        return out
+
+    def clear(self):
+        """Forget what waits: the stream is gone."""
+        self.pieces.clear()
+        self.first = 0
+        self.gone = 0
+        self.pending = 0
