@@ -26,6 +26,12 @@ if uvloop is not None:
     uvloop.new_event_loop().close()  # libuv opens its process-wide descriptors with the first loop
 
 
+def pytest_collection_finish() -> None:
+    """Keep what is loaded by now out of the collections that follow each test: they then take a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if inspect.iscoroutinefunction(metafunc.function):
         metafunc.fixturenames.append("loop_name")
