@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis  # noqa: F401  (by now, or it warns of trio's random generator where it is imported later)
 import pytest
 import trustme
 

@@ -251,6 +251,24 @@ async def test_a_client_that_leaves_ends_nobodys_review(gated: Callable[..., Any
         assert gate.managed.reviews == ["alice"]
 
 
+async def test_a_review_that_fails_with_nobody_waiting_is_no_news(gated: Callable[..., Any]) -> None:
+    async with gated() as gate:
+        release = asyncio.Event()
+
+        async def slow(request: web.Request, body: dict[str, Any]) -> web.Response:
+            await release.wait()
+            return web.json_response({}, status=500)
+
+        gate.managed.on_review = slow
+        asking = asyncio.create_task(gate.ask(bearer("alice")))
+        await until(lambda: gate.managed.reviews)
+        asking.cancel()
+        await asyncio.wait([asking])
+        await until(lambda: gate.proxy.open_connections == 0)
+        release.set()
+        await until(lambda: gate.policy.processor.counters.reviews["failed"])
+
+
 async def test_closing_answers_who_waits(gated: Callable[..., Any]) -> None:
     async with gated() as gate:
         gate.managed.on_review = silent

@@ -179,15 +179,13 @@ class TokenReviews:
         if task is None:
             task = asyncio.get_running_loop().create_task(self._review(digest, token))
             self._under_way[digest] = task  # R2
-            task.add_done_callback(lambda _: self._under_way.pop(digest, None))
+            task.add_done_callback(lambda done: self._over(digest, done))
         else:
             self.counters.shared += 1
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():  # by `close`, not ours
-                raise Refused(503, UNAVAILABLE) from None
-            raise
+        await asyncio.wait([task])  # a cancellation ends the waiting, and not the task
+        if task.cancelled():  # by `close`
+            raise Refused(503, UNAVAILABLE)
+        return task.result()
 
     async def close(self) -> None:
         """End the reviews under way; who waits for them gets a 503. Cancelled: they end all the same."""
@@ -196,6 +194,11 @@ class TokenReviews:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+    def _over(self, digest: bytes, task: asyncio.Task[Verdict]) -> None:
+        self._under_way.pop(digest, None)
+        if not task.cancelled():
+            task.exception()  # looked at: perhaps nobody waits any more
 
     async def _review(self, digest: bytes, token: bytes) -> Verdict:
         try:
