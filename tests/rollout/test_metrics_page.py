@@ -62,6 +62,8 @@ async def test_everything_that_happens_is_counted_by_mode_and_nothing_by_the_cli
         base_hub.command(f"drop {agent.cluster}")
         with pytest.raises(aiohttp.ClientError):
             await stream.read()
+        origin.go_on.release()
+        origin.go_on.release()
         await agent.logged("the tunnel is up", 2)
         page = await scrape(unused_port)
         assert page["hub_redials_total", "ended", hub] == 1
