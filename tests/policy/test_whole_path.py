@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from api_server import ApiServer
 from gate import Answer, ask_at, bearer, until
 from test_attacks import ATTACKS, Attack, check_identity
 
-from agent import Agent, AgentConfig, HubConfig
+from agent import Agent, AgentConfig, HubConfig, MemoryCommConfig
 from agent.hub.hub import Hub
 
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "KUBERNETES_"))}
@@ -170,3 +171,53 @@ async def test_an_idle_agent_is_light(clusters: Callable[..., Any], extra: str) 
             process.terminate()
             await asyncio.wait_for(process.communicate(), 20)
         assert process.returncode == 0
+
+
+WRONG_FILES: dict[str, tuple[str, str, list[str]]] = {
+    "kubeconfig": ("users: own-secret", "kubeconfig", ["kubeconfig (from ", "must be a kubeconfig file"]),
+    "hub_kubeconfig": ("a: [own-secret", "hub_kubeconfig", ["hub_kubeconfig (from ", "valid YAML"]),
+    "service_allow_file": ("own-secret\n", "service_allow_file", ["service_allow_file (from ", "line 1 must be"]),
+}
+
+
+@pytest.mark.parametrize("name", list(WRONG_FILES))
+@pytest.mark.loops("uvloop")
+async def test_a_file_that_cant_be_used_exits_2_and_says_why(
+    clusters: Callable[..., Any], tmp_path: Path, name: str
+) -> None:
+    content, field, said = WRONG_FILES[name]
+    async with clusters() as (managed, hub):
+        (tmp_path / "wrong").write_text(content)
+        files = {"kubeconfig": managed.kubeconfig(), "hub_kubeconfig": hub.kubeconfig()}
+        files[field] = str(tmp_path / "wrong")
+        flags = ["--hub-address", "127.0.0.1:1", "--cluster-name", "c1", "--insecure"]
+        for key, value in files.items():
+            flags += [f"--{key.replace('_', '-')}", value]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "agent", "run", *flags, env=ENVIRON,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        output, errors = await asyncio.wait_for(process.communicate(), 30)
+        assert (process.returncode, output) == (2, b"")
+        for text in said:
+            assert text in errors.decode()
+        assert b"own-secret" not in errors
+        assert b"Traceback" not in errors
+
+
+async def test_reviews_are_on_the_metrics_page(clusters: Callable[..., Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    settings: dict[str, Any] = {
+        "memory_comm": MemoryCommConfig(enable_metrics=True), "health_address": address, "use_memory_comm": True,
+    }  # fmt: skip
+    async with clusters() as (managed, hub), whole_path(managed, hub, **settings) as path:
+        for token in ("bob", "bob", "bob", "alice", "mallory", "mallory"):
+            await ask_at(path.port, b"GET /c1/a HTTP/1.1\r\nHost: hub\r\n" + bearer(token) + b"\r\n\r\n")
+        port = int(address.rpartition(":")[2])
+        page = await ask_at(port, b"GET /metrics HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+        found = dict(re.findall(rb'^\w*token_reviews_total\{outcome="(\w+)"\} (\S+)$', page.body, re.MULTILINE))
+        assert {key: float(value) for key, value in found.items()} == {
+            b"managed": 1, b"hub": 1, b"unknown": 1, b"unfit": 0, b"failed": 0,
+        }  # fmt: skip
+        assert b"bob" not in page.body
