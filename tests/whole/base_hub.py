@@ -97,6 +97,7 @@ class Stream:
 
     def __init__(self, hub: BaseHub, cluster: str, context: grpc.aio.ServicerContext) -> None:
         self.hub = hub
+        self.cluster = cluster
         self.record = hub.record(cluster)
         self.floods: list[asyncio.Task[None]] = []
         self.context = context
@@ -188,10 +189,12 @@ class Stream:
         finally:
             for job in (*jobs, *self.floods):
                 job.cancel()
-            await asyncio.gather(*jobs, *self.floods, return_exceptions=True)
             for connection in self.connections.values():
                 connection.end()
             self.connections.clear()
+            self.hub.streams[self.cluster].remove(self)  # nothing opens on it any more
+            # Last, for grpcio cancels a handler whose peer is gone, and may do so here once more.
+            await asyncio.gather(*jobs, *self.floods, return_exceptions=True)
         if self.ended.done():
             status, message = self.ended.result()
             self.record.ends.append(status.name)
@@ -236,7 +239,6 @@ class BaseHub:
             await stream.serve()
         finally:
             record.live_streams -= 1
-            streams.remove(stream)
 
     # -- clients
 
