@@ -9,7 +9,7 @@ OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
 WHEEL_PYTHONS ?= $(or $(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python),$(PYTHON))
 WHEEL_SUITE ?= tests
 
-.PHONY: demo test test-compiled test-python test-pythons sanitize lint types wheels wheels-quick sdist pure identifiers clean
+.PHONY: bench bench-quick demo test test-compiled test-python test-pythons sanitize lint types wheels wheels-quick sdist pure identifiers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastpipe-agent demo
@@ -60,6 +60,17 @@ pure: $(VENV)-packaging/.packaging
 
 identifiers: $(VENV)-packaging/.packaging
 	$(VENV)-packaging/bin/python .ci/wheels.py --step identifiers
+
+# Every rival in the same run; reports in bench/results. Under 15 min, and under 90 s. BENCH_ARGS="--only hop"
+bench: $(VENV)/.tested
+	$(BIN)/python -m bench $(BENCH_ARGS)
+
+bench-quick: $(VENV)/.tested
+	$(BIN)/python -m bench --quick $(BENCH_ARGS)
+
+# The nightly run: a million inputs for the tunnel's decoders, both twins (CI takes 50,000).
+fuzz: $(VENV)/.tested
+	FASTPIPE_INPUTS=1000000 $(BIN)/python -m pytest tests/tunnel/test_framing_twins.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.linted
 	$(BIN)/ruff check .
