@@ -34,6 +34,7 @@ from .syntax import parse_address
 from .telemetry.health import HealthServer
 from .telemetry.metrics import MetricsPage
 from .tunnel.client import TunnelClient
+from .tunnel.features import FEATURES
 from .tunnel.session import Tunnel
 
 __all__ = ["Agent"]
@@ -64,7 +65,8 @@ class Agent:
     """Serves what hubs send, by the configuration, until cancelled.
 
     router, request_processor, certificate_provider: the user's own, in place of what the configuration would choose.
-    on_ready: called whenever a hub has answered a session's first probe.
+    on_ready: called whenever a hub has answered a session's first probe. tunnel_features: the extensions that hubs are
+    offered; set before `run`.
     Raises ConfigError where the parts given don't make a whole: no routes, app or router, a file that can't be used.
     """
 
@@ -82,6 +84,7 @@ class Agent:
         self.budget = FirstPacketBudget()
         self.clients: list[TunnelClient] = []
         self.managers: dict[Tunnel, ConnManager] = {}  # of the sessions that are not over, and of some that are
+        self.tunnel_features = FEATURES
         self.past_packets = [0, 0]  # received and sent, of sessions that are in `managers` no more
         self.measures: dict[str, Measures] = {}
         self._own_router = router
@@ -247,6 +250,7 @@ class Agent:
             metadata=self._dialling.metadata,
             open_receiver=self._open_manager,
             on_ready=lambda _: self._on_ready(),
+            features=self.tunnel_features,
         )
 
     def _open_manager(self, tunnel: Tunnel) -> ConnManager:

@@ -96,7 +96,7 @@ def joined(mode: str) -> Callable[..., contextlib.AbstractAsyncContextManager[An
             return managers[-1]
 
         acceptor = UDSAcceptor(accept)
-        server = TunnelServer(open_tunnel=open_tunnel)
+        server = TunnelServer(open_tunnel=open_tunnel, features=frozenset())
         listener = await asyncio.get_running_loop().create_server(server.protocol, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
         client = TunnelClient(

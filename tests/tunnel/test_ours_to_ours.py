@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agent.errors import HubError
+from agent.tunnel.features import FEATURES
 from agent.tunnel.server import GrpcStatus
 
 DATA, ERROR, DRAIN = 0, 1, 2
@@ -27,7 +28,7 @@ async def test_a_session_is_ready_once_its_probe_is_answered(linked: Any) -> Non
         assert agent.tunnel.role == "agent"
         assert hub.tunnel.role == "hub"
         assert hub.tunnel.peername[0] == "127.0.0.1"
-        assert agent.tunnel.features == frozenset()
+        assert agent.tunnel.features == hub.tunnel.features == FEATURES
         assert agent.packets == []  # the probe's answer is the client's own
 
 

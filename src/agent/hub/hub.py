@@ -22,6 +22,7 @@ from ..policy.references import load_reference
 from ..policy.trust import server_context
 from ..proxy import Proxy, ProxyLimits, Upstreams
 from ..syntax import is_label, parse_address
+from ..tunnel.features import FEATURES
 from ..tunnel.grpc import GrpcStatus, Status
 from ..tunnel.server import TunnelServer
 from ..tunnel.session import Tunnel
@@ -50,7 +51,8 @@ class Hub:
     """Runs a hub until cancelled.
 
     cluster_parser: the user's own, in place of what the configuration names. on_listening: called with "grpc" and then
-    "http", the host as configured and the port that is listened on.
+    "http", the host as configured and the port that is listened on. tunnel_features: the extensions that are used with
+    agents that offer them; set before `run`.
     Raises ConfigError for certificate, key and token files that can't be used, and a parser that can't be imported.
     """
 
@@ -65,6 +67,7 @@ class Hub:
         self._on_listening = on_listening
         self._sessions: dict[str, list[AgentSession]] = {}  # by cluster, the newest last
         self._ids = itertools.count(1)
+        self.tunnel_features = FEATURES
         self._agents = AgentPolicy(
             certificates=bool(config.agent_ca_file), token_file=config.agent_token_file, anyone=config.lets_anyone_in
         )
@@ -110,7 +113,7 @@ class Hub:
             max_connections=self._config.max_clients,
             answer_expect=True,
         )
-        tunnels = TunnelServer(open_tunnel=self.open_tunnel)
+        tunnels = TunnelServer(open_tunnel=self.open_tunnel, features=self.tunnel_features)
         grpc = parse_address(self._config.grpc_address, listen=True)
         http = parse_address(self._config.http_address, listen=True)
         servers: list[asyncio.Server] = []

@@ -26,18 +26,23 @@ __all__ = ["AgentSession"]
 
 logger = logging.getLogger(__name__)
 
-DATA, ERROR, DRAIN = ControlCode.DATA, ControlCode.ERROR, ControlCode.DRAIN
+DATA, ERROR, DRAIN, CLOSE = ControlCode.DATA, ControlCode.ERROR, ControlCode.DRAIN, ControlCode.CLOSE
 PIPE_LIMIT_BYTES = 65536
 BEHIND_BYTES = 4 * 1024 * 1024
 """A client this far behind what its agent has sent makes the hub stop reading the tunnel."""
 BEHIND_TIMEOUT_S = 10.0
 """How long a client may keep the hub from reading; then its connection is ended, for the others' sake."""
+GONE = "the client is gone"
+FEATURE_CLOSE = "close"
 PROBE_INTERVAL_S = 10.0
 """wire.md, "vanished clients": an empty DATA makes the other side say whether it still knows the connection."""
 
 
 class _Connection(asyncio.Protocol):
-    """The tunnel's side of one connection: pipe → packets, packets → pipe."""
+    """The tunnel's side of one connection: pipe → packets, packets → pipe.
+
+    With `close` each direction ends on its own; without, the connection ends with the first.
+    """
 
     accepts_views = True
 
@@ -46,6 +51,7 @@ class _Connection(asyncio.Protocol):
         self._session = session
         self._end: PipeEnd | None = None
         self._outbound: Outbound | None = None
+        self._agent_done = False  # it has sent CLOSE
         self.bytes_seen = 0
         self.probed_at_bytes = -1
 
@@ -57,19 +63,29 @@ class _Connection(asyncio.Protocol):
         self._outbound = self._session.tunnel.outbound(self.conn_id, end.pause_reading, end.resume_reading)
 
     def data_received(self, data: bytes | memoryview) -> None:
-        assert self._outbound is not None
-        self._outbound.write(data)
+        if self._outbound is not None:
+            self._outbound.write(data)
 
     def eof_received(self) -> bool:
         # Only after a 101. The base protocol has no half-close: with the client's end the connection ends, or an agent
         # whose target had ended as well would wait for the client for ever, and this hub for the agent.
-        return False
+        if not self._session.closes:
+            return False
+        if self._outbound is not None:
+            self._outbound.finish(CLOSE)
+        return not self._agent_done
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The proxy is done with this connection, or its client is gone: either way the agent may forget it."""
         outbound, self._outbound = self._outbound, None
         if outbound is not None:
-            # The proxy is done with this connection, or its client is gone: either way the agent may forget it.
-            outbound.finish(ERROR, "the client is gone")
+            if self._agent_done and exc is None:
+                outbound.finish(CLOSE)
+            elif exc is None and not outbound.finished:
+                outbound.finish(ERROR, GONE)
+            else:
+                outbound.abort()
+                self._session.tunnel.send(self.conn_id, ERROR, error_message=GONE)
         self._session.forget(self)
 
     def pause_writing(self) -> None:
@@ -82,12 +98,21 @@ class _Connection(asyncio.Protocol):
 
     def deliver(self, data: bytes | memoryview) -> None:
         end = self._end
-        if end is None:
+        if end is None or self._agent_done:
             return
         self.bytes_seen += len(data)
         end.write(data)
         if end.get_write_buffer_size() > BEHIND_BYTES:
             self._session.fell_behind(self)
+
+    def agent_done(self) -> None:
+        """The agent sends no more: the proxy gets what had come, then the end of stream."""
+        if self._end is not None and not self._agent_done:
+            self._agent_done = True
+            if self._outbound is None or self._outbound.finished:
+                self._end.close()
+            else:
+                self._end.write_eof()
 
     def end(self) -> None:
         """The agent is done with this connection, or lost: the proxy gets what had come, then sees its upstream end.
@@ -145,6 +170,11 @@ class AgentSession:
         self._probe_timer = self._loop.call_later(PROBE_INTERVAL_S, self._probe)
 
     @property
+    def closes(self) -> bool:
+        """Whether each side says that it is done with a connection: `close` was negotiated."""
+        return FEATURE_CLOSE in self.tunnel.features
+
+    @property
     def open_connections(self) -> int:
         return len(self._connections)
 
@@ -178,10 +208,12 @@ class AgentSession:
         elif connection is None:
             # The agent's probe of a connection this hub has forgotten (wire.md, "vanished clients"); bytes that were on
             # their way when it was forgotten need no answer, for the agent has been told then.
-            if code == DATA and not data:
+            if code == DATA and not data and not self.closes:
                 self.tunnel.send(conn_id, ERROR, error_message=f"unknown packet connection {conn_id}")
         elif code == DATA:
             connection.deliver(data)
+        elif code == CLOSE:
+            connection.agent_done()
         elif code == ERROR:
             logger.info("agent ended a connection", extra={"conn_id": conn_id, "reason": error_message[:200]})
             connection.end()
@@ -227,6 +259,8 @@ class AgentSession:
 
     def _probe(self) -> None:
         self._probe_timer = self._loop.call_later(PROBE_INTERVAL_S, self._probe)
+        if self.closes:  # the agent says when it is done
+            return
         for connection in self._connections.values():
             if connection.probed_at_bytes == connection.bytes_seen:
                 self.tunnel.send(connection.conn_id, DATA)

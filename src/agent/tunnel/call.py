@@ -18,6 +18,7 @@ import logging
 import ssl
 
 from ..errors import HubError, WireError
+from .features import read_features, write_features
 from .grpc import GrpcStatus, Metadata, Status, request_headers, response_status
 from .http2 import Http2Connection
 from .packet import PROBE_ID, ControlCode
@@ -65,7 +66,7 @@ class ReplacedError(HubError):
 
 
 class Call:
-    """One session with a hub.
+    """One session with a hub. features: the extensions that it is offered.
 
     ended: done when the session is over; its result is None after an orderly end that was asked for, else a HubError.
     left: done when nothing new is to be opened here: the hub said GOAWAY, or `leave` was called. closed: done when the
@@ -80,6 +81,7 @@ class Call:
         *,
         window_bytes: int,
         message_bytes: int,
+        features: frozenset[str] = frozenset(),
     ) -> None:
         loop = asyncio.get_running_loop()
         self.endpoint = endpoint
@@ -88,6 +90,7 @@ class Call:
         self.ended: asyncio.Future[HubError | None] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
         self.left: asyncio.Future[None] = loop.create_future()
+        self._offered = features
         self._metadata = metadata
         self._user_agent = user_agent
         self._drained = False  # we have said DRAIN: the end of the stream is what we wait for
@@ -179,7 +182,7 @@ class Call:
     def connected(self, connection: Http2Connection) -> None:
         scheme = "http" if self.endpoint.ssl is None else "https"
         head = request_headers(scheme, self.endpoint.authority, self._user_agent, self._metadata)
-        self.tunnel.attach(connection.open_stream(self.tunnel, head))
+        self.tunnel.attach(connection.open_stream(self.tunnel, head + write_features(self._offered)))
 
     def stream_opened(self, stream: Http2Stream, headers: Headers, ended: bool) -> None:
         raise WireError("HTTP/2: the hub opened a stream")
@@ -205,6 +208,7 @@ class Call:
             self.fail(ReplacedError())
 
     def headers_received(self, headers: Headers, ended: bool) -> None:
+        self.tunnel.negotiated(read_features(headers) & self._offered)
         status = response_status(headers)
         if status is not None:
             self._status(status)

@@ -11,6 +11,7 @@ from typing import Any
 from ..backoff import BackOff
 from ..errors import HubError
 from .call import Call, HubEndpoint, ReplacedError
+from .features import FEATURES
 from .grpc import check_metadata
 from .http2 import MESSAGE_BYTES, WINDOW_BYTES
 from .packet import PacketReceiver
@@ -41,8 +42,8 @@ class TunnelClient:
     probe_interval_s, probe_timeout_s: keepalive (wire.md, "liveness"). dial_timeout_s: TCP and TLS. stable_after_s: a
     session that was ready for so long lets the back-off start over. slow_retry_s: the wait, ± 50 %, where the hub
     rejected this agent's identity or has another agent for the cluster. wait: awaited with each delay; for tests.
-    sessions: how many were ready so far. redials: how often a dial followed what did not come up, was lost or left, by
-    cause (HubError's; `left`: for a GOAWAY or `reconnect_now`).
+    features: the extensions that hubs are offered. sessions: how many were ready so far. redials: how often a dial
+    followed what did not come up, was lost or left, by cause (HubError's; `left`: for a GOAWAY or `reconnect_now`).
     Raises ValueError for metadata that can't be sent.
     """
 
@@ -64,6 +65,7 @@ class TunnelClient:
         window_bytes: int = WINDOW_BYTES,
         message_bytes: int = MESSAGE_BYTES,
         user_agent: str = "fastpipe-agent",
+        features: frozenset[str] = FEATURES,
         wait: Callable[[float], Awaitable[None]] = _wait,
     ) -> None:
         self._hub = hub
@@ -84,6 +86,7 @@ class TunnelClient:
         self._window_bytes = window_bytes
         self._message_bytes = message_bytes
         self._user_agent = user_agent
+        self._features = features
         self._wait = wait
         self.sessions = 0
         self.redials: Counter[str] = Counter()
@@ -161,6 +164,7 @@ class TunnelClient:
             self._user_agent,
             window_bytes=self._window_bytes,
             message_bytes=self._message_bytes,
+            features=self._features,
         )
         self._calls.append(call)
         call.tunnel.open(self._open_receiver(call.tunnel))

@@ -223,6 +223,12 @@ class Scheduler:
             return True
         return False
 
+    def drop(self, conn_id: int) -> None:
+        """The connection is over for its peer: forget it, with what is queued. Nothing where it has no outbound."""
+        outbound = self.outbounds.get(conn_id)
+        if outbound is not None:
+            outbound.abort()
+
     def close(self) -> None:
         """Drop everything; from now on all calls are silently ignored."""
         self.closed = True

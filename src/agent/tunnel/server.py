@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 
 from ..errors import AgentError, WireError
+from .features import FEATURES, read_features, write_features
 from .grpc import PATH, GrpcStatus, Status, is_grpc, metadata_of, response_headers, trailers
 from .http2 import MESSAGE_BYTES, WINDOW_BYTES, Http2Connection
 from .packet import ControlCode, PacketReceiver
@@ -30,7 +31,8 @@ class TunnelServer:
     open_tunnel: called for each call before anything of it is handed on. window_bytes: receive window of each stream
     and connection, 65,535 to 2^31-1. message_bytes: the longest message that is taken. keepalive_interval_s,
     keepalive_timeout_s: an HTTP/2 PING goes to a connection this often, and its answer is due within that time, so that
-    an agent that vanished without a word is noticed.
+    an agent that vanished without a word is noticed. features: the extensions that are used with agents that offer
+    them.
     """
 
     def __init__(
@@ -41,8 +43,10 @@ class TunnelServer:
         message_bytes: int = MESSAGE_BYTES,
         keepalive_interval_s: float = 30.0,
         keepalive_timeout_s: float = 20.0,
+        features: frozenset[str] = FEATURES,
     ) -> None:
         self.open_tunnel = open_tunnel
+        self.features = features
         self.keepalive_interval_s = keepalive_interval_s
         self.keepalive_timeout_s = keepalive_timeout_s
         self._window_bytes = window_bytes
@@ -104,7 +108,7 @@ class _Peer:
         self._keep_alive()
 
     def stream_opened(self, stream: Http2Stream, headers: Headers, ended: bool) -> None:
-        call = _Call(self._server.open_tunnel)
+        call = _Call(self._server)
         stream.user = call.tunnel
         self._calls.add(call)
         call.ended.append(lambda: self._calls.discard(call))
@@ -151,10 +155,10 @@ class _Peer:
 class _Call:
     """One call of an agent's."""
 
-    def __init__(self, open_tunnel: OpenTunnel) -> None:
+    def __init__(self, server: TunnelServer) -> None:
         self.tunnel = Tunnel("hub", self)
         self.ended: list[Callable[[], None]] = []
-        self._open_tunnel = open_tunnel
+        self._server = server
         self._stream: Http2Stream | None = None
         self._unknown_ids = 0
 
@@ -180,14 +184,16 @@ class _Call:
                 raise GrpcStatus(Status.UNKNOWN, "the metadata cluster-name is missing")  # as a base hub (wire.md)
             if ended:
                 raise GrpcStatus(Status.INVALID_ARGUMENT, "the call ended with its head")
-            receiver = self._open_tunnel(self.tunnel, metadata_of(headers))
+            self.tunnel.negotiated(read_features(headers) & self._server.features)
+            receiver = self._server.open_tunnel(self.tunnel, metadata_of(headers))
         except GrpcStatus as status:
             peer = stream.connection.extra_info("peername")
             logger.info("an agent's call was refused: %s", status, extra={"peer": peer})
             self._refuse(response_headers()[:2] + trailers(status.code, status.message))
             return
         self.tunnel.open(receiver)
-        stream.send_headers(response_headers())
+        # At once, and so before any packet: the agent reads packets by what this says (wire.md, "Extensions").
+        stream.send_headers(response_headers() + write_features(self.tunnel.features))
 
     def end(self, status: GrpcStatus, error: Exception | None = None) -> None:
         """End the call with this status, and tell the receiver. A second call is none."""

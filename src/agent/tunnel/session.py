@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from ..errors import WireError
+from .features import CLOSE
 from .framing import FrameWriter
 from .packet import ControlCode, PacketError, PacketReceiver
 from .scheduler import Outbound, Scheduler
@@ -131,11 +132,25 @@ class Tunnel:
         """Connections that have a place in the queue."""
         return len(self._scheduler.outbounds)
 
+    def fail(self, conn_id: int, error: WireError) -> None:
+        """End one connection because the peer broke a rule: the peer is told, and so is the receiver.
+
+        What is queued of it is dropped.
+        """
+        logger.warning("connection %d ends: %s", conn_id, error, extra={"conn_id": conn_id})
+        self._scheduler.drop(conn_id)
+        self.send(conn_id, ControlCode.ERROR, b"", error.rule)
+        self.receiver.packet_received(conn_id, ControlCode.ERROR, b"", error.rule)
+
     # ------------------------------------------------------------ what its side uses
 
     def open(self, receiver: PacketReceiver) -> None:
         """Hand what arrives from now on to this receiver."""
         self.receiver = receiver
+
+    def negotiated(self, features: frozenset[str]) -> None:
+        """Both sides have named these. Called before the first packet from a peer that names any."""
+        self.features = features
 
     def attach(self, stream: Http2Stream) -> None:
         """The call's stream is there; what was queued before goes out."""
@@ -184,8 +199,10 @@ class Tunnel:
 
     def packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
         self.packets_received += 1
-        if conn_id > 0 and (code == 0 or code == 1):
+        if conn_id > 0 and (0 <= code <= 1 or (code == ControlCode.CLOSE and CLOSE in self.features)):
             self.receiver.packet_received(conn_id, code, data, error_message)
+            if code == ControlCode.ERROR:
+                self._scheduler.drop(conn_id)  # whoever it was for
         elif conn_id <= 0 and 0 <= code <= 2:
             self._side.tunnel_packet(conn_id, code, data, error_message)
         else:
@@ -200,9 +217,7 @@ class Tunnel:
         self.bad_packets += 1
         if error.conn_id <= 0 or self.bad_packets > _MAX_BAD_PACKETS:
             raise error
-        logger.warning("connection %d ends: %s", error.conn_id, error, extra={"conn_id": error.conn_id})
-        self.send(error.conn_id, ControlCode.ERROR, b"", error.rule)
-        self.receiver.packet_received(error.conn_id, ControlCode.ERROR, b"", error.rule)
+        self.fail(error.conn_id, error)
 
     def _ignore(self, conn_id: int, code: int) -> None:
         self.unknown_packets += 1
