@@ -1,36 +1,30 @@
-"""Streams, Listener and uvicorn on pipes against the same on a Unix socket, all on uvloop: medians, p99, ratios.
+"""Streams, Listener and uvicorn on pipes against the same on Unix sockets, and anyio's and trio's memory streams.
 
-    python bench/bench_streams.py
-
-Each run moves a fixed amount and checks what arrived; rivals take turns. Take the ratios, not the figures.
+Each function moves a fixed amount and checks what arrived.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import importlib
 import os
-import platform
 import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import uvicorn
-import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-import fastpipe
 from fastpipe import Listener
 
+from .measuring import Case, Metric, Samples, Scale, Turn, latency, no_collection, one
+from .pipe import on_loop
+
 now = time.perf_counter_ns
-ROUNDS = 3
 
 Pairs = tuple[tuple[Any, Any], tuple[Any, Any]]
 
@@ -58,14 +52,6 @@ def over(twin: str) -> Callable[[], Awaitable[Pairs]]:
 
 
 RIVALS: dict[str, Callable[[], Awaitable[Pairs]]] = {"UDS": over_uds, "pipe": over("c"), "Python twin": over("py")}
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 async def close(*writers: Any) -> None:
@@ -97,6 +83,58 @@ async def round_trips(connect: Callable[[], Awaitable[Pairs]], n: int, size: int
     writer.close()
     await echoing
     await close(writer, their_writer)
+    return samples
+
+
+async def anyio_round_trips(n: int, size: int = 64) -> list[float]:
+    """The same over two of anyio's memory object streams, by reference."""
+    import anyio
+
+    there, from_there = anyio.create_memory_object_stream[bytes](1)
+    back, from_back = anyio.create_memory_object_stream[bytes](1)
+    data, samples = b"x" * size, []
+
+    async def echo() -> None:
+        async for item in from_there:
+            await back.send(item)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(echo)
+        with no_collection():
+            for _ in range(n):
+                start = now()
+                await there.send(data)
+                got = await from_back.receive()
+                samples.append((now() - start) / 1000)
+                assert got == data
+        there.close()
+    for stream in (from_there, back, from_back):
+        stream.close()
+    return samples
+
+
+async def trio_round_trips(n: int, size: int = 64) -> list[float]:
+    """The same over trio's pair of memory streams, on trio's loop."""
+    import trio
+    import trio.testing
+
+    near, far = trio.testing.memory_stream_pair()
+    data, samples = b"x" * size, []
+
+    async def echo() -> None:
+        while item := await far.receive_some():
+            await far.send_all(item)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(echo)
+        with no_collection():
+            for _ in range(n):
+                start = now()
+                await near.send_all(data)
+                got = await near.receive_some()
+                samples.append((now() - start) / 1000)
+                assert got == data
+        await near.aclose()
     return samples
 
 
@@ -232,42 +270,57 @@ async def requests(name: str, n: int) -> list[float]:
     return client.samples
 
 
-def at(samples: list[float], share: float) -> float:
-    return sorted(samples)[min(len(samples) - 1, int(len(samples) * share))]
+# -- the cases
+
+RATIOS = [("pipe", "UDS"), ("Python twin", "UDS"), ("pipe", "Python twin")]
+Measure = Callable[[Callable[[], Awaitable[Pairs]], int], Coroutine[Any, Any, list[float]]]
 
 
-async def row(what: str, measures: dict[str, Callable[[], Awaitable[list[float]]]]) -> None:
-    """The best of ROUNDS for each rival, in turns; the first rival is what the others are compared with."""
-    best: dict[str, list[float]] = {}
-    for _ in range(ROUNDS):
-        for who, measure in measures.items():
-            samples = await measure()
-            if who not in best or at(samples, 0.5) < at(best[who], 0.5):
-                best[who] = samples
-    base = next(iter(best.values()))
-    for who, samples in best.items():
-        ratios = f"{at(base, 0.5) / at(samples, 0.5):.1f}x, p99 {at(base, 0.99) / at(samples, 0.99):.1f}x"
-        print(f"{what:34} {who:12} {at(samples, 0.5):9.3f} {at(samples, 0.99):9.3f}  {ratios}", flush=True)
+def streams_case(name: str, title: str, measure: Measure, n: int, *, whole_latencies: bool = False) -> Case:
+    """whole_latencies: `measure` gives single latencies, rather than one mean."""
+
+    def samples_of(connect: Callable[[], Awaitable[Pairs]], scale: Scale) -> Samples:
+        found = on_loop("uvloop", measure(connect, scale.of(n, n // 4)))
+        return latency("round trip", found) if whole_latencies else one(Metric("time", "µs"), found[0])
+
+    def open_case(scale: Scale) -> contextlib.AbstractContextManager[Mapping[str, Turn]]:
+        turns: dict[str, Turn] = {
+            who: lambda connect=connect: samples_of(connect, scale)  # type: ignore[misc]
+            for who, connect in RIVALS.items()
+        }
+        if whole_latencies:
+            turns["anyio memory stream"] = lambda: latency("round trip", on_loop("uvloop", anyio_round_trips(n // 4)))
+            turns["trio memory stream"] = lambda: latency("round trip", on_trio(n // 4))
+        return contextlib.nullcontext(turns)
+
+    more = [("pipe", "anyio memory stream"), ("pipe", "trio memory stream")] if whole_latencies else []
+    return Case(name, title, open_case, RATIOS + more, rounds=(3, 2))
 
 
-def commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+def on_trio(n: int) -> list[float]:
+    import trio
+
+    samples: list[float] = trio.run(trio_round_trips, n)
+    return samples
 
 
-async def table() -> None:
-    print(f"Python {platform.python_version()}, {platform.machine()}, {fastpipe.IMPLEMENTATION}, commit {commit()}")
-    print(f"{'measured, µs':34} {'who':12} {'p50':>9} {'p99':>9}  against asyncio's over UDS on uvloop")
-    for what, measure, n in (
-        ("streams: round trip, 64 B", round_trips, 10_000),
-        ("streams: one way, 64 KiB", one_way, 5_000),
-        ("streams: a line, async for", lines, 100_000),
-    ):
-        await row(what, {who: lambda c=connect, m=measure, n=n: m(c, n) for who, connect in RIVALS.items()})
-    both = ("UDS", "listener")
-    await row("connect, read EOF, close", {who: lambda who=who: connections(who, 1_000) for who in both})
-    await row("HTTP request through uvicorn", {who: lambda who=who: requests(who, 5_000) for who in both})
+def both_case(name: str, title: str, measure: Callable[[str, int], Coroutine[Any, Any, list[float]]], n: int) -> Case:
+    def open_case(scale: Scale) -> contextlib.AbstractContextManager[Mapping[str, Turn]]:
+        amount = scale.of(n, n // 4)
+        return contextlib.nullcontext(
+            {
+                "pipe": lambda: latency("time", on_loop("uvloop", measure("listener", amount))),
+                "UDS": lambda: latency("time", on_loop("uvloop", measure("UDS", amount))),
+            }
+        )
+
+    return Case(name, title, open_case, [("pipe", "UDS")], rounds=(3, 2))
 
 
-if __name__ == "__main__":
-    sys.exit(uvloop.run(table()))
+CASES: Sequence[Case] = (
+    streams_case("streams round trip", "64 B there and back, awaited", round_trips, 8_000, whole_latencies=True),
+    streams_case("streams one way", "64 KiB written, drained and read", one_way, 4_000),
+    streams_case("streams lines", "A line of 61 bytes by `async for`", lines, 100_000),
+    both_case("streams life", "Connect to a server, read the end, close", connections, 800),
+    both_case("uvicorn request", "A small kept-alive request through uvicorn's own protocol", requests, 4_000),
+)

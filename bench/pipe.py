@@ -1,30 +1,24 @@
-"""The pipe against a Unix socket on uvloop, its own Python twin and a plain copy: medians, 99th percentiles, ratios.
+"""The pipe against sockets, its own Python twin and a plain copy: round trips, hops, one way, lives, memory.
 
-    python bench/bench_pipe.py              the table, rivals in the same run
-    pytest bench/bench_pipe.py              the same amounts of work under pytest-benchmark
-
-Each run moves a fixed amount and checks what arrived. Take the ratios, not the figures: those are the machine's, and
-its load's, of that moment.
+Each function moves a fixed amount and checks what arrived. `python -m bench` and `pytest bench` run the same ones.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import importlib
-import platform
+import os
 import socket
-import statistics
-import subprocess
-import sys
+import tempfile
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
-import pytest
 import uvloop
+
+from .measuring import Case, Metric, Samples, Scale, Turn, latency, no_collection, one
 
 C = importlib.import_module("fastpipe._pipe_c")
 PYTHON = importlib.import_module("fastpipe._pipe_py")
@@ -44,7 +38,7 @@ def over_pipe(twin: Any, **options: Any) -> Connect:
     return connect
 
 
-async def over_uds(left: asyncio.BaseProtocol, right: asyncio.BaseProtocol) -> tuple[Any, Any]:
+async def over_socketpair(left: asyncio.BaseProtocol, right: asyncio.BaseProtocol) -> tuple[Any, Any]:
     loop = asyncio.get_running_loop()
     made = []
     for side, protocol in zip(socket.socketpair(), (left, right), strict=True):
@@ -54,13 +48,57 @@ async def over_uds(left: asyncio.BaseProtocol, right: asyncio.BaseProtocol) -> t
     return made[0], made[1]
 
 
-RIVALS: dict[str, Connect] = {
-    "UDS, uvloop": over_uds,
-    "pipe": over_pipe(C),
-    "pipe, inline": over_pipe(C, inline=True),
-    "Python twin": over_pipe(PYTHON),
-    "Python twin, inline": over_pipe(PYTHON, inline=True),
+def over_listening(kind: str) -> Connect:
+    """kind: "unix" or "tcp", a listening socket that is dialled."""
+
+    async def connect(left: asyncio.BaseProtocol, right: asyncio.BaseProtocol) -> tuple[Any, Any]:
+        loop = asyncio.get_running_loop()
+        accepted: asyncio.Future[Any] = loop.create_future()
+
+        class Accepting(asyncio.Protocol):
+            def connection_made(self, transport: Any) -> None:
+                transport.set_protocol(right)
+                right.connection_made(transport)
+                accepted.set_result(transport)
+
+        if kind == "unix":
+            with tempfile.TemporaryDirectory() as folder:
+                path = os.path.join(folder, "s")
+                server: Any = await loop.create_unix_server(Accepting, path)
+                near, _ = await loop.create_unix_connection(lambda: left, path)
+        else:
+            server = await loop.create_server(Accepting, "127.0.0.1", 0)
+            near, _ = await loop.create_connection(lambda: left, *server.sockets[0].getsockname())
+        far = await accepted
+        server.close()
+        return near, far
+
+    return connect
+
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "uvloop": uvloop.new_event_loop,
+    "asyncio": asyncio.new_event_loop,
 }
+
+RIVALS: dict[str, tuple[str, Connect]] = {
+    "pipe": ("uvloop", over_pipe(C)),
+    "UDS": ("uvloop", over_listening("unix")),
+    "pipe, inline": ("uvloop", over_pipe(C, inline=True)),
+    "Python twin": ("uvloop", over_pipe(PYTHON)),
+    "Python twin, inline": ("uvloop", over_pipe(PYTHON, inline=True)),
+    "socketpair": ("uvloop", over_socketpair),
+    "TCP": ("uvloop", over_listening("tcp")),
+    "pipe, asyncio": ("asyncio", over_pipe(C)),
+    "UDS, asyncio": ("asyncio", over_listening("unix")),
+}
+"""By variant: the event loop, and what connects two protocols on it."""
+
+
+def on_loop(loop: str, work: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns, run on a fresh loop."""
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        return runner.run(work)
 
 
 class Ping(asyncio.Protocol):
@@ -94,14 +132,6 @@ class Pong(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.transport.write(data)
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 async def round_trips(connect: Connect, size: int, n: int) -> list[float]:
@@ -256,7 +286,8 @@ async def uds_lives(n: int) -> list[float]:
         accepted.append(Lost())
         return accepted[-1]
 
-    path = f"/tmp/bench-{now()}.sock"
+    folder = tempfile.TemporaryDirectory()
+    path = os.path.join(folder.name, "s")
     server = await loop.create_unix_server(accept, path)
     samples = []
     for _ in range(n):
@@ -269,6 +300,7 @@ async def uds_lives(n: int) -> list[float]:
         await accepted.pop().lost
         samples.append((now() - start) / 1000)
     server.close()
+    folder.cleanup()
     return samples
 
 
@@ -296,79 +328,107 @@ async def idle_bytes(twin: Any, n: int = 5000) -> float:
     return took / n
 
 
-def p(samples: list[float], share: float) -> float:
-    return sorted(samples)[min(len(samples) - 1, int(len(samples) * share))]
+# -- the cases
+
+RATIOS = [
+    ("pipe", "UDS"),
+    ("pipe, inline", "UDS"),
+    ("Python twin", "UDS"),
+    ("Python twin, inline", "UDS"),
+    ("pipe", "Python twin"),
+    ("pipe", "socketpair"),
+    ("pipe", "TCP"),
+    ("pipe, asyncio", "UDS, asyncio"),
+]
+FEW = ("pipe", "UDS", "pipe, inline", "Python twin")  # of a quick run
+SPEED = Metric("throughput", "GB/s", more_is_better=True)
+MEMORY = Metric("memory", "bytes")
 
 
-def commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+def turns_of(
+    scale: Scale, measure: Callable[[Connect], Coroutine[Any, Any, Samples]]
+) -> Iterator[tuple[str, Turn]]:
+    for name, (loop, connect) in RIVALS.items():
+        if not scale.quick or name in FEW:
+            yield name, lambda loop=loop, connect=connect: on_loop(loop, measure(connect))
 
 
-async def table() -> None:
-    lines: list[tuple[str, str, float, float, str]] = []
+def round_trip_case(size: int, whole: int, quick: int) -> Case:
+    @contextlib.contextmanager
+    def open_case(scale: Scale) -> Iterator[Mapping[str, Turn]]:
+        async def measure(connect: Connect) -> Samples:
+            return latency("round trip", await round_trips(connect, size, scale.of(whole, quick)))
 
-    def add(what: str, who: str, median: float, tail: float, note: str) -> None:
-        print(f"{what:34} {who:20} {median:9.3f} {tail:9.3f}  {note}", flush=True)
-        lines.append((what, who, median, tail, note))
+        yield dict(turns_of(scale, measure))
 
-    print(f"Python {platform.python_version()}, {platform.machine()}, commit {commit()}")
-    print(f"{'measured':34} {'who':20} {'p50':>9} {'p99':>9}  against UDS on uvloop")
-    for size, n in ((64, 30_000), (65536, 10_000)):
-        base: list[float] = []
-        for who, connect in RIVALS.items():
-            rounds = [await round_trips(connect, size, n) for _ in range(3)]
-            samples = min(rounds, key=statistics.median)
-            base = base or samples
-            ratios = f"{p(base, 0.5) / p(samples, 0.5):.1f}x, p99 {p(base, 0.99) / p(samples, 0.99):.1f}x"
-            add(f"round trip {size} B, µs", who, p(samples, 0.5), p(samples, 0.99), ratios)
-    base = []
-    for who, connect in RIVALS.items():
-        samples = await isolated_hops(connect, 1000)
-        base = base or samples
-        add("isolated hop, µs", who, p(samples, 0.5), p(samples, 0.99), f"{p(base, 0.5) / p(samples, 0.5):.1f}x")
-    total = 1 << 29
-    rate = 0.0
-    for who, connect in RIVALS.items():
-        speed = max([await one_way(connect, Sink, total) for _ in range(3)])
-        rate = rate or speed
-        add("one way, 64 KiB writes, GB/s", who, speed, 0, f"{speed / rate:.1f}x")
-    copy = max(copying(total) for _ in range(3))
-    add("one copy of 64 KiB, GB/s", "memoryview", copy, 0, "")
-    speed = max([await one_way(RIVALS["pipe"], BufferSink, total) for _ in range(3)])
-    add("into BufferedProtocol, GB/s", "pipe", speed, 0, f"{speed / copy:.2f}x of a copy")
-    speed = max(by_hand(total) for _ in range(3))
-    add("readinto, GB/s", "pipe", speed, 0, f"{speed / copy:.2f}x of a copy")
-    base = await uds_lives(1000)
-    add("make, connect, close, µs", "UDS, uvloop", p(base, 0.5), p(base, 0.99), "")
-    for who, twin in (("pipe", C), ("Python twin", PYTHON)):
-        samples = await pipe_lives(twin, 5000)
-        ratio = f"{p(base, 0.5) / p(samples, 0.5):.1f}x"
-        add("make, connect, close, µs", who, p(samples, 0.5), p(samples, 0.99), ratio)
-    for who, twin in (("pipe", C), ("Python twin", PYTHON)):
-        add("idle pair with protocols, bytes", who, await idle_bytes(twin), 0, "")
+    amount = f"{size} B" if size < 1024 else f"{size // 1024} KiB"
+    title = f"Round trip of {amount} between two `data_received`"
+    return Case(f"pipe round trip {amount}", title, open_case, RATIOS, quick=size == 64)
 
 
-@pytest.mark.parametrize("who", RIVALS)
-@pytest.mark.parametrize("size", [64, 65536])
-def test_round_trips(benchmark: Any, who: str, size: int) -> None:
-    """1,000 round trips."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        ping, pong = Ping(), Pong()
-        a, b = runner.run(RIVALS[who](ping, pong))
+@contextlib.contextmanager
+def open_hops(scale: Scale) -> Iterator[Mapping[str, Turn]]:
+    async def measure(connect: Connect) -> Samples:
+        return latency("hop", await isolated_hops(connect, scale.of(1000, 300)))
 
-        async def trips() -> None:
-            await ping.start(a, b"x" * size, 1000)
-
-        benchmark(lambda: runner.run(trips()))
-
-        async def end() -> None:
-            a.abort()
-            b.abort()
-            await asyncio.sleep(0)
-
-        runner.run(end())
+    yield dict(turns_of(scale, measure))
 
 
-if __name__ == "__main__":
-    sys.exit(uvloop.run(table()))
+@contextlib.contextmanager
+def open_one_way(scale: Scale) -> Iterator[Mapping[str, Turn]]:
+    async def measure(connect: Connect) -> Samples:
+        return one(SPEED, await one_way(connect, Sink, scale.of(1 << 28, 1 << 26)))
+
+    yield dict(turns_of(scale, measure))
+
+
+@contextlib.contextmanager
+def open_one_copy(scale: Scale) -> Iterator[Mapping[str, Turn]]:
+    total = scale.of(1 << 28, 1 << 26)
+    yield {
+        "BufferedProtocol": lambda: one(SPEED, on_loop("uvloop", one_way(over_pipe(C), BufferSink, total))),
+        "readinto": lambda: one(SPEED, by_hand(total)),
+        "memoryview copy": lambda: one(SPEED, copying(total)),
+    }
+
+
+def open_lives(scale: Scale) -> contextlib.AbstractContextManager[Mapping[str, Turn]]:
+    n = scale.of(3000, 500)
+    return contextlib.nullcontext(
+        {
+            "pipe": lambda: latency("life", on_loop("uvloop", pipe_lives(C, n))),
+            "UDS": lambda: latency("life", on_loop("uvloop", uds_lives(n // 4))),
+            "Python twin": lambda: latency("life", on_loop("uvloop", pipe_lives(PYTHON, n))),
+        }
+    )
+
+
+def open_idle(scale: Scale) -> contextlib.AbstractContextManager[Mapping[str, Turn]]:
+    return contextlib.nullcontext(
+        {
+            "pipe": lambda: one(MEMORY, on_loop("uvloop", idle_bytes(C))),
+            "Python twin": lambda: one(MEMORY, on_loop("uvloop", idle_bytes(PYTHON))),
+        }
+    )
+
+
+CASES: Sequence[Case] = (
+    round_trip_case(64, 10_000, 4_000),
+    round_trip_case(65536, 5_000, 1_000),
+    Case("pipe hop", "One write with the loop otherwise idle, until `data_received`", open_hops, RATIOS, rounds=(3, 2)),
+    Case("pipe one way", "64 KiB writes of `bytes` with backpressure", open_one_way, RATIOS),
+    Case(
+        "pipe one copy",
+        "Into the reader's own buffer, against a plain copy of the same sizes",
+        open_one_copy,
+        [("BufferedProtocol", "memoryview copy"), ("readinto", "memoryview copy")],
+    ),
+    Case(
+        "pipe life",
+        "Make, connect and close a pair; both sides hear of it",
+        open_lives,
+        [("pipe", "UDS"), ("Python twin", "UDS"), ("pipe", "Python twin")],
+        rounds=(3, 2),
+    ),
+    Case("pipe idle", "What an idle pair with two protocols holds in the process", open_idle, rounds=(2, 1)),
+)

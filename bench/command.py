@@ -1,0 +1,78 @@
+"""The command line: which cases run, where the reports go, and `compare`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+import time
+
+from .measuring import Case, Measurement, Ratio, measured
+
+__all__ = ["main"]
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def all_cases() -> list[Case]:
+    """Every case, in the order of the report."""
+    from . import hop, pipe, resources, streams, whole_path
+
+    return [case for room in (pipe, streams, hop, whole_path, resources) for case in room.CASES]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line. Returns the exit code: 0, 1 where a case failed, or something got worse."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure, with every rival in the same run.")
+    parser.add_argument("--quick", action="store_true", help="the named subset, in under 90 s")
+    parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="cases whose name contains TEXT")
+    parser.add_argument("--list", action="store_true", help="name the cases and exit")
+    parser.add_argument("--output", type=pathlib.Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
+    commands = parser.add_subparsers(dest="command", metavar="compare")
+    comparing = commands.add_parser("compare", help="say what got better or worse beyond the spread")
+    comparing.add_argument("old", type=pathlib.Path, metavar="OLD.json")
+    comparing.add_argument("new", type=pathlib.Path, metavar="NEW.json")
+    given = parser.parse_args(arguments)
+    if given.command == "compare":
+        from .compare import compare
+
+        return compare(given.old, given.new)
+    cases = [
+        case
+        for case in all_cases()
+        if (case.quick or not given.quick) and (not given.only or any(text in case.name for text in given.only))
+    ]
+    if given.list:
+        for case in cases:
+            print(f"{case.name:40} {case.title}")
+        return 0
+    if not cases:
+        parser.error("no case has such a name")
+    return run(cases, quick=given.quick, output=given.output)
+
+
+def run(cases: list[Case], *, quick: bool, output: pathlib.Path) -> int:
+    """Measure and write the reports. A case that fails is said, and leaves the others theirs."""
+    from . import goals, report
+
+    measurements: list[Measurement] = []
+    ratios: list[Ratio] = []
+    failed: list[str] = []
+    began = time.monotonic()
+    for number, case in enumerate(cases, 1):
+        print(f"[{number}/{len(cases)}, {time.monotonic() - began:.0f} s] {case.title}", file=sys.stderr, flush=True)
+        try:
+            found, compared = measured(case, quick=quick)
+        except Exception as error:  # the others are still worth having
+            failed.append(case.name)
+            print(f"  FAILED: {error!r}", file=sys.stderr, flush=True)
+            continue
+        measurements += found
+        ratios += compared
+    environment = report.environment(quick=quick, took_s=time.monotonic() - began, failed=failed)
+    report.write(output, cases, measurements, ratios, environment)
+    print(goals.table(measurements, ratios))
+    print(f"{time.monotonic() - began:.0f} s; reports in {output}", file=sys.stderr)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,90 @@
+"""What is to be reached, beside what was: each goal with the measurement that it is read off."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from .measuring import Measurement, Ratio
+
+__all__ = ["GOALS", "Goal", "table"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """of: a variant; over: what it is compared with, "" for its own median. bound: at least; at_most: the other way."""
+
+    text: str
+    case: str
+    metric: str
+    of: str
+    over: str
+    bound: float
+    unit: str = "×"
+    at_most: bool = False
+
+
+GOALS = (
+    Goal("p99 of the pipe's round trip", "pipe round trip 64 B", "round trip p99", "pipe", "UDS", 12),
+    Goal("p99 of the whole hop, in-process target", "hop in-process target", "latency p99", "memory", "UDS", 1.5),
+    Goal("requests/s, connection per request", "hop connection per request", "requests/s", "memory", "UDS", 2),
+    Goal("CPU per request of the hop, kept-alive (−25%)", "hop kept-alive", "CPU per request", "memory", "UDS", 1.333),
+    Goal("memory per open connection (−50%)", "open connections", "memory with the kernel's", "memory", "UDS", 2),
+    Goal("whole path, 50 kept-alive", "whole path 1 KiB, 50 clients", "requests/s", "memory", "", 12_000, "1/s"),
+    *(
+        Goal(f"failures, {clients}", f"whole path 1 KiB, {clients}", "failures", "memory", "", 0, "", True)
+        for clients in ("1 client", "10 clients", "50 clients", "200 clients", "500 clients")
+    ),
+    Goal("1 GiB download, whole path", "whole path 1 GiB download", "throughput", "memory", "", 800, "MB/s"),
+    Goal("cold start of `run` to ready", "start", "time to ready", "memory", "", 400, "ms", True),
+    Goal("round trip 64 B, default delivery", "pipe round trip 64 B", "round trip", "pipe", "UDS", 20),
+    Goal("round trip 64 B, inline", "pipe round trip 64 B", "round trip", "pipe, inline", "UDS", 40),
+    Goal("p99 of it, inline", "pipe round trip 64 B", "round trip p99", "pipe, inline", "UDS", 30),
+    Goal("round trip 64 B, Python twin", "pipe round trip 64 B", "round trip", "Python twin", "UDS", 4),
+    Goal("round trip 64 B, the twins", "pipe round trip 64 B", "round trip", "pipe", "Python twin", 3),
+    Goal("isolated hop, default delivery", "pipe hop", "hop", "pipe", "UDS", 3),
+    Goal("isolated hop, inline", "pipe hop", "hop", "pipe, inline", "UDS", 10),
+    Goal("one way, 64 KiB writes", "pipe one way", "throughput", "pipe", "UDS", 10),
+    Goal("one way into a BufferedProtocol", "pipe one copy", "throughput", "BufferedProtocol", "memoryview copy", 0.8),
+    Goal("one way by readinto", "pipe one copy", "throughput", "readinto", "memoryview copy", 0.8),
+    Goal("make, connect and close a pair", "pipe life", "life", "pipe", "UDS", 15),
+    Goal("memory of an idle pair", "pipe idle", "memory", "pipe", "", 800, "bytes", True),
+    Goal("round trip through awaited streams", "streams round trip", "round trip", "pipe", "UDS", 3),
+    Goal("a request through uvicorn's protocol", "uvicorn request", "time", "pipe", "UDS", 1.8),
+    Goal("CPU per request of the hop, 1 KiB", "hop kept-alive", "CPU per request", "memory", "", 20, "µs", True),
+    Goal("1 GiB through the hop against the yardstick", "hop 1 GiB download", "throughput", "memory", "yardstick", 0.8),
+)
+
+
+def table(measurements: Sequence[Measurement], ratios: Sequence[Ratio]) -> str:
+    """Markdown: each goal whose case has run, what was reached, from the worst to the best round."""
+    from .report import number
+
+    lines = ["| measured | goal | reached | rounds | |", "| --- | ---: | ---: | ---: | --- |"]
+    for goal in GOALS:
+        if goal.over:
+            found = [
+                item
+                for item in ratios
+                if (item.case, item.metric, item.of, item.over) == (goal.case, goal.metric, goal.of, goal.over)
+            ]
+            if not found:
+                continue
+            reached, between = found[0].ratio, f"{number(found[0].low)} – {number(found[0].high)}"
+        else:
+            own = [
+                item
+                for item in measurements
+                if (item.case, item.metric, item.variant) == (goal.case, goal.metric, goal.of)
+            ]
+            if not own:
+                continue
+            reached, between = own[0].median, f"±{own[0].spread * 50:.0f}%"
+        kept = reached <= goal.bound if goal.at_most else reached >= goal.bound
+        sign = "≤" if goal.at_most else "≥"
+        space = "" if goal.unit in ("×", "") else " "
+        lines.append(
+            f"| {goal.text} | {sign} {number(goal.bound)}{space}{goal.unit} | {number(reached)}{space}{goal.unit} "
+            f"| {between} | {'yes' if kept else '**no**'} |"
+        )
+    return "\n".join(lines)

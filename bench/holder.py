@@ -1,0 +1,95 @@
+"""A process that opens connections and says what each costs: `python -m bench.holder memory|UDS CONNECTIONS`.
+
+Prints a JSON object: `process`, bytes of proportional set size that they added; `kernel`, bytes that the kernel's slabs
+grew by (all processes', so the machine should be calm); `descriptors`. Each connection has had one request answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import json
+import os
+import resource
+import sys
+
+import psutil
+import uvloop
+
+from agent.messages import Target
+
+from .hop import KEPT, Client, Clients, house, in_process
+from .peers import SMALL
+
+SETTLE_S = 0.2
+
+
+def slab_bytes() -> int:
+    """/proc/meminfo's Slab: what the kernel's objects take, sockets and their buffers among them."""
+    with open("/proc/meminfo") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Slab:"))
+
+
+def state() -> dict[str, int]:
+    gc.collect()
+    process = psutil.Process()
+    return {"process": process.memory_full_info().pss, "kernel": slab_bytes(), "descriptors": process.num_fds()}
+
+
+class Holding(Clients):
+    """Each client sends one request on a connection of its own, which stays."""
+
+    def __init__(self, receiver: object, packets: object, connections: int) -> None:
+        super().__init__(
+            receiver,  # type: ignore[arg-type]
+            packets,  # type: ignore[arg-type]
+            itertools.count(1),
+            request=KEPT % b"1k",
+            expected_bytes=len(SMALL),
+            close=False,
+        )
+        self.waiting = [OneRequest(self) for _ in range(connections + 1)]
+        packets.clients = dict.fromkeys(range(1, connections + 2))  # type: ignore[attr-defined]
+
+    async def open(self, connections: int) -> None:
+        for _ in range(connections):
+            self.answered = self.loop.create_future()
+            self.left = 1
+            self.waiting.pop().start()
+            await self.answered
+            self.samples.clear()
+
+
+class OneRequest(Client):
+    """Is not sent again."""
+
+    __slots__ = ()
+
+    def start(self) -> None:
+        if self._of.left:
+            super().start()
+        else:
+            self._of.answered.set_result(None)  # type: ignore[attr-defined]
+
+
+async def main(mode: str, connections: int) -> None:
+    target = Target("http://in-process/1k", connect=in_process)
+    async with house(mode, lambda _: target) as made:
+        holding = Holding(made.manager, made.packets, connections)
+        await holding.open(1)
+        await asyncio.sleep(SETTLE_S)
+        before = state()
+        await holding.open(connections)
+        await asyncio.sleep(SETTLE_S)
+        after = state()
+        if made.manager.open_connections != connections + 1:
+            raise AssertionError(f"{made.manager.open_connections} connections are open")
+        print(json.dumps({name: after[name] - before[name] for name in before}), flush=True)
+        os._exit(0)  # what it holds is the machine's to take back
+
+
+if __name__ == "__main__":
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    uvloop.run(main(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,167 @@
+"""How a case is measured: its rivals take turns, several times over, and each turn checks what arrived.
+
+    Case ── open(scale) ──► {variant: one turn} ── turns, interleaved ──► Rounds ──► Measurement, Ratio
+
+A turn gives samples for each metric. Ratios are made round by round, between turns that ran right after each other, so
+that a machine that is slow for some seconds is slow for both; their lowest and highest are told with their median.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+__all__ = [
+    "Case", "Measurement", "Metric", "Ratio", "Samples", "Scale", "Turn", "latency", "measured", "no_collection", "one",
+    "percentile",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """What is measured. unit: as reports show it. more_is_better: requests/s, and not seconds."""
+
+    name: str
+    unit: str
+    more_is_better: bool = False
+
+
+Samples = Mapping[Metric, Sequence[float]]
+Turn = Callable[[], Samples]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How much a run does. quick: the named subset of `make bench-quick`. rounds: turns of each variant."""
+
+    quick: bool
+    rounds: int
+
+    def of(self, whole: int, quick: int) -> int:
+        """An amount of work."""
+        return quick if self.quick else whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Rivals that do the same work.
+
+    open: makes the turns by variant, and takes away behind them what they needed. ratios: (of, over) pairs of variants.
+    quick: belongs to `make bench-quick`. rounds: turns of each variant, (whole run, quick run).
+    """
+
+    name: str
+    title: str
+    open: Callable[[Scale], contextlib.AbstractContextManager[Mapping[str, Turn]]]
+    ratios: Sequence[tuple[str, str]] = ()
+    quick: bool = False
+    rounds: tuple[int, int] = (5, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One metric of one variant, over all rounds.
+
+    median: of the rounds' medians. p99: the 99th percentile of all samples (where a turn gives one value: of the
+    rounds' values). spread: between the lowest and the highest round's median, as a share of `median`. n: samples.
+    """
+
+    case: str
+    variant: str
+    metric: str
+    unit: str
+    median: float
+    p99: float
+    spread: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """How much better `of` is than `over`: the median of the rounds' ratios, and the lowest and highest of them.
+
+    Above 1, `of` is better, whether more or less of the metric is.
+    """
+
+    case: str
+    metric: str
+    of: str
+    over: str
+    ratio: float
+    low: float
+    high: float
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """The sample at `share` (0 to 1) of the sorted samples."""
+    return sorted(samples)[min(len(samples) - 1, int(len(samples) * share))]
+
+
+def one(metric: Metric, value: float) -> Samples:
+    """The samples of a turn with one value."""
+    return {metric: [value]}
+
+
+def latency(name: str, samples: Sequence[float], unit: str = "µs") -> Samples:
+    """Single latencies, and their 99th percentile as a metric of its own, so that it has ratios too."""
+    return {Metric(name, unit): samples, Metric(f"{name} p99", unit): [percentile(samples, 0.99)]}
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """No garbage collection within: it would fall on one rival or the other."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def measured(
+    case: Case, *, quick: bool, say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
+) -> tuple[list[Measurement], list[Ratio]]:
+    """Run a case. say: told each step. Raises what a turn raises: a wrong arrival is an AssertionError."""
+    scale = Scale(quick, case.rounds[quick])
+    rounds: list[dict[str, Samples]] = []
+    began = time.monotonic()
+    with case.open(scale) as turns:
+        names = list(turns)
+        for number in range(scale.rounds):
+            say(f"  round {number + 1} of {scale.rounds}: {', '.join(names)}")
+            start = number % len(names)  # nobody is always the first
+            rounds.append({name: turns[name]() for name in names[start:] + names[:start]})
+    say(f"  {time.monotonic() - began:.1f} s")
+    found = [_measurement(case, name, metric, rounds) for name in names for metric in rounds[0][name]]
+    ratios = [
+        _ratio(case, metric, of, over, rounds)
+        for of, over in case.ratios
+        if of in turns and over in turns
+        for metric in rounds[0][of]
+        if metric in rounds[0][over]
+    ]
+    return found, [ratio for ratio in ratios if ratio is not None]
+
+
+def _measurement(case: Case, variant: str, metric: Metric, rounds: Sequence[Mapping[str, Samples]]) -> Measurement:
+    turns = [turn[variant][metric] for turn in rounds]
+    medians = [statistics.median(samples) for samples in turns]
+    every = [sample for samples in turns for sample in samples]
+    median = statistics.median(medians)
+    spread = (max(medians) - min(medians)) / median if median else 0.0
+    p99 = percentile(every, 0.99)
+    return Measurement(case.name, variant, metric.name, metric.unit, median, p99, spread, len(every))
+
+
+def _ratio(case: Case, metric: Metric, of: str, over: str, rounds: Sequence[Mapping[str, Samples]]) -> Ratio | None:
+    """None where nothing was measured, as with failures that did not happen."""
+    pairs = [(statistics.median(turn[of][metric]), statistics.median(turn[over][metric])) for turn in rounds]
+    if any(mine <= 0 or other <= 0 for mine, other in pairs):
+        return None
+    each = [mine / other if metric.more_is_better else other / mine for mine, other in pairs]
+    return Ratio(case.name, metric.name, of, over, statistics.median(each), min(each), max(each))

@@ -1,0 +1,189 @@
+"""The processes that are measured, or measured with: nginx, the console script's hub and agent, wrk, curl."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import psutil
+
+__all__ = ["SMALL", "Nginx", "Program", "agent", "agent_command", "hub", "load", "nginx", "program"]
+
+START_TIMEOUT_S = 20.0
+SMALL = bytes(range(32, 96)) * 16  # 1 KiB
+
+
+def program(name: str) -> str:
+    """The path of a program. Raises FileNotFoundError with what to install."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        raise FileNotFoundError(f"{name} is needed for this case: apt-get install {name}")
+    return found
+
+
+class Program:
+    """A running process whose standard output is read line by line. Standard error: what it said last, for reports."""
+
+    def __init__(self, command: Sequence[str], **environment: str) -> None:
+        self.began = time.perf_counter()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=self._errors, text=True, env={**os.environ, **environment}
+        )
+        self.pid = self._process.pid
+        self._watched = psutil.Process(self.pid)
+
+    def wait_for(self, beginning: str) -> str:
+        """The rest of the first line that begins so. Raises RuntimeError where the process ends, or takes too long."""
+        killer = threading.Timer(START_TIMEOUT_S, self._process.kill)
+        killer.start()
+        try:
+            assert self._process.stdout is not None
+            for line in self._process.stdout:
+                if line.startswith(beginning):
+                    return line[len(beginning) :].strip()
+        finally:
+            killer.cancel()
+        self._errors.seek(0)
+        raise RuntimeError(f"{self._process.args!r} ended: {self._errors.read()[-2000:]!r}")
+
+    def cpu_s(self) -> float:
+        """User and system time so far."""
+        times = self._watched.cpu_times()
+        return float(times.user + times.system)
+
+    def pss_bytes(self) -> float:
+        """What it holds of memory, shared pages by their share."""
+        return float(self._watched.memory_full_info().pss)
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._errors.close()
+
+
+class Nginx:
+    """Debian's nginx, one process: `/1k`, `/1m`, `/1g` (sparse). files: by name, what it serves of these two."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.files = {"1k": SMALL, "1m": os.urandom(1 << 20)}
+        www = folder / "www"
+        www.mkdir()
+        for name, content in self.files.items():
+            (www / name).write_bytes(content)
+        with open(www / "1g", "wb") as file:
+            file.truncate(1 << 30)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        names = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        temporary = "".join(f"{name}_temp_path {folder}/{name};\n" for name in names)
+        config = folder / "nginx.conf"
+        config.write_text(
+            f"""
+            daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
+            events {{ worker_connections 4096; }}
+            http {{
+              {temporary}
+              access_log off; sendfile on; tcp_nopush on; default_type text/plain;
+              keepalive_requests 100000000; keepalive_timeout 300s; open_file_cache max=16;
+              server {{ listen 127.0.0.1:{self.port} backlog=4096; root {www}; }}
+            }}
+            """
+        )
+        command = [program("nginx"), "-c", str(config), "-e", f"{folder}/error.log"]
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            if time.monotonic() > deadline_s or self._process.poll() is not None:
+                raise RuntimeError((folder / "error.log").read_text())
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(10)
+
+
+@contextlib.contextmanager
+def nginx() -> Iterator[Nginx]:
+    with tempfile.TemporaryDirectory() as folder:
+        server = Nginx(pathlib.Path(folder))
+        try:
+            yield server
+        finally:
+            server.close()
+
+
+@contextlib.contextmanager
+def hub() -> Iterator[tuple[Program, str, str]]:
+    """The console script's hub: (it, its gRPC address, its HTTP address)."""
+    ports = ("--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0", "--log-level", "warning")
+    running = Program([sys.executable, "-m", "agent", "hub", *ports])
+    try:
+        yield running, running.wait_for("listening grpc "), running.wait_for("listening http ")
+    finally:
+        running.close()
+
+
+def agent_command(grpc: str, cluster: str, route: str, *, memory: bool, options: Sequence[str] = ()) -> list[str]:
+    """`fastpipe-agent run` for one mode. route: the URL that / goes to."""
+    mode = "--use-memory-comm" if memory else "--no-use-memory-comm"
+    where = ("--hub-address", grpc, "--cluster-name", cluster, "--insecure", "--route", f"/={route}")
+    return [sys.executable, "-m", "agent", "run", *where, mode, "--log-level", "error", *options]
+
+
+@contextlib.contextmanager
+def agent(grpc: str, cluster: str, route: str, *, memory: bool, options: Sequence[str] = ()) -> Iterator[Program]:
+    """The console script's agent, ready."""
+    running = Program(agent_command(grpc, cluster, route, memory=memory, options=options))
+    try:
+        running.wait_for("ready")
+        yield running
+    finally:
+        running.close()
+
+
+def load(url: str, clients: int, seconds: float, *, close: bool = False) -> dict[str, float]:
+    """What wrk gets: requests, requests_per_s, p50_ms, p99_ms, failures (errors of sockets, and other than 2xx)."""
+    command = [program("wrk"), "-t1", f"-c{clients}", f"-d{max(1, round(seconds))}s", "--timeout", "10s", "--latency"]
+    if close:
+        command += ["-H", "Connection: close"]
+    done = subprocess.run([*command, url], capture_output=True, text=True, timeout=seconds + 60, check=True)
+    text = done.stdout
+
+    def number(pattern: str) -> float:
+        match = re.search(pattern, text)
+        return float(match[1]) if match else 0.0
+
+    def milliseconds(percent: int) -> float:
+        match = re.search(rf"{percent}%\s+([\d.]+)(us|ms|s)", text)
+        return float(match[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[match[2]] if match else 0.0
+
+    sockets = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
+    failures = number(r"Non-2xx or 3xx responses: (\d+)") + (sum(map(int, sockets.groups())) if sockets else 0)
+    return {
+        "requests": number(r"(\d+) requests in"),
+        "requests_per_s": number(r"Requests/sec:\s+([\d.]+)"),
+        "p50_ms": milliseconds(50),
+        "p99_ms": milliseconds(99),
+        "failures": failures,
+    }

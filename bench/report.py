@@ -1,0 +1,143 @@
+"""The reports of a run: report.json for programs, report.md with every table, report.svg with the ratios as bars."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from .measuring import Case, Measurement, Ratio
+
+__all__ = ["environment", "number", "write"]
+
+HERE = pathlib.Path(__file__).parent
+
+
+def environment(*, quick: bool, took_s: float, failed: Sequence[str]) -> dict[str, Any]:
+    """What the figures belong to."""
+    import uvloop
+
+    import fastpipe
+
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "loop": f"uvloop {uvloop.__version__}",
+        "twin": fastpipe.IMPLEMENTATION,
+        "quick": quick,
+        "took_s": round(took_s, 1),
+        "failed": list(failed),
+    }
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(HERE), *arguments]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+
+    commit = git("rev-parse", "--short", "HEAD")
+    return f"{commit}, with changes" if git("status", "--porcelain", "--untracked-files=no", "../src") else commit
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
+    except OSError:
+        return platform.processor()
+
+
+def number(value: float) -> str:
+    """A figure with three digits that count."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def write(
+    folder: pathlib.Path,
+    cases: Sequence[Case],
+    measurements: Sequence[Measurement],
+    ratios: Sequence[Ratio],
+    where: dict[str, Any],
+) -> None:
+    """Write the three files, each whole or not at all."""
+    from . import chart
+
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "environment": where,
+        "measurements": [_rounded(item) for item in measurements],
+        "ratios": [_rounded(item) for item in ratios],
+    }
+    _replace(folder / "report.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    _replace(folder / "report.md", _markdown(cases, measurements, ratios, where))
+    _replace(folder / "report.svg", chart.svg(ratios, where))
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    beside = path.with_suffix(path.suffix + ".new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _rounded(item: Measurement | Ratio) -> dict[str, Any]:
+    given = dataclasses.asdict(item)
+    return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in given.items()}
+
+
+def _markdown(
+    cases: Sequence[Case], measurements: Sequence[Measurement], ratios: Sequence[Ratio], where: dict[str, Any]
+) -> str:
+    from . import goals
+
+    lines = [
+        "# Measured",
+        "",
+        f"{where['date']}, commit {where['commit']}; {where['processor']}, {where['cores']} cores, {where['system']}, "
+        f"load {where['load_average']}; Python {where['python']}, {where['loop']}, twin `{where['twin']}`"
+        + (", quick run" if where["quick"] else "")
+        + f"; {where['took_s']:.0f} s. Take the ratios rather than the figures: rivals took turns within each round.",
+        "",
+    ]
+    if where["failed"]:
+        lines += [f"**Failed, and missing here: {', '.join(where['failed'])}.**", ""]
+    lines += ["## Against the goals", "", goals.table(measurements, ratios), ""]
+    for case in cases:
+        own = [item for item in measurements if item.case == case.name]
+        if not own:
+            continue
+        compared = [item for item in ratios if item.case == case.name]
+        lines += [f"## {case.name}", "", case.title + ".", ""]
+        lines += ["| metric | variant | median | p99 | spread | n |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+        for item in sorted(own, key=lambda item: item.metric):
+            lines.append(
+                f"| {item.metric} | {item.variant} | {number(item.median)} {item.unit} | {number(item.p99)} "
+                f"| ±{item.spread * 50:.0f}% | {item.n:,} |"
+            )
+        if compared:
+            lines += ["", "| metric | better | than | ratio | from – to |", "| --- | --- | --- | ---: | ---: |"]
+            for ratio in compared:
+                lines.append(
+                    f"| {ratio.metric} | {ratio.of} | {ratio.over} | {number(ratio.ratio)}× "
+                    f"| {number(ratio.low)} – {number(ratio.high)} |"
+                )
+        lines.append("")
+    return "\n".join(lines)
