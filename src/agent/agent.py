@@ -26,6 +26,7 @@ from .errors import ConfigError
 from .policy.identity import RequestProcessor
 from .policy.router import Router
 from .policy.selection import select_policy
+from .policy.services import ServiceAllowList
 from .policy.setup import make_policy
 from .policy.trust import CertificateProvider
 from .proxy import Apps, Measures, Proxy, ProxyLimits, Upstreams
@@ -212,9 +213,12 @@ class Agent:
                 router, _ = select_policy(
                     cluster=new.cluster_name, routes=new.static_routes, request_processor=self.processor
                 )
-            if self.policy.services is not None and new.service_allow_file != old.service_allow_file:
-                self.policy.services.use(new.service_allow_file)
+            services = self.policy.services
+            if services is not None:
+                ServiceAllowList(new.service_allow_file)  # raises before anything is applied
             await self.carriage.change(memory_percent=new.memory_percent, buffer_size=new.memory_comm.buffer_size)
+            if services is not None:
+                services.use(new.service_allow_file)  # read anew, whether or not it is another file
         except ConfigError as error:
             logger.error("nothing of the changed configuration was applied", extra={"reason": str(error)})
             return
