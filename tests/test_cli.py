@@ -142,6 +142,56 @@ def test_file_and_environment_are_read(tmp_path: Path) -> None:
     assert "drain_grace_s (from AGENT_DRAIN_GRACE_S)" in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (
+            [*RUN, "--route", "/=http://a", "--memory-comm-canary-percent", "5"],
+            ['hub_address = ["h:1"]  # --hub-address', "canary_percent = 5  # --memory-comm-canary-percent",
+             'log_level = "warning"  # AGENT_LOG_LEVEL', "use_memory_comm = true  # {file}",
+             "insecure = false  # default", "keep_alive_s = 75.0  # default"],
+        ),
+        (["hub", "--config", ""], ['http_address = "127.0.0.1:8080"  # default', "max_clients = 10000  # default"]),
+        (["proxy", "--config", "", "--route", "/=http://a"], ['route = ["/=http://a"]  # --route']),
+    ],
+    ids=["run", "hub", "proxy"],
+)  # fmt: skip
+def test_print_config_shows_each_value_and_where_it_came_from(
+    tmp_path: Path, arguments: list[str], lines: list[str]
+) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text("use_memory_comm = true\n")
+    environ = {"AGENT_CONFIG": str(path), "AGENT_LOG_LEVEL": "warning"}
+    if "--config" in arguments:  # it knows no use_memory_comm
+        environ.pop("AGENT_CONFIG")
+    ended = finished(*arguments, "--print-config", environ=environ)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    for line in lines:
+        assert line.replace("{file}", str(path)) in ended.stdout.splitlines()
+    again = tmp_path / "again.toml"
+    again.write_text(ended.stdout)
+    values = [line.partition("  # ")[0] for line in ended.stdout.splitlines()]
+    printed = finished(arguments[0], "--config", str(again), "--print-config")
+    assert [line.partition("  # ")[0] for line in printed.stdout.splitlines()] == values
+
+
+def test_print_config_of_a_wrong_configuration_exits_2() -> None:
+    ended = finished(*RUN, "--drain-grace-s", "soon", "--print-config")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "drain_grace_s (from --drain-grace-s)" in ended.stderr
+
+
+def test_metrics_without_the_extra_exit_2_and_say_what_brings_it(tmp_path: Path) -> None:
+    (tmp_path / "prometheus_client.py").write_text("raise ImportError\n")
+    ended = finished(
+        *RUN, "--route", "/=http://h", "--memory-comm-enable-metrics", "--health-address", "127.0.0.1:0",
+        environ={"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert "memory_comm.enable_metrics" in ended.stderr
+    assert "fastpipe-agent[metrics]" in ended.stderr
+
+
 def test_version_names_twin_and_loop() -> None:
     ended = finished("version")
     assert ended.returncode == 0
@@ -156,9 +206,9 @@ def test_the_console_script_and_the_module_are_one() -> None:
     by_module = finished("run", "--help")
     assert by_script.stdout == by_module.stdout
     for flag in ("--hub-address", "--cluster-name", "--insecure", "--use-memory-comm", "--uds-socket-path", "--config",
-                 "--route", "--app", "--health-address"):  # fmt: skip
+                 "--route", "--app", "--health-address", "--print-config", "--limits-keep-alive-s"):  # fmt: skip
         assert flag in by_module.stdout
-    for text in ("default: 65536", "BYTES", "SECONDS", "AGENT_HUB_ADDRESS"):
+    for text in ("default: 65536", "BYTES", "SECONDS", "PERCENT", "AGENT_HUB_ADDRESS"):
         assert text in by_module.stdout
 
 
@@ -209,7 +259,7 @@ def test_an_agent_is_ready_when_its_hub_has_answered(tmp_path: Path, mode: str) 
         arguments = ["--hub-address", f"127.0.0.1:{grpc_port}", "--cluster-name", "c1", "--insecure", mode]
         with running(tmp_path / "agent.log", "run", *arguments, "--route", "/=http://127.0.0.1:9") as agent:
             assert agent.line() == "ready"
-            agent.process.send_signal(signal.SIGHUP)  # dials anew, and is ready without saying so again
+            agent.process.send_signal(signal.SIGHUP)  # tests/rollout/test_reload.py has what it does
             agent.process.send_signal(signal.SIGTERM)
             assert agent.ends() == 0, agent.log
             assert agent.line() == ""
