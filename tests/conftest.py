@@ -20,6 +20,9 @@ try:
 except ImportError:  # not on Windows and PyPy
     uvloop = None
 
+TEST_TIMEOUT_S = 110.0
+"""Below pytest-timeout's, whose signal an idle uvloop would never handle."""
+
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 if uvloop is not None:
     LOOPS["uvloop"] = uvloop.new_event_loop
@@ -59,7 +62,8 @@ def run_on(loop_name: str, coroutine: Any) -> None:
         loop.set_exception_handler(
             lambda _, context: unhandled.append(f"{context.get('message')}: {context.get('exception')!r}")
         )
-        await coroutine
+        async with asyncio.timeout(TEST_TIMEOUT_S):
+            await coroutine
         for _ in range(3):  # callbacks already scheduled are no leak
             await asyncio.sleep(0)
         left = asyncio.all_tasks() - {asyncio.current_task()}
