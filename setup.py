@@ -19,13 +19,9 @@ from setuptools._distutils.ccompiler import new_compiler
 from setuptools._distutils.sysconfig import customize_compiler, get_python_inc
 
 EXTENSIONS = {
-    name: source
-    for name, source in {
-        "fastpipe._pipe_c": "src/fastpipe/_pipe_c.pyx",
-        "fastpipe._streams_c": "src/fastpipe/_streams_py.py",  # one source, plain and compiled; _streams_c.pxd has the types
-        "agent.tunnel.framing_c": "src/agent/tunnel/framing_c.pyx",
-    }.items()
-    if pathlib.Path(source).exists()
+    "fastpipe._pipe_c": "src/fastpipe/_pipe_c.pyx",
+    "fastpipe._streams_c": "src/fastpipe/_streams_py.py",  # one source, plain and compiled; its .pxd has the types
+    "agent.tunnel.framing_c": "src/agent/tunnel/framing_c.pyx",
 }
 
 
