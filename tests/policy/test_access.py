@@ -113,7 +113,10 @@ async def test_one_client_that_changes_its_token_never_gets_the_agents_connectio
             assert [each.certificate for each in managed.received] == ["managed-own", "", "managed-own", ""]
 
 
-async def test_a_plugins_token_is_used_until_it_runs_out(clusters: Callable[..., Any], tmp_path: Path) -> None:
+async def test_a_plugins_token_is_used_until_it_is_refused(
+    clusters: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.policy.access.SHORTEST_LIFE_S", 0.0)
     async with clusters() as (managed, hub):
         managed.own_tokens = {"given-1", "given-2"}
         code = (
@@ -131,7 +134,10 @@ async def test_a_plugins_token_is_used_until_it_runs_out(clusters: Callable[...,
             assert managed.received[-1].values(b"authorization") == [b"Bearer given-2"]
 
 
-async def test_a_token_that_has_run_out_is_asked_for_anew(clusters: Callable[..., Any], tmp_path: Path) -> None:
+async def test_a_token_that_has_run_out_is_asked_for_anew(
+    clusters: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.policy.access.SHORTEST_LIFE_S", 0.0)
     async with clusters() as (managed, _hub):
         code = "say(token='managed-own-token', expirationTimestamp='2020-01-01T00:00:00Z')\n"
         access = ApiAccess.from_kubeconfig(managed.kubeconfig(plugin(tmp_path, code)), field="kubeconfig")
@@ -140,6 +146,27 @@ async def test_a_token_that_has_run_out_is_asked_for_anew(clusters: Callable[...
         assert access.headers() is None  # past its time already
         await access.renew()
         assert runs(tmp_path) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("say(token='managed-own-token', expirationTimestamp='2020-01-01T00:00:00Z')", 200),  # our clock has jumped
+        ("say(token='refused')", 503),
+        ("sys.exit(1)", 503),
+    ],
+)
+async def test_no_flood_of_requests_is_one_of_plugins(
+    clusters: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, status: int
+) -> None:
+    monkeypatch.setattr("agent.policy.access.SHORTEST_LIFE_S", 30.0)
+    async with clusters() as (managed, hub):
+        path = managed.kubeconfig(plugin(tmp_path, code + "\n"))
+        async with Gate(managed, hub, kubeconfig=path, token_cache_s=0) as gate:
+            for _ in range(3):
+                answers = await asyncio.gather(*(gate.ask(bearer(token)) for token in ("bob", "alice", "carol")))
+                assert {answer.status for answer in answers} - {401} == {status}
+            assert runs(tmp_path) == 1
 
 
 async def test_a_plugins_certificate_is_shown(

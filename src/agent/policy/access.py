@@ -35,6 +35,9 @@ SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 EXPIRY_MARGIN_S = 10.0
 """A plugin's token is asked for anew so long before it runs out, or after nine tenths of a shorter life."""
 
+SHORTEST_LIFE_S = 2.0
+"""So long a plugin's answer stands, a failure too: however wrong the clocks are, and many the requests."""
+
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
@@ -107,7 +110,8 @@ class ApiAccess:
         self._spec_seen = self._material_seen = 0
         self._contexts: tuple[ssl.SSLContext | None, ssl.SSLContext | None] = (None, None)
         self._given: ExecCredential | None = None
-        self._given_until_s = 0.0
+        self._given_until_s = self._asked_again_s = 0.0
+        self._failure: AccessError | None = None
         self._token_seen = -1
         self._headers: Headers = ()
         self._renewing = asyncio.Lock()
@@ -181,19 +185,31 @@ class ApiAccess:
                 self._token.refresh(now=True)
             found = self.headers()
             if self._plugin is not None and (found is None or found == refused):
-                try:
-                    given = await self._plugin.run()
-                    if given.certificate:
-                        _load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), given.certificate, given.key)
-                except PluginError as error:
-                    raise AccessError(str(error)) from None
-                except ValueError as error:
-                    raise AccessError(f"the credential plugin's certificate can't be used ({error})") from None
-                self._take(given)
-                found = self._headers
+                if time.monotonic() < self._asked_again_s:
+                    if self._failure is not None:
+                        raise self._failure
+                else:
+                    found = await self._run(self._plugin)
             if found is None:
                 raise AccessError("there are no credentials")
             return found
+
+    async def _run(self, plugin: ExecPlugin) -> Headers:
+        """The headers that a plugin gives. Raises AccessError."""
+        self._failure = None
+        try:
+            given = await plugin.run()
+            if given.certificate:
+                _load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), given.certificate, given.key)
+            self._take(given)
+        except PluginError as error:
+            self._failure = AccessError(str(error))
+        except ValueError as error:
+            self._failure = AccessError(f"the credential plugin's certificate can't be used ({error})")
+        self._asked_again_s = time.monotonic() + SHORTEST_LIFE_S
+        if self._failure is not None:
+            raise self._failure
+        return self._headers
 
     def refresh(self, *, now: bool = False) -> None:
         """Look whether the files have changed, where that is due. Never raises: the last good stays in force."""
@@ -228,14 +244,17 @@ class ApiAccess:
         except ConfigError as error:
             raise ConfigError(self._field, self._origin, error.expected) from None
         self._material, self._token, self._plugin = material, token, spec.plugin
-        self._given = None
+        self._given = self._failure = None
+        self._asked_again_s = 0.0
         self._token_seen = -1
         self._headers = _bearer(spec.token) if spec.token else ()
         self._changed()
 
     def _take(self, given: ExecCredential) -> None:
-        margin_s = min(EXPIRY_MARGIN_S, (given.lifetime_s or 0.0) / 10)
-        lifetime_s = float("inf") if given.lifetime_s is None else given.lifetime_s - margin_s
+        lifetime_s = float("inf")
+        if given.lifetime_s is not None:
+            margin_s = min(EXPIRY_MARGIN_S, given.lifetime_s / 10)
+            lifetime_s = max(SHORTEST_LIFE_S, given.lifetime_s - margin_s)
         had = self._given
         self._given, self._given_until_s = given, time.monotonic() + lifetime_s
         self._headers = _bearer(given.token) if given.token else ()
