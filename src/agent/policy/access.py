@@ -1,31 +1,25 @@
 """How a Kubernetes API server is reached, and as whom: from a pod's service account, or from a kubeconfig file.
 
-The files are read, and contexts, clusters and users joined, by lightkube's KubeConfig. What is made of them is ours,
-for it lasts as long as the agent: every file is read anew when it changes, credential plugins run again when what they
-gave runs out, and what isn't checked strictly isn't used.
+It lasts as long as the agent: every file is read anew when it changes, and credential plugins run again when what they
+gave runs out. `kubeconfig.py` reads and checks the files.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import dataclasses
 import logging
 import os
 import ssl
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
-from .exec_plugin import API_VERSIONS, ExecCredential, ExecPlugin, PluginError
+from .exec_plugin import ExecCredential, ExecPlugin, PluginError
 from .files import Reloaded
+from .kubeconfig import AccessSpec, parse_kubeconfig, parse_token, read_service_account
 from .trust import parse_certificates, roots_context
-
-if TYPE_CHECKING:
-    from lightkube.config.kubeconfig import SingleConfig
 
 __all__ = ["SERVICE_ACCOUNT", "AccessError", "ApiAccess", "extra_is_installed", "in_cluster"]
 
@@ -58,26 +52,6 @@ def in_cluster() -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Spec:
-    """What a kubeconfig says about one server and one user, with paths made absolute and data decoded."""
-
-    server: str
-    ca_file: str = ""
-    ca_data: bytes = b""
-    certificate_file: str = ""
-    certificate_data: bytes = b""
-    key_file: str = ""
-    key_data: bytes = dataclasses.field(default=b"", repr=False)
-    token: str = dataclasses.field(default="", repr=False)
-    token_file: str = ""
-    plugin: ExecPlugin | None = None
-
-    @property
-    def files(self) -> list[str]:
-        return [path for path in (self.ca_file, self.certificate_file, self.key_file) if path]
-
-
-@dataclasses.dataclass(frozen=True)
 class _Material:
     """What the TLS context is made of. roots: DER, none for the system's."""
 
@@ -94,7 +68,7 @@ class ApiAccess:
     certificate, or what the server is trusted by, changes.
     """
 
-    def __init__(self, spec: Reloaded[_Spec], *, field: str, origin: str, check_interval_s: float = 1.0) -> None:
+    def __init__(self, spec: Reloaded[AccessSpec], *, field: str, origin: str, check_interval_s: float = 1.0) -> None:
         """spec: see `from_service_account` and `from_kubeconfig`. field, origin: the configuration field, and its file.
 
         Raises ConfigError for files that can't be used.
@@ -120,22 +94,15 @@ class ApiAccess:
     @classmethod
     def from_service_account(cls, directory: str = SERVICE_ACCOUNT, *, check_interval_s: float = 1.0) -> ApiAccess:
         """The API server of the cluster this process runs in, as its own service account. Raises ConfigError."""
-        from lightkube import ConfigError as Unusable
-        from lightkube import KubeConfig
-
         field = "kubeconfig"
-        try:
-            single = KubeConfig.from_service_account(directory).get()
-        except (Unusable, OSError, KeyError, ValueError) as error:
-            raise ConfigError(field, directory, f"must hold a service account's token ({error})") from None
-        assert single is not None
-        spec = Reloaded[_Spec]([], lambda _: _spec_of(single, {}), field=field)  # its files are looked at one by one
+        found = read_service_account(directory, field=field)
+        spec = Reloaded[AccessSpec]([], lambda _: found, field=field)  # its files are looked at one by one
         return cls(spec, field=field, origin=directory, check_interval_s=check_interval_s)
 
     @classmethod
     def from_kubeconfig(cls, path: str, *, field: str, check_interval_s: float = 1.0) -> ApiAccess:
         """The cluster and user of a kubeconfig's current context. field: names the file. Raises ConfigError."""
-        spec = Reloaded[_Spec](
+        spec = Reloaded[AccessSpec](
             [path], lambda contents: parse_kubeconfig(contents[0], path), field=field, check_interval_s=check_interval_s
         )
         return cls(spec, field=field, origin=path, check_interval_s=check_interval_s)
@@ -230,7 +197,7 @@ class ApiAccess:
         if self._material.generation != self._material_seen:
             self._changed()
 
-    def _use(self, spec: _Spec) -> None:
+    def _use(self, spec: AccessSpec) -> None:
         token = None
         try:
             material = Reloaded[_Material](
@@ -239,7 +206,7 @@ class ApiAccess:
             )  # fmt: skip
             if spec.token_file:
                 token = Reloaded[str](
-                    [spec.token_file], _parse_token, field=self._field, check_interval_s=self._check_interval_s
+                    [spec.token_file], parse_token, field=self._field, check_interval_s=self._check_interval_s
                 )
         except ConfigError as error:
             raise ConfigError(self._field, self._origin, error.expected) from None
@@ -285,14 +252,7 @@ def _bearer(token: str) -> Headers:
     return ((b"Authorization", b"Bearer " + token.encode("ascii")),)
 
 
-def _parse_token(contents: list[bytes]) -> str:
-    token = contents[0].strip()
-    if not token or any(not 0x21 <= byte <= 0x7E for byte in token):
-        raise ValueError("the token file must hold one token of visible ASCII without spaces")
-    return token.decode("ascii")
-
-
-def _read_material(spec: _Spec, contents: list[bytes]) -> _Material:
+def _read_material(spec: AccessSpec, contents: list[bytes]) -> _Material:
     """The files' contents in place of their paths. Raises ValueError."""
     read = dict(zip(spec.files, contents, strict=True))
     ca = read[spec.ca_file] if spec.ca_file else spec.ca_data
@@ -317,109 +277,3 @@ def _load_chain(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None
             context.load_cert_chain(file.name, password=no_password)
         except (ssl.SSLError, ValueError) as error:
             raise ValueError(f"the client certificate and its key must be PEM and belong together ({error})") from None
-
-
-# Kubeconfig -------------------------------------------------------------------------------------------------------
-
-
-def parse_kubeconfig(content: bytes, path: str) -> _Spec:
-    """What a kubeconfig's current context says. Raises ValueError for what is wrong, or can't be kept to."""
-    import msgspec
-    import yaml
-    from lightkube import ConfigError as Unusable
-    from lightkube import KubeConfig
-
-    try:
-        document = yaml.safe_load(content)
-        single = KubeConfig.from_dict(document, path).get()
-    except yaml.YAMLError:
-        raise ValueError("must be valid YAML") from None  # its own text quotes the file
-    except KeyError as error:
-        raise ValueError(f"must be a kubeconfig file: {error} is missing") from None
-    except (TypeError, AttributeError, msgspec.ValidationError):
-        raise ValueError("must be a kubeconfig file") from None
-    except Unusable as error:
-        raise ValueError(f"must have a current context ({error})") from None
-    assert single is not None
-    named = {"cluster": single.context.cluster, "user": single.context.user}
-    raw = {
-        kind: next((each.get(kind) or {} for each in document.get(f"{kind}s") or () if each["name"] == name), {})
-        for kind, name in named.items()
-    }
-    return _spec_of(single, raw)
-
-
-def _spec_of(single: SingleConfig, raw: dict[str, dict[str, Any]]) -> _Spec:
-    """Check what lightkube has read. raw: `cluster` and `user` as written, for the rest. Raises ValueError."""
-    cluster, user = single.cluster, single.user
-    cluster_raw, user_raw = raw.get("cluster", {}), raw.get("user", {})
-    if cluster.insecure:
-        raise ValueError("insecure-skip-tls-verify isn't allowed: give certificate-authority")
-    for key in ("tls-server-name", "proxy-url"):
-        if cluster_raw.get(key):
-            raise ValueError(f"{key} isn't supported")
-    parts = urlsplit(cluster.server)
-    if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError(f"the server must be https://HOST[:PORT][/PATH], not {parts.scheme}://{parts.hostname}")
-    if user is None:
-        raise ValueError("the current context must name a user")
-    if user.auth_provider or user.username or user.password:
-        raise ValueError("the user must have a token, a certificate, or an exec plugin")
-
-    def absolute(name: str | None) -> str:
-        return os.fspath(single.abs_file(os.path.expanduser(name))) if name else ""
-
-    spec = _Spec(
-        server=cluster.server.rstrip("/"),
-        ca_data=_decoded("certificate-authority-data", cluster.certificate_auth_data),
-        ca_file="" if cluster.certificate_auth_data else absolute(cluster.certificate_auth),
-        certificate_data=_decoded("client-certificate-data", user.client_cert_data),
-        certificate_file="" if user.client_cert_data else absolute(user.client_cert),
-        key_data=_decoded("client-key-data", user.client_key_data),
-        key_file="" if user.client_key_data else absolute(user.client_key),
-        token="" if user.token_file else _parse_token([user.token.encode()]) if user.token else "",
-        token_file=absolute(user.token_file),
-        plugin=_plugin(single, cluster_raw, user_raw) if user.exec is not None else None,
-    )
-    has_certificate = bool(spec.certificate_data or spec.certificate_file)
-    if has_certificate != bool(spec.key_data or spec.key_file):
-        raise ValueError("client-certificate and client-key must be set together")
-    if not (has_certificate or spec.token or spec.token_file or spec.plugin):
-        raise ValueError("the user must have a token, a certificate, or an exec plugin")
-    return spec
-
-
-def _plugin(single: SingleConfig, cluster_raw: dict[str, Any], user_raw: dict[str, Any]) -> ExecPlugin:
-    assert single.user is not None
-    found = single.user.exec
-    assert found is not None
-    raw = user_raw.get("exec") or {}
-    if found.apiVersion not in API_VERSIONS:
-        raise ValueError(f"the exec plugin's apiVersion must be one of {', '.join(API_VERSIONS)}")
-    if raw.get("interactiveMode") == "Always":
-        raise ValueError("the exec plugin must not need a terminal (interactiveMode)")
-    command = found.command
-    if os.sep in command:  # relative to the file, as for client-go; a bare name is looked for in PATH
-        command = os.fspath(single.abs_file(command))
-    cluster = None
-    if raw.get("provideClusterInfo"):
-        cluster = {"server": single.cluster.server}
-        if cluster_raw.get("certificate-authority-data"):
-            cluster["certificate-authority-data"] = cluster_raw["certificate-authority-data"]
-        for extension in cluster_raw.get("extensions") or ():
-            if extension.get("name") == "client.authentication.k8s.io/exec":
-                cluster["config"] = extension.get("extension")
-    return ExecPlugin(
-        command=command,
-        args=tuple(found.args or ()),
-        env={each.name: each.value for each in found.env or ()},
-        api_version=found.apiVersion,
-        cluster=cluster,
-    )
-
-
-def _decoded(key: str, text: str | None) -> bytes:
-    try:
-        return base64.b64decode("".join((text or "").split()), validate=True)
-    except binascii.Error:
-        raise ValueError(f"{key} must be base64") from None

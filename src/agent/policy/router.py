@@ -28,6 +28,9 @@ _UNFIT = re.compile(rb"[^!-~]|#")
 API_SERVER = "https://kubernetes.default.svc"
 _API_NAMESPACES = b"/api/v1/namespaces/"
 
+_KEPT_TARGETS = 1024  # raw targets whose Target is kept, and how long they may be: at most some hundred KiB
+_KEPT_BYTES = 256
+
 
 @runtime_checkable
 class Router(Protocol):
@@ -94,10 +97,21 @@ class StaticRouter:
             found[prefix] = (route.url, route.url if "/" in route.url.partition("://")[2] else route.url + "/")
         # Two prefixes that match one path are prefixes of each other, so the longer text has more segments.
         self._routes = sorted(((prefix, *urls) for prefix, urls in found.items()), key=lambda item: -len(item[0]))
+        self._known: dict[bytes, Target] = {}  # what was decided lately, for it depends on the raw target alone
 
     def route(self, request: RequestHead) -> Target:
         """The target of the longest prefix. Raises Refused: 400, 421, and 404 where no prefix matches."""
-        path, query = self._paths.split(request.target)
+        target = self._known.get(request.target)
+        if target is None:
+            target = self._decide(request.target)
+            if len(request.target) <= _KEPT_BYTES:
+                if len(self._known) >= _KEPT_TARGETS:
+                    self._known.clear()
+                self._known[request.target] = target
+        return target
+
+    def _decide(self, target: bytes) -> Target:
+        path, query = self._paths.split(target)
         for prefix, url, whole in self._routes:
             if path.startswith(prefix):
                 rest = path[len(prefix) :]
