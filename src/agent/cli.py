@@ -172,6 +172,7 @@ def hub(config_file: str, print_config: bool, **given: Any) -> None:
     Prints `listening grpc HOST:PORT` and `listening http HOST:PORT`. SIGTERM and SIGINT drain, a second one aborts.
     """
     config, process = _Configured(HubConfig, config_file, given).begin(print_config)
+    sys.path.insert(0, os.getcwd())  # where `module:name` is looked for first, as with `python -m`
 
     async def body() -> None:
         from .hub.hub import Hub
@@ -370,7 +371,8 @@ async def _until_signalled(body: Callable[[], Coroutine[Any, Any, None]]) -> int
         _log.info("draining" if len(signals) == 1 else "aborting", extra={"signal": number.name})
         if len(signals) == 2:
             for each in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(each)
+                with contextlib.suppress(NotImplementedError):
+                    loop.remove_signal_handler(each)
                 signal.signal(each, signal.SIG_DFL)
         task.cancel()
 

@@ -107,6 +107,7 @@ async def test_users_show_a_certificate_where_that_is_asked_for(
                     await status("")
             with pytest.raises(aiohttp.ClientError):
                 await status("theirs-user.pem")
+        assert "Traceback" not in hub.log
     finally:
         hub.close()
 
