@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import pathlib
 import re
+from typing import ClassVar
 
 import aiohttp
 import pytest
 from rollout_processes import running_agent, scrape
 from whole_peers import BaseHubProcess, running_origin
+
+from agent import Agent, AgentConfig, RequestHead, Target
+from agent.readings import read
 
 pytestmark = pytest.mark.loops("asyncio")
 
@@ -89,3 +93,25 @@ async def test_without_enable_metrics_there_is_no_page(
     ):  # fmt: skip
         assert (await client.get(f"http://127.0.0.1:{unused_port}/metrics")).status == 404
         assert (await client.get(f"http://127.0.0.1:{unused_port}/readyz")).status == 200
+
+
+@pytest.mark.loops("asyncio", "uvloop")
+async def test_token_reviews_are_read_off_the_processor_that_counts_them() -> None:
+    class Counters:
+        reviews: ClassVar = {"managed": 3, "failed": 1}
+        cache_hits = 40
+        shared = 2
+
+    class Processor:
+        counters = Counters()
+
+        def process(self, request: RequestHead, target: Target) -> RequestHead:
+            return request
+
+    config = AgentConfig("127.0.0.1:1", "c1", insecure=True, routes=["/=http://127.0.0.1:9"])
+    agent = Agent(config, request_processor=Processor())
+    found = {metric.name: dict(metric.samples) for metric in read(agent)}
+    assert found["token_reviews"] == {("failed",): 1, ("managed",): 3}
+    assert found["token_reviews_saved"] == {("cached",): 40, ("shared",): 2}
+    plain = {metric.name for metric in read(Agent(config))}
+    assert plain == set(found) - {"token_reviews", "token_reviews_saved"}
