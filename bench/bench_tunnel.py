@@ -209,7 +209,8 @@ def main(rounds: int, scale: float) -> None:
                 if (of_size, of_hub) == (size, hub):
                     ratio = medians[of, what] / medians[over, what]
                     ratio = 1 / ratio if what == "CPU" else ratio
-                    print(f"  {of} {what} vs {over}: {ratio:.1f}x, goal {least:g}x {'' if ratio >= least else 'MISSED'}")
+                    verdict = "" if ratio >= least else " MISSED"
+                    print(f"  {of} {what} vs {over}: {ratio:.1f}x, goal {least:g}x{verdict}")
         for process, _ in hubs.values():
             process.terminate()
             process.wait()

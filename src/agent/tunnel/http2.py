@@ -95,7 +95,7 @@ class Http2Connection(asyncio.Protocol):
         self.user = user
         self.client = client
         self.streams: dict[int, Http2Stream] = {}
-        self.sender = Sender(self._flush, self.finish)
+        self.sender = Sender(self._flush_answers, self.finish)
         self.closing = False
         self._window_bytes = window_bytes
         self._message_bytes = message_bytes
@@ -112,6 +112,7 @@ class Http2Connection(asyncio.Protocol):
         }
         self._h2.local_settings = h2.settings.Settings(client=client, initial_values=values)
         self._h2.max_inbound_frame_size = FRAME_BYTES  # the reader holds the peer to it, from the ACK on
+        self._answering = False  # h2 was fed: it may have answers
         self._acknowledged = False  # whether the peer has our SETTINGS
         self._goaway_sent = False
         self._refusing = False  # no new streams; the connection closes with its last one
@@ -232,6 +233,7 @@ class Http2Connection(asyncio.Protocol):
         self.user.connected(self)
 
     def data_received(self, data: bytes) -> None:
+        self.sender.cork()
         try:
             self._frames.feed(data)
         except WireError as error:
@@ -239,8 +241,9 @@ class Http2Connection(asyncio.Protocol):
         except Exception as error:
             logger.exception("a receiver failed; the connection ends")
             self.fail(error)
-        self._flush()
+        self._flush_answers()
         self.return_credit()
+        self.sender.uncork()
 
     def eof_received(self) -> bool:
         return False  # HTTP/2 has no half-closed connections
@@ -321,6 +324,7 @@ class Http2Connection(asyncio.Protocol):
     # ------------------------------------------------------------ h2
 
     def _feed_h2(self, whole: bytes) -> None:
+        self._answering = True
         try:
             events = self._h2.receive_data(whole)
         except h2.exceptions.ProtocolError as error:
@@ -509,7 +513,13 @@ class Http2Connection(asyncio.Protocol):
             self._flush()  # I1
             self._write(out)
 
+    def _flush_answers(self) -> None:
+        """Write what h2 says to what it was fed; all else is flushed where it is said (I1)."""
+        if self._answering:
+            self._flush()
+
     def _flush(self) -> None:
+        self._answering = False
         data = self._h2.data_to_send()
         if data:
             self._write(data)

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable
 
 from .framing import FrameWriter
-from .packet import MAX_SENT_MESSAGE_BYTES, data_field, encode_packet, message_head
+from .packet import MAX_SENT_MESSAGE_BYTES, data_field, encode_packet
 
 __all__ = ["HIGH_WATER_BYTES", "Outbound", "Scheduler"]
 
@@ -36,7 +36,6 @@ SHARED_PACKET_BYTES = 256 * 1024
 ALONE_PACKET_BYTES = 1024 * 1024
 """A packet's payload while nobody else waits (wire.md, "agent → hub, DATA")."""
 
-_JOIN_BYTES = 16 * 1024  # up to here one copy costs less than carrying the pieces to the socket
 _IDLE, _STARTING, _GOING_ON = range(3)
 
 
@@ -129,16 +128,7 @@ class Outbound:
             pieces.append(item)
             size += len(item)
         self.queued_bytes -= size
-        head = message_head(self._field, size)
-        if size <= _JOIN_BYTES:
-            writer.append(b"".join((head, *pieces)))
-        elif len(pieces) * 1024 > size:  # crumbs
-            writer.append(head)
-            writer.append(b"".join(pieces))
-        else:
-            writer.append(head)
-            for piece in pieces:
-                writer.append(piece)
+        writer.append_packet(self._field, pieces, size)
 
 
 class Scheduler:
@@ -244,8 +234,9 @@ class Scheduler:
     def _grown(self, outbound: Outbound, size: int) -> None:
         """An item was appended to the outbound's queue."""
         self.queued_bytes += size
-        if len(outbound._items) == 1:
-            self._backlogged += 1
+        if len(outbound._items) > 1:
+            return  # whoever sends knows already
+        self._backlogged += 1
         if outbound._place == _IDLE:
             outbound._place = _STARTING
             self._starting.append(outbound)

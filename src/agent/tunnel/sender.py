@@ -43,6 +43,7 @@ class Sender:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._round: deque[Http2Stream] = deque()  # streams with something to send
         self._due = False  # `_pump` is scheduled
+        self._corked = False  # `uncork` will pump
         self._paused = False
 
     def start(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -66,6 +67,16 @@ class Sender:
             stream.queued = True
             self._round.append(stream)
         self._schedule()
+
+    def cork(self) -> None:
+        """Until `uncork`, what is to be sent waits for it: answers to what is being received leave in one go."""
+        self._corked = True
+
+    def uncork(self) -> None:
+        """Send what came up since `cork`, without another turn of the event loop."""
+        self._corked = False
+        if self._round and not self._due and not self._paused:
+            self._pump()
 
     def pause(self) -> None:
         """The transport is full."""
@@ -100,7 +111,9 @@ class Sender:
         self._frame_bytes = min(size, FRAME_BYTES)
 
     def _schedule(self) -> None:
-        if self._round and not self._due and not self._paused and self._transport is not None:
+        if self._due or self._corked or self._paused:
+            return
+        if self._round and self._transport is not None:
             assert self._loop is not None
             self._due = True
             self._loop.call_soon(self._pump)
@@ -122,15 +135,19 @@ class Sender:
             # One byte over the mark, so that a full transport has called `pause`.
             room = max(UNSENT_BYTES + 1 - transport.get_write_buffer_size(), MIN_MAX_FRAME_SIZE)
             room = min(room, stream.window, self.window)
-            while writer.pending < room and not stream.finishing and stream.user.fill(writer):
-                pass
+            more = True
+            while more and writer.pending < room and not stream.finishing:
+                more = stream.user.fill(writer)
             if room <= 0 or not writer.pending or stream.gone:
                 stream.queued = False  # its credit, or its user, wakes it
                 continue
-            self._round.append(stream)
             before = writer.pending
             buffers = writer.take(room, self._frame_bytes)
             sent = before - writer.pending
+            if more or writer.pending:
+                self._round.append(stream)
+            else:
+                stream.queued = False  # nothing left: not asked again until it wakes
             stream.window -= sent
             self.window -= sent
             self.sent_bytes += sent
