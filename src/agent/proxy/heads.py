@@ -146,16 +146,18 @@ class Request:
     `Host` value, b"" where an HTTP/1.0 client gave none. fields: end-to-end, in order, without Host and Content-Length.
     length: bytes of body, or CHUNKED. has_length: whether there was a Content-Length. keep_alive: the client means to
     go on afterwards. upgrade: b"websocket", b"spdy/3.1" or b"". expects_continue: it waits for a 100. takes_trailers:
-    it said `TE: trailers`. tail: what a target gets behind its `Host`, once that was written.
+    it said `TE: trailers`. given, tail: the fields that the policy left last, and what a target gets of them behind its
+    `Host`, once that was written; None before.
     """
 
     __slots__ = (
-        "block", "expects_continue", "fields", "has_length", "host", "is_1_0", "keep_alive", "length", "method", "tail",
-        "takes_trailers", "upgrade",
+        "block", "expects_continue", "fields", "given", "has_length", "host", "is_1_0", "keep_alive", "length", "method",
+        "tail", "takes_trailers", "upgrade",
     )  # fmt: skip
 
     method: bytes
     block: bytes
+    given: Fields | None
     tail: bytes
     is_1_0: bool
     host: bytes
@@ -255,6 +257,7 @@ def parse_request(head: bytes, limits: ProxyLimits, last: Request | None = None)
     request = Request()
     request.method = method
     request.block = block if len(block) <= KEPT_BYTES else b""
+    request.given = None
     request.tail = b""
     request.is_1_0 = is_1_0 = minor == b"0"
     request.fields = collector.fields

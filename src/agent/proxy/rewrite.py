@@ -29,13 +29,14 @@ def head_for_target(request: Request, own_target: bytes, fields: Fields, target:
     """
     own_host = request.host if target.preserve_host or not target.host else b""
     host = own_host or authority(target.scheme, target.host, target.port)
-    if fields is not request.fields:
-        check_fields(fields)
-        tail = _tail(request, [field for field in fields if field[0].lower() not in SPECIAL], pass_expect)
-    else:
+    if fields == request.given:  # by value: a kept-alive client's head repeats, and so does what a policy makes of it
         tail = request.tail
-        if not tail:
-            tail = request.tail = _tail(request, fields, pass_expect)
+    else:
+        if fields is not request.fields:
+            check_fields(fields)
+        tail = _tail(request, [field for field in fields if field[0].lower() not in SPECIAL], pass_expect)
+        if all(type(part) is bytes for field in fields for part in field):  # else they could change under the copy
+            request.given, request.tail = fields.copy(), tail
     return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b" % (request.method, target.path or own_target, host, tail)
 
 
