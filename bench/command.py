@@ -16,9 +16,9 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 def all_cases() -> list[Case]:
     """Every case, in the order of the report."""
-    from . import hop, pipe, resources, streams, whole_path
+    from . import hop, pipe, resources, streams, tunnel, whole_path
 
-    return [case for room in (pipe, streams, hop, whole_path, resources) for case in room.CASES]
+    return [case for room in (pipe, streams, tunnel, hop, whole_path, resources) for case in room.CASES]
 
 
 def main(arguments: list[str] | None = None) -> int:

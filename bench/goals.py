@@ -51,6 +51,11 @@ GOALS = (
     Goal("memory of an idle pair", "pipe idle", "memory", "pipe", "", 800, "bytes", True),
     Goal("round trip through awaited streams", "streams round trip", "round trip", "pipe", "UDS", 3),
     Goal("a request through uvicorn's protocol", "uvicorn request", "time", "pipe", "UDS", 1.8),
+    Goal("CPU per packet of 256 B", "tunnel 256 B, grpcio hub", "CPU per packet", "compiled", "grpc.aio", 8),
+    Goal("the same, Python twin", "tunnel 256 B, grpcio hub", "CPU per packet", "python", "grpc.aio", 2),
+    Goal("CPU per packet of 32 KiB", "tunnel 32 KiB, grpcio hub", "CPU per packet", "compiled", "grpc.aio", 3),
+    Goal("MB/s of them there", "tunnel 32 KiB, grpcio hub", "throughput", "compiled", "grpc.aio", 0.8),
+    Goal("MB/s of 32 KiB packets, own to own", "tunnel 32 KiB, own hub", "throughput", "compiled", "grpc.aio", 2),
     Goal("CPU per request of the hop, 1 KiB", "hop kept-alive", "CPU per request", "memory", "", 20, "µs", True),
     Goal("1 GiB through the hop against the yardstick", "hop 1 GiB download", "throughput", "memory", "yardstick", 0.8),
 )

@@ -1,0 +1,56 @@
+"""The tunnel's packets against grpc.aio: the work of `bench_tunnel.py`, each rival a process of its own, in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+
+from . import bench_tunnel
+from .measuring import Case, Metric, Samples, Scale, Turn
+
+__all__ = ["CASES"]
+
+CPU = Metric("CPU per packet", "µs")
+SPEED = Metric("throughput", "MB/s", more_is_better=True)
+
+
+def packets(size: int, hub: str, count: int) -> Case:
+    """hub: "grpcio", the same for all, or "own": each rival its own kind."""
+
+    @contextlib.contextmanager
+    def open_case(scale: Scale) -> Iterator[Mapping[str, Turn]]:
+        with contextlib.ExitStack() as stack:
+            messages = stack.enter_context(tempfile.TemporaryDirectory())
+            proto = bench_tunnel.PROTO
+            command = ["-m", "grpc_tools.protoc", f"-I{proto.parent}", f"--python_out={messages}"]
+            subprocess.run([sys.executable, *command, f"--grpc_python_out={messages}", str(proto)], check=True)
+            ports = {}
+            for kind in ("grpcio",) if hub == "grpcio" else ("grpcio", "compiled", "python"):
+                process, ports[kind] = bench_tunnel.start_hub(kind, messages)
+                stack.callback(process.wait)
+                stack.callback(process.terminate)
+
+            def turn(rival: str) -> Samples:
+                kind = rival if hub == "own" and rival != "grpc.aio" else "grpcio"
+                amount = scale.of(count, count // 5) // (4 if hub == "own" and rival == "grpc.aio" else 1)
+                found = bench_tunnel.client(rival, ports[kind], size, amount, messages)
+                return {CPU: [found["CPU"]], SPEED: [found["MB/s"]]}
+
+            yield {rival: lambda rival=rival: turn(rival) for rival in ("compiled", "python", "grpc.aio")}  # type: ignore[misc]
+
+    amount = f"{size} B" if size < 1024 else f"{size // 1024} KiB"
+    who = "a grpcio hub" if hub == "grpcio" else "a hub of its own kind"
+    ratios = [("compiled", "grpc.aio"), ("python", "grpc.aio"), ("compiled", "python")]
+    title = f"Packets of {amount} sent and received, 64 in flight, {who}"
+    return Case(f"tunnel {amount}, {hub} hub", title, open_case, ratios, rounds=(3, 1))
+
+
+CASES: Sequence[Case] = (
+    packets(256, "grpcio", 20_000),
+    packets(256, "own", 60_000),
+    packets(32768, "grpcio", 8_000),
+    packets(32768, "own", 20_000),
+)
