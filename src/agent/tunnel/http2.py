@@ -233,7 +233,7 @@ class Http2Connection(asyncio.Protocol):
         self.user.connected(self)
 
     def data_received(self, data: bytes) -> None:
-        self.sender.cork()
+        self.sender.corked = True
         try:
             self._frames.feed(data)
         except WireError as error:
@@ -241,7 +241,8 @@ class Http2Connection(asyncio.Protocol):
         except Exception as error:
             logger.exception("a receiver failed; the connection ends")
             self.fail(error)
-        self._flush_answers()
+        if self._answering:
+            self._flush()
         self.return_credit()
         self.sender.uncork()
 

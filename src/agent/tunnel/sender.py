@@ -43,7 +43,7 @@ class Sender:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._round: deque[Http2Stream] = deque()  # streams with something to send
         self._due = False  # `_pump` is scheduled
-        self._corked = False  # `uncork` will pump
+        self.corked = False  # set while bytes are received: `uncork` then sends the answers to them in one go
         self._paused = False
 
     def start(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -68,13 +68,9 @@ class Sender:
             self._round.append(stream)
         self._schedule()
 
-    def cork(self) -> None:
-        """Until `uncork`, what is to be sent waits for it: answers to what is being received leave in one go."""
-        self._corked = True
-
     def uncork(self) -> None:
-        """Send what came up since `cork`, without another turn of the event loop."""
-        self._corked = False
+        """Send what came up while this was corked, without another turn of the event loop."""
+        self.corked = False
         if self._round and not self._due and not self._paused:
             self._pump()
 
@@ -111,7 +107,7 @@ class Sender:
         self._frame_bytes = min(size, FRAME_BYTES)
 
     def _schedule(self) -> None:
-        if self._due or self._corked or self._paused:
+        if self._due or self.corked or self._paused:
             return
         if self._round and self._transport is not None:
             assert self._loop is not None

@@ -1,0 +1,54 @@
+"""Which twin of the data plane the tunnel runs on, and that the compiled one is what its stub says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import agent.tunnel
+from agent.tunnel import framing
+
+WITHOUT = os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0")
+
+ASK = "from agent.tunnel import framing, http2; print(framing.IMPLEMENTATION, http2.FrameReader.__module__)"
+
+
+def asked(variable: str | None, *path: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "FASTPIPE_NO_EXTENSIONS"}
+    if variable is not None:
+        environment["FASTPIPE_NO_EXTENSIONS"] = variable
+    code = f"import agent.tunnel; agent.tunnel.__path__[:0] = {list(path)!r}; {ASK}"
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_extension_was_built_unless_it_was_not_wanted() -> None:
+    expected = "python" if WITHOUT else "c"
+    assert framing.IMPLEMENTATION == expected
+
+
+@pytest.mark.skipif(WITHOUT, reason="FASTPIPE_NO_EXTENSIONS: nothing is built")
+@pytest.mark.parametrize(("variable", "twin"), [(None, "c"), ("", "c"), ("0", "c"), ("1", "python")])
+def test_the_variable_chooses_the_twin_for_the_whole_room(variable: str | None, twin: str) -> None:
+    module = {"c": "framing_c", "python": "framing_py"}[twin]
+    assert asked(variable).stdout.split() == [twin, f"agent.tunnel.{module}"]
+
+
+def test_an_extension_that_is_there_and_broken_raises(tmp_path: Path) -> None:
+    (tmp_path / "framing_c.py").write_text("raise ImportError('undefined symbol: PyNothing')\n")
+    result = asked(None, str(tmp_path))
+    assert result.returncode != 0
+    assert "undefined symbol: PyNothing" in result.stderr
+    assert asked("1", str(tmp_path)).stdout.startswith("python")
+
+
+@pytest.mark.skipif(WITHOUT, reason="FASTPIPE_NO_EXTENSIONS: nothing is built")
+def test_the_stub_is_the_built_module(tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="mypy is not installed: the extra lint")
+    command = [sys.executable, "-m", "mypy.stubtest", "agent.tunnel.framing_c", "--ignore-missing-stub"]
+    environment = os.environ | {"MYPYPATH": str(Path(agent.tunnel.__file__).parents[2])}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stdout
