@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import shutil
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from api_server import ApiServer
 from gate import Answer, ask_at, bearer, until
 from test_attacks import ATTACKS, Attack, check_identity
@@ -39,11 +41,11 @@ class Behind:
 
 
 @contextlib.asynccontextmanager
-async def running_hub() -> AsyncIterator[tuple[int, int]]:
+async def running_hub(**config: Any) -> AsyncIterator[tuple[int, int]]:
     """The ports of a hub: agents', users'."""
     ports: list[int] = []
     hub = Hub(
-        HubConfig(grpc_address="127.0.0.1:0", http_address="127.0.0.1:0", drain_grace_s=0.1),
+        HubConfig(grpc_address="127.0.0.1:0", http_address="127.0.0.1:0", drain_grace_s=0.1, **config),
         on_listening=lambda kind, host, port: ports.append(port),
     )
     task = asyncio.create_task(hub.run())
@@ -56,8 +58,10 @@ async def running_hub() -> AsyncIterator[tuple[int, int]]:
 
 
 @contextlib.asynccontextmanager
-async def whole_path(managed: ApiServer, hub: ApiServer, **config: Any) -> AsyncIterator[Behind]:
-    async with running_hub() as (grpc_port, http_port):
+async def whole_path(
+    managed: ApiServer, hub: ApiServer, *, http_cert_file: str = "", **config: Any
+) -> AsyncIterator[Behind]:
+    async with running_hub(http_cert_file=http_cert_file) as (grpc_port, http_port):
         ready = asyncio.Event()
         agent = Agent(
             AgentConfig(
@@ -134,6 +138,59 @@ async def test_a_kept_alive_client_changes_its_token_and_never_its_neighbours(cl
                 assert received.values(b"authorization") == [f"Bearer {token}".encode()]
                 assert received.like(b"impersonate-") == [(b"Impersonate-Uid", b"0")]
         assert sorted(managed.reviews) == sorted({*managed.reviews})  # one review for each token
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl isn't on this machine")
+@pytest.mark.parametrize("memory", [False, True], ids=["uds", "memory"])
+@pytest.mark.loops("uvloop")
+async def test_kubectl_is_who_its_token_says(
+    clusters: Callable[..., Any], authority: trustme.CA, tmp_path: Path, memory: bool
+) -> None:
+    """The client that users have: its own --as counts for this cluster's users, and never for a hub's."""
+    certificate = tmp_path / "hub.pem"  # kubectl sends tokens over TLS only
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+    async with (
+        clusters() as (managed, hub),
+        whole_path(managed, hub, use_memory_comm=memory, http_cert_file=str(certificate)) as path,
+    ):
+
+        async def kubectl(token: str, *arguments: str) -> tuple[int, bytes, bytes]:
+            user_config = tmp_path / f"{token}.user"
+            user_config.write_text(
+                f"{{current-context: it, contexts: [{{name: it, context: {{cluster: c, user: u}}}}], "
+                f"clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:{path.port}/c1', "
+                f"certificate-authority: '{managed.ca_file}'}}}}], "
+                f"users: [{{name: u, user: {{token: {token}}}}}]}}"
+            )
+            process = await asyncio.create_subprocess_exec(
+                "kubectl", "--kubeconfig", str(user_config), *arguments,
+                env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            output, errors = await asyncio.wait_for(process.communicate(), 60)
+            assert not errors or token == "mallory", errors
+            return process.returncode or 0, output, errors
+
+        get = ("get", "--raw", "/c1/api/v1/pods?limit=1")  # --raw drops the path of the server
+        as_root = ("--as", "root", "--as-group", "system:masters")
+        assert (await kubectl("bob", *as_root, *get))[:2] == (0, b'{"from": "managed"}')
+        assert (await kubectl("alice", *as_root, *get))[0] == 0
+        code, _, errors = await kubectl("mallory", *get)
+        assert code == 1
+        assert b"Unauthorized" in errors or b"logged in" in errors
+        bob, alice = [each for each in managed.received if each.target == "/api/v1/pods?limit=1"]
+        assert bob.values(b"authorization") == [b"Bearer managed-own-token"]
+        assert bob.like(b"impersonate-") == [
+            (b"Impersonate-User", b"bob"),
+            (b"Impersonate-Group", b"team"),
+            (b"Impersonate-Group", b"cluster:hub:system:masters"),
+            (b"Impersonate-Group", b"system:authenticated"),
+        ]
+        assert alice.values(b"authorization") == [b"Bearer alice"]
+        assert sorted(alice.like(b"impersonate-")) == [
+            (b"Impersonate-Group", b"system:masters"),
+            (b"Impersonate-User", b"root"),
+        ]
 
 
 # As a process -----------------------------------------------------------------------------------------------------
