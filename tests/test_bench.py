@@ -1,0 +1,119 @@
+"""The benchmark's bookkeeping: ratios round by round, the reports' schema, what `compare` calls better and worse."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+if not (ROOT / "bench" / "measuring.py").exists():
+    pytest.skip("the benchmark is in the repository only", allow_module_level=True)
+sys.path.insert(0, str(ROOT))
+
+from bench import compare, goals, measuring, report  # noqa: E402
+
+TIME = measuring.Metric("time", "µs")
+RATE = measuring.Metric("rate", "1/s", more_is_better=True)
+
+
+def case(times: Mapping[str, Sequence[float]], order: list[str] | None = None) -> measuring.Case:
+    """A case whose variants take the times given, one a round; their rate is one over it."""
+
+    def turn(name: str) -> measuring.Turn:
+        left = iter(times[name])
+
+        def take() -> measuring.Samples:
+            if order is not None:
+                order.append(name)
+            time = next(left)
+            return {TIME: [time], RATE: [1 / time]}
+
+        return take
+
+    @contextlib.contextmanager
+    def open_case(scale: measuring.Scale) -> Iterator[Mapping[str, measuring.Turn]]:
+        yield {name: turn(name) for name in times}
+
+    rounds = len(next(iter(times.values())))
+    return measuring.Case("a case", "A case", open_case, [("pipe", "UDS")], rounds=(rounds, rounds))
+
+
+def measured(times: Mapping[str, Sequence[float]]) -> tuple[list[measuring.Measurement], list[measuring.Ratio]]:
+    return measuring.measured(case(times), quick=False, say=lambda _: None)
+
+
+def test_ratio_is_made_within_each_round_and_above_one_is_better_for_either_kind_of_metric() -> None:
+    _, ratios = measured({"pipe": [1.0, 2.0, 10.0], "UDS": [2.0, 8.0, 30.0]})
+    assert [(item.metric, item.ratio, item.low, item.high) for item in ratios] == [
+        ("time", 3.0, 2.0, 4.0),
+        ("rate", pytest.approx(3.0), pytest.approx(2.0), pytest.approx(4.0)),
+    ]
+
+
+def test_rivals_take_turns_and_none_is_always_first() -> None:
+    order: list[str] = []
+    one = case({"pipe": [1.0, 1.0, 1.0], "UDS": [1.0, 1.0, 1.0]}, order)
+    measuring.measured(one, quick=True, say=lambda _: None)
+    assert order == ["pipe", "UDS", "UDS", "pipe", "pipe", "UDS"]
+
+
+def test_spread_is_between_the_rounds() -> None:
+    measurements, _ = measured({"pipe": [9.0, 10.0, 12.0], "UDS": [5.0, 5.0, 5.0]})
+    first = next(item for item in measurements if (item.variant, item.metric) == ("pipe", "time"))
+    assert (first.median, first.spread, first.n) == (10.0, pytest.approx(0.3), 3)
+
+
+def written(folder: pathlib.Path, times: Mapping[str, Sequence[float]]) -> pathlib.Path:
+    one = case(times)
+    measurements, ratios = measuring.measured(one, quick=False, say=lambda _: None)
+    report.write(folder, [one], measurements, ratios, report.environment(quick=False, took_s=1, failed=[]))
+    return folder / "report.json"
+
+
+def test_reports_have_the_schema_that_their_readers_expect(tmp_path: pathlib.Path) -> None:
+    content: dict[str, Any] = json.loads(written(tmp_path, {"pipe": [1.0], "UDS": [2.0]}).read_text())
+    assert set(content) == {"measurements", "ratios", "environment"}
+    fields = {"case", "variant", "metric", "unit", "median", "p99", "spread", "n"}
+    assert all(set(item) == fields for item in content["measurements"])
+    assert all(set(item) == {"case", "metric", "of", "over", "ratio", "low", "high"} for item in content["ratios"])
+    assert {"commit", "machine", "python", "loop", "twin"} <= set(content["environment"])
+    assert "| time | pipe | UDS | 2.00× |" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "report.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("now", "code", "said"),
+    [
+        ([1.0, 1.1, 1.05], 0, "0 better, 0 worse"),
+        ([0.2, 0.2, 0.2], 0, "2 better, 0 worse"),
+        ([4.0, 4.0, 4.0], 1, "0 better, 2 worse"),
+    ],
+    ids=["same", "better", "worse"],
+)
+def test_compare_tells_what_moved_beyond_the_spread(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], now: list[float], code: int, said: str
+) -> None:
+    old = written(tmp_path / "old", {"pipe": [1.0, 1.1, 1.2], "UDS": [2.0, 2.0, 2.0]})
+    new = written(tmp_path / "new", {"pipe": now, "UDS": [2.0, 2.0, 2.0]})
+    assert compare.compare(old, new) == code
+    assert said in capsys.readouterr().out
+
+
+def test_compare_says_that_a_file_is_no_report(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "no.json").write_text("[]")
+    assert compare.compare(tmp_path / "no.json", tmp_path / "no.json") == 2
+    assert "no two reports" in capsys.readouterr().err
+
+
+def test_every_goal_names_a_case_that_runs() -> None:
+    pytest.importorskip("fastpipe._pipe_c")
+    from bench import command
+
+    names = {one.name for one in command.all_cases()}
+    assert {goal.case for goal in goals.GOALS} <= names
