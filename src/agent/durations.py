@@ -28,6 +28,13 @@ class Durations:
         self._counts[bisect_left(BOUNDS_S, seconds)] += 1
         self.sum_s += seconds
 
+    def __add__(self, other: Durations) -> Durations:
+        """Those of both, counted apart from either."""
+        both = Durations()
+        both._counts = [one + another for one, another in zip(self._counts, other._counts, strict=True)]
+        both.sum_s = self.sum_s + other.sum_s
+        return both
+
     @property
     def cumulative(self) -> list[int]:
         """For each bound how many times were at most so long, and last how many there were in all."""

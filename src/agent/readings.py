@@ -23,7 +23,6 @@ __all__ = ["read"]
 
 MODES = ("memory", "uds")
 FROM_HUB, TO_HUB = "from_hub", "to_hub"
-STAGES = ("policy", "connect", "head", "body", "whole")
 
 
 def read(agent: Agent) -> Iterator[Metric]:
@@ -115,7 +114,7 @@ def _requests(agent: Agent) -> Iterator[Metric]:
         "request_stage_seconds", "histogram",
         "How long requests took: policy, connect (new connections to targets), head and body of the response; whole.",
         ("mode", "stage"),
-        [((mode, stage), getattr(each, stage)) for mode, each in agent.measures.items() for stage in STAGES],
+        [((mode, stage), took) for mode, each in agent.measures.items() for stage, took in each.stages.items()],
     )  # fmt: skip
 
 

@@ -65,6 +65,16 @@ def test_each_time_is_in_every_range_that_reaches_it(times: list[float]) -> None
     assert bisect_left(BOUNDS_S, 75.0) == len(BOUNDS_S)
 
 
+@given(st.lists(st.floats(0, 1e4)), st.lists(st.floats(0, 1e4)))
+def test_two_histograms_add_up(some: list[float], more: list[float]) -> None:
+    one, other = durations(*some), durations(*more)
+    both = one + other
+    assert both.cumulative == durations(*some, *more).cumulative
+    assert both.sum_s == one.sum_s + other.sum_s
+    both.add(1.0)
+    assert one.cumulative[-1] == len(some)
+
+
 def test_nothing_is_counted_twice_by_asking_twice() -> None:
     page = MetricsPage(lambda: METRICS)
     first, again = (samples(page.render("")[1]) for _ in range(2))

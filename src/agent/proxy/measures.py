@@ -5,6 +5,8 @@ An exchange notes the time where it goes from one stage to the next; without mea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from agent.durations import Durations
 
 __all__ = ["Measures"]
@@ -16,16 +18,28 @@ class Measures:
     policy: where it had to be waited for, as for a review. connect: a new connection to the target, TLS included; none
     for a pooled one. head: from there to the response's head, so with the request's body. body: to the response's last
     byte, where that didn't come with the head. whole: from the request's head to the response's last byte, of whole
-    responses only.
+    responses only. at_once: of responses that came whole at once, and waited for neither policy nor connection; head
+    and whole are the same for these, and they are most of all.
     from_target, own: answers by the first digit of their status: targets' responses, and the proxy's own answers.
     cut: responses that ended unfinished. upgraded: 101s.
     """
 
-    __slots__ = ("body", "connect", "cut", "from_target", "head", "own", "policy", "upgraded", "whole")
+    __slots__ = ("at_once", "body", "connect", "cut", "from_target", "head", "own", "policy", "upgraded", "whole")
 
     def __init__(self) -> None:
-        self.policy, self.connect, self.head, self.body, self.whole = (Durations() for _ in range(5))
+        self.at_once, self.policy, self.connect, self.head, self.body, self.whole = (Durations() for _ in range(6))
         self.from_target = [0] * 10
         self.own = [0] * 10
         self.cut = 0
         self.upgraded = 0
+
+    @property
+    def stages(self) -> Mapping[str, Durations]:
+        """Durations by stage, those of `at_once` among them."""
+        return {
+            "policy": self.policy,
+            "connect": self.connect,
+            "head": self.head + self.at_once,
+            "body": self.body,
+            "whole": self.whole + self.at_once,
+        }

@@ -72,10 +72,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "_began_s", "_body_came_later", "_collected", "_decoder", "_head", "_informational", "_intake", "_left",
-        "_mark_s", "_mode",
-        "_request_done", "_response", "_retried", "_task", "_unsent", "_upstream", "connection", "continue_at",
-        "corked", "deadline", "own_target", "request", "stage", "target",
+        "_began_s", "_body_came_later", "_collected", "_decoder", "_head", "_head_at_s", "_informational", "_intake",
+        "_left", "_mark_s", "_mode", "_request_done", "_response", "_retried", "_task", "_unsent", "_upstream",
+        "connection", "continue_at", "corked", "deadline", "own_target", "request", "stage", "target",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, request: Request, own_target: bytes) -> None:
@@ -100,7 +99,8 @@ class Exchange:
         self._decoder: ChunkedDecoder | None = None
         self._collected: list[Piece] | None = None  # the whole body, for an HTTP/1.0 client
         self._body_came_later = False  # than the response's head
-        self._began_s = self._mark_s = 0.0  # when it began, and when the stage that is on; kept only where measured
+        # When it began, when the stage that is on began, and when the response's head came; kept only where measured.
+        self._began_s = self._mark_s = self._head_at_s = 0.0
 
     @property
     def awaits_continue(self) -> bool:
@@ -195,6 +195,13 @@ class Exchange:
             self.connection.measures.connect.add(self._lap_s())
         self._attach(upstream)
         self.uncork()
+
+    def _body_follows(self) -> None:
+        """The response's head has come without the whole of its body."""
+        if self.connection.measures is not None:
+            self._body_came_later = True
+            self.connection.measures.head.add(self._head_at_s - self._mark_s)
+            self._mark_s = self._head_at_s
 
     def _lap_s(self) -> float:
         """How long the stage took that ends now."""
@@ -312,7 +319,8 @@ class Exchange:
                 return
             if response.status >= 200:
                 self._start_response(response, data)
-                self._body_came_later = self._mode is not DONE
+                if self._mode is not DONE:
+                    self._body_follows()
                 return
             if response.status == 101:
                 self._switch(response, data)
@@ -362,7 +370,7 @@ class Exchange:
         measures = connection.measures
         if measures is not None:
             measures.from_target[response.status // 100] += 1
-            measures.head.add(self._lap_s())
+            self._head_at_s = perf_counter()
         length = response.length
         framing: tuple[bytes, bytes] | None = None
         body: Piece
@@ -467,9 +475,15 @@ class Exchange:
         assert self._response is not None
         measures = self.connection.measures
         if measures is not None:
-            if self._body_came_later:
+            head_s = self._head_at_s - self._mark_s
+            if self._mark_s == self._began_s:
+                measures.at_once.add(head_s)
+            elif self._body_came_later:
                 measures.body.add(self._lap_s())
-            measures.whole.add(self._mark_s - self._began_s)
+                measures.whole.add(self._mark_s - self._began_s)
+            else:
+                measures.head.add(head_s)
+                measures.whole.add(self._head_at_s - self._began_s)
         if clean and self._request_done and self._response.keep_alive:
             self.connection.proxy.upstreams.release(upstream)  # E3
         else:
