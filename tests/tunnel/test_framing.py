@@ -143,7 +143,7 @@ def frames(draw: Any) -> bytes:
 
 
 @both
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(data=frames(), points=st.lists(st.integers(0, 2**20), max_size=12))
 def test_any_cut_gives_the_same_packets_and_the_same_verdict(twin: Any, data: bytes, points: list[int]) -> None:
     whole = Trace(twin).feed(data)
@@ -151,7 +151,7 @@ def test_any_cut_gives_the_same_packets_and_the_same_verdict(twin: Any, data: by
 
 
 @both
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=frames())
 def test_byte_by_byte_is_a_cut_too(twin: Any, data: bytes) -> None:
     data = data[:3000]
@@ -161,7 +161,7 @@ def test_byte_by_byte_is_a_cut_too(twin: Any, data: bytes) -> None:
 
 
 @both
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(data=st.binary(max_size=200), points=st.lists(st.integers(0, 200), max_size=5))
 @example(data=SETTINGS + b"\0\0\x01\0\x08\0\0\0\x01\0", points=[])
 def test_noise_is_an_error_or_nothing_and_never_a_crash(twin: Any, data: bytes, points: list[int]) -> None:
@@ -170,6 +170,7 @@ def test_noise_is_an_error_or_nothing_and_never_a_crash(twin: Any, data: bytes, 
 
 
 @both
+@settings(deadline=None)
 @given(
     messages=st.lists(st.binary(max_size=400), max_size=20),
     takes=st.lists(st.tuples(st.integers(1, 500), st.integers(1, 300)), min_size=1),

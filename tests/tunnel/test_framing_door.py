@@ -26,8 +26,8 @@ def asked(variable: str | None, *path: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_extension_was_built_unless_it_was_not_wanted() -> None:
-    expected = "python" if WITHOUT else "c"
-    assert framing.IMPLEMENTATION == expected
+    twin: str = framing.IMPLEMENTATION
+    assert twin == ("python" if WITHOUT else "c")
 
 
 @pytest.mark.skipif(WITHOUT, reason="FASTPIPE_NO_EXTENSIONS: nothing is built")

@@ -39,6 +39,7 @@ def pb(messages_dir: str) -> Any:
     return module
 
 
+@settings(deadline=None)
 @given(conn_id=IDS, code=CODES, data=st.binary(max_size=300), text=st.text(max_size=50), window=INCREMENTS)
 def test_what_we_write_protobuf_reads_and_the_other_way_round(
     pb: Any, conn_id: int, code: int, data: bytes, text: str, window: int
@@ -52,6 +53,7 @@ def test_what_we_write_protobuf_reads_and_the_other_way_round(
     assert Packet.decode(theirs) == Packet(conn_id, code, data, text, window)
 
 
+@settings(deadline=None)
 @given(conn_id=IDS, data=st.binary(max_size=300))
 def test_a_head_and_its_payload_are_a_message(pb: Any, conn_id: int, data: bytes) -> None:
     message = message_head(data_field(conn_id), len(data)) + data
@@ -60,7 +62,7 @@ def test_a_head_and_its_payload_are_a_message(pb: Any, conn_id: int, data: bytes
     assert (read.conn_id, read.code, read.data) == (conn_id, 0, data)
 
 
-@settings(max_examples=500)
+@settings(deadline=None, max_examples=500)
 @given(
     st.lists(
         st.sampled_from([b"\x08", b"\x10", b"\x1a", b"\x22", b"\x28"])
