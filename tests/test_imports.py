@@ -29,7 +29,7 @@ LEAVES_OF_LEAVES = {
 LEAF_IN_A_ROOM = "agent.tunnel.packet"
 """The packet and its codes: what manager and hub session are handed, so a leaf as the errors are (house style)."""
 
-ALLOWED = {"agent.hub.session": {"agent.tunnel.scheduler", "agent.tunnel.session"}}
+ALLOWED = {"agent.hub.session": {"agent.tunnel.scheduler", "agent.tunnel.session", "agent.tunnel.window"}}
 """Imports across rooms that were let in, each by name: the hub's end of a tunnel is typed by the tunnel's classes."""
 
 

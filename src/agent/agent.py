@@ -37,6 +37,7 @@ from .telemetry.metrics import MetricsPage
 from .tunnel.client import TunnelClient
 from .tunnel.features import FEATURES
 from .tunnel.session import Tunnel
+from .tunnel.window import WindowBudget
 
 __all__ = ["Agent"]
 
@@ -86,6 +87,7 @@ class Agent:
         self.clients: list[TunnelClient] = []
         self.managers: dict[Tunnel, ConnManager] = {}  # of the sessions that are not over, and of some that are
         self.tunnel_features = FEATURES
+        self.windows = WindowBudget()
         self.past_packets = [0, 0]  # received and sent, of sessions that are in `managers` no more
         self.measures: dict[str, Measures] = {}
         self._own_router = router
@@ -255,6 +257,7 @@ class Agent:
             open_receiver=self._open_manager,
             on_ready=lambda _: self._on_ready(),
             features=self.tunnel_features,
+            windows=self.windows,
         )
 
     def _open_manager(self, tunnel: Tunnel) -> ConnManager:

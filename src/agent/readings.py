@@ -90,6 +90,10 @@ def _connections(agent: Agent) -> Iterator[Metric]:
     yield _table("packets_ignored", "counter", "Packets that could be for nobody.", ("reason",), _keyed(ignored))
     buffered = {"for_targets": for_targets, "for_hub": for_hub, "first_packets": agent.budget.held_bytes}
     yield _table("buffered_bytes", "gauge", "Bytes that wait, outside pipes and sockets.", ("place",), _keyed(buffered))
+    yield Metric(
+        "window_bytes", "gauge", "What hubs may have under way to slow targets, by the windows of all connections.",
+        (), [((), agent.windows.granted_bytes)],
+    )  # fmt: skip
 
 
 def _requests(agent: Agent) -> Iterator[Metric]:

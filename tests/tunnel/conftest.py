@@ -22,6 +22,7 @@ from agent.tunnel.client import HubEndpoint, TunnelClient
 from agent.tunnel.packet import Packet
 from agent.tunnel.server import TunnelServer
 from agent.tunnel.session import Tunnel
+from agent.tunnel.window import ReceiveWindow
 
 DATA, ERROR, DRAIN = 0, 1, 2
 
@@ -36,6 +37,8 @@ class Recorder:
         self.lost: list[Exception | None] = []
         self.changed = asyncio.Event()
         self.on_packet: Callable[[int, int, Any, str], None] = lambda *packet: None
+        self.windows: dict[int, ReceiveWindow | None] = {}
+        self.reads = True  # what arrives is read at once
 
     def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
         assert isinstance(data, (bytes, memoryview))
@@ -43,6 +46,14 @@ class Recorder:
             assert data.readonly
             assert type(data.obj) is bytes
         self.packets.append((conn_id, code, bytes(data), error_message))
+        if code == DATA and data and self.tunnel is not None:
+            if conn_id not in self.windows:
+                self.windows[conn_id] = self.tunnel.receive_window(conn_id)
+            window = self.windows[conn_id]
+            if window is not None and not window.arrived(len(data)):
+                self.tunnel.exceeded(conn_id)
+            elif window is not None and self.reads:
+                window.unread(0)
         self.on_packet(conn_id, code, data, error_message)
         self.changed.set()
 

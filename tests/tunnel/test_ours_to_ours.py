@@ -115,7 +115,7 @@ async def test_a_small_answer_overtakes_bulk(linked: Any) -> None:
 
 
 async def test_bulk_connections_share_the_link_evenly(linked: Any) -> None:
-    async with linked() as (_, agent, hub):
+    async with linked(features=frozenset()) as (_, agent, hub):
         for conn_id in (1, 2, 3):
             agent.tunnel.outbound(conn_id, nothing, nothing).write(bytes(8 * 2**20))
         await hub.until(lambda: sum(len(packet[2]) for packet in hub.packets) == 3 * 8 * 2**20)
@@ -198,7 +198,7 @@ async def test_a_closing_server_tells_its_agents(linked: Any) -> None:
 
 
 async def test_a_packet_may_be_a_quarter_of_a_gibibyte(linked: Any) -> None:
-    async with linked() as (_, agent, hub):
+    async with linked(features=frozenset()) as (_, agent, hub):
         from agent.tunnel.packet import data_field, message_head
 
         stream = hub.tunnel._stream
@@ -213,7 +213,7 @@ async def test_a_packet_may_be_a_quarter_of_a_gibibyte(linked: Any) -> None:
 
 @pytest.mark.parametrize("limit", [65536])
 async def test_a_message_over_the_limit_ends_only_its_connection(linked: Any, limit: int, caplog: Any) -> None:
-    async with linked(message_bytes=limit) as (_, agent, hub):
+    async with linked(message_bytes=limit, features=frozenset()) as (_, agent, hub):
         hub.tunnel.outbound(4, nothing, nothing).write(bytes(200_000))
         hub.tunnel.outbound(5, nothing, nothing).write(b"fine")
         await agent.until(lambda: len(agent.packets) == 2)

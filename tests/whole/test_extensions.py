@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import os
+import pathlib
+import random
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -187,3 +191,155 @@ async def test_connections_are_probed_only_without_close(
         origin.go_on.release()
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
         writer.close()
+
+
+# ---------------------------------------------------------------- window
+
+
+MIB = 2**20
+BLOCK = random.Random(7).randbytes(MIB)
+
+
+def resident_bytes() -> int:
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+linux = pytest.mark.skipif(not pathlib.Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+
+
+@linux
+@pytest.mark.loops("uvloop")
+async def test_a_large_upload_to_a_slow_target_arrives_whole_and_waits_nowhere(mode: str) -> None:
+    blocks = 200
+    seen = hashlib.sha256()
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        began.set()
+        await go_on.wait()
+        left = blocks * MIB
+        while left:
+            data = await reader.read(65536)
+            seen.update(data)
+            left -= len(data)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async with target(slow) as url, line(url, mode) as found, asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection("127.0.0.1", found.http_port)
+        writer.write(b"PUT /c1/x HTTP/1.1\r\nHost: hub\r\nContent-Length: %d\r\n\r\n" % (blocks * MIB))
+        expected, peak_bytes, before_bytes = hashlib.sha256(), 0, resident_bytes()
+
+        async def upload() -> None:
+            nonlocal peak_bytes
+            for _ in range(blocks):
+                writer.write(BLOCK)
+                expected.update(BLOCK)
+                await writer.drain()
+                peak_bytes = max(peak_bytes, resident_bytes())
+
+        uploading = asyncio.ensure_future(upload())
+        await began.wait()
+        await asyncio.sleep(0.3)  # while nothing is read, it must come to a stand
+        assert not uploading.done()
+        assert await other_answers(found)
+        go_on.set()
+        await uploading
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        assert seen.digest() == expected.digest()
+        assert found.agent.agent.counters.failed_inbound == 0
+        assert peak_bytes - before_bytes < 64 * MIB
+
+
+async def other_answers(found: Line) -> bool:
+    """Whether a request that needs no target is answered at once: 421 for a path of another cluster's."""
+    async with asyncio.timeout(3):
+        opened = asyncio.get_running_loop().create_future()
+
+        class Client(asyncio.Protocol):
+            def connection_made(self, transport: Any) -> None:
+                self.transport = transport
+                transport.write(b"GET /other/x HTTP/1.1\r\nHost: hub\r\n\r\n")
+
+            def data_received(self, data: bytes) -> None:
+                if not opened.done():
+                    opened.set_result(data)
+                self.transport.close()
+
+        await found.session.connect(Client())
+        return bool((await opened).startswith(b"HTTP/1.1 421 "))
+
+
+@linux
+@pytest.mark.loops("uvloop")
+async def test_twenty_stalled_readers_hold_up_nobody_and_lose_nothing(mode: str) -> None:
+    readers, blocks = 20, 8
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            if b"/small" in head:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nsmall")
+                continue
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (blocks * MIB))
+            for _ in range(blocks):
+                writer.write(BLOCK)
+                await writer.drain()
+
+    async with target(endless) as url, line(url, mode) as found, asyncio.timeout(60):
+        before_bytes = resident_bytes()
+        clients = []
+        for _ in range(readers):
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", found.http_port))
+            reader, writer = await asyncio.open_connection(sock=sock, limit=65536)
+            writer.write(b"GET /c1/big HTTP/1.1\r\nHost: hub\r\n\r\n")
+            clients.append((reader, writer))
+        await until(lambda: sum(each._held_bytes > 0 for each in found.session._connections.values()) == readers)
+        small_reader, small_writer = await asyncio.open_connection("127.0.0.1", found.http_port)
+        for _ in range(50):
+            async with asyncio.timeout(2):
+                small_writer.write(b"GET /c1/small HTTP/1.1\r\nHost: hub\r\n\r\n")
+                assert (await small_reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+                assert await small_reader.readexactly(5) == b"small"
+        small_writer.close()
+        assert not found.session._behind
+        assert resident_bytes() - before_bytes < 96 * MIB
+        for reader, writer in clients:
+            await reader.readuntil(b"\r\n\r\n")
+            body = await reader.readexactly(blocks * MIB)
+            assert hashlib.sha256(body).digest() == hashlib.sha256(BLOCK * blocks).digest()
+            writer.close()
+        await until(lambda: found.session.open_connections <= 1 + readers)
+
+
+async def test_a_base_agent_s_slow_client_is_given_up_before_the_agent_gives_up_the_hub() -> None:
+    assert agent.hub.session.BEHIND_TIMEOUT_S < 5.0
+
+
+async def test_a_hub_that_sends_beyond_its_credit_loses_that_connection(
+    mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_origin() as origin, line(origin.url, mode) as found, asyncio.timeout(20):
+        found.session.tunnel.send(99, 0, bytes(256 * 1024 + 1))
+        await until(lambda: [each for each in caplog.records if "beyond the connection's credit" in each.getMessage()])
+        await until(lambda: found.agent.agent.open_connections == 0)
+        assert await other_answers(found)
+        await until(lambda: found.agent.agent.windows.granted_bytes <= 256 * 1024)
+
+
+async def test_an_agent_that_sends_beyond_its_credit_loses_that_connection(mode: str) -> None:
+    async with running_origin() as origin, line(origin.url, mode) as found, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", found.http_port)
+        writer.write(b"GET /c1/hold HTTP/1.1\r\nHost: hub\r\n\r\n")
+        await origin.arrived.acquire()
+        tunnel = next(iter(found.agent.agent.managers))
+        tunnel.send(1, 0, b"HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n" + bytes(256 * 1024))
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 502 ")
+        await until(lambda: found.agent.agent.open_connections == 0)
+        origin.go_on.release()
+        writer.close()
+        assert await other_answers(found)

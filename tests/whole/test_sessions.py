@@ -239,6 +239,7 @@ async def test_flood_for_id_zero_ends_the_session_with_one_log_line(
         caplog.clear()
         rig.base.command(f"flood {whole.cluster} 200000")
         await rig.base.until(whole.cluster, lambda seen: seen["live_streams"] == 0)
+        await until(lambda: [each for each in caplog.records if each.levelno >= logging.WARNING])
         assert len([each for each in caplog.records if each.levelno >= logging.WARNING]) == 1
         assert whole.stats()["streams"] == 1  # it backs off long
         whole.agent.agent.reconnect_now()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["CLOSE", "DATA", "ERROR", "FEATURE_CLOSE"]
+__all__ = ["CLOSE", "DATA", "ERROR", "FEATURE_CLOSE", "FEATURE_WINDOW"]
 
 DATA: Final = 0
 ERROR: Final = 1
 CLOSE: Final = 3  # only where the feature `close` was negotiated
 
 FEATURE_CLOSE: Final = "close"
+FEATURE_WINDOW: Final = "window"

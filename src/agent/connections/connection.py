@@ -33,7 +33,7 @@ from .codes import CLOSE, ERROR
 from .endings import Ending, choose_ending
 from .inbound import Inbound, OverfullError
 
-__all__ = ["Connection", "Host", "Outbound", "State"]
+__all__ = ["Connection", "Host", "Outbound", "State", "Window"]
 
 
 class State(enum.Enum):
@@ -79,11 +79,20 @@ class Outbound(Protocol):
     def abort(self) -> None: ...
 
 
+class Window(Protocol):
+    """The credit that the hub has on this connection, where credit is counted (wire.md, "window")."""
+
+    def arrived(self, size_bytes: int, /) -> bool: ...
+    def unread(self, size_bytes: int, /) -> None: ...
+    def close(self) -> None: ...
+
+
 class Carrier(Protocol):
     """What is used of the transport at the manager's end of the carrier."""
 
     def write(self, data: bytes | memoryview, /) -> None: ...
     def write_eof(self) -> None: ...
+    def get_write_buffer_size(self) -> int: ...
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
     def close(self) -> None: ...
@@ -98,6 +107,7 @@ class Host(Protocol):
     @property
     def word_timeout_s(self) -> float: ...
     def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound: ...
+    def receive_window(self, conn_id: int) -> Window | None: ...
     def late_error(self, conn_id: int, text: str) -> None: ...
     def connection_failed_inbound(self) -> None: ...
     def connection_closed(self, connection: Connection, ending: Ending | None) -> None: ...
@@ -128,6 +138,7 @@ class Connection(asyncio.Protocol):
         """Loop time of the next probe; kept by the manager."""
         self._host = host
         self._outbound = host.outbound(conn_id, self._pause_reading, self._resume_reading)
+        self._window = host.receive_window(conn_id)
         self._reading_paused = False
         self.eof_seen = False
         """The proxy sends no more, which may be a half-close."""
@@ -158,18 +169,33 @@ class Connection(asyncio.Protocol):
 
     # -- from the hub
 
-    def feed(self, data: bytes | memoryview) -> None:
-        """Hand on one DATA packet, n >= 1 bytes, immutable. The connection must be OPEN."""
+    def feed(self, data: bytes | memoryview) -> bool:
+        """Hand on one DATA packet, n >= 1 bytes, immutable. The connection must be OPEN.
+
+        Returns False, and nothing was taken, where the hub had no credit for it.
+        """
+        if self._window is not None and not self._window.arrived(len(data)):
+            return False
         try:
             self.inbound.feed(data)
         except OverfullError as error:
             self._host.connection_failed_inbound()
             self.break_off(str(error), owes_answer=True)
+            return True
+        self._return_credit()
+        return True
+
+    def _return_credit(self) -> None:
+        """What the carrier takes without having enough counts as read: it is no more than the carrier's own buffer."""
+        if self._window is not None and self.state is State.OPEN:
+            in_carrier_bytes = self.carrier.get_write_buffer_size() if self.inbound.paused else 0
+            self._window.unread(self.inbound.held_bytes + in_carrier_bytes)
 
     def hub_finished(self) -> None:
         """The hub sends no more for this id (CLOSE)."""
         if self.state is State.OPEN and not self.hub_done:
             self.hub_done = True
+            self._close_window()
             self.inbound.finish()
 
     def gone(self, reason: str) -> None:
@@ -261,6 +287,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         if self.state is State.OPEN:
             self.inbound.resume()
+            self._return_credit()
 
     # -- from the tunnel's scheduler
 
@@ -291,6 +318,7 @@ class Connection(asyncio.Protocol):
         self.state = State.CLOSED  # I3
         if self._silence is not None:
             self._silence.cancel()
+        self._close_window()
         self.inbound.stop()
         self.abort_carrier()
         text = self.reason or "the agent could not complete the response"
@@ -301,6 +329,11 @@ class Connection(asyncio.Protocol):
         elif ending.code == ERROR:
             self._host.late_error(self.conn_id, text)
         self._host.connection_closed(self, ending)
+
+    def _close_window(self) -> None:
+        if self._window is not None:
+            self._window.close()
+            self._window = None
 
     @property
     def paused(self) -> tuple[bool, bool]:

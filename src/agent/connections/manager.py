@@ -20,17 +20,18 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from ..outcome import Kind, Stage
-from .codes import CLOSE, DATA, ERROR, FEATURE_CLOSE
-from .connection import Connection, Outbound, State
+from .codes import CLOSE, DATA, ERROR, FEATURE_CLOSE, FEATURE_WINDOW
+from .connection import Connection, Outbound, State, Window
 from .counters import ConnectionCounters
 from .endings import Ending
 from .ids import IdRanges
-from .inbound import FirstPacketBudget
+from .inbound import FirstPacketBudget, Inbound, Writable
 
 __all__ = ["ConnManager", "ConnectionLimits", "PacketConnManager", "Tunnel"]
 
 logger = logging.getLogger(__name__)
 
+_CREDITED_BYTES = 2**31 - 1  # no bound of ours where the hub sends only what it has credit for
 _TICKS_PER_PROBE = 10  # connections are probed in turn, not all in one burst
 _DRAIN_PROBE_INTERVAL_S = 1.0
 _SETTLE_PROBE_INTERVAL_S = 0.25
@@ -44,6 +45,8 @@ class Tunnel(Protocol):
     @property
     def bytes_buffered(self) -> int: ...
     def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound: ...
+    def receive_window(self, conn_id: int) -> Window | None: ...
+    def exceeded(self, conn_id: int) -> None: ...
     def send(self, conn_id: int, code: int, data: bytes = b"", error_message: str = "") -> None: ...
 
 
@@ -155,7 +158,8 @@ class ConnManager(ABC):
                 connection.strayed = True
             elif size:
                 self.counters.inbound_bytes += size
-                connection.feed(data)
+                if not connection.feed(data):
+                    self.tunnel.exceeded(conn_id)
         elif code == ERROR:
             if connection is not None:
                 connection.gone("the hub says that its client is gone")  # never answered
@@ -234,6 +238,21 @@ class ConnManager(ABC):
 
     def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound:
         return self.tunnel.outbound(conn_id, pause, resume)
+
+    def receive_window(self, conn_id: int) -> Window | None:
+        return self.tunnel.receive_window(conn_id) if FEATURE_WINDOW in self.tunnel.features else None
+
+    def inbound(self, carrier: Writable, buffer_bytes: int) -> Inbound:
+        """What leads from the hub into a new connection's carrier, which holds `buffer_bytes`."""
+        credited = FEATURE_WINDOW in self.tunnel.features
+        return Inbound(
+            carrier,
+            self.budget,
+            limit_bytes=_CREDITED_BYTES if credited else self.limits.inbound_bytes,
+            uncounted_bytes=_CREDITED_BYTES if credited else buffer_bytes,
+            slice_bytes=buffer_bytes // 2,
+            reframes=not self.tunnel.features,
+        )
 
     def late_error(self, conn_id: int, text: str) -> None:
         """Send an ERROR for a connection whose outbound half is finished already."""

@@ -10,7 +10,7 @@ from fastpipe import PipeEnd, create_pipe
 from ..outcome import Outcome
 from .connection import Connection
 from .counters import ConnectionCounters
-from .inbound import FirstPacketBudget, Inbound
+from .inbound import FirstPacketBudget
 from .manager import ConnectionLimits, ConnManager, Tunnel
 
 __all__ = ["MemoryCarriers", "MemoryConnManager", "MemoryConnection"]
@@ -44,14 +44,7 @@ class MemoryCarriers:
         connection = MemoryConnection(conn_id, manager)
         client_end, server_end = create_pipe(limit=self.buffer_size, loop=asyncio.get_running_loop())
         connection.client_end, connection.server_end = client_end, server_end
-        inbound = Inbound(
-            client_end,
-            manager.budget,
-            limit_bytes=manager.limits.inbound_bytes,
-            uncounted_bytes=self.buffer_size,
-            slice_bytes=self.buffer_size // 2,
-            reframes=not manager.tunnel.features,
-        )
+        inbound = manager.inbound(client_end, self.buffer_size)
         connection.attach(client_end, inbound)
         server_end.set_protocol(protocol)
         client_end.set_protocol(connection)

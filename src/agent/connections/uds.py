@@ -66,14 +66,7 @@ class UDSCarriers:
             limit_bytes=self.buffer_size // 4,
             dial_timeout_s=manager.limits.connect_timeout_s,
         )
-        inbound = Inbound(
-            end,
-            manager.budget,
-            limit_bytes=manager.limits.inbound_bytes,
-            uncounted_bytes=self.buffer_size,
-            slice_bytes=self.buffer_size // 2,
-            reframes=not manager.tunnel.features,
-        )
+        inbound = manager.inbound(end, self.buffer_size)
         connection.attach_socket(end, inbound)
         end.dial(self._acceptor.path)
         return connection

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import cast
 
@@ -21,6 +22,7 @@ from ..errors import TargetError
 from ..tunnel.packet import ControlCode
 from ..tunnel.scheduler import Outbound
 from ..tunnel.session import Tunnel
+from ..tunnel.window import ReceiveWindow
 
 __all__ = ["AgentSession"]
 
@@ -29,9 +31,11 @@ logger = logging.getLogger(__name__)
 DATA, ERROR, DRAIN, CLOSE = ControlCode.DATA, ControlCode.ERROR, ControlCode.DRAIN, ControlCode.CLOSE
 PIPE_LIMIT_BYTES = 65536
 BEHIND_BYTES = 4 * 1024 * 1024
-"""A client this far behind what its agent has sent makes the hub stop reading the tunnel."""
-BEHIND_TIMEOUT_S = 10.0
-"""How long a client may keep the hub from reading; then its connection is ended, for the others' sake."""
+"""A client this far behind what its agent has sent makes the hub stop reading the tunnel of a base agent; others have
+credit for no more than is held here."""
+BEHIND_TIMEOUT_S = 3.0
+"""How long a client may keep the hub from reading; then its connection is ended, for the others' sake. Below the 5 s in
+which agents expect the answer to their probe (wire.md, "connected")."""
 GONE = "the client is gone"
 FEATURE_CLOSE = "close"
 PROBE_INTERVAL_S = 10.0
@@ -52,6 +56,12 @@ class _Connection(asyncio.Protocol):
         self._end: PipeEnd | None = None
         self._outbound: Outbound | None = None
         self._agent_done = False  # it has sent CLOSE
+        self._window: ReceiveWindow | None = None  # the agent's credit, where credit is counted
+        self._held: deque[bytes | memoryview] = deque()  # what the pipe has no room for; only with credit
+        self._held_bytes = 0
+        self._full = False  # the pipe is
+        self._ending = False  # the agent sends no more: an end follows what is held
+        self._end_said = False
         self.bytes_seen = 0
         self.probed_at_bytes = -1
 
@@ -61,6 +71,7 @@ class _Connection(asyncio.Protocol):
         end = cast(PipeEnd, transport)
         self._end = end
         self._outbound = self._session.tunnel.outbound(self.conn_id, end.pause_reading, end.resume_reading)
+        self._window = self._session.tunnel.receive_window(self.conn_id)
 
     def data_received(self, data: bytes | memoryview) -> None:
         if self._outbound is not None:
@@ -73,10 +84,11 @@ class _Connection(asyncio.Protocol):
             return False
         if self._outbound is not None:
             self._outbound.finish(CLOSE)
-        return not self._agent_done
+        return not self._agent_done or bool(self._held)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The proxy is done with this connection, or its client is gone: either way the agent may forget it."""
+        self._drop_held()
         outbound, self._outbound = self._outbound, None
         if outbound is not None:
             if self._agent_done and exc is None:
@@ -89,9 +101,11 @@ class _Connection(asyncio.Protocol):
         self._session.forget(self)
 
     def pause_writing(self) -> None:
-        pass  # `write` never refuses; how far behind the client is, is looked at when the next packet comes
+        self._full = True
 
     def resume_writing(self) -> None:
+        self._full = False
+        self._pump()
         self._session.caught_up(self)
 
     # -- the tunnel's side
@@ -100,19 +114,39 @@ class _Connection(asyncio.Protocol):
         end = self._end
         if end is None or self._agent_done:
             return
-        self.bytes_seen += len(data)
-        end.write(data)
-        if end.get_write_buffer_size() > BEHIND_BYTES:
-            self._session.fell_behind(self)
+        size = len(data)
+        self.bytes_seen += size
+        if self._window is None:
+            end.write(data)
+            if end.get_write_buffer_size() > BEHIND_BYTES:
+                self._session.fell_behind(self)
+        elif self._window.arrived(size):
+            self._held.append(data)
+            self._held_bytes += size
+            self._pump()
+        else:
+            self._session.tunnel.exceeded(self.conn_id)
+
+    def _pump(self) -> None:
+        """Write what is held as far as the pipe has room, and give credit for what has been read."""
+        end, held = self._end, self._held
+        assert end is not None
+        while held and not self._full:  # `write` may call `pause_writing`
+            data = held.popleft()
+            self._held_bytes -= len(data)
+            end.write(data)
+        if self._window is not None:
+            # What the pipe takes without being full counts as read: it is no more than the pipe's own buffer.
+            self._window.unread(self._held_bytes + (end.get_write_buffer_size() if self._full else 0))
+        if not held and self._ending:
+            self._finish()
 
     def agent_done(self) -> None:
         """The agent sends no more: the proxy gets what had come, then the end of stream."""
-        if self._end is not None and not self._agent_done:
+        if not self._agent_done:
             self._agent_done = True
-            if self._outbound is None or self._outbound.finished:
-                self._end.close()
-            else:
-                self._end.write_eof()
+            self._close_window()
+            self._end_behind_held()
 
     def end(self) -> None:
         """The agent is done with this connection, or lost: the proxy gets what had come, then sees its upstream end.
@@ -120,12 +154,37 @@ class _Connection(asyncio.Protocol):
         A whole response may stand right before the tunnel's end, as it does when an agent drains.
         """
         self._drop_outbound()
-        if self._end is not None:
+        self._close_window()
+        self._end_behind_held()
+
+    def _end_behind_held(self) -> None:
+        self._ending = True
+        if self._end is not None and not self._held:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Everything has been written: the end of stream, or of the connection where nothing goes to the agent."""
+        assert self._end is not None
+        if self._outbound is None or self._outbound.finished:
             self._end.close()
+        elif not self._end_said:
+            self._end_said = True
+            self._end.write_eof()
+
+    def _close_window(self) -> None:
+        if self._window is not None:
+            self._window.close()
+            self._window = None
+
+    def _drop_held(self) -> None:
+        self._held.clear()
+        self._held_bytes = 0
+        self._close_window()
 
     def abort(self) -> None:
         """End it now, with what the client has not taken yet."""
         self._drop_outbound()
+        self._drop_held()
         if self._end is not None:
             self._end.abort()
 

@@ -24,6 +24,7 @@ from .http2 import Http2Connection
 from .packet import PROBE_ID, ControlCode
 from .session import Tunnel
 from .stream import Headers, Http2Stream
+from .window import WindowBudget
 
 __all__ = ["Call", "HubEndpoint", "ReplacedError"]
 
@@ -82,10 +83,11 @@ class Call:
         window_bytes: int,
         message_bytes: int,
         features: frozenset[str] = frozenset(),
+        windows: WindowBudget | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.endpoint = endpoint
-        self.tunnel = Tunnel("agent", self)
+        self.tunnel = Tunnel("agent", self, windows)
         self.connection = Http2Connection(self, client=True, window_bytes=window_bytes, message_bytes=message_bytes)
         self.ended: asyncio.Future[HubError | None] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
@@ -135,6 +137,7 @@ class Call:
         loop = asyncio.get_running_loop()
         self._probe = loop.create_future()
         self.tunnel.send(PROBE_ID, ControlCode.DATA)
+        asked_s = loop.time()
         seen = self._progress()
         while not self._probe.done():
             await asyncio.wait((self._probe, self.ended), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -146,6 +149,7 @@ class Call:
                     self.fail(error)
                     self.connection.abort()  # it isn't reading: there is nobody to say goodbye to
                     raise error
+        self.tunnel.measured(loop.time() - asked_s)
         self._for_id_0 = 0
 
     def leave(self) -> None:

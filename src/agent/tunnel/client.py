@@ -16,6 +16,7 @@ from .grpc import check_metadata
 from .http2 import MESSAGE_BYTES, WINDOW_BYTES
 from .packet import PacketReceiver
 from .session import Tunnel
+from .window import WindowBudget
 
 __all__ = ["HubEndpoint", "TunnelClient"]
 
@@ -42,8 +43,9 @@ class TunnelClient:
     probe_interval_s, probe_timeout_s: keepalive (wire.md, "liveness"). dial_timeout_s: TCP and TLS. stable_after_s: a
     session that was ready for so long lets the back-off start over. slow_retry_s: the wait, ± 50 %, where the hub
     rejected this agent's identity or has another agent for the cluster. wait: awaited with each delay; for tests.
-    features: the extensions that hubs are offered. sessions: how many were ready so far. redials: how often a dial
-    followed what did not come up, was lost or left, by cause (HubError's; `left`: for a GOAWAY or `reconnect_now`).
+    features: the extensions that hubs are offered. windows: the budget of connections' windows; shared by those it is
+    given to. sessions: how many were ready so far. redials: how often a dial followed what did not come up, was lost or
+    left, by cause (HubError's; `left`: for a GOAWAY or `reconnect_now`).
     Raises ValueError for metadata that can't be sent.
     """
 
@@ -66,6 +68,7 @@ class TunnelClient:
         message_bytes: int = MESSAGE_BYTES,
         user_agent: str = "fastpipe-agent",
         features: frozenset[str] = FEATURES,
+        windows: WindowBudget | None = None,
         wait: Callable[[float], Awaitable[None]] = _wait,
     ) -> None:
         self._hub = hub
@@ -87,6 +90,7 @@ class TunnelClient:
         self._message_bytes = message_bytes
         self._user_agent = user_agent
         self._features = features
+        self._windows = windows or WindowBudget()
         self._wait = wait
         self.sessions = 0
         self.redials: Counter[str] = Counter()
@@ -165,6 +169,7 @@ class TunnelClient:
             window_bytes=self._window_bytes,
             message_bytes=self._message_bytes,
             features=self._features,
+            windows=self._windows,
         )
         self._calls.append(call)
         call.tunnel.open(self._open_receiver(call.tunnel))

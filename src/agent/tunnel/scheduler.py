@@ -8,13 +8,16 @@ through the second list before it can do so again, so that many small ones can't
 
             write                  turn taken
     idle ───────────► starting ───────────────► going on ◄──┐
-      ▲                                           │  │      │ more to send
-      └────────── nothing left at its turn ───────┘  └──────┘
+      ▲                                          ▲ │  │     │ more to send
+      └────────── nothing left at its turn ──────┼─┘  └─────┘
+                                  credit came    │    │ data next, and no credit for it (`window` only)
+                                                 └── parked
 
 Invariants
-  I1  An outbound is in at most one list, and with something queued in exactly one.
+  I1  An outbound is in at most one list; with something queued in exactly one, or parked.
   I2  Bytes, and the control packets among them, leave in the order they were given.
   I3  The books are right before `pause` or `resume` is called: either may write, finish or abort at once.
+  I4  No outbound sends a byte of DATA beyond its credit; control packets need none.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from collections import deque
 from collections.abc import Callable
 
 from .framing import FrameWriter
-from .packet import MAX_SENT_MESSAGE_BYTES, data_field, encode_packet
+from .packet import MAX_INCREMENT_BYTES, MAX_SENT_MESSAGE_BYTES, ControlCode, data_field, encode_packet
 
 __all__ = ["HIGH_WATER_BYTES", "Outbound", "Scheduler"]
 
@@ -33,22 +36,32 @@ HIGH_WATER_BYTES = 256 * 1024
 SHARED_PACKET_BYTES = 256 * 1024
 """A packet's payload while another connection waits. A base hub's queue counts packets, so not smaller (wire.md)."""
 
+CREDITED_PACKET_BYTES = 64 * 1024
+"""The same where the peer has credit for what comes, and so counts bytes and not packets."""
+
 ALONE_PACKET_BYTES = 1024 * 1024
 """A packet's payload while nobody else waits (wire.md, "agent → hub, DATA")."""
 
-_IDLE, _STARTING, _GOING_ON = range(3)
+_UNLIMITED_BYTES = 2**62  # the credit of a connection where credit isn't counted
+_IDLE, _STARTING, _GOING_ON, _PARKED = range(4)
 
 
 class Outbound:
     """One connection's place in the queue, from `Tunnel.outbound`; forgotten after `finish` or `abort`."""
 
-    __slots__ = ("_field", "_items", "_place", "_scheduler", "conn_id", "finished", "pause", "paused", "queued_bytes",
-                 "resume")  # fmt: skip
+    __slots__ = ("_field", "_items", "_place", "_scheduler", "conn_id", "credit_bytes", "finished", "pause", "paused",
+                 "queued_bytes", "resume")  # fmt: skip
 
     def __init__(
-        self, scheduler: Scheduler, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]
+        self,
+        scheduler: Scheduler,
+        conn_id: int,
+        pause: Callable[[], None],
+        resume: Callable[[], None],
+        credit_bytes: int,
     ) -> None:
         self.conn_id = conn_id
+        self.credit_bytes = credit_bytes
         self.queued_bytes = 0
         self.finished = False
         self.paused = False
@@ -105,6 +118,9 @@ class Outbound:
             self._items.append((message,))
             self._scheduler._grown(self, 0)
 
+    def _lacks_credit(self) -> bool:
+        return self.credit_bytes <= 0 and bool(self._items) and not isinstance(self._items[0], tuple)
+
     def _take(self, writer: FrameWriter, limit: int) -> None:
         """Move the next packet, of at most `limit` bytes of payload, to the writer."""
         items = self._items
@@ -115,6 +131,7 @@ class Outbound:
             return
         pieces: list[bytes | memoryview] = []
         size = 0
+        limit = min(limit, self.credit_bytes)  # I4
         while items and size < limit:
             item = items[0]
             if isinstance(item, tuple):
@@ -128,6 +145,7 @@ class Outbound:
             pieces.append(item)
             size += len(item)
         self.queued_bytes -= size
+        self.credit_bytes -= size
         writer.append_packet(self._field, pieces, size)
 
 
@@ -136,6 +154,8 @@ class Scheduler:
 
     shared_packet_bytes, alone_packet_bytes: the largest payload of a packet while another connection waits, and while
     none does; both below 4 MiB.
+    initial_credit_bytes: what each new connection may send at first, None where credit isn't counted; may be changed,
+    as shared_packet_bytes may.
     """
 
     def __init__(
@@ -147,23 +167,25 @@ class Scheduler:
     ) -> None:
         if not 0 < shared_packet_bytes <= alone_packet_bytes <= MAX_SENT_MESSAGE_BYTES - 64:
             raise ValueError("packets must have 1 byte to 4 MiB, and one alone be no smaller than a shared one")
+        self.initial_credit_bytes: int | None = None
+        self.shared_packet_bytes = shared_packet_bytes
         self.closed = False
         self.queued_bytes = 0  # of all outbounds and the control packets
         self.control_bytes = 0
         self.outbounds: dict[int, Outbound] = {}
         self._wake = wake
-        self._shared_bytes = shared_packet_bytes
         self._alone_bytes = alone_packet_bytes
         self._messages: deque[bytes] = deque()  # control packets, ahead of everything
         self._starting: deque[Outbound] = deque()
         self._going_on: deque[Outbound] = deque()
-        self._backlogged = 0  # outbounds with something queued
+        self._backlogged = 0  # outbounds with something queued, those that are parked included
 
     def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound:
         """A place for this connection. ValueError where it has one already."""
         if conn_id in self.outbounds:
             raise ValueError(f"connection {conn_id} has an outbound already")
-        outbound = Outbound(self, conn_id, pause, resume)
+        credit_bytes = _UNLIMITED_BYTES if self.initial_credit_bytes is None else self.initial_credit_bytes
+        outbound = Outbound(self, conn_id, pause, resume, credit_bytes)
         if not self.closed:
             self.outbounds[conn_id] = outbound
         return outbound
@@ -177,6 +199,31 @@ class Scheduler:
         if own is not None and own._items:
             own._control(message)
             return
+        self._say(message)
+
+    def give_credit(self, conn_id: int, increment_bytes: int) -> None:
+        """Queue a WINDOW packet ahead of all data, of its own connection too: what waits there may wait for credit."""
+        if not self.closed:
+            self._say(encode_packet(conn_id, ControlCode.WINDOW, window=increment_bytes))
+
+    def take_credit(self, conn_id: int, increment_bytes: int) -> bool:
+        """The peer gave this connection credit. Returns False, and changes nothing, where it may not be so much.
+
+        Credit for a connection without an outbound is of no use: it has sent its last byte, or is over.
+        """
+        outbound = self.outbounds.get(conn_id)
+        if outbound is None:
+            return True
+        if not 0 < increment_bytes <= MAX_INCREMENT_BYTES - outbound.credit_bytes:
+            return False
+        outbound.credit_bytes += increment_bytes
+        if outbound._place == _PARKED:
+            outbound._place = _GOING_ON
+            self._going_on.append(outbound)
+            self._wake()
+        return True
+
+    def _say(self, message: bytes) -> None:
         self._messages.append(message)
         self.control_bytes += len(message)
         self.queued_bytes += len(message)
@@ -195,12 +242,17 @@ class Scheduler:
             if not outbound._items:
                 outbound._place = _IDLE
                 continue
+            if outbound._lacks_credit():
+                outbound._place = _PARKED
+                continue
             before = outbound.queued_bytes
-            outbound._take(writer, self._alone_bytes if self._backlogged == 1 else self._shared_bytes)
+            outbound._take(writer, self._alone_bytes if self._backlogged == 1 else self.shared_packet_bytes)
             self.queued_bytes -= before - outbound.queued_bytes
             if not outbound._items:
                 self._backlogged -= 1
-            if outbound._items or not outbound.finished:
+            if outbound._lacks_credit():
+                outbound._place = _PARKED
+            elif outbound._items or not outbound.finished:
                 outbound._place = _GOING_ON
                 self._going_on.append(outbound)
             else:

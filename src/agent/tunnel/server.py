@@ -7,12 +7,13 @@ import logging
 from collections.abc import Callable
 
 from ..errors import AgentError, WireError
-from .features import FEATURES, read_features, write_features
+from .features import FEATURES, WINDOW, read_features, write_features
 from .grpc import PATH, GrpcStatus, Status, is_grpc, metadata_of, response_headers, trailers
 from .http2 import MESSAGE_BYTES, WINDOW_BYTES, Http2Connection
 from .packet import ControlCode, PacketReceiver
 from .session import Tunnel
 from .stream import Headers, Http2Stream
+from .window import WindowBudget
 
 __all__ = ["GrpcStatus", "OpenTunnel", "TunnelServer"]
 
@@ -32,7 +33,7 @@ class TunnelServer:
     and connection, 65,535 to 2^31-1. message_bytes: the longest message that is taken. keepalive_interval_s,
     keepalive_timeout_s: an HTTP/2 PING goes to a connection this often, and its answer is due within that time, so that
     an agent that vanished without a word is noticed. features: the extensions that are used with agents that offer
-    them.
+    them. windows: the budget of all connections' windows.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class TunnelServer:
         keepalive_interval_s: float = 30.0,
         keepalive_timeout_s: float = 20.0,
         features: frozenset[str] = FEATURES,
+        windows: WindowBudget | None = None,
     ) -> None:
         self.open_tunnel = open_tunnel
         self.features = features
+        self.windows = windows or WindowBudget()
         self.keepalive_interval_s = keepalive_interval_s
         self.keepalive_timeout_s = keepalive_timeout_s
         self._window_bytes = window_bytes
@@ -156,7 +159,7 @@ class _Call:
     """One call of an agent's."""
 
     def __init__(self, server: TunnelServer) -> None:
-        self.tunnel = Tunnel("hub", self)
+        self.tunnel = Tunnel("hub", self, server.windows)
         self.ended: list[Callable[[], None]] = []
         self._server = server
         self._stream: Http2Stream | None = None
@@ -193,6 +196,10 @@ class _Call:
             return
         self.tunnel.open(receiver)
         # At once, and so before any packet: the agent reads packets by what this says (wire.md, "Extensions").
+        if WINDOW in self.tunnel.features:
+            loop = asyncio.get_running_loop()
+            asked_s = loop.time()
+            stream.connection.ping(lambda: self.tunnel.measured(loop.time() - asked_s))
         stream.send_headers(response_headers() + write_features(self.tunnel.features))
 
     def end(self, status: GrpcStatus, error: Exception | None = None) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from ..errors import WireError
-from .features import CLOSE
+from .features import CLOSE, WINDOW
 from .framing import FrameWriter
 from .packet import ControlCode, PacketError, PacketReceiver
-from .scheduler import Outbound, Scheduler
+from .scheduler import CREDITED_PACKET_BYTES, Outbound, Scheduler
 from .stream import Headers, Http2Stream
+from .window import INITIAL_WINDOW_BYTES, ReceiveWindow, WindowBudget
 
 __all__ = ["Role", "Tunnel", "TunnelSide"]
 
@@ -58,21 +59,25 @@ class _Nobody:
 class Tunnel:
     """One session. role: which end this is. peername: the other's address. features: what both sides have named.
 
-    Its connections write through `outbound`, and hear through the receiver that the session was opened with.
+    windows: shared with other sessions. Its connections write through `outbound`, and hear through the receiver that
+    the session was opened with; with `window` each has a `receive_window` besides.
     """
 
-    def __init__(self, role: Role, side: TunnelSide) -> None:
+    def __init__(self, role: Role, side: TunnelSide, windows: WindowBudget | None = None) -> None:
         self.role: Role = role
         self.features: frozenset[str] = frozenset()
         self.packets_received = 0
         self.packets_sent = 0
         self.unknown_packets = 0  # of a code not known here: ignored (wire.md, "unknown code")
         self.bad_packets = 0
+        self.round_trip_s = 0.05  # the fastest that was seen; a guess before
+        self.windows = windows or WindowBudget()
         self.lost = False
         self._side = side
         self._stream: Http2Stream | None = None
         self.receiver: PacketReceiver = _Nobody()
         self._scheduler = Scheduler(self._wake)
+        self._measured = False
         self._afterwards: Callable[[], None] | None = None
 
     # ------------------------------------------------------------ what connections use
@@ -93,6 +98,20 @@ class Tunnel:
         has a place already.
         """
         return self._scheduler.outbound(conn_id, pause, resume)
+
+    def receive_window(self, conn_id: int) -> ReceiveWindow | None:
+        """The credit that the peer has on this connection; None where credit isn't counted. To be closed with it."""
+        if WINDOW not in self.features:
+            return None
+        return ReceiveWindow(
+            lambda increment_bytes: self._scheduler.give_credit(conn_id, increment_bytes),
+            self.windows,
+            lambda: self.round_trip_s,
+        )
+
+    def exceeded(self, conn_id: int) -> None:
+        """More DATA came on this connection than the peer had credit for: it ends."""
+        self.fail(conn_id, WireError("window: DATA beyond the connection's credit"))
 
     def send(self, conn_id: int, code: int, data: bytes = b"", error_message: str = "") -> None:
         """Send a small packet ahead of the queued data of other connections; behind that of its own."""
@@ -151,6 +170,15 @@ class Tunnel:
     def negotiated(self, features: frozenset[str]) -> None:
         """Both sides have named these. Called before the first packet from a peer that names any."""
         self.features = features
+        if WINDOW in features:
+            self._scheduler.initial_credit_bytes = INITIAL_WINDOW_BYTES
+            self._scheduler.shared_packet_bytes = CREDITED_PACKET_BYTES
+
+    def measured(self, round_trip_s: float) -> None:
+        """A round trip took so long: an upper bound of what the link takes."""
+        if self._measured:
+            round_trip_s = min(round_trip_s, self.round_trip_s)
+        self.round_trip_s, self._measured = round_trip_s, True
 
     def attach(self, stream: Http2Stream) -> None:
         """The call's stream is there; what was queued before goes out."""
@@ -210,7 +238,10 @@ class Tunnel:
 
     def credit(self, conn_id: int, increment_bytes: int) -> None:
         self.packets_received += 1
-        self._ignore(conn_id, ControlCode.WINDOW)
+        if conn_id <= 0 or WINDOW not in self.features:
+            self._ignore(conn_id, ControlCode.WINDOW)
+        elif not self._scheduler.take_credit(conn_id, increment_bytes):
+            self.fail(conn_id, WireError(f"window: an increment of {increment_bytes} bytes is none, or too much"))
 
     def bad_packet(self, error: PacketError) -> None:
         """A packet that breaks the format ends its connection; the session, where it can't be said whose it is."""
