@@ -113,7 +113,7 @@ class TargetLimitsConfig(LimitsConfig):
         "how long an unused connection to a target is kept", default=60.0, low=0.1, high=_DAY_S
     )
     idle_upstreams_per_target: int = kind.integer(
-        "unused connections kept for each target", default=64, low=1, high=100_000, unit="connections"
+        "unused connections kept for each target", default=1000, low=1, high=100_000, unit="connections"
     )
 
 

@@ -29,7 +29,8 @@ class ProxyLimits:
         expect_timeout_s: how long a target may take to say 100 before the proxy does. retry_after_s: told with a 503.
     Targets:
         connect_timeout_s, tls_timeout_s, first_byte_timeout_s (the whole response head, from the request's end): 504.
-        upstream_idle_s, idle_upstreams_per_target: how long, and how many, unused connections are kept.
+        upstream_idle_s, idle_upstreams_per_target: how long, and how many, unused connections are kept (as many as
+        there may be clients: fewer, and a burst's end closes what its next moment dials, a quarter of an agent's CPU).
         half_closed_idle_s: silence after which an upgraded connection ends whose client has sent its end and whose
         carrier could not pass it on (TLS).
     buffer_bytes: what may wait in a transport's write buffer before the other side's reading pauses.
@@ -59,7 +60,7 @@ class ProxyLimits:
     tls_timeout_s: float = 10.0
     first_byte_timeout_s: float = 60.0
     upstream_idle_s: float = 60.0
-    idle_upstreams_per_target: int = 64
+    idle_upstreams_per_target: int = 1000
     half_closed_idle_s: float = 10.0
     buffer_bytes: int = 256 * KIB
 
