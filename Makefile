@@ -41,7 +41,7 @@ sanitize: $(VENV)-sanitize/.packaging
 	FASTPIPE_SANITIZE=1 $(VENV)-sanitize/bin/python -m pip install --quiet --no-cache-dir \
 	  "$$(echo build/sanitize/*.tar.gz)[test]"
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-	  $(VENV)-sanitize/bin/python -m pytest -p no:cacheprovider $(SANITIZE_SUITE) $(PYTEST_ARGS)
+	  $(VENV)-sanitize/bin/python -m pytest -p no:cacheprovider --timeout=900 $(SANITIZE_SUITE) $(PYTEST_ARGS)
 
 # sdist -> a wheel for each CPython here and one for every machine, each installed away from here and tried; into dist/.
 wheels: $(VENV)-packaging/.packaging

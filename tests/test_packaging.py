@@ -25,6 +25,8 @@ CHECKOUT = Path(__file__).parent.parent
 if not (CHECKOUT / "setup.py").exists() or not (CHECKOUT / "src").exists():
     pytest.skip("the tests stand without the source they would build", allow_module_level=True)
 
+pytestmark = pytest.mark.timeout(300)  # a compiler on a busy machine
+
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
 VERSION = PROJECT["project"]["version"]
 PLAIN = {"fastpipe/_streams_c"}
@@ -40,7 +42,7 @@ def build(tree: Path, what: str, out: Path, **environ: str) -> subprocess.Comple
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("FASTPIPE_", "CC", "CFLAGS"))}
     return subprocess.run(
         [sys.executable, "-c", script], cwd=tree, env=clean | environ, capture_output=True, text=True, check=False,
-        timeout=110,
+        timeout=240,
     )  # fmt: skip
 
 
