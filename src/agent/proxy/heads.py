@@ -151,8 +151,8 @@ class Request:
     """
 
     __slots__ = (
-        "block", "expects_continue", "fields", "given", "has_length", "host", "is_1_0", "keep_alive", "length", "method",
-        "tail", "takes_trailers", "upgrade",
+        "block", "expects_continue", "fields", "given", "has_length", "host", "is_1_0", "keep_alive", "length",
+        "method", "tail", "takes_trailers", "upgrade",
     )  # fmt: skip
 
     method: bytes
