@@ -9,7 +9,7 @@ OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
 WHEEL_PYTHONS ?= $(or $(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python),$(PYTHON))
 WHEEL_SUITE ?= tests
 
-.PHONY: bench bench-quick demo test test-compiled test-python test-pythons sanitize lint types wheels wheels-quick sdist pure identifiers clean
+.PHONY: bench bench-quick demo test test-compiled test-python test-pythons fuzz sanitize lint types wheels wheels-quick sdist pure identifiers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastpipe-agent demo
