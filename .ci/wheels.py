@@ -147,7 +147,7 @@ class Proof:
         say(run(BIN / "twine", "check", "--strict", *files, cwd=self.work).strip())
         wheels = [file for file in files if file.suffix == ".whl"]
         if wheels:
-            say(run(BIN / "check-wheel-contents", *wheels, cwd=self.work).strip())
+            say(run(BIN / "check-wheel-contents", "--toplevel", "agent,fastpipe", *wheels, cwd=self.work).strip())
 
 
 def identifiers() -> None:
