@@ -41,7 +41,7 @@ def holding(name: str, whole: int, quick: int) -> Case:
             {"memory": lambda: held("memory", amount), "UDS": lambda: held("UDS", amount)}
         )
 
-    title = f"An open, idle connection between hub and proxy, mean of {whole:,}"
+    title = "An open, idle connection between tunnel and proxy, mean of " + ("1,000" if whole == 1000 else "thousands")
     return Case(name, title, open_case, [("memory", "UDS")], quick=name == "open connections", rounds=(5, 3))
 
 
