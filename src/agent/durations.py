@@ -1,8 +1,12 @@
-"""How long things took, counted in an array of ranges: adding one time costs about a tenth of a microsecond."""
+"""How long things took, counted in an array of ranges.
+
+Adding a time only appends it to a list; a thousand are sorted and counted together. On a busy agent's cold caches that
+costs a fraction of finding each one's range as it comes.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from itertools import accumulate
 
 __all__ = ["BOUNDS_S", "Durations"]
@@ -13,29 +17,53 @@ BOUNDS_S = (
 """Upper ends of the ranges in seconds, each included; one more range has what took longer than all of them. From what
 an in-process answer takes to the longest default timeout."""
 
+_TOGETHER = 1000
+
 
 class Durations:
-    """A histogram of times. sum_s: of all times added, in seconds."""
+    """A histogram of times."""
 
-    __slots__ = ("_counts", "sum_s")
+    __slots__ = ("_counts", "_recent", "_sum_s")
 
     def __init__(self) -> None:
         self._counts = [0] * (len(BOUNDS_S) + 1)
-        self.sum_s = 0.0
+        self._sum_s = 0.0
+        self._recent: list[float] = []  # not counted yet
 
     def add(self, seconds: float) -> None:
         """Count one time, >= 0 seconds."""
-        self._counts[bisect_left(BOUNDS_S, seconds)] += 1
-        self.sum_s += seconds
+        recent = self._recent
+        recent.append(seconds)
+        if len(recent) >= _TOGETHER:
+            self._count()
+
+    def _count(self) -> None:
+        recent, counts = self._recent, self._counts
+        recent.sort()
+        self._sum_s += sum(recent)
+        below = 0
+        for number, bound in enumerate(BOUNDS_S):
+            up_to = bisect_right(recent, bound, below)
+            counts[number] += up_to - below
+            below = up_to
+        counts[-1] += len(recent) - below
+        recent.clear()
 
     def __add__(self, other: Durations) -> Durations:
         """Those of both, counted apart from either."""
         both = Durations()
+        both._sum_s = self.sum_s + other.sum_s
         both._counts = [one + another for one, another in zip(self._counts, other._counts, strict=True)]
-        both.sum_s = self.sum_s + other.sum_s
         return both
+
+    @property
+    def sum_s(self) -> float:
+        """Of all times added, in seconds."""
+        self._count()
+        return self._sum_s
 
     @property
     def cumulative(self) -> list[int]:
         """For each bound how many times were at most so long, and last how many there were in all."""
+        self._count()
         return list(accumulate(self._counts))
