@@ -231,7 +231,7 @@ def measure(rounds: int, requests: int, memory: bool) -> None:
         against = lower_quartile(each) / lower_quartile(spent[0]) - 1
         quartiles = " … ".join(f"{ratio - 1:+.2%}" for ratio in (low, middle, high))
         print(f"{name:<12}{per_request_us:>16.2f}{against:>+14.2%}   {quartiles}")
-    print(f"what `on` adds to one request, called alone: {added_us():.2f} µs")
+    print(f"the calls that `on` adds to a request, alone in warm caches: {added_us():.2f} µs")
     scrape_ms = scrapes_ns[0] / SCRAPES / 1e6
     print(f"reading /metrics: {scrape_ms:.2f} ms of CPU, {scrape_ms / 150:.3f}% of one CPU every 15 s")
 
