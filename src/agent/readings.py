@@ -103,7 +103,7 @@ def _requests(agent: Agent) -> Iterator[Metric]:
     yield _table("target_connections", "gauge", "Connections to targets.", ("state",), _keyed(used))
     responses: dict[tuple[str, ...], int] = {}
     for mode, measures in agent.measures.items():
-        for source, by_digit in (("target", measures.from_target), ("agent", measures.own)):
+        for source, by_digit in (("target", measures.responses), ("agent", measures.own)):
             for digit, count in enumerate(by_digit):
                 if count or (digit == 2 and source == "target"):
                     responses[mode, source, f"{digit}xx"] = count

@@ -18,9 +18,10 @@ class Measures:
     policy: where it had to be waited for, as for a review. connect: a new connection to the target, TLS included; none
     for a pooled one. head: from there to the response's head, so with the request's body. body: to the response's last
     byte, where that didn't come with the head. whole: from the request's head to the response's last byte, of whole
-    responses only. at_once: of responses that came whole at once, and waited for neither policy nor connection; head
-    and whole are the same for these, and they are most of all.
-    from_target, own: answers by the first digit of their status: targets' responses, and the proxy's own answers.
+    responses only. at_once: of 2xx responses that came whole at once, and waited for neither policy nor connection:
+    head and whole are the same for these, and they are most of all.
+    from_target, own: answers by the first digit of their status: targets' responses but for those of `at_once`, and the
+    proxy's own answers.
     cut: responses that ended unfinished. upgraded: 101s.
     """
 
@@ -32,6 +33,13 @@ class Measures:
         self.own = [0] * 10
         self.cut = 0
         self.upgraded = 0
+
+    @property
+    def responses(self) -> list[int]:
+        """Targets' responses by the first digit of their status, those of `at_once` among them."""
+        counts = self.from_target.copy()
+        counts[2] += self.at_once.cumulative[-1]
+        return counts
 
     @property
     def stages(self) -> Mapping[str, Durations]:

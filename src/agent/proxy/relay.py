@@ -72,7 +72,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_began_s", "_body_came_later", "_collected", "_decoder", "_head", "_head_at_s", "_informational", "_intake",
+        "_began_s", "_body_came_later", "_collected", "_decoder", "_head", "_informational", "_intake",
         "_left", "_mark_s", "_mode", "_request_done", "_response", "_retried", "_task", "_unsent", "_upstream",
         "connection", "continue_at", "corked", "deadline", "own_target", "request", "stage", "target",
     )  # fmt: skip
@@ -99,8 +99,7 @@ class Exchange:
         self._decoder: ChunkedDecoder | None = None
         self._collected: list[Piece] | None = None  # the whole body, for an HTTP/1.0 client
         self._body_came_later = False  # than the response's head
-        # When it began, when the stage that is on began, and when the response's head came; kept only where measured.
-        self._began_s = self._mark_s = self._head_at_s = 0.0
+        self._began_s = self._mark_s = 0.0  # when it began, and the stage that is on; kept only where measured
 
     @property
     def awaits_continue(self) -> bool:
@@ -198,10 +197,12 @@ class Exchange:
 
     def _body_follows(self) -> None:
         """The response's head has come without the whole of its body."""
-        if self.connection.measures is not None:
+        measures = self.connection.measures
+        if measures is not None:
+            assert self._response is not None
             self._body_came_later = True
-            self.connection.measures.head.add(self._head_at_s - self._mark_s)
-            self._mark_s = self._head_at_s
+            measures.head.add(self._lap_s())
+            measures.from_target[self._response.status // 100] += 1
 
     def _lap_s(self) -> float:
         """How long the stage took that ends now."""
@@ -367,10 +368,6 @@ class Exchange:
         request, connection = self.request, self.connection
         self._response = response
         self.deadline = NEVER
-        measures = connection.measures
-        if measures is not None:
-            measures.from_target[response.status // 100] += 1
-            self._head_at_s = perf_counter()
         length = response.length
         framing: tuple[bytes, bytes] | None = None
         body: Piece
@@ -475,15 +472,17 @@ class Exchange:
         assert self._response is not None
         measures = self.connection.measures
         if measures is not None:
-            head_s = self._head_at_s - self._mark_s
-            if self._mark_s == self._began_s:
-                measures.at_once.add(head_s)
-            elif self._body_came_later:
-                measures.body.add(self._lap_s())
-                measures.whole.add(self._mark_s - self._began_s)
+            now_s = perf_counter()
+            status = self._response.status
+            if self._mark_s == self._began_s and status < 300:
+                measures.at_once.add(now_s - self._began_s)
             else:
-                measures.head.add(head_s)
-                measures.whole.add(self._head_at_s - self._began_s)
+                if self._body_came_later:
+                    measures.body.add(now_s - self._mark_s)
+                else:
+                    measures.head.add(now_s - self._mark_s)
+                    measures.from_target[status // 100] += 1
+                measures.whole.add(now_s - self._began_s)
         if clean and self._request_done and self._response.keep_alive:
             self.connection.proxy.upstreams.release(upstream)  # E3
         else:
