@@ -11,6 +11,7 @@ No room imports another; this module knows them all.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -155,14 +156,29 @@ class Agent:
         health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
         self.clients = [self._client(number) for number in range(len(config.hub_addresses))]
         sessions: list[asyncio.Task[None]] = []
-        try:
+
+        async def end_sessions() -> None:
+            for session in sessions:
+                session.cancel()
+            if sessions:
+                await asyncio.wait(sessions)
+
+        # Ended in the reverse order, each even where a second cancellation has cut short the one before it.
+        async with contextlib.AsyncExitStack() as ends:
+            ends.push_async_callback(health.close)
+            ends.push_async_callback(self.carriage.close)
+            ends.push_async_callback(self.policy.close)
+            ends.push_async_callback(self._apps.close)
+            ends.push_async_callback(self.upstreams.close)
+            ends.callback(self.proxy.close)
+            ends.push_async_callback(end_sessions)
             if self.policy.app is not None:
                 await self._apps.start(self.policy.app)
             await self.carriage.start()
             if config.health_address:
                 address = parse_address(config.health_address, listen=True)
                 await health.start(address.host, address.port)
-            sessions = [asyncio.create_task(client.run()) for client in self.clients]
+            sessions += [asyncio.create_task(client.run()) for client in self.clients]
             try:
                 await asyncio.wait(sessions, return_when=asyncio.FIRST_COMPLETED)  # they only end by an error
             except asyncio.CancelledError:
@@ -171,17 +187,6 @@ class Agent:
             for session in sessions:
                 if session.done():
                     session.result()
-        finally:
-            for session in sessions:
-                session.cancel()
-            if sessions:
-                await asyncio.wait(sessions)
-            self.proxy.close()
-            await self.upstreams.close()
-            await self._apps.close()
-            await self.policy.close()
-            await self.carriage.close()
-            await health.close()
 
     async def _drain(self) -> None:
         """wire.md, "DRAIN to the hub": in this order, for a base hub may lock up where requests are still open."""

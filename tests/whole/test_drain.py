@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pathlib
 
 import aiohttp
 import pytest
@@ -135,3 +136,18 @@ async def test_tunnel_lost_during_a_drain_ends_it(rig: Rig) -> None:
             await asyncio.wait([held])
             origin.go_on.release()
             assert held.exception() is not None or held.result().status in (502, 503)
+
+
+@pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
+async def test_a_second_cancellation_at_any_moment_leaves_nothing_behind(rig: Rig, tmp_path: pathlib.Path) -> None:
+    async with running_origin() as origin, rig.running(origin.url) as whole:
+        for turns in [*range(0, 40, 3), 60, 90]:
+            path = tmp_path / f"{turns}.sock"
+            agent = await whole.start_agent(cluster_name=f"x{turns}", uds_socket_path=str(path))
+            agent.task.cancel()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            agent.task.cancel()
+            await asyncio.wait([agent.task], timeout=10)
+            assert agent.task.done(), f"still there, cancelled again after {turns} turns of the loop"
+            assert not path.exists()
