@@ -233,6 +233,39 @@ def test_the_proxy_says_where_it_listens_and_drains_on_a_signal(log: Path, name:
         assert "draining" in proxy.log
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["proxy", "--listen", "127.0.0.1:0", "--route", "/=http://127.0.0.1:9"],
+        ["hub", "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"],
+    ],
+    ids=["proxy", "hub"],
+)
+def test_a_sighup_ends_nothing(log: Path, command: list[str]) -> None:
+    with running(log, *command) as service:
+        service.line()
+        service.process.send_signal(signal.SIGHUP)
+        service.logged("SIGHUP is ignored")
+        service.process.send_signal(signal.SIGTERM)
+        assert service.ends() == 0
+
+
+def test_what_is_open_to_the_network_is_said(log: Path, tmp_path: Path) -> None:
+    with running(log, "hub", "--grpc-address", "127.0.0.1:0", "--http-address", "0.0.0.0:0") as hub:
+        hub.line()
+        hub.line()
+        hub.process.send_signal(signal.SIGTERM)
+        assert hub.ends() == 0
+    assert "whoever reaches the HTTP port reaches the agents" in log.read_text()
+    (tmp_path / "token").write_text("a-token-of-a-test")
+    ended = finished(
+        "run", "--hub-address", "hub.invalid:1", "--cluster-name", "c1", "--insecure", "--hub-token-file",
+        str(tmp_path / "token"), "--route", "/=http://127.0.0.1:9", "--health-address", "no.such.host.invalid:1",
+    )  # fmt: skip
+    assert "plaintext" in ended.stderr
+    assert "a-token-of-a-test" not in ended.stderr
+
+
 def test_an_address_in_use_exits_1_with_the_reason(log: Path) -> None:
     with running(log, "proxy", "--listen", "127.0.0.1:0", "--route", "/=http://127.0.0.1:9") as proxy:
         port = port_of(proxy.line(), "proxy")

@@ -381,6 +381,9 @@ async def _until_signalled(body: Callable[[], Coroutine[Any, Any, None]]) -> int
             loop.add_signal_handler(each, on_signal, each)
         except NotImplementedError:  # on Windows, where Ctrl-C is all there is
             signal.signal(each, lambda number, _: loop.call_soon_threadsafe(on_signal, signal.Signals(number)) and None)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        # What has something to read anew sets a handler of its own in place of this one; its default would be to kill.
+        loop.add_signal_handler(signal.SIGHUP, _log.warning, "SIGHUP is ignored: this command reads nothing anew")
     await asyncio.wait([task])
     if len(signals) > 1:
         return FAILED

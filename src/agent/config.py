@@ -142,7 +142,7 @@ class AgentConfig(Checked):
         metavar="PATH", check=_check_socket_path,
     )
     routes: Routes = kind.routes(_ROUTE_HELP, name="route")
-    app: Any = kind.reference("an ASGI application that gets every request (refused by this version)")
+    app: Any = kind.reference("an ASGI application in this process that gets every request")
     target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP)
     system_roots: bool = kind.boolean("trust the system's roots for Kubernetes' services, too (other routes always do)")
     router: Any = kind.reference(

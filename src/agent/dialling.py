@@ -12,6 +12,7 @@ from .config import AgentConfig
 from .errors import ConfigError
 from .policy.files import read_token
 from .policy.trust import client_context
+from .syntax import is_loopback
 from .tunnel.client import HubEndpoint
 
 __all__ = ["Dialling"]
@@ -35,6 +36,9 @@ class Dialling:
         self._tls = self._read_tls()
         self._metadata = self._read_metadata()
         self._stamp = self._look()
+        exposed = [str(address) for address in config.hub_addresses if not is_loopback(address.host)]
+        if config.insecure and config.hub_token_file and exposed:
+            logger.warning("the hub's token goes over the network in plaintext (insecure)", extra={"hubs": exposed})
 
     def endpoint(self, number: int) -> HubEndpoint:
         """Where the hub of this number is, from 0, and how it is reached."""

@@ -21,7 +21,7 @@ from ..policy.agents import AgentPolicy
 from ..policy.references import load_reference
 from ..policy.trust import server_context
 from ..proxy import Proxy, ProxyLimits, Upstreams
-from ..syntax import is_label, parse_address
+from ..syntax import is_label, is_loopback, parse_address
 from ..tunnel.features import FEATURES
 from ..tunnel.grpc import GrpcStatus, Status
 from ..tunnel.server import TunnelServer
@@ -42,6 +42,8 @@ IDLE_CONNECTIONS = 1000
 ClusterParser = Callable[[RequestHead], str]
 """Names the cluster that a request is for, by one RFC 1123 label; its agent gets the request as it came. Raises Refused
 for an answer to the client instead."""
+
+UNGUARDED = "whoever reaches the HTTP port reaches the agents: no client certificate is asked for there"
 
 GRPC_STATUS = {400: Status.UNKNOWN, 401: Status.UNAUTHENTICATED, 403: Status.PERMISSION_DENIED}
 """What an agent is told, by the HTTP status that the policy refuses it with."""
@@ -132,6 +134,8 @@ class Hub:
                     backlog=4096,
                 )
             )
+            if not (is_loopback(http.host) or self._config.user_ca_file):
+                logger.warning(UNGUARDED, extra={"http_address": str(http)})
             self._on_listening("grpc", grpc.host, _port(servers[0].sockets))
             self._on_listening("http", http.host, _port(servers[1].sockets))
             try:
