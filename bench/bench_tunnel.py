@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -95,7 +95,7 @@ async def ours(run: Run, port: int) -> None:
         HubEndpoint("127.0.0.1", port),
         cluster_name="bench",
         open_receiver=Receiver,
-        on_ready=lambda tunnel: tunnel.receiver.start(),
+        on_ready=lambda tunnel: cast(Receiver, tunnel.receiver).start(),
     )
     task = asyncio.ensure_future(client.run())
     await done.wait()

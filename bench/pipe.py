@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import os
 import socket
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 import uvloop
@@ -24,7 +25,7 @@ C = importlib.import_module("fastpipe._pipe_c")
 PYTHON = importlib.import_module("fastpipe._pipe_py")
 now = time.perf_counter_ns
 
-Connect = Callable[[asyncio.BaseProtocol, asyncio.BaseProtocol], Awaitable[tuple[Any, Any]]]
+Connect = Callable[[asyncio.BaseProtocol, asyncio.BaseProtocol], Coroutine[Any, Any, tuple[Any, Any]]]
 
 
 def over_pipe(twin: Any, **options: Any) -> Connect:
@@ -38,12 +39,16 @@ def over_pipe(twin: Any, **options: Any) -> Connect:
     return connect
 
 
+def _same(protocol: asyncio.BaseProtocol) -> asyncio.BaseProtocol:
+    return protocol
+
+
 async def over_socketpair(left: asyncio.BaseProtocol, right: asyncio.BaseProtocol) -> tuple[Any, Any]:
     loop = asyncio.get_running_loop()
     made = []
     for side, protocol in zip(socket.socketpair(), (left, right), strict=True):
         side.setblocking(False)
-        transport, _ = await loop.create_connection(lambda protocol=protocol: protocol, sock=side)
+        transport, _ = await loop.create_connection(functools.partial(_same, protocol), sock=side)
         made.append(transport)
     return made[0], made[1]
 
@@ -345,12 +350,17 @@ SPEED = Metric("throughput", "GB/s", more_is_better=True)
 MEMORY = Metric("memory", "bytes")
 
 
+def _turn(loop: str, measure: Callable[[Connect], Coroutine[Any, Any, Samples]], connect: Connect) -> Samples:
+    found: Samples = on_loop(loop, measure(connect))
+    return found
+
+
 def turns_of(
     scale: Scale, measure: Callable[[Connect], Coroutine[Any, Any, Samples]]
 ) -> Iterator[tuple[str, Turn]]:
     for name, (loop, connect) in RIVALS.items():
         if not scale.quick or name in FEW:
-            yield name, lambda loop=loop, connect=connect: on_loop(loop, measure(connect))
+            yield name, functools.partial(_turn, loop, measure, connect)
 
 
 def round_trip_case(size: int, whole: int, quick: int) -> Case:

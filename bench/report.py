@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -21,8 +22,6 @@ HERE = pathlib.Path(__file__).parent
 
 def environment(*, quick: bool, took_s: float, failed: Sequence[str]) -> dict[str, Any]:
     """What the figures belong to."""
-    import uvloop
-
     import fastpipe
 
     return {
@@ -34,7 +33,7 @@ def environment(*, quick: bool, took_s: float, failed: Sequence[str]) -> dict[st
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "loop": f"uvloop {uvloop.__version__}",
+        "loop": f"uvloop {importlib.metadata.version('uvloop')}",
         "twin": fastpipe.IMPLEMENTATION,
         "quick": quick,
         "took_s": round(took_s, 1),

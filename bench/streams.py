@@ -216,7 +216,8 @@ class Client(asyncio.Protocol):
     """Sends a GET when the answer to the last one is there."""
 
     def start(self, n: int) -> asyncio.Future[None]:
-        self.left, self.samples = n, []
+        self.left = n
+        self.samples: list[float] = []
         self.done = asyncio.get_running_loop().create_future()
         self._send()
         return self.done
