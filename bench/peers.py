@@ -16,8 +16,9 @@ import time
 from collections.abc import Iterator, Sequence
 
 import psutil
+import trustme
 
-__all__ = ["SMALL", "Nginx", "Program", "agent", "agent_command", "hub", "load", "nginx", "program"]
+__all__ = ["SMALL", "Nginx", "Program", "agent", "agent_command", "free_ports", "hub", "load", "nginx", "program"]
 
 START_TIMEOUT_S = 20.0
 SMALL = bytes(range(32, 96)) * 16  # 1 KiB
@@ -78,8 +79,20 @@ class Program:
         self._errors.close()
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
 class Nginx:
-    """Debian's nginx, one process: `/1k`, `/1m`, `/1g` (sparse). files: by name, what it serves of these two."""
+    """Debian's nginx, one process: `/1k`, `/1m`, `/1g` (sparse). files: by name, what it serves of the first two.
+
+    url, tls_url: where, in plaintext and over TLS; ca_file: who has signed its certificate, in PEM.
+    """
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.files = {"1k": SMALL, "1m": os.urandom(1 << 20)}
@@ -89,10 +102,13 @@ class Nginx:
             (www / name).write_bytes(content)
         with open(www / "1g", "wb") as file:
             file.truncate(1 << 30)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.port, tls_port = free_ports(2)
+        self.url, self.tls_url = f"http://127.0.0.1:{self.port}", f"https://127.0.0.1:{tls_port}"
+        authority = trustme.CA()
+        certificate = authority.issue_cert("127.0.0.1")
+        self.ca_file = folder / "ca.pem"
+        authority.cert_pem.write_to_path(self.ca_file)
+        certificate.private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
         names = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         temporary = "".join(f"{name}_temp_path {folder}/{name};\n" for name in names)
         config = folder / "nginx.conf"
@@ -104,7 +120,11 @@ class Nginx:
               {temporary}
               access_log off; sendfile on; tcp_nopush on; default_type text/plain;
               keepalive_requests 100000000; keepalive_timeout 300s; open_file_cache max=16;
-              server {{ listen 127.0.0.1:{self.port} backlog=4096; root {www}; }}
+              server {{
+                listen 127.0.0.1:{self.port} backlog=4096; listen 127.0.0.1:{tls_port} ssl backlog=4096; root {www};
+                ssl_certificate {folder}/server.pem; ssl_certificate_key {folder}/server.pem;
+                ssl_session_cache shared:sessions:1m;
+              }}
             }}
             """
         )
