@@ -7,7 +7,7 @@ import pathlib
 import sys
 import time
 
-from .measuring import Case, Measurement, Ratio, measured
+from .measuring import Case, Measurement, Ratio, Shared, measured
 
 __all__ = ["main"]
 
@@ -59,16 +59,25 @@ def run(cases: list[Case], *, quick: bool, output: pathlib.Path) -> int:
     ratios: list[Ratio] = []
     failed: list[str] = []
     began = time.monotonic()
-    for number, case in enumerate(cases, 1):
-        print(f"[{number}/{len(cases)}, {time.monotonic() - began:.0f} s] {case.title}", file=sys.stderr, flush=True)
-        try:
-            found, compared = measured(case, quick=quick)
-        except Exception as error:  # the others are still worth having
-            failed.append(case.name)
-            print(f"  FAILED: {error!r}", file=sys.stderr, flush=True)
-            continue
-        measurements += found
-        ratios += compared
+    shared, room = Shared(), ""
+    try:
+        for number, case in enumerate(cases, 1):
+            so_far = f"[{number}/{len(cases)}, {time.monotonic() - began:.0f} s]"
+            print(so_far, case.title, file=sys.stderr, flush=True)
+            if case.room != room:
+                shared.close()
+                room = case.room
+            try:
+                found, compared = measured(case, quick=quick, shared=shared)
+            except Exception as error:  # the others are still worth having
+                failed.append(case.name)
+                shared.close()  # what has failed once may have left a part of it broken
+                print(f"  FAILED: {error!r}", file=sys.stderr, flush=True)
+                continue
+            measurements += found
+            ratios += compared
+    finally:
+        shared.close()
     environment = report.environment(quick=quick, took_s=time.monotonic() - began, failed=failed)
     report.write(output, cases, measurements, ratios, environment)
     print(goals.table(measurements, ratios))

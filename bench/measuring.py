@@ -15,11 +15,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 __all__ = [
-    "Case", "Measurement", "Metric", "Ratio", "Samples", "Scale", "Turn", "latency", "measured", "no_collection", "one",
-    "percentile",
+    "Case", "Measurement", "Metric", "Ratio", "Samples", "Scale", "Shared", "Turn", "latency", "measured",
+    "no_collection", "one", "percentile",
 ]  # fmt: skip
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +38,32 @@ Samples = Mapping[Metric, Sequence[float]]
 Turn = Callable[[], Samples]
 
 
+class Shared:
+    """What neighbouring cases use together, processes above all: made for the first, taken away after the last."""
+
+    def __init__(self) -> None:
+        self._made: dict[object, Any] = {}
+        self._stack = contextlib.ExitStack()
+
+    def get(self, make: Callable[[], contextlib.AbstractContextManager[T]]) -> T:
+        """What `make` made, now or for an earlier case."""
+        if make not in self._made:
+            self._made[make] = self._stack.enter_context(make())
+        found: T = self._made[make]
+        return found
+
+    def close(self) -> None:
+        self._made.clear()
+        self._stack.close()
+
+
 @dataclasses.dataclass(frozen=True)
 class Scale:
     """How much a run does. quick: the named subset of `make bench-quick`. rounds: turns of each variant."""
 
     quick: bool
     rounds: int
+    shared: Shared
 
     def of(self, whole: int, quick: int) -> int:
         """An amount of work."""
@@ -52,7 +75,8 @@ class Case:
     """Rivals that do the same work.
 
     open: makes the turns by variant, and takes away behind them what they needed. ratios: (of, over) pairs of variants.
-    quick: belongs to `make bench-quick`. rounds: turns of each variant, (whole run, quick run).
+    quick: belongs to `make bench-quick`. rounds: turns of each variant, (whole run, quick run). room: cases of one
+    room that run one after another have one `Scale.shared`.
     """
 
     name: str
@@ -61,6 +85,7 @@ class Case:
     ratios: Sequence[tuple[str, str]] = ()
     quick: bool = False
     rounds: tuple[int, int] = (5, 3)
+    room: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +149,18 @@ def no_collection() -> Iterator[None]:
 
 
 def measured(
-    case: Case, *, quick: bool, say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
+    case: Case,
+    *,
+    quick: bool,
+    shared: Shared | None = None,
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> tuple[list[Measurement], list[Ratio]]:
     """Run a case. say: told each step. Raises what a turn raises: a wrong arrival is an AssertionError."""
-    scale = Scale(quick, case.rounds[quick])
+    with contextlib.closing(Shared()) as own:
+        return _measured(case, Scale(quick, case.rounds[quick], shared or own), say)
+
+
+def _measured(case: Case, scale: Scale, say: Callable[[str], None]) -> tuple[list[Measurement], list[Ratio]]:
     rounds: list[dict[str, Samples]] = []
     began = time.monotonic()
     with case.open(scale) as turns:

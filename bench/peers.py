@@ -183,7 +183,10 @@ def agent(grpc: str, cluster: str, route: str, *, memory: bool, options: Sequenc
 
 
 def load(url: str, clients: int, seconds: float, *, close: bool = False) -> dict[str, float]:
-    """What wrk gets: requests, requests_per_s, p50_ms, p99_ms, failures (errors of sockets, and other than 2xx)."""
+    """What wrk gets: requests, requests_per_s, mb_per_s, p50_ms, p99_ms, failures (of sockets, and other than 2xx).
+
+    mb_per_s: of all that was received, answers that were not whole at the end among it.
+    """
     command = [program("wrk"), "-t1", f"-c{clients}", f"-d{max(1, round(seconds))}s", "--timeout", "10s", "--latency"]
     if close:
         command += ["-H", "Connection: close"]
@@ -198,11 +201,14 @@ def load(url: str, clients: int, seconds: float, *, close: bool = False) -> dict
         match = re.search(rf"{percent}%\s+([\d.]+)(us|ms|s)", text)
         return float(match[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[match[2]] if match else 0.0
 
+    units = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+    transfer = re.search(r"Transfer/sec:\s+[\d.]+([KMG]?B)", text)
     sockets = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
     failures = number(r"Non-2xx or 3xx responses: (\d+)") + (sum(map(int, sockets.groups())) if sockets else 0)
     return {
         "requests": number(r"(\d+) requests in"),
         "requests_per_s": number(r"Requests/sec:\s+([\d.]+)"),
+        "mb_per_s": number(r"Transfer/sec:\s+([\d.]+)") * units[transfer[1]] / 1e6 if transfer else 0.0,
         "p50_ms": milliseconds(50),
         "p99_ms": milliseconds(99),
         "failures": failures,

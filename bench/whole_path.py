@@ -7,6 +7,8 @@ machine's cores, so requests/s say what all four cost together; what the agent a
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import subprocess
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from .measuring import Case, Metric, Samples, Scale, Turn
 from .peers import Nginx, Program, agent, hub, load, nginx, program
 
-__all__ = ["CASES"]
+__all__ = ["ALONE", "CASES", "CLIENTS", "MODES", "PATHS", "Path"]
 
 RATE = Metric("requests/s", "1/s", more_is_better=True)
 P50 = Metric("latency", "ms")
@@ -25,28 +27,33 @@ HUB_CPU = Metric("hub's CPU per request", "µs")
 SPEED = Metric("throughput", "MB/s", more_is_better=True)
 AGENT_CPU_MS = Metric("agent's CPU", "ms")
 
+MODES = ("memory", "UDS")
+ALONE = "nginx alone"
+CLIENTS = (1, 10, 50, 200, 500)
+SIZES = {"1k": "1 KiB", "1m": "1 MiB"}
+
 
 class Path:
-    """A hub, an nginx, and agents by mode; addresses: where the target is reached by variant."""
+    """A hub, agents by mode, and nginx. address: by variant, where the way to its files begins."""
 
-    def __init__(self, hub: Program, http: str, agents: Mapping[str, Program], server: Nginx) -> None:
-        self.hub, self.agents, self.server = hub, agents, server
-        self.addresses = {mode: f"http://{http}/{mode.lower()}" for mode in agents}
-        self.addresses["nginx alone"] = server.url
+    def __init__(self, hub: Program, http: str, agents: Mapping[str, Program], server: Nginx, target: str) -> None:
+        self.hub, self.agents, self.content = hub, agents, server.files
+        self.address = {mode: f"http://{http}/{mode.lower()}" for mode in agents} | {ALONE: target}
+        for mode in agents:
+            load(f"{self.address[mode]}/1k", 50, 1)  # connections and pools are made before
 
     def check(self, variant: str, name: str) -> None:
         """Fetch a file once. Raises AssertionError where it isn't what nginx serves."""
-        with urllib.request.urlopen(f"{self.addresses[variant]}/{name}", timeout=20) as answer:
-            if answer.read() != self.server.files[name]:
+        with urllib.request.urlopen(f"{self.address[variant]}/{name}", timeout=20) as answer:
+            if answer.read() != self.content[name]:
                 raise AssertionError(f"{variant}: /{name} arrived changed")
 
-    def under_load(self, variant: str, name: str, clients: int, seconds: float, *, close: bool) -> Samples:
+    def under_load(self, variant: str, name: str, clients: int, seconds: int, *, close: bool) -> Samples:
         """wrk's figures, and what each process spent."""
         self.check(variant, name)
-        url = f"{self.addresses[variant]}/{name}"
         own = self.agents.get(variant)
         before = (own.cpu_s(), self.hub.cpu_s()) if own else (0.0, 0.0)
-        found = load(url, clients, seconds, close=close)
+        found = load(f"{self.address[variant]}/{name}", clients, seconds, close=close)
         samples: dict[Metric, list[float]] = {
             RATE: [found["requests_per_s"]],
             P50: [found["p50_ms"]],
@@ -56,8 +63,8 @@ class Path:
         if own and found["requests"]:
             samples[AGENT_CPU] = [(own.cpu_s() - before[0]) / found["requests"] * 1e6]
             samples[HUB_CPU] = [(self.hub.cpu_s() - before[1]) / found["requests"] * 1e6]
-        if name != "1k":
-            samples[SPEED] = [found["requests_per_s"] * len(self.server.files[name]) / 1e6]
+        if name == "1m":
+            samples[SPEED] = [found["mb_per_s"]]
         self.check(variant, name)
         return samples
 
@@ -67,7 +74,7 @@ class Path:
         own = self.agents.get(variant)
         before = own.cpu_s() if own else 0.0
         form = "%{http_code} %{size_download} %{time_total}"
-        command = [program("curl"), "-s", "-o", "/dev/null", "-w", form, f"{self.addresses[variant]}/1g"]
+        command = [program("curl"), "-s", "-o", "/dev/null", "-w", form, f"{self.address[variant]}/1g"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         status, size, took_s = done.stdout.split()
         if (status, int(size)) != ("200", 1 << 30):
@@ -79,61 +86,65 @@ class Path:
 
 
 @contextlib.contextmanager
-def whole_path() -> Iterator[Path]:
+def path(*, tls: bool) -> Iterator[Path]:
+    """tls: between agent and nginx."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(nginx())
         running, grpc, http = stack.enter_context(hub())
+        target, options = (server.tls_url, ("--target-ca-file", str(server.ca_file))) if tls else (server.url, ())
         agents = {
-            mode: stack.enter_context(agent(grpc, mode.lower(), server.url, memory=mode == "memory"))
-            for mode in ("memory", "UDS")
+            mode: stack.enter_context(agent(grpc, mode.lower(), target, memory=mode == "memory", options=options))
+            for mode in MODES
         }
-        yield Path(running, http, agents, server)
+        yield Path(running, http, agents, server, target)
 
 
-VARIANTS = ("memory", "UDS", "nginx alone")
+PATHS = {tls: functools.partial(path, tls=tls) for tls in (False, True)}
+"""What cases share, by whether the target speaks TLS."""
 
 
-def loaded(name: str, clients: int, *, close: bool = False, quick: bool = False) -> Case:
-    """name: of the file, "1k" or "1m"."""
+def loaded(
+    name: str, clients: int, *, close: bool = False, tls: bool = False, quick: bool = False, rounds: tuple[int, int]
+) -> Case:
+    """name: of the file, "1k" or "1m". tls: between agent and nginx. Beside nginx alone in the plainest."""
 
     @contextlib.contextmanager
     def open_case(scale: Scale) -> Iterator[Mapping[str, Turn]]:
-        seconds = 2.0 if clients == 50 and scale.quick else scale.of(3, 1)
-        with whole_path() as path:
-            for mode in ("memory", "UDS"):
-                load(f"{path.addresses[mode]}/{name}", clients, 1)  # connections and pools are made before
-            yield {
-                who: lambda who=who: path.under_load(who, name, clients, seconds, close=close)  # type: ignore[misc]
-                for who in (VARIANTS[:2] if scale.quick else VARIANTS)
-            }
+        seconds = 2 if clients == 50 and scale.quick else 1
+        if name == "1m":  # clients get equal shares, so that none has an answer before nearly all have theirs
+            seconds += clients // 150
+        shared = scale.shared.get(PATHS[tls])
+        variants = MODES if scale.quick or close or tls else (*MODES, ALONE)
+        yield {who: functools.partial(shared.under_load, who, name, clients, seconds, close=close) for who in variants}
 
-    size = {"1k": "1 KiB", "1m": "1 MiB"}[name]
-    how = ", a connection per request" if close else ""
-    text = f"whole path {size}, {clients} client{'s' * (clients > 1)}{how}"
-    title = f"wrk → hub → agent → nginx, {size}, {clients} client{'s' * (clients > 1)}{how or ', kept-alive'}"
-    return Case(text, title, open_case, [("memory", "UDS")], quick=quick, rounds=(3, 2))
+    size, many = SIZES[name], f"{clients} client{'s' * (clients > 1)}"
+    how = ", a connection per request" * close
+    text = f"whole path {size}, {many}{how}{', TLS target' * tls}"
+    title = f"wrk → hub → agent → nginx{' over TLS' * tls}, {size}, {many}{how or ', kept-alive'}"
+    return Case(text, title, open_case, [("memory", "UDS")], quick=quick, rounds=rounds, room="whole path")
 
 
 @contextlib.contextmanager
 def open_download(scale: Scale) -> Iterator[Mapping[str, Turn]]:
-    with whole_path() as path:
-        yield {
-            who: lambda who=who: path.download(who)  # type: ignore[misc]
-            for who in (VARIANTS[:2] if scale.quick else VARIANTS)
-        }
+    shared = scale.shared.get(PATHS[False])
+    yield {who: functools.partial(shared.download, who) for who in (MODES if scale.quick else (*MODES, ALONE))}
 
 
 CASES: Sequence[Case] = (
-    *(loaded("1k", clients, quick=clients in (1, 50, 500)) for clients in (1, 10, 50, 200, 500)),
-    loaded("1k", 50, close=True),
-    loaded("1m", 1),
-    loaded("1m", 50),
+    *(loaded("1k", clients, quick=clients in (1, 50, 500), rounds=(5, 2)) for clients in CLIENTS),
     Case(
         "whole path 1 GiB download",
         "curl → hub → agent → nginx, 1 GiB",
         open_download,
         [("memory", "UDS")],
         quick=True,
-        rounds=(3, 2),
+        rounds=(5, 3),
+        room="whole path",
+    ),
+    *(
+        loaded(name, clients, close=close, tls=tls, rounds=(2, 1))
+        for tls, name, close in itertools.product((False, True), SIZES, (False, True))
+        if (tls, name, close) != (False, "1k", False)
+        for clients in CLIENTS
     ),
 )
