@@ -1,7 +1,7 @@
-"""A process that opens connections and says what each costs: `python -m bench.holder memory|UDS CONNECTIONS`.
+"""A process that opens connections and says what they add to it: `python -m bench.holder memory|UDS CONNECTIONS`.
 
-Prints a JSON object: `process`, bytes of proportional set size that they added; `kernel`, bytes that the kernel's slabs
-grew by (all processes', so the machine should be calm); `descriptors`. Each connection has had one request answered.
+It says `ready`; at a line on its standard input it opens them, and prints a JSON object: `process`, bytes of
+proportional set size, and `descriptors`. It holds them until its input ends. Each connection has had one request answered.
 """
 
 from __future__ import annotations
@@ -25,16 +25,10 @@ from .peers import SMALL
 SETTLE_S = 0.2
 
 
-def slab_bytes() -> int:
-    """/proc/meminfo's Slab: what the kernel's objects take, sockets and their buffers among them."""
-    with open("/proc/meminfo") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Slab:"))
-
-
 def state() -> dict[str, int]:
     gc.collect()
     process = psutil.Process()
-    return {"process": process.memory_full_info().pss, "kernel": slab_bytes(), "descriptors": process.num_fds()}
+    return {"process": process.memory_full_info().pss, "descriptors": process.num_fds()}
 
 
 class Holding(Clients):
@@ -80,12 +74,15 @@ async def main(mode: str, connections: int) -> None:
         await holding.open(1)
         await asyncio.sleep(SETTLE_S)
         before = state()
+        print("ready", flush=True)
+        sys.stdin.readline()
         await holding.open(connections)
         await asyncio.sleep(SETTLE_S)
         after = state()
         if made.manager.open_connections != connections + 1:
             raise AssertionError(f"{made.manager.open_connections} connections are open")
         print(json.dumps({name: after[name] - before[name] for name in before}), flush=True)
+        sys.stdin.readline()
         os._exit(0)  # what it holds is the machine's to take back
 
 

@@ -39,8 +39,9 @@ class Program:
         self.began = time.perf_counter()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self._errors, text=True, env={**os.environ, **environment}
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+            env={**os.environ, **environment},
+        )  # fmt: skip
         self.pid = self._process.pid
         self._watched = psutil.Process(self.pid)
 
@@ -58,6 +59,11 @@ class Program:
         self._errors.seek(0)
         raise RuntimeError(f"{self._process.args!r} ended: {self._errors.read()[-2000:]!r}")
 
+    def tell(self, line: str) -> None:
+        """Give it a line on its standard input."""
+        assert self._process.stdin is not None
+        print(line, file=self._process.stdin, flush=True)
+
     def cpu_s(self) -> float:
         """User and system time so far."""
         times = self._watched.cpu_times()
@@ -74,8 +80,9 @@ class Program:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
         self._errors.close()
 
 
