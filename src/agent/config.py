@@ -149,8 +149,9 @@ class AgentConfig(Checked):
         "a Router of one's own, in place of routes", what="an object with `route`", methods=("route",)
     )
     request_processor: Any = kind.reference(
-        "a RequestProcessor of one's own: who asks, and as whom the request goes on",
-        what="an object with `process`", methods=("process",),
+        "who asks, and as whom the request goes on: a RequestProcessor of one's own, or kubernetes for token reviews "
+        "with routes or a router, too",
+        what="an object with `process`", methods=("process",), words=("kubernetes",),
     )
     certificate_provider: Any = kind.reference(
         "a CertificateProvider of one's own: what targets are trusted by",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["AgentError", "ConfigError", "HubError", "Refused", "TargetError", "WireError"]
+__all__ = ["AgentError", "ConfigError", "HubError", "PolicyFault", "Refused", "TargetError", "WireError"]
 
 
 class AgentError(Exception):
@@ -63,6 +63,18 @@ class TargetError(AgentError):
         self.status = status
         self.reason = reason
         self.stage = stage
+
+
+class PolicyFault(AgentError):
+    """A Router or a RequestProcessor gave something that it must not: its author's to mend. The request gets a 503.
+
+    method: `route` or `process`. expected: what it must give. given: what it gave, its kind only: it may hold a token.
+    """
+
+    def __init__(self, method: str, expected: str, given: str) -> None:
+        super().__init__(f"{method} must give {expected}, not {given}")
+        self.method = method
+        self.expected = expected
 
 
 class Refused(AgentError):

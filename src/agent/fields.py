@@ -224,19 +224,23 @@ def routes(help: str, *, name: str) -> Any:
     return _field((), Setting(help, convert, str.split, "PREFIX=URL", many=True, name=name))
 
 
-def reference(help: str, *, what: str = "an ASGI application", methods: Sequence[str] = ()) -> Any:
+def reference(
+    help: str, *, what: str = "an ASGI application", methods: Sequence[str] = (), words: Sequence[str] = ()
+) -> Any:
     """`module:name`, or in Python the object itself; None where it isn't set.
 
-    methods: what the object must have; none given: it must be callable. what: says so in the error.
+    methods: what the object must have; none given: it must be callable. what: says so in the error. words: names of
+    objects of ours, given without a module.
     """
 
     def convert(value: Any) -> Any:
         if isinstance(value, str):
-            parse_reference(value)
+            if value not in words:
+                parse_reference(value)
         elif value is not None and not (
             callable(value) or (methods and all(hasattr(value, name) for name in methods))
         ):
             raise ValueError(f"must be module:name, or in Python {what}")
         return value
 
-    return _field(None, Setting(help, convert, str, "MODULE:NAME"))
+    return _field(None, Setting(help, convert, str, "|".join((*words, "MODULE:NAME"))))

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.errors import PolicyFault
 from agent.messages import Target
 from agent.proxy import ProxyLimits
 from agent.proxy.chunked import ChunkedDecoder, ChunkError, encode_chunk, encode_last
@@ -211,10 +212,14 @@ def test_a_response_without_framing_lasts_until_its_end():
 
 
 @pytest.mark.parametrize(
-    "field", [(b"X", b"a\r\nB: c"), (b"X", b"a\nb"), (b"X", b"\0"), (b"X\r\n", b"a"), (b"", b"a"), (b"X:", b"")]
-)
+    "field",
+    [
+        (b"X", b"a\r\nB: c"), (b"X", b"a\nb"), (b"X", b"\0"), (b"X\r\n", b"a"), (b"", b"a"), (b"X:", b""),
+        ("X", "a"), (b"X",), b"X", None, (b"X", None),
+    ],
+)  # fmt: skip
 def test_a_policy_cannot_break_a_head_apart(field):
-    with pytest.raises(ValueError, match="policy"):
+    with pytest.raises(PolicyFault, match="process must give headers"):
         check_fields([field])
 
 

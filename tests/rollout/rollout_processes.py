@@ -27,12 +27,14 @@ _clusters = itertools.count(1)
 class Process:
     """One command, its standard output read line by line, its log kept in a file."""
 
-    def __init__(self, log: pathlib.Path, *arguments: str) -> None:
+    def __init__(
+        self, log: pathlib.Path, *arguments: str, cwd: pathlib.Path | None = None, environ: dict[str, str] = ENVIRON
+    ) -> None:
         self._log = log
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "agent", *arguments],
-                stdout=subprocess.PIPE, stderr=errors, env=ENVIRON, text=True,
+                stdout=subprocess.PIPE, stderr=errors, env=environ, cwd=cwd, text=True,
             )  # fmt: skip
 
     @property
@@ -88,19 +90,21 @@ class HubProcess(Process):
 class AgentProcess(Process):
     """An agent of a cluster of its own. `url`: of the cluster's root at the hub."""
 
-    def __init__(self, directory: pathlib.Path, hub: Any, *arguments: str) -> None:
+    def __init__(self, directory: pathlib.Path, hub: Any, *arguments: str, **process: Any) -> None:
         self.cluster = f"r{os.getpid()}-{next(_clusters)}"
         self.url = f"http://127.0.0.1:{hub.http_port}/{self.cluster}"
         super().__init__(
             directory / f"{self.cluster}.log", "run", f"--hub-address=127.0.0.1:{hub.grpc_port}",
-            f"--cluster-name={self.cluster}", "--insecure", *arguments,
+            f"--cluster-name={self.cluster}", "--insecure", *arguments, **process,
         )  # fmt: skip
 
 
 @contextlib.asynccontextmanager
-async def running_agent(directory: pathlib.Path, hub: Any, *arguments: str) -> AsyncIterator[AgentProcess]:
-    """An agent that is ready; killed behind the block where it still runs."""
-    agent = AgentProcess(directory, hub, *arguments)
+async def running_agent(
+    directory: pathlib.Path, hub: Any, *arguments: str, **process: Any
+) -> AsyncIterator[AgentProcess]:
+    """An agent that is ready; killed behind the block where it still runs. process: as Process has it."""
+    agent = AgentProcess(directory, hub, *arguments, **process)
     try:
         assert await asyncio.to_thread(agent.line) == "ready"
         yield agent

@@ -17,7 +17,7 @@ import re
 from collections.abc import Awaitable
 from typing import Protocol
 
-from ..errors import Refused
+from ..errors import PolicyFault, Refused
 from ..messages import RequestHead, Target
 from .access import AccessError
 from .access import Headers as OwnHeaders
@@ -124,7 +124,11 @@ class KubernetesProcessor:
     def _is_api_server(self, target: Target) -> bool:
         if target.connect is not None or target.app is not None or target.port != self._port:
             return False
-        return target.host == self._host or target.host.lower().rstrip(".") == self._host
+        if target.host != self._host and target.host.lower().rstrip(".") != self._host:
+            return False
+        if target.scheme != "https":  # a router's of the user's own: tokens never travel in plaintext
+            raise PolicyFault("route", "an https URL for the API server", target.scheme)
+        return True
 
     def _without_claims(self, headers: Headers) -> Headers:
         return [header for header in headers if self._is_harmless(header[0]) or not is_identity_header(header[0])]

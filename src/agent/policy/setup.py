@@ -22,6 +22,9 @@ __all__ = ["Policy", "make_policy"]
 
 logger = logging.getLogger(__name__)
 
+KUBERNETES = "kubernetes"
+"""The name of our own processor, where routes or a router of the user's are to go with it."""
+
 
 class Policy:
     """Everything that decides who may reach what.
@@ -96,13 +99,22 @@ class _KubernetesTrust:
 
 
 class _Kubernetes:
-    """The two clusters' API servers and the reviews that are asked of them."""
+    """The two clusters' API servers, the reviews that are asked of them, and the processor that goes by these.
 
-    def __init__(self, config: AgentConfig) -> None:
+    url, api_server: the managed cluster's API server, as targets have it. Raises ConfigError, with `field` where there
+    is no cluster.
+    """
+
+    def __init__(self, config: AgentConfig, field: str) -> None:
+        _check_available(config, field)
         from .api_client import ApiClient
+        from .kubernetes import KubernetesProcessor
         from .reviews import TokenReviews
 
         self.managed = _managed_access(config)
+        self.url = self.managed.server if config.kubeconfig else API_SERVER
+        target = Target(self.url)
+        self.api_server = (target.host, target.port)
         self.hub: ApiAccess | None = None
         if config.hub_kubeconfig:
             self.hub = ApiAccess.from_kubeconfig(config.hub_kubeconfig, field="hub_kubeconfig")
@@ -122,6 +134,7 @@ class _Kubernetes:
             at_once=at_once,
             timeout_s=timeout_s,
         )
+        self.processor = KubernetesProcessor(self.reviews, self.managed, api_server=self.api_server)
 
     async def close(self) -> None:
         await self.reviews.close()
@@ -142,41 +155,36 @@ def make_policy(
     authenticate who asks.
     """
     router = router or load_part("router", config.router, "route")
-    processor = request_processor or load_part("request_processor", config.request_processor, "process")
+    processor, kubernetes = request_processor, None
+    reviewed = processor is None and config.request_processor == KUBERNETES
+    if not reviewed:
+        processor = processor or load_part("request_processor", config.request_processor, "process")
     trust = certificate_provider or load_part(
         "certificate_provider", config.certificate_provider, "ssl_context", "generation"
     )
     app = load_reference("app", config.app) if isinstance(config.app, str) else config.app
-    if router is not None or config.static_routes or app is not None:
-        router, processor = select_policy(
-            cluster=config.cluster_name,
-            routes=config.static_routes,
-            app=app,
-            router=router,
-            request_processor=processor,
-        )
-        return Policy(router, processor, trust or FileTrust(config.target_ca_files), app=app)
-    return _kubernetes_policy(config, processor, trust)
+    if router is None and not config.static_routes and app is None:
+        return _kubernetes_policy(config, processor, trust)
+    if reviewed:
+        kubernetes = _Kubernetes(config, "request_processor")
+        processor = kubernetes.processor
+    router, processor = select_policy(
+        cluster=config.cluster_name, routes=config.static_routes, app=app, router=router, request_processor=processor
+    )
+    if trust is None:
+        files = FileTrust(config.target_ca_files)
+        trust = files if kubernetes is None else _KubernetesTrust(kubernetes.managed, files, kubernetes.api_server)
+    return Policy(router, processor, trust, app=app, kubernetes=kubernetes)
 
 
 def _kubernetes_policy(
     config: AgentConfig, processor: RequestProcessor | None, trust: CertificateProvider | None
 ) -> Policy:
     """Kubernetes' router, with our processor where the user has none of their own."""
-    kubernetes = None
-    if processor is None:
-        _check_available(config)
-        kubernetes = _Kubernetes(config)
+    kubernetes = _Kubernetes(config, "route") if processor is None else None
     services = ServiceAllowList(config.service_allow_file)
-    url = kubernetes.managed.server if kubernetes is not None and config.kubeconfig else API_SERVER
+    url = API_SERVER if kubernetes is None else kubernetes.url
     router = KubernetesRouter(config.cluster_name, allows=services.allows, api_server=url)
-    target = Target(url)
-    api_server = (target.host, target.port)
-    if kubernetes is not None and processor is None:
-        from .kubernetes import KubernetesProcessor
-
-        processor = KubernetesProcessor(kubernetes.reviews, kubernetes.managed, api_server=api_server)
-    assert processor is not None
     if trust is None:
         files = [*config.target_ca_files]
         cluster_ca = os.path.join(SERVICE_ACCOUNT, "ca.crt")
@@ -185,7 +193,10 @@ def _kubernetes_policy(
         services_trust = FileTrust(files, system_roots=config.system_roots)
         trust = services_trust
         if kubernetes is not None:
-            trust = _KubernetesTrust(kubernetes.managed, services_trust, api_server)
+            trust = _KubernetesTrust(kubernetes.managed, services_trust, kubernetes.api_server)
+    if kubernetes is not None:
+        processor = kubernetes.processor
+    assert processor is not None
     return Policy(router, processor, trust, services=services, kubernetes=kubernetes)
 
 
@@ -195,17 +206,21 @@ def _managed_access(config: AgentConfig) -> ApiAccess:
     return ApiAccess.from_service_account(SERVICE_ACCOUNT)
 
 
-def _check_available(config: AgentConfig) -> None:
-    """Raise ConfigError where Kubernetes' paths can't be served: why, and what can be done instead."""
+def _check_available(config: AgentConfig, field: str) -> None:
+    """Raise ConfigError where Kubernetes' API server can't be asked: why, and what can be done instead."""
     reasons = []
     if not config.kubeconfig and not in_cluster():
         reasons.append("this is outside a cluster (--kubeconfig FILE would say where it is)")
     if not extra_is_installed():
         reasons.append("the extra is missing (pip install 'fastpipe-agent[kubernetes]')")
-    if reasons:
-        raise ConfigError(
-            "route",
-            "--route",
-            "without routes, the targets are Kubernetes', which can't be authenticated for: "
-            f"{', and '.join(reasons)}. Else give --route PREFIX=URL",
+    if not reasons:
+        return
+    said = ", and ".join(reasons)
+    if field == "route":
+        expected = (
+            f"without routes, the targets are Kubernetes', which can't be authenticated for: {said}. "
+            "Else give --route PREFIX=URL"
         )
+    else:
+        expected = f"{KUBERNETES} asks a cluster's API server who a request's user is: {said}"
+    raise ConfigError(field, "--route" if field == "route" else "configuration", expected)

@@ -101,9 +101,9 @@ class Apps:
 
         def routed(request: RequestHead) -> Target | Awaitable[Target]:
             target = route(request)
-            if inspect.isawaitable(target):
-                return later(target, request)
-            return self._reachable(target, request)
+            if isinstance(target, Target):
+                return self._reachable(target, request)
+            return later(target, request) if inspect.isawaitable(target) else target
 
         return routed
 
@@ -114,8 +114,8 @@ class Apps:
             await app.close()
 
     def _reachable(self, target: Target, request: RequestHead) -> Target:
-        if target.app is None or target.connect is not None:
-            return target
+        if not isinstance(target, Target) or target.app is None or target.connect is not None:
+            return target  # what isn't a Target is said by who asked for one
         path = target.path if target.url else request.target
         return Target(ORIGIN + path.decode("latin-1"), connect=self._connect(target.app), preserve_host=True)
 

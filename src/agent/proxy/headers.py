@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from agent.errors import PolicyFault
+
 __all__ = [
     "NO_OPTIONS",
     "SPECIAL",
@@ -87,7 +89,10 @@ def serialize(start_line: bytes, fields: Fields) -> bytes:
 
 
 def check_fields(fields: Fields) -> None:
-    """Raise ValueError where a field isn't one: it would end its line, or begin another."""
-    for name, value in fields:
-        if NOT_IN_NAME.search(name) or not name or NOT_IN_VALUE.search(value):
-            raise ValueError("a header field that the policy gave can't be written")
+    """Raise PolicyFault where a field isn't one: it would end its line, or begin another."""
+    try:
+        for name, value in fields:
+            if NOT_IN_NAME.search(name) or not name or NOT_IN_VALUE.search(value):
+                raise ValueError
+    except (TypeError, ValueError):  # of the wrong types, too, or no pair
+        raise PolicyFault("process", "headers as pairs of bytes", "a field that can't be written") from None

@@ -24,7 +24,7 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from agent.errors import Refused, TargetError
+from agent.errors import PolicyFault, Refused, TargetError
 from agent.messages import RequestHead, Target
 from agent.outcome import Stage
 from agent.proxy.answers import CONTINUE
@@ -167,7 +167,11 @@ class Exchange:
             challenge = [(b"WWW-Authenticate", b"Bearer")] if error.status == 401 else None  # RFC 9110, section 15.5.2
             self.connection.answer(error.status, error.reason, close=error.status == 421, fields=challenge)
             return
-        log.error("the request could not be decided", extra={**extra, "status": 503}, exc_info=error)
+        extra["status"] = 503
+        if isinstance(error, PolicyFault):
+            log.error(str(error), extra=extra)
+        else:
+            log.error("the request could not be decided", extra=extra, exc_info=error)
         self.connection.answer(503, "the request could not be decided")
 
     # -- the request's way
