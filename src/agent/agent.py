@@ -271,7 +271,7 @@ class Agent:
             del self.managers[other]
             self.past_packets[0] += other.packets_received
             self.past_packets[1] += other.packets_sent
-        manager = MixedConnManager(tunnel, self.carriage.session(), budget=self.budget, counters=self.counters)
+        manager = MixedConnManager(tunnel, self.carriage, budget=self.budget, counters=self.counters)
         self.managers[tunnel] = manager
         return manager
 

@@ -53,7 +53,7 @@ class Session:
 
     async def open(self, conn_id: int) -> None:
         if self.manager is None:
-            self.manager = MixedConnManager(self.tunnel, self.carriage.session())
+            self.manager = MixedConnManager(self.tunnel, self.carriage)
         self.manager.packet_received(conn_id, DATA, b"", "")
         self.manager.packet_received(conn_id, DATA, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "")
         await until(lambda: self.tunnel.sent(conn_id).endswith(b"\r\n\r\n"))

@@ -13,13 +13,29 @@ from collections.abc import Callable
 from ..errors import ConfigError
 from ..outcome import Outcome
 from .acceptor import UDSAcceptor
-from .memory import MemoryCarriers
-from .mixed import Carriers, Share
-from .uds import UDSCarriers
 
-__all__ = ["Carriage"]
+__all__ = ["Carriage", "Share"]
 
 Accept = Callable[[int, Outcome, str], asyncio.Protocol]
+
+
+class Share:
+    """Says yes `percent` times in any hundred answers in a row, evenly spread: no chance is involved.
+
+    percent: 0 to 100; may be changed at any time. After a change the first hundred answers may be off by one.
+    """
+
+    def __init__(self, percent: int) -> None:
+        self.percent = percent
+        self._owed = 0  # hundredths of a yes
+
+    def next(self) -> bool:
+        """The next answer."""
+        self._owed += self.percent
+        if self._owed < 100:
+            return False
+        self._owed -= 100
+        return True
 
 
 class Carriage:
@@ -28,25 +44,30 @@ class Carriage:
     accept: makes the proxy's protocol for one connection, carried by `memory` or by `uds`. memory_percent: the share of
     new connections, over all sessions, that pipes carry. buffer_size: what each holds in each direction, in bytes.
     socket_path: as in UDSAcceptor. Raises ConfigError where a share is left for Unix sockets and there are none.
+
+    share: says for each new connection whether it is a pipe. acceptor: where the others connect to, None until needed.
     """
 
     def __init__(self, accept: Accept, *, memory_percent: int, buffer_size: int, socket_path: str = "") -> None:
         _check(memory_percent)
         self._accept = accept
-        self._share = Share(memory_percent)
-        self._buffer_bytes = buffer_size
+        self.share = Share(memory_percent)
+        self.buffer_size = buffer_size
         self._socket_path = socket_path
-        self._memory = MemoryCarriers(lambda conn_id, outcome: accept(conn_id, outcome, "memory"))
-        self._acceptor: UDSAcceptor | None = None
+        self.acceptor: UDSAcceptor | None = None
 
     @property
     def memory_percent(self) -> int:
         """The share of new connections that goes through memory."""
-        return self._share.percent
+        return self.share.percent
+
+    def accept_memory(self, conn_id: int, outcome: Outcome) -> asyncio.Protocol:
+        """The proxy's protocol for a connection over a pipe."""
+        return self._accept(conn_id, outcome, "memory")
 
     async def start(self) -> None:
         """Be ready for connections. Raises ConfigError where the Unix socket can't be made. Cancelled: not started."""
-        await self.change(memory_percent=self._share.percent, buffer_size=self._buffer_bytes)
+        await self.change(memory_percent=self.share.percent, buffer_size=self.buffer_size)
 
     async def change(self, *, memory_percent: int, buffer_size: int) -> None:
         """Carry new connections so from now on; those that are open go on as they are.
@@ -54,39 +75,23 @@ class Carriage:
         Raises ConfigError where the Unix socket is needed and can't be made; then, and when cancelled, nothing changes.
         """
         _check(memory_percent)
-        if memory_percent < 100 and self._acceptor is None:
+        if memory_percent < 100 and self.acceptor is None:
             acceptor = UDSAcceptor(
                 lambda conn_id, outcome: self._accept(conn_id, outcome, "uds"),
                 socket_path=self._socket_path,
                 buffer_size=buffer_size,
             )
             await acceptor.start()
-            self._acceptor = acceptor
-        if self._acceptor is not None:
-            self._acceptor.buffer_size = buffer_size
-        self._share.percent = memory_percent
-        self._buffer_bytes = self._memory.buffer_size = buffer_size
-
-    def session(self) -> Callable[[], Carriers]:
-        """What picks the carriers of each new connection of one session."""
-        sockets: UDSCarriers | None = None
-
-        def pick() -> Carriers:
-            nonlocal sockets
-            if self._share.next():
-                return self._memory
-            if sockets is None:
-                assert self._acceptor is not None  # since a share was left for it
-                sockets = UDSCarriers(self._acceptor)
-            sockets.buffer_size = self._buffer_bytes
-            return sockets
-
-        return pick
+            self.acceptor = acceptor
+        if self.acceptor is not None:
+            self.acceptor.buffer_size = buffer_size
+        self.share.percent = memory_percent
+        self.buffer_size = buffer_size
 
     async def close(self) -> None:
         """Stop listening, and end what came by the Unix socket. Cancelled: all of it is done but waiting."""
-        if self._acceptor is not None:
-            await self._acceptor.close()
+        if self.acceptor is not None:
+            await self.acceptor.close()
 
 
 def _check(memory_percent: int) -> None:

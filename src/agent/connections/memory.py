@@ -13,7 +13,7 @@ from .counters import ConnectionCounters
 from .inbound import FirstPacketBudget
 from .manager import ConnectionLimits, ConnManager, Tunnel
 
-__all__ = ["MemoryCarriers", "MemoryConnManager", "MemoryConnection"]
+__all__ = ["MemoryConnManager", "MemoryConnection"]
 
 
 class MemoryConnection(Connection):
@@ -27,32 +27,12 @@ class MemoryConnection(Connection):
         return bool(self.server_end.is_closing())
 
 
-class MemoryCarriers:
-    """Makes connections over pipes, for any session's manager.
+class MemoryConnManager(ConnManager):
+    """Connections over pipes. The rest as in ConnManager.
 
     accept: makes the proxy's protocol for one connection. buffer_size: a pipe's high-water mark, in bytes; may be
     changed for the connections to come.
     """
-
-    def __init__(self, accept: Callable[[int, Outcome], asyncio.Protocol], *, buffer_size: int = 65536) -> None:
-        self._accept = accept
-        self.buffer_size = buffer_size
-
-    def connect(self, conn_id: int, manager: ConnManager) -> MemoryConnection:
-        """A connection whose pipe has the proxy's protocol on its other end."""
-        protocol = self._accept(conn_id, manager.outcome)
-        connection = MemoryConnection(conn_id, manager)
-        client_end, server_end = create_pipe(limit=self.buffer_size, loop=asyncio.get_running_loop())
-        connection.client_end, connection.server_end = client_end, server_end
-        inbound = manager.inbound(client_end, self.buffer_size)
-        connection.attach(client_end, inbound)
-        server_end.set_protocol(protocol)
-        client_end.set_protocol(connection)
-        return connection
-
-
-class MemoryConnManager(ConnManager):
-    """Connections over pipes only. accept, buffer_size: as in MemoryCarriers. The rest as in ConnManager."""
 
     def __init__(
         self,
@@ -65,7 +45,17 @@ class MemoryConnManager(ConnManager):
         counters: ConnectionCounters | None = None,
     ) -> None:
         super().__init__(tunnel, limits=limits, budget=budget, counters=counters)
-        self._carriers = MemoryCarriers(accept, buffer_size=buffer_size)
+        self.accept = accept
+        self.buffer_size = buffer_size
 
-    def make_connection(self, conn_id: int) -> MemoryConnection:
-        return self._carriers.connect(conn_id, self)
+    def make_connection(self, conn_id: int) -> Connection:
+        """A connection whose pipe has the proxy's protocol on its other end."""
+        protocol = self.accept(conn_id, self.outcome)
+        connection = MemoryConnection(conn_id, self)
+        client_end, server_end = create_pipe(limit=self.buffer_size, loop=asyncio.get_running_loop())
+        connection.client_end, connection.server_end = client_end, server_end
+        inbound = self.inbound(client_end, self.buffer_size)
+        connection.attach(client_end, inbound)
+        server_end.set_protocol(protocol)
+        client_end.set_protocol(connection)
+        return connection

@@ -1,60 +1,50 @@
-"""Both carriers in one session, picked for each new connection: how an agent is switched over, and back, as it runs."""
+"""Both carriers in one session, picked for each new connection: how an agent is switched over, and back, as it runs.
+
+This is the manager that an agent runs: at 100 % it is a MemoryConnManager, at 0 % a UDSConnManager, and the ids of both
+kinds are one session's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
-
+from .carriage import Carriage
 from .connection import Connection
 from .counters import ConnectionCounters
 from .inbound import FirstPacketBudget
 from .manager import ConnectionLimits, ConnManager, Tunnel
+from .memory import MemoryConnManager
+from .uds import UDSConnManager
 
-__all__ = ["Carriers", "MixedConnManager", "Share"]
-
-
-class Carriers(Protocol):
-    """What makes connections of one kind: MemoryCarriers, UDSCarriers."""
-
-    def connect(self, conn_id: int, manager: ConnManager) -> Connection: ...
+__all__ = ["MixedConnManager"]
 
 
-class Share:
-    """Says yes `percent` times in any hundred answers in a row, evenly spread: no chance is involved.
+class MixedConnManager(MemoryConnManager, UDSConnManager):
+    """A manager whose connections are carried as `carriage` says, each for its whole life. The rest as in ConnManager.
 
-    percent: 0 to 100; may be changed at any time. After a change the first hundred answers may be off by one.
-    """
-
-    def __init__(self, percent: int) -> None:
-        self.percent = percent
-        self._owed = 0  # hundredths of a yes
-
-    def next(self) -> bool:
-        """The next answer."""
-        self._owed += self.percent
-        if self._owed < 100:
-            return False
-        self._owed -= 100
-        return True
-
-
-class MixedConnManager(ConnManager):
-    """A manager whose connections are carried as `pick` says, each for its whole life. The rest as in ConnManager.
-
-    pick: called for each new connection; gives the carriers that connect it. May raise, as `make_connection` may.
+    carriage: started, shared by all sessions.
     """
 
     def __init__(
         self,
         tunnel: Tunnel,
-        pick: Callable[[], Carriers],
+        carriage: Carriage,
         *,
         limits: ConnectionLimits | None = None,
         budget: FirstPacketBudget | None = None,
         counters: ConnectionCounters | None = None,
     ) -> None:
-        super().__init__(tunnel, limits=limits, budget=budget, counters=counters)
-        self._pick = pick
+        # Not the two in between: what they are given is the carriage's, and there may be no Unix socket yet.
+        ConnManager.__init__(self, tunnel, limits=limits, budget=budget, counters=counters)
+        self.accept = carriage.accept_memory
+        self._carriage = carriage
+        self._listens = False
 
     def make_connection(self, conn_id: int) -> Connection:
-        return self._pick().connect(conn_id, self)
+        carriage = self._carriage
+        self.buffer_size = carriage.buffer_size
+        if carriage.share.next():
+            return MemoryConnManager.make_connection(self, conn_id)
+        if not self._listens:
+            assert carriage.acceptor is not None  # since a share was left for it
+            self.listen_at(carriage.acceptor)
+            self._listens = True
+        return UDSConnManager.make_connection(self, conn_id)

@@ -11,7 +11,7 @@ from .inbound import FirstPacketBudget, Inbound
 from .manager import ConnectionLimits, ConnManager, Tunnel
 from .socket_end import SocketEnd
 
-__all__ = ["UDSAcceptor", "UDSCarriers", "UDSConnManager", "UDSConnection"]
+__all__ = ["UDSAcceptor", "UDSConnManager", "UDSConnection"]
 
 
 class UDSConnection(Connection):
@@ -42,38 +42,12 @@ class UDSConnection(Connection):
         return self._end_of_socket.peer_closed()
 
 
-class UDSCarriers:
-    """Makes connections over Unix sockets, for one session's manager.
+class UDSConnManager(ConnManager):
+    """Connections over Unix sockets. The rest as in ConnManager.
 
     acceptor: started, shared by all sessions; has the kernel hold its own `buffer_size` of what is sent. buffer_size:
     what waits beyond that, here, is a quarter of it; may be changed for the connections to come.
     """
-
-    def __init__(self, acceptor: UDSAcceptor, *, buffer_size: int = 65536) -> None:
-        self._acceptor = acceptor
-        self._session = acceptor.next_session()
-        self.buffer_size = buffer_size
-
-    def connect(self, conn_id: int, manager: ConnManager) -> UDSConnection:
-        """A connection whose socket has reached the acceptor, or tries to. Raises OSError."""
-        announced = self._acceptor.announce(self._session, conn_id, manager.outcome)
-        sock = self._acceptor.bind(announced)
-        connection = UDSConnection(conn_id, manager, announced)
-        end = SocketEnd(
-            asyncio.get_running_loop(),
-            sock,
-            connection,
-            limit_bytes=self.buffer_size // 4,
-            dial_timeout_s=manager.limits.connect_timeout_s,
-        )
-        inbound = manager.inbound(end, self.buffer_size)
-        connection.attach_socket(end, inbound)
-        end.dial(self._acceptor.path)
-        return connection
-
-
-class UDSConnManager(ConnManager):
-    """Connections over Unix sockets only. acceptor, buffer_size: as in UDSCarriers. The rest as in ConnManager."""
 
     def __init__(
         self,
@@ -86,7 +60,27 @@ class UDSConnManager(ConnManager):
         counters: ConnectionCounters | None = None,
     ) -> None:
         super().__init__(tunnel, limits=limits, budget=budget, counters=counters)
-        self._carriers = UDSCarriers(acceptor, buffer_size=buffer_size)
+        self.buffer_size = buffer_size
+        self.listen_at(acceptor)
 
-    def make_connection(self, conn_id: int) -> UDSConnection:
-        return self._carriers.connect(conn_id, self)
+    def listen_at(self, acceptor: UDSAcceptor) -> None:
+        """Have the connections to come reach the proxy here."""
+        self.acceptor = acceptor
+        self._session = acceptor.next_session()
+
+    def make_connection(self, conn_id: int) -> Connection:
+        """A connection whose socket has reached the acceptor, or tries to. Raises OSError."""
+        announced = self.acceptor.announce(self._session, conn_id, self.outcome)
+        sock = self.acceptor.bind(announced)
+        connection = UDSConnection(conn_id, self, announced)
+        end = SocketEnd(
+            asyncio.get_running_loop(),
+            sock,
+            connection,
+            limit_bytes=self.buffer_size // 4,
+            dial_timeout_s=self.limits.connect_timeout_s,
+        )
+        inbound = self.inbound(end, self.buffer_size)
+        connection.attach_socket(end, inbound)
+        end.dial(self.acceptor.path)
+        return connection
