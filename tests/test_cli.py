@@ -126,7 +126,7 @@ def test_a_broken_certificate_file_exits_2_naming_it(tmp_path: Path) -> None:
     for flag in ("--hub-ca-file", "--target-ca-file", "--hub-client-cert-file"):
         ended = finished(*base, flag, str(broken))
         assert ended.returncode == 2, ended.stderr
-        assert f"{flag[2:].replace('-', '_')} (from {broken})" in ended.stderr
+        assert f"{flag[2:].replace('-', '_')} (from {flag}: {broken})" in ended.stderr
     ended = finished("hub", "--grpc-address", "127.0.0.1:0", "--agent-token-file", str(broken))
     assert ended.returncode == 2
     assert "agent_token_file" in ended.stderr

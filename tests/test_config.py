@@ -275,6 +275,13 @@ def test_lists_in_variables_flags_and_file(tmp_path: Path) -> None:
     assert config.static_routes == (("/", "http://e"),)
 
 
+@pytest.mark.parametrize("between", [" ", "\n", ",", ", ", " ,\t", ",,"])
+def test_routes_in_a_variable_may_have_commas_in_their_urls(tmp_path: Path, between: str) -> None:
+    routes = ["/=http://a/1,2", "/b=http://b/,/x", "/c=https://c"]
+    config, _ = load(tmp_path, environ=BASE | {"AGENT_ROUTE": between.join(routes)})
+    assert [f"{route.prefix}={route.url}" for route in config.static_routes] == routes
+
+
 def test_each_error_names_the_source_of_its_value(tmp_path: Path) -> None:
     toml = 'hub_address = 7\nuse_memory_comm = "yes"\nclustername = "c1"\n[memory_comm]\nbufer_size = 1\n'
     environ = {"AGENT_DRAIN_GRACE_S": "soon", "AGENT_MEMORY_COMM_MAX_CONNECTIONS": "1e3"}

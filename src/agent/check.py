@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .config import AgentConfig
@@ -18,6 +18,7 @@ from .errors import ConfigError, HubError
 from .messages import Target
 from .policy.access import AccessError, ApiAccess
 from .policy.setup import Policy, make_policy
+from .settings import located
 from .syntax import Address
 from .tunnel.call import Call
 from .tunnel.grpc import check_metadata
@@ -47,17 +48,18 @@ class Result(NamedTuple):
         return f"{'ok  ' if self.ok else 'FAIL'} {self.what}: {' '.join(self.said.split())}"
 
 
-async def checks(config: AgentConfig) -> AsyncIterator[Result]:
+async def checks(config: AgentConfig, sources: Mapping[str, str] | None = None) -> AsyncIterator[Result]:
     """Each check's result as it comes: files and policy, hubs, targets, API servers and what may be asked of them.
 
-    A check that needs one that failed is left out. Cancelled: nothing stays open.
+    sources: of the configuration's set fields, as `settings.load` gives them. A check that needs one that failed is
+    left out. Cancelled: nothing stays open.
     """
     policy = dialling = None
     try:
         dialling = Dialling(config)
         policy = make_policy(config)
     except ConfigError as error:
-        yield Result(False, "configuration", str(error))
+        yield Result(False, "configuration", str(located(error, sources or {})))
     else:
         yield Result(True, "configuration", f"cluster {config.cluster_name}, {_described(policy)}")
     if dialling is not None:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import click
@@ -19,7 +19,7 @@ import click
 from .config import AgentConfig, HubConfig, ProcessConfig, ProxyConfig
 from .effective import as_toml, changed, merged, shown
 from .errors import AgentError, ConfigError
-from .settings import ConfigErrors, Setting, load, settings
+from .settings import ConfigErrors, Setting, load, located, settings
 from .syntax import Address
 
 if TYPE_CHECKING:
@@ -90,9 +90,13 @@ def _options(*classes: type[Any]) -> Callable[[Command], Command]:
 
 
 class _Configured(Generic[T]):
-    """A command's configuration as it was given: it can be read again. process: the process's part, as in force."""
+    """A command's configuration as it was given: it can be read again. process: the process's part, as in force.
+
+    sources: where each set field came from.
+    """
 
     process: ProcessConfig
+    sources: Mapping[str, str]
 
     def __init__(self, cls: type[T], config_file: str, given: dict[str, Any]) -> None:
         self._cls = cls
@@ -117,6 +121,7 @@ class _Configured(Generic[T]):
             sys.exit(DONE)
         _set_up_logging(process)
         self.process = process
+        self.sources = sources
         return config, process
 
 
@@ -160,7 +165,7 @@ def run(config_file: str, print_config: bool, **given: Any) -> None:
         with _on_hangup(lambda: _reload(configured, agent)):
             await agent.run()
 
-    sys.exit(_serve(body, process))
+    sys.exit(_serve(body, process, configured.sources))
 
 
 @_commands.command()
@@ -171,7 +176,8 @@ def hub(config_file: str, print_config: bool, **given: Any) -> None:
 
     Prints `listening grpc HOST:PORT` and `listening http HOST:PORT`. SIGTERM and SIGINT drain, a second one aborts.
     """
-    config, process = _Configured(HubConfig, config_file, given).begin(print_config)
+    configured = _Configured(HubConfig, config_file, given)
+    config, process = configured.begin(print_config)
     sys.path.insert(0, os.getcwd())  # where `module:name` is looked for first, as with `python -m`
 
     async def body() -> None:
@@ -179,7 +185,7 @@ def hub(config_file: str, print_config: bool, **given: Any) -> None:
 
         await Hub(config, on_listening=_say_listening).run()
 
-    sys.exit(_serve(body, process))
+    sys.exit(_serve(body, process, configured.sources))
 
 
 @_commands.command()
@@ -190,14 +196,15 @@ def proxy(config_file: str, print_config: bool, **given: Any) -> None:
 
     Prints `listening proxy HOST:PORT`. SIGTERM and SIGINT drain, a second one aborts.
     """
-    config, process = _Configured(ProxyConfig, config_file, given).begin(print_config)
+    configured = _Configured(ProxyConfig, config_file, given)
+    config, process = configured.begin(print_config)
 
     async def body() -> None:
         from .proxy_server import run_proxy
 
         await run_proxy(config, _say_listening)
 
-    sys.exit(_serve(body, process))
+    sys.exit(_serve(body, process, configured.sources))
 
 
 @_commands.command()
@@ -226,19 +233,20 @@ def check(config_file: str, **given: Any) -> None:
     """
     if not os.environ.get("AGENT_LOG_LEVEL"):
         given["log_level"] = given["log_level"] or "error"  # the lines are what this is for
-    config, process = _Configured(AgentConfig, config_file, given).begin(False)
+    configured = _Configured(AgentConfig, config_file, given)
+    config, process = configured.begin(False)
     sys.path.insert(0, os.getcwd())  # where `module:name` is looked for first, as with `python -m`
     failed: list[str] = []
 
     async def body() -> None:
         from .check import checks
 
-        async for result in checks(config):
+        async for result in checks(config, configured.sources):
             _say(str(result))
             if not result.ok:
                 failed.append(result.what)
 
-    sys.exit(_serve(body, process) or (FAILED if failed else DONE))
+    sys.exit(_serve(body, process, configured.sources) or (FAILED if failed else DONE))
 
 
 @_commands.command()
@@ -342,15 +350,17 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def _serve(body: Callable[[], Coroutine[Any, Any, None]], process: ProcessConfig) -> int:
-    """Run a service to its end. Returns the exit code; what went wrong has been said."""
+def _serve(
+    body: Callable[[], Coroutine[Any, Any, None]], process: ProcessConfig, sources: Mapping[str, str] | None = None
+) -> int:
+    """Run a service to its end. Returns the exit code; what went wrong has been said, with the value's source."""
     import asyncio
 
     try:
         with asyncio.Runner(loop_factory=_loop_factory(process.loop)) as runner:
             return runner.run(_until_signalled(body))
     except Exception as error:
-        return _report(error)
+        return _report(error, sources)
 
 
 async def _until_signalled(body: Callable[[], Coroutine[Any, Any, None]]) -> int:
@@ -392,9 +402,10 @@ async def _until_signalled(body: Callable[[], Coroutine[Any, Any, None]]) -> int
     return DONE
 
 
-def _report(error: Exception) -> int:
-    """Say what went wrong, on standard error. Returns the exit code."""
-    reasons = list(_reasons(error))
+def _report(error: Exception, sources: Mapping[str, str] | None = None) -> int:
+    """Say what went wrong, on standard error. sources: of the set fields. Returns the exit code."""
+    given = sources or {}
+    reasons = [located(each, given) if isinstance(each, ConfigError) else each for each in _reasons(error)]
     for reason in reasons:
         if isinstance(reason, AgentError | OSError):
             print(f"{PROGRAM}: {reason}", file=sys.stderr, flush=True)

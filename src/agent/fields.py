@@ -203,8 +203,13 @@ def addresses(help: str) -> Any:
     return _field(dataclasses.MISSING, Setting(help, convert, _split, "HOST:PORT", many=True))
 
 
+def _split_routes(value: str) -> list[str]:
+    """Routes in a variable: white space between, or commas that another route follows, for URLs may have some."""
+    return [item for item in re.split(r"[,\s]*\s[,\s]*|,+(?=/[^,\s=]*=https?://)", value) if item]
+
+
 def routes(help: str, *, name: str) -> Any:
-    """Routes as "PREFIX=URL", (prefix, URL), or a table of them. In a variable they are separated by white space."""
+    """Routes as "PREFIX=URL", (prefix, URL), or a table of them. In a variable as `_split_routes` has it."""
 
     def convert(value: Any) -> tuple[Route, ...]:
         items = value.items() if isinstance(value, Mapping) else _items(value)
@@ -221,7 +226,7 @@ def routes(help: str, *, name: str) -> Any:
             found[route.prefix] = route
         return tuple(found.values())
 
-    return _field((), Setting(help, convert, str.split, "PREFIX=URL", many=True, name=name))
+    return _field((), Setting(help, convert, _split_routes, "PREFIX=URL", many=True, name=name))
 
 
 def reference(

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from .errors import ConfigError
 
-__all__ = ["GROUP", "SETTING", "Checked", "ConfigErrors", "Given", "Rule", "Setting", "load", "settings"]
+__all__ = ["GROUP", "SETTING", "Checked", "ConfigErrors", "Given", "Rule", "Setting", "load", "located", "settings"]
 
 SETTING = "setting"  # keys of a dataclass field's metadata
 GROUP = "group"
@@ -192,6 +192,18 @@ def load(
     if errors:
         raise ConfigErrors(errors)
     return made, {name: found.source for name, found in given.items()}
+
+
+def located(error: ConfigError, sources: Mapping[str, str]) -> ConfigError:
+    """The error of a value that turned out wrong only when it was used, with the source that gave it.
+
+    sources: as `load` gives them. A part by name and a file stay named behind their source.
+    """
+    source = sources.get(error.field)
+    if source is None or error.source == source or isinstance(error, ConfigErrors):
+        return error
+    where = source if error.source in (ARGUMENT, "configuration", "default") else f"{source}: {error.source}"
+    return ConfigError(error.field, where, error.expected)
 
 
 def _make(cls: type[Any], declared: Sequence[Setting], values: Mapping[str, Any]) -> Any:

@@ -62,8 +62,35 @@ async def test_a_directory_that_was_there_stays(tmp_path: pathlib.Path) -> None:
     assert names_in(tmp_path) == ["somebody's"]
 
 
-@pytest.mark.parametrize("kind", ["file", "directory", "dangling link", "dead socket", "live socket"])
-async def test_a_path_it_did_not_make_is_refused_and_left_alone(tmp_path: pathlib.Path, kind: str) -> None:
+def left_behind(path: pathlib.Path) -> None:
+    """A socket as a killed process leaves it."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+        dead.listen()
+
+
+async def test_a_socket_that_a_killed_agent_left_is_replaced(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "agent.sock"
+    left_behind(path)
+    before = os.lstat(path)
+    acceptor = UDSAcceptor(refuse, socket_path=str(path))
+    await acceptor.start()
+    assert os.lstat(path).st_ctime_ns > before.st_ctime_ns
+    assert "nobody listened on" in caplog.text
+    with pytest.raises(ConfigError, match="uds_socket_path"):  # this one is alive
+        await UDSAcceptor(refuse, socket_path=str(path)).start()
+    await acceptor.close()
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "kind", ["file", "directory", "dangling link", "link to a dead socket", "others' dead socket", "live socket"]
+)
+async def test_a_path_it_did_not_make_is_refused_and_left_alone(
+    tmp_path: pathlib.Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "agent.sock"
     live = None
     if kind == "file":
@@ -72,11 +99,16 @@ async def test_a_path_it_did_not_make_is_refused_and_left_alone(tmp_path: pathli
         path.mkdir()
     elif kind == "dangling link":
         path.symlink_to(tmp_path / "nowhere")
+    elif kind == "link to a dead socket":
+        left_behind(tmp_path / "elsewhere.sock")
+        path.symlink_to(tmp_path / "elsewhere.sock")
+    elif kind == "others' dead socket":
+        left_behind(path)
+        monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
     else:
         live = socket.socket(socket.AF_UNIX)
         live.bind(str(path))
-        if kind == "dead socket":
-            live.close()
+        live.listen(0)
     before = os.lstat(path)
     acceptor = UDSAcceptor(refuse, socket_path=str(path))
     with pytest.raises(ConfigError, match="uds_socket_path") as caught:

@@ -158,7 +158,7 @@ async def test_a_part_that_gives_the_wrong_thing_is_a_503_and_one_clear_line(clu
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"router": "own_parts:Missing"}, "router (from own_parts:Missing)"),
+        ({"router": "own_parts:Missing"}, "agent.toml: own_parts:Missing): must be importable"),
         ({"router": "own_parts:Marking"}, "has no route"),
         ({"router": "own_parts:Wrong", "request_processor": "own_parts:Wrong"}, "has no process"),
         ({"router": "own_parts:Renaming", "certificate_provider": "own_parts:Wrong"}, "has no ssl_context"),

@@ -33,6 +33,14 @@ def test_arguments_are_put_in_and_spaces_quoted() -> None:
 
 
 @pytest.mark.parametrize(
+    ("address", "said"),
+    [(("h", 80), "h:80"), (("::1", 80, 0, 0), "[::1]:80"), (("a b", 1), '"a b:1"'), ((1, 2), '"(1, 2)"')],
+)
+def test_a_sockets_address_reads_as_one(address: object, said: str) -> None:
+    assert line("m", peer=address).endswith(f" peer={said}")
+
+
+@pytest.mark.parametrize(
     "value", ['a"b', "a b", "a=b", "", "a\nlevel=error", "a\r\nb", "\x1b[2J", "é\u2028", b"\xff\n", "\x00", "a\\b"]
 )
 def test_no_value_forges_a_line_or_a_field(value: object) -> None:

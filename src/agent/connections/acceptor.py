@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -17,7 +18,7 @@ import socket
 import stat
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 from ..errors import ConfigError
@@ -66,10 +67,10 @@ class Announced:
 class UDSAcceptor:
     """Listens for the connection managers of all sessions, and gives each connection a protocol of the proxy's.
 
-    accept: makes the proxy's protocol for one connection. socket_path: where to listen; "" makes a private directory of
-    its own. buffer_size: high-water mark of the proxy's side, in bytes; may be changed. abstract_names: bind the
-    managers' sockets in Linux's abstract namespace, else in a private directory. `start` must have returned before
-    managers are made.
+    accept: makes the proxy's protocol for one connection. socket_path: where to listen; a socket there that a killed
+    agent of the same user has left is replaced; "" makes a private directory of its own. buffer_size: high-water mark
+    of the proxy's side, in bytes; may be changed. abstract_names: bind the managers' sockets in Linux's abstract
+    namespace, else in a private directory. `start` must have returned before managers are made.
     """
 
     def __init__(
@@ -124,18 +125,25 @@ class UDSAcceptor:
     def _listening_socket(self) -> socket.socket:
         if not self._configured_path or not self._abstract:
             self._directory = _private_directory()
-        if self._configured_path:
-            self.path = os.path.abspath(self._configured_path)
-            if os.path.lexists(self.path):  # not even a dead process's socket: who made it can't be known
-                raise self._unusable("a path where nothing is yet; remove it if no other process uses it")
-            parent = os.path.dirname(self.path)
-            if not os.path.isdir(parent):
-                os.mkdir(parent, 0o700)
-                self._parent_made = parent
-        else:
-            self.path = os.path.join(self._directory, "proxy.sock")
+        self.path = os.path.abspath(self._configured_path or os.path.join(self._directory, "proxy.sock"))
         if len(os.fsencode(self.path)) > _PATH_BYTES:
             raise self._unusable(f"a path of at most {_PATH_BYTES} bytes, not {self.path}")
+        if not self._configured_path:
+            return self._bound()
+        parent = os.path.dirname(self.path)
+        if not os.path.isdir(parent):
+            os.mkdir(parent, 0o700)
+            self._parent_made = parent
+        with _locked(parent):  # else of two agents that start at once one could remove the other's new socket
+            if os.path.lexists(self.path):
+                if not _is_left_behind(self.path):
+                    raise self._unusable("a path where nothing is, or no more than a dead agent's socket")
+                os.unlink(self.path)
+                logger.warning("replaced a socket that nobody listened on", extra={"path": self.path})
+            return self._bound()
+
+    def _bound(self) -> socket.socket:
+        """A socket that listens at `path`."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
@@ -242,9 +250,7 @@ class UDSAcceptor:
         try:
             protocol = self._accept(announced.conn_id, announced.outcome)
         except Exception:
-            logger.exception(
-                "connection %d: the proxy refused it", announced.conn_id, extra={"conn_id": announced.conn_id}
-            )
+            logger.exception("the proxy refused a connection", extra={"conn_id": announced.conn_id})
             return None
         announced.transport = transport
         self._accepted.add(announced)
@@ -264,9 +270,8 @@ class UDSAcceptor:
         now_s = asyncio.get_running_loop().time()
         if now_s >= self._warn_again_at_s:
             self._warn_again_at_s = now_s + _WARNING_INTERVAL_S
-            logger.warning(
-                "%s: dropped a peer that is no connection of this agent's (%d so far)", self.path, self._strangers
-            )
+            extra = {"path": self.path, "so_far": self._strangers}
+            logger.warning("dropped a peer that is no connection of this agent's", extra=extra)
 
 
 class _Doorkeeper(asyncio.Protocol):
@@ -283,6 +288,29 @@ class _Doorkeeper(asyncio.Protocol):
             return
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """Within the block no other agent looks at or makes a socket in this directory. Raises OSError."""
+    import fcntl  # not on Windows, where there are no Unix sockets either
+
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which unlocks it
+
+
+def _is_left_behind(path: str) -> bool:
+    """Whether a socket of our own user's is there that no process listens on: its own was killed."""
+    found = os.lstat(path)
+    if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(path) == errno.ECONNREFUSED  # a full backlog is EAGAIN
 
 
 def _private_directory() -> str:

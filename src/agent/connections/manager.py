@@ -171,13 +171,13 @@ class ConnManager(ABC):
                 connection.hub_finished()
         else:
             self.counters.unknown_codes += 1
-            logger.debug("connection %d: packet with unknown code %d ignored", conn_id, code)
+            logger.debug("a packet with an unknown code was ignored", extra={"conn_id": conn_id, "code": code})
 
     def _admit(self, conn_id: int, size: int) -> Connection | None:
         """A new connection for a DATA packet of `size` bytes whose id isn't open; None where it is to be dropped."""
         if conn_id <= 0:
             self.counters.invalid_ids += 1
-            logger.debug("connection %d: not an id that can open, packet dropped", conn_id)
+            logger.debug("a packet for an id that can't open was dropped", extra={"conn_id": conn_id})
             return None
         if conn_id in self._closed:
             self.counters.stray_data += 1
@@ -187,7 +187,7 @@ class ConnManager(ABC):
         try:
             connection = self.make_connection(conn_id)
         except Exception:
-            logger.exception("connection %d: could not be opened", conn_id, extra={"conn_id": conn_id})
+            logger.exception("a connection could not be opened", extra={"conn_id": conn_id})
             self._closed.add(conn_id)
             self._answered.add(conn_id)
             self.counters.closed += 1
@@ -276,27 +276,24 @@ class ConnManager(ABC):
         elif ending is not None and connection.strayed:
             self._answer_stray(conn_id, asked=False)
         level = logging.INFO
-        what = "closed"
+        what = "connection closed"
         if ending is not None and ending.truncated:
             counters.truncated += 1
-            what, level = "closed, truncated", logging.WARNING
+            what, level = "connection closed, truncated", logging.WARNING
         elif ending is not None and ending.code == ERROR:
-            what, level = "failed", logging.WARNING
+            what, level = "connection failed", logging.WARNING
         if logger.isEnabledFor(level):
             kind, stage = connection.word or ("", "")
-            logger.log(
-                level,
-                "connection %d: %s%s",
-                conn_id,
-                what,
-                f" ({connection.reason})" if connection.reason else "",
-                extra={
-                    "conn_id": conn_id,
-                    "kind": str(kind),
-                    "stage": str(stage),
-                    "response_bytes": connection.response_bytes,
-                },
-            )
+            extra = {
+                "conn_id": conn_id,
+                "mode": connection.mode,
+                "kind": str(kind),
+                "stage": str(stage),
+                "response_bytes": connection.response_bytes,
+            }
+            if connection.reason:
+                extra["reason"] = connection.reason
+            logger.log(level, what, extra=extra)
         if self._drain_marks is not None:
             answered_since = connection.response_bytes > self._drain_marks.get(conn_id, 0)
             outstanding = connection.word is None or connection.word[1] is not Stage.IDLE
