@@ -179,7 +179,7 @@ class KubernetesProcessor:
         """The head under the agent's authority, in the hub user's name: its credentials go, ours are set last."""
         headers = parts.kept
         for name, value in parts.websocket:
-            protocols = [each for each in value.split(b",") if not each.strip().lower().startswith(_WEBSOCKET_TOKEN)]
+            protocols = [each for each in value.split(b",") if _WEBSOCKET_TOKEN not in each.lower()]
             if protocols:
                 headers.append((name, b",".join(protocols).strip()))
         headers += own
