@@ -12,7 +12,7 @@ __all__ = ["impersonation_headers", "local_name"]
 PREFIX = "cluster:hub:"
 AUTHENTICATED = "system:authenticated"
 HEADER_BYTES = 64 * 1024
-"""What a user's names may take in a head, a thousand groups or more: servers refuse larger ones, and verdicts are kept."""
+"""What a user's names may take in a head, some thousand groups: servers refuse larger ones, and verdicts are kept."""
 _VISIBLE_ASCII = re.compile(r"[!-~]+")
 
 
