@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
+import socket
 import ssl
 
 import aiohttp
@@ -142,3 +143,29 @@ async def test_the_hubs_times_are_as_configured() -> None:
         assert (await answer(b"GET / HT")).startswith(b"HTTP/1.1 408 ")
         assert (await answer(b"GET /c1/ HTTP/1.1\r\nHost: a\r\n\r\n")).startswith(b"HTTP/1.1 503 ")  # then it idles out
         assert (await answer(b"GET /c1/ HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 2000)).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.loops("asyncio")
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+async def test_a_tls_client_that_reads_nothing_keeps_no_hub_from_ending(
+    tmp_path: pathlib.Path, certificates: pathlib.Path, loop: str
+) -> None:
+    """By TLS a close waits for its answer, and a client library's idle connection is read by nobody."""
+    hub = HubProcess(
+        tmp_path / "log", f"--http-cert-file={certificates / 'ours-hub.pem'}", "--drain-grace-s=25", f"--loop={loop}"
+    )
+    context = ssl.create_default_context(cafile=str(certificates / "ours-ca.pem"))
+
+    def idle() -> ssl.SSLSocket:
+        sock = context.wrap_socket(socket.create_connection(("127.0.0.1", hub.http_port)), server_hostname="127.0.0.1")
+        sock.sendall(b"GET /c1/ HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert sock.recv(12) == b"HTTP/1.1 503"
+        return sock
+
+    try:
+        sock = await asyncio.to_thread(idle)
+        hub.signal("SIGTERM")
+        assert await hub.ends(15) == 0, hub.log  # 2 s, and much room for a busy machine
+        sock.close()
+    finally:
+        hub.close()

@@ -415,7 +415,7 @@ class Connection(asyncio.Protocol):
 
     def _shut(self) -> None:
         self._input = CLOSED
-        self._deadline = NEVER
+        self._deadline = self.proxy.clock.later(self.proxy.limits.linger_s)
         self._backlog = b""
         self._stall.reset()
         if not self._transport.is_closing():
@@ -490,3 +490,8 @@ class Connection(asyncio.Protocol):
             self._linger()  # C2
         elif state is LINGERING:
             self._transport.abort()
+        elif state is CLOSED:  # by TLS a close waits for the peer's own, and many idle clients read nothing
+            if self._transport.get_write_buffer_size():
+                self._deadline = self.proxy.clock.later(self.proxy.limits.linger_s)
+            else:
+                self._transport.abort()
