@@ -45,7 +45,11 @@ __all__ = ["Agent"]
 logger = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT_S = 5.0
-"""How long the hub may take to end the stream after DRAIN."""
+"""How long the hub may take to answer DRAIN, and to end the stream after the last connection."""
+
+QUIET_S = 5.0
+"""How long what a hub wrote before its DRAIN may be on its way: until then idle connections are open to requests. A hub
+of ours ends those that it doesn't use itself."""
 
 HUB_SETTINGS = frozenset(
     {
@@ -189,12 +193,24 @@ class Agent:
                     session.result()
 
     async def _drain(self) -> None:
-        """wire.md, "DRAIN to the hub": in this order, for a base hub may lock up where requests are still open."""
+        """Leave: with `goaway` DRAIN first, and what hubs opened before they answered is served as ever.
+
+        A base hub gets it last (wire.md, "DRAIN to the hub"): it may lock up where requests are still open.
+        """
         self._draining = True
+        loop = asyncio.get_running_loop()
         grace_s = self.config.drain_grace_s
+        deadline_s = loop.time() + grace_s
+        asked = await asyncio.gather(*(client.announce_drain(DRAIN_TIMEOUT_S) for client in self.clients))
+        if any(asked):
+            self.proxy.close_behind_answers()
+            quiet_s = min(QUIET_S, grace_s / 2)
+            drained = [manager for tunnel, manager in self.managers.items() if tunnel.opens_no_more]
+            await asyncio.gather(*(manager.wait_idle(quiet_s) for manager in drained))
         logger.info("draining", extra={"connections": self.open_connections, "grace_s": grace_s})
         self.proxy.start_draining()
-        await asyncio.gather(*(manager.drain(grace_s) for manager in self.managers.values()))
+        left_s = max(0.0, deadline_s - loop.time())
+        await asyncio.gather(*(manager.drain(left_s) for manager in self.managers.values()))
         await asyncio.gather(*(client.drain(DRAIN_TIMEOUT_S) for client in self.clients))
 
     # -- while it runs
@@ -263,6 +279,7 @@ class Agent:
             on_ready=lambda _: self._on_ready(),
             features=self.tunnel_features,
             windows=self.windows,
+            is_idle=lambda tunnel: not self.managers[tunnel].open_connections,
         )
 
     def _open_manager(self, tunnel: Tunnel) -> ConnManager:

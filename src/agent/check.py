@@ -121,7 +121,7 @@ async def _hub(config: AgentConfig, dialling: Dialling, number: int, address: Ad
         stage = "tunnel"
         await call.probe(PROBE_TIMEOUT_S)
         yield Result(True, f"{what} {stage}", "the hub answered a probe")
-        call.drain()
+        call.finish()
         await asyncio.wait([call.ended], timeout=PROBE_TIMEOUT_S)
     except HubError as error:
         yield Result(False, f"{what} {stage}", error.reason)

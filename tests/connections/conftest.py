@@ -48,6 +48,7 @@ class RecordingTunnel:
     def __init__(self, features: frozenset[str] = frozenset()) -> None:
         self.features = features
         self.bytes_buffered = 0
+        self.opens_no_more = False
         self.packets: list[tuple[int, int, bytes, str]] = []
         self.outbounds: dict[int, RecordingOutbound] = {}
         self.on_send: Callable[[int, int], None] | None = None

@@ -384,3 +384,31 @@ async def test_a_word_for_an_unknown_connection_is_no_error(open_house: OpenHous
     async with open_house(WordyPeer) as house:
         house.manager.outcome(5, Kind.FAILED, Stage.HEAD)
         assert house.tunnel.packets == []
+
+
+async def test_an_id_that_is_new_behind_the_hub_s_drain_is_an_error_of_that_id_only(open_house: OpenHouse) -> None:
+    async with open_house(features=frozenset({"close", "goaway"})) as house:
+        peer = await house.opened(1)
+        house.tunnel.opens_no_more = True
+        house.data(2, FIRST)
+        house.data(2, b"more")
+        said = [packet for packet in house.tunnel.packets if packet[0] == 2]
+        assert said == [(2, ERROR, b"", "the hub opened this connection after its DRAIN")]
+        assert 2 not in house.peers
+        received = len(peer.received)
+        house.data(1, b"goes on")
+        await until(lambda: peer.received[received:] == b"goes on")
+        assert house.manager.counters.invalid_ids == 1
+
+
+async def test_idle_is_waited_for_and_not_longer_than_asked(open_house: OpenHouse) -> None:
+    async with open_house() as house:
+        await house.manager.wait_idle(60)
+        peer = await house.opened(1)
+        await house.manager.wait_idle(0.01)
+        assert house.manager.open_connections == 1
+        waiting = asyncio.ensure_future(house.manager.wait_idle(60))
+        await asyncio.sleep(0)
+        peer.end()
+        await waiting
+        assert house.manager.open_connections == 0

@@ -127,13 +127,15 @@ async def test_bulk_connections_share_the_link_evenly(linked: Any) -> None:
             assert len(data) <= 256 * 1024 or min(v for v in sent.values()) >= 7 * 2**20
 
 
-async def test_drain_ends_the_stream_in_order(linked: Any) -> None:
-    async with linked() as (ends, agent, hub):
+@pytest.mark.parametrize("features", [frozenset(), FEATURES], ids=["base", "ours"])
+async def test_drain_ends_the_stream_in_order(linked: Any, features: frozenset[str]) -> None:
+    async with linked(features=features) as (ends, agent, hub):
         agent.tunnel.outbound(5, nothing, nothing).write(b"last words")
         await ends.clients[0].drain(5)
         async with asyncio.timeout(5):
             await ends.tasks[0]
-        assert hub.packets == [(5, DATA, b"last words", ""), (0, DRAIN, b"", "")]
+        said, drained = (5, DATA, b"last words", ""), (0, DRAIN, b"", "")
+        assert hub.packets == ([drained, said] if features else [said, drained])
         assert hub.lost == [None]
         assert agent.lost == [None]
         assert ends.lost == [(agent.tunnel, None)]

@@ -28,8 +28,9 @@ NONE: frozenset[str] = frozenset()
 class Line:
     """Our hub with one agent of cluster c1, in this process."""
 
-    def __init__(self, hub: Hub, agent: RunningAgent, http_port: int, config: dict[str, Any]) -> None:
+    def __init__(self, hub: Hub, agent: RunningAgent, http_port: int, config: dict[str, Any], task: Any) -> None:
         self.hub = hub
+        self.task = task
         self.agent = agent
         self.http_port = http_port
         self.config = config
@@ -59,7 +60,7 @@ async def line(
     running = RunningAgent(**config)
     try:
         await running.wait_ready()
-        yield Line(hub, running, ports["http"], config)
+        yield Line(hub, running, ports["http"], config, task)
     finally:
         if not running.task.done():
             await running.stop()

@@ -44,6 +44,8 @@ class Tunnel(Protocol):
     def features(self) -> frozenset[str]: ...
     @property
     def bytes_buffered(self) -> int: ...
+    @property
+    def opens_no_more(self) -> bool: ...
     def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound: ...
     def receive_window(self, conn_id: int) -> Window | None: ...
     def exceeded(self, conn_id: int) -> None: ...
@@ -183,6 +185,13 @@ class ConnManager(ABC):
             self.counters.stray_data += 1
             self._answer_stray(conn_id, asked=not size)
             return None
+        if self.tunnel.opens_no_more:  # wire.md, "goaway": an error of this connection, which was never one
+            self.counters.invalid_ids += 1
+            logger.warning("connection %d: the hub opened it after its DRAIN", conn_id, extra={"conn_id": conn_id})
+            self._closed.add(conn_id)
+            self._answered.add(conn_id)
+            self.tunnel.send(conn_id, ERROR, error_message="the hub opened this connection after its DRAIN")
+            return None
         self.counters.opened += 1
         try:
             connection = self.make_connection(conn_id)
@@ -299,7 +308,7 @@ class ConnManager(ABC):
             outstanding = connection.word is None or connection.word[1] is not Stage.IDLE
             if ending is not None and (answered_since or outstanding):
                 self._unsettled.add(conn_id)
-            self._notify()
+        self._notify()
 
     # -- probing (wire.md, "vanished clients")
 
@@ -328,6 +337,14 @@ class ConnManager(ABC):
             self.tunnel.send(connection.conn_id, DATA)
 
     # -- drain (wire.md, "DRAIN to the hub")
+
+    async def wait_idle(self, timeout_s: float) -> None:
+        """Wait until no connection is open, at most `timeout_s` seconds. Not while `drain` runs."""
+        self._changed = asyncio.Event()
+        try:
+            await self._wait_until(lambda: not self._open, timeout_s)
+        finally:
+            self._changed = None
 
     async def drain(self, deadline_s: float) -> None:
         """Wait for what is in flight, at most `deadline_s` seconds; end the rest by the table; then settle.

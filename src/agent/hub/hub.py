@@ -69,6 +69,7 @@ class Hub:
         self._on_listening = on_listening
         self._sessions: dict[str, list[AgentSession]] = {}  # by cluster, the newest last
         self._ids = itertools.count(1)
+        self._upstreams = Upstreams()
         self.tunnel_features = FEATURES
         self._agents = AgentPolicy(
             certificates=bool(config.agent_ca_file), token_file=config.agent_token_file, anyone=config.lets_anyone_in
@@ -106,7 +107,7 @@ class Hub:
             idle_upstreams_per_target=IDLE_CONNECTIONS,
             **limits_of(self._config.limits),
         )
-        upstreams = Upstreams(limits=limits)
+        self._upstreams = upstreams = Upstreams(limits=limits)
         proxy = Proxy(
             route=self.route,
             process=None,
@@ -141,8 +142,11 @@ class Hub:
             try:
                 await loop.create_future()  # until cancelled
             finally:
-                servers[1].close()
+                for server in servers:
+                    server.close()
                 proxy.start_draining()
+                for session in [each for sessions in self._sessions.values() for each in sessions]:
+                    session.drain()
                 await proxy.wait_drained(self._config.drain_grace_s)
         finally:
             for server in servers:
@@ -169,7 +173,9 @@ class Hub:
         if any(session.identity != identity for session in sessions):
             logger.warning("agent refused: another identity holds the cluster", extra={"cluster": name})
             raise GrpcStatus(Status.PERMISSION_DENIED, "another identity holds this cluster")
-        session = AgentSession(tunnel, name, identity, self._lost)
+        session = AgentSession(
+            tunnel, name, identity, self._lost, on_draining=self._draining, successor=self._newest
+        )
         sessions.append(session)
         logger.info("agent connected", extra={"cluster": name, "peer": tunnel.peername})
         return session
@@ -179,10 +185,8 @@ class Hub:
 
         Raises Refused: 400, 503, and what the cluster parser refuses.
         """
-        for session in reversed(self._sessions.get(self._cluster_of(request), ())):
-            if not session.draining:
-                break
-        else:
+        session = self._newest_of(self._cluster_of(request))
+        if session is None:
             raise Refused(503, "no agent is connected for this cluster")
         try:
             # The host is never dialled: `connect` opens the connection, and the client's own Host goes on.
@@ -191,7 +195,22 @@ class Hub:
         except ValueError:
             raise Refused(400, "the request target must be a path in visible ASCII, without a fragment") from None
 
+    def _newest_of(self, cluster: str) -> AgentSession | None:
+        """The session that new connections go to; None where no agent is there that isn't going away."""
+        for session in reversed(self._sessions.get(cluster, ())):
+            if not session.draining:
+                return session
+        return None
+
+    def _newest(self, other: AgentSession) -> AgentSession | None:
+        return self._newest_of(other.cluster)
+
+    def _draining(self, session: AgentSession) -> None:
+        logger.info("agent drains", extra={"cluster": session.cluster, "connections": session.open_connections})
+        self._upstreams.end_connect(session.connect)
+
     def _lost(self, session: AgentSession) -> None:
+        self._upstreams.forget_connect(session.connect)
         sessions = self._sessions[session.cluster]
         sessions.remove(session)
         if not sessions:

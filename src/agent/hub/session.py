@@ -37,7 +37,9 @@ BEHIND_TIMEOUT_S = 3.0
 """How long a client may keep the hub from reading; then its connection is ended, for the others' sake. Below the 5 s in
 which agents expect the answer to their probe (wire.md, "connected")."""
 GONE = "the client is gone"
-FEATURE_CLOSE = "close"
+FEATURE_CLOSE, FEATURE_GOAWAY = "close", "goaway"
+LEFT_OPEN_TIMEOUT_S = 10.0
+"""How long an agent that has said DRAIN may leave its stream open behind its last connection; then the hub ends it."""
 PROBE_INTERVAL_S = 10.0
 """wire.md, "vanished clients": an empty DATA makes the other side say whether it still knows the connection."""
 
@@ -62,6 +64,7 @@ class _Connection(asyncio.Protocol):
         self._full = False  # the pipe is
         self._ending = False  # the agent sends no more: an end follows what is held
         self._end_said = False
+        self._sent_any = False
         self.bytes_seen = 0
         self.probed_at_bytes = -1
 
@@ -75,6 +78,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes | memoryview) -> None:
         if self._outbound is not None:
+            self._sent_any = True
             self._outbound.write(data)
 
     def eof_received(self) -> bool:
@@ -109,6 +113,13 @@ class _Connection(asyncio.Protocol):
         self._session.caught_up(self)
 
     # -- the tunnel's side
+
+    @property
+    def is_announced(self) -> bool:
+        """Whether the agent has been sent a packet of it."""
+        if self._outbound is None:
+            return self._end is not None  # it is over; before it is connected it hasn't begun
+        return self._sent_any and not self._outbound.queued_bytes
 
     def deliver(self, data: bytes | memoryview) -> None:
         end = self._end
@@ -212,15 +223,28 @@ class AgentSession:
     """The connections of one tunnel.
 
     tunnel: the tunnel's hub role. cluster: the name its agent gave. identity: whom the agent was authenticated as, ""
-    where none was asked for. on_lost: called once, when the tunnel has ended.
+    where none was asked for. on_lost: called once, when the tunnel has ended. on_draining: called once, when nothing
+    more is opened here. successor: the session that connections go to then; None where there is none.
     """
 
-    def __init__(self, tunnel: Tunnel, cluster: str, identity: str, on_lost: Callable[[AgentSession], None]) -> None:
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        cluster: str,
+        identity: str,
+        on_lost: Callable[[AgentSession], None],
+        *,
+        on_draining: Callable[[AgentSession], None] = lambda session: None,
+        successor: Callable[[AgentSession], AgentSession | None] = lambda session: None,
+    ) -> None:
         self.tunnel = tunnel
         self.cluster = cluster
         self.identity = identity
         self.draining = False
         self._on_lost = on_lost
+        self._on_draining = on_draining
+        self._successor = successor
+        self._left_open: asyncio.TimerHandle | None = None
         self._lost = False
         self._ids = itertools.count(1)
         self._connections: dict[int, _Connection] = {}
@@ -240,11 +264,16 @@ class AgentSession:
     async def connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         """Open a connection to the agent's proxy and give it to `protocol`.
 
-        Returns its transport when `connection_made` has been called. Raises TargetError (502) where the tunnel is
-        gone. Cancelled: the connection is aborted.
+        Returns its transport when `connection_made` has been called. Where the session drains or is lost, another one
+        of the cluster opens it: nothing of the request has been sent. Raises TargetError (502, 503) where there is
+        none. Cancelled: the connection is aborted.
         """
-        if self._lost:
-            raise TargetError(502, "the cluster's tunnel is gone", stage="connect")
+        if self._lost or self.draining:
+            other = self._successor(self)
+            if other is not None:
+                return await other.connect(protocol)
+            status = 502 if self._lost else 503
+            raise TargetError(status, "no agent is connected for this cluster any more", stage="connect")
         connection = _Connection(self, next(self._ids))
         near, far = create_pipe(limit=PIPE_LIMIT_BYTES)
         self._connections[connection.conn_id] = connection
@@ -258,12 +287,37 @@ class AgentSession:
             raise
         return cast(asyncio.Transport, near)
 
+    def drain(self) -> None:
+        """Open nothing more here, and tell the agent, where it knows what that means (`goaway`); nothing else changes.
+
+        The agent then goes elsewhere; what is in flight finishes, and the agent ends the stream.
+        """
+        if FEATURE_GOAWAY in self.tunnel.features and not self._lost:
+            self._start_draining()
+            self.tunnel.say_drain()
+
+    def _start_draining(self) -> None:
+        if self.draining:
+            return
+        self.draining = True
+        if FEATURE_GOAWAY in self.tunnel.features:
+            for connection in self._connections.values():
+                if not connection.is_announced:
+                    self.tunnel.announce(connection.conn_id)
+        self._on_draining(self)
+        self._watch_end()
+
+    def _watch_end(self) -> None:
+        """The agent ends the stream behind the last connection; this side does, where it doesn't."""
+        if self.draining and not self._lost and not self._connections and self._left_open is None:
+            self._left_open = self._loop.call_later(LEFT_OPEN_TIMEOUT_S, self.tunnel.finish_when_sent)
+
     # -- what the tunnel calls (PacketReceiver)
 
     def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
         connection = self._connections.get(conn_id)
         if code == DRAIN and conn_id == 0:
-            self.draining = True
+            self._start_draining()
         elif connection is None:
             # The agent's probe of a connection this hub has forgotten (wire.md, "vanished clients"); bytes that were on
             # their way when it was forgotten need no answer, for the agent has been told then.
@@ -282,6 +336,8 @@ class AgentSession:
     def tunnel_lost(self, error: Exception | None) -> None:
         self._lost = True
         self._probe_timer.cancel()
+        if self._left_open is not None:
+            self._left_open.cancel()
         for timer in self._behind.values():
             timer.cancel()
         self._behind.clear()
@@ -294,6 +350,7 @@ class AgentSession:
     def forget(self, connection: _Connection) -> None:
         self._connections.pop(connection.conn_id, None)
         self.caught_up(connection)
+        self._watch_end()
 
     def fell_behind(self, connection: _Connection) -> None:
         """Stop reading the tunnel until this client has caught up, or its time is over."""

@@ -53,6 +53,7 @@ class Proxy:
         self.measures = measures or {}
         self.refused: Counter[tuple[str, str]] = Counter()
         self.draining = False
+        self.leaving = False
         self.requests_in_flight = 0
         self.clock = Clock(self.limits.tick_s, self._sweep)
         self._connections: set[Connection] = set()
@@ -69,6 +70,11 @@ class Proxy:
         carrier: what it is counted as, where it is refused.
         """
         return Connection(self, conn_id, outcome, carrier)
+
+    def close_behind_answers(self) -> None:
+        """Say `Connection: close` on every answer from now on, and close behind it. Who is idle or new is served still:
+        a request may be on its way."""
+        self.leaving = True
 
     def start_draining(self) -> None:
         """End idle connections, and the others with the answer in flight. New connections get a 503."""

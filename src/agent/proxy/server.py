@@ -226,7 +226,7 @@ class Connection(asyncio.Protocol):
         if not self._served:
             reason = "the agent is being stopped" if proxy.draining else "too many connections"
             log.info(reason, extra={"conn_id": self.conn_id, "stage": "connection", "status": 503})
-            self.answer(503, reason, close=True, fields=[(b"Retry-After", b"%d" % proxy.limits.retry_after_s)])
+            self.answer(503, reason, close=True)
         elif target == b"*":
             self.answer(204, "", fields=[(b"Allow", ALLOW)])
         else:
@@ -310,6 +310,7 @@ class Connection(asyncio.Protocol):
             request is None
             or not request.keep_alive
             or self.proxy.draining
+            or self.proxy.leaving
             or (self._half_closed and not self._backlog)
             or (exchange is not None and exchange.awaits_continue)  # the client may or may not send its body now
         ):
@@ -317,7 +318,9 @@ class Connection(asyncio.Protocol):
         return self._closing
 
     def answer(self, status: int, reason: str, *, close: bool = False, fields: Fields | None = None) -> None:
-        """Send an answer of the proxy's own; the exchange, if there is one, is over."""
+        """Send an answer of the proxy's own; the exchange, if there is one, is over. A 503 says when to try again."""
+        if status == 503:
+            fields = [*(fields or ()), (b"Retry-After", b"%d" % self.proxy.limits.retry_after_s)]
         request = self._exchange.request if isinstance(self._exchange, Exchange) else None
         closing = self.announce_close(request) or close
         self._closing = closing

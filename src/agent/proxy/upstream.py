@@ -13,9 +13,9 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Hashable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-from agent.messages import Target
+from agent.messages import Connect, Target
 from agent.proxy.clock import Clock, Stall
 from agent.proxy.dial import dial, within
 from agent.proxy.limits import ProxyLimits
@@ -23,6 +23,11 @@ from agent.proxy.limits import ProxyLimits
 __all__ = ["Upstream", "UpstreamUser", "Upstreams"]
 
 log = logging.getLogger(__name__)
+
+
+def _connect_of(key: Hashable) -> Connect | None:
+    connect: Connect | None = cast("tuple[Any, ...]", key)[-1]
+    return connect
 
 
 class UpstreamUser(Protocol):
@@ -156,6 +161,7 @@ class Upstreams:
         self._ssl_context = ssl_context
         self._generation = generation
         self._idle: dict[Hashable, list[Upstream]] = {}
+        self._ended: set[Connect] = set()
         self._open: set[Upstream] = set()
         self._clock = Clock(self.limits.tick_s, self._sweep)
         self._closed = asyncio.Event()
@@ -214,6 +220,7 @@ class Upstreams:
         transport = upstream.transport
         if (
             self._closing
+            or (self._ended and _connect_of(upstream.key) in self._ended)
             or transport is None
             or not upstream.is_usable()
             or len(idle) >= self.limits.idle_upstreams_per_target
@@ -223,6 +230,19 @@ class Upstreams:
         self._clock.start()
         upstream.idle_until = self._clock.later(self.limits.upstream_idle_s)
         idle.append(upstream)
+
+    def end_connect(self, connect: Connect) -> None:
+        """What was opened by this `connect` serves no further request: end what is idle, and the rest when it is."""
+        self._ended.add(connect)
+        for key, idle in self._idle.items():
+            if _connect_of(key) == connect:
+                for upstream in list(idle):
+                    upstream.close()
+                idle.clear()
+
+    def forget_connect(self, connect: Connect) -> None:
+        """No connection of this `connect` is left, and there will be none."""
+        self._ended.discard(connect)
 
     def opened(self, upstream: Upstream) -> None:
         """A connection is up."""

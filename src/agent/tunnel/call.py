@@ -7,7 +7,8 @@
                                                   ▼                      ▼
                                                ENDED ◄───────────────────┘
 
-A call that the hub sent a graceful GOAWAY for, or that was asked to leave, stays UP until it ends; `left` says so.
+A call that the hub sent a graceful GOAWAY or a DRAIN for, or that was asked to leave, stays UP until it ends; `left`
+says so.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import logging
 import ssl
 
 from ..errors import HubError, WireError
-from .features import read_features, write_features
+from .features import GOAWAY, read_features, write_features
 from .grpc import GrpcStatus, Metadata, Status, request_headers, response_status
 from .http2 import Http2Connection
 from .packet import PROBE_ID, ControlCode
@@ -70,8 +71,8 @@ class Call:
     """One session with a hub. features: the extensions that it is offered.
 
     ended: done when the session is over; its result is None after an orderly end that was asked for, else a HubError.
-    left: done when nothing new is to be opened here: the hub said GOAWAY, or `leave` was called. closed: done when the
-    transport is gone too.
+    left: done when nothing new is to be opened here: the hub said GOAWAY or DRAIN, or `leave` was called. drained: done
+    when the hub has said DRAIN, where `goaway` was negotiated. closed: done when the transport is gone too.
     """
 
     def __init__(
@@ -92,10 +93,12 @@ class Call:
         self.ended: asyncio.Future[HubError | None] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
         self.left: asyncio.Future[None] = loop.create_future()
+        self.drained: asyncio.Future[None] = loop.create_future()
         self._offered = features
         self._metadata = metadata
         self._user_agent = user_agent
-        self._drained = False  # we have said DRAIN: the end of the stream is what we wait for
+        self._drain_said_s = float("inf")
+        self._ending = False  # the end of the stream is what we wait for
         self._probe: asyncio.Future[None] | None = None
         self._for_id_0 = 0  # packets since the last answer to a probe
 
@@ -157,11 +160,35 @@ class Call:
         if not self.left.done():
             self.left.set_result(None)
 
+    @property
+    def drains_first(self) -> bool:
+        """Whether DRAIN comes before what is in flight ends, and not behind it: `goaway` was negotiated."""
+        return GOAWAY in self.tunnel.features
+
     def drain(self) -> None:
-        """Say DRAIN once everything queued has gone: the hub then ends the stream (wire.md, "DRAIN to the hub")."""
-        if not self._drained and not self.ended.done():
-            self._drained = True
-            self.tunnel.drain(0, ControlCode.DRAIN)
+        """Ask the hub to open nothing more here: `drained` is its answer. Only where `drains_first`."""
+        self.leave()
+        if not self.tunnel.drain_sent:
+            self._drain_said_s = asyncio.get_running_loop().time()
+            self.tunnel.say_drain()
+
+    @property
+    def drain_age_s(self) -> float:
+        """How long ago DRAIN was said; less than nothing where it wasn't."""
+        return asyncio.get_running_loop().time() - self._drain_said_s
+
+    def finish(self) -> None:
+        """End the session in order, once everything queued has gone; no connection is open any more.
+
+        With `goaway` our side of the stream ends, else DRAIN is said (wire.md, "DRAIN to the hub"); the hub then ends
+        the call.
+        """
+        if not self._ending and not self.ended.done():
+            self._ending = True
+            if self.drains_first:
+                self.tunnel.finish_when_sent()
+            else:
+                self.tunnel.drain(0, ControlCode.DRAIN)
 
     def fail(self, error: HubError | None) -> None:
         """End the session for this error, now. A second call is none."""
@@ -207,9 +234,19 @@ class Call:
             if self._probe is not None and not self._probe.done():
                 self._probe.set_result(None)
             return
+        if code == ControlCode.DRAIN and conn_id == 0 and self.drains_first and not self.drained.done():
+            self.tunnel.drain_received = True
+            self.drained.set_result(None)
+            if not self.tunnel.drain_sent:
+                logger.info("the hub is going away; what it has opened goes on", extra={"hub": str(self.endpoint)})
+            self.drain()  # the answer, where the hub began
+            return
         self._for_id_0 += 1
         if self._for_id_0 >= _FLOOD_PACKETS:
             self.fail(ReplacedError())
+
+    def end_call(self) -> None:
+        self.tunnel.end_stream()
 
     def headers_received(self, headers: Headers, ended: bool) -> None:
         self.tunnel.negotiated(read_features(headers) & self._offered)
@@ -231,7 +268,7 @@ class Call:
 
     def _status(self, status: GrpcStatus) -> None:
         if status.code == Status.OK:
-            self.fail(None if self._drained else HubError("the hub ended the tunnel"))
+            self.fail(None if self._ending or self.drained.done() else HubError("the hub ended the tunnel"))
         else:
             rejected = status.code in _REJECTED
             cause = "rejected" if rejected else "ended"

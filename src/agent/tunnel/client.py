@@ -23,6 +23,9 @@ __all__ = ["HubEndpoint", "TunnelClient"]
 _MAX_LEAVING = 4
 """Sessions that a hub asked us to leave and that still go on: past it the oldest is ended."""
 
+_DRAIN_ANSWER_TIMEOUT_S = 5.0
+"""How long a hub with `goaway` has to answer a DRAIN before it is left without."""
+
 _LEAVE_POLL_S = 1.0
 """How often a session that is being left is looked at, whether its last connection has gone."""
 
@@ -44,8 +47,9 @@ class TunnelClient:
     session that was ready for so long lets the back-off start over. slow_retry_s: the wait, ± 50 %, where the hub
     rejected this agent's identity or has another agent for the cluster. wait: awaited with each delay; for tests.
     features: the extensions that hubs are offered. windows: the budget of connections' windows; shared by those it is
-    given to. sessions: how many were ready so far. redials: how often a dial followed what did not come up, was lost or
-    left, by cause (HubError's; `left`: for a GOAWAY or `reconnect_now`).
+    given to. is_idle(tunnel): whether no connection of a session is open. sessions: how many were ready so far.
+    redials: how often a dial followed what did not come up, was lost or left, by cause (HubError's; `left`: for a
+    GOAWAY or `reconnect_now`).
     Raises ValueError for metadata that can't be sent.
     """
 
@@ -69,6 +73,7 @@ class TunnelClient:
         user_agent: str = "fastpipe-agent",
         features: frozenset[str] = FEATURES,
         windows: WindowBudget | None = None,
+        is_idle: Callable[[Tunnel], bool] = lambda tunnel: not tunnel.open_outbounds,
         wait: Callable[[float], Awaitable[None]] = _wait,
     ) -> None:
         self._hub = hub
@@ -91,6 +96,7 @@ class TunnelClient:
         self._user_agent = user_agent
         self._features = features
         self._windows = windows or WindowBudget()
+        self._is_idle = is_idle
         self._wait = wait
         self.sessions = 0
         self.redials: Counter[str] = Counter()
@@ -132,26 +138,47 @@ class TunnelClient:
         self._backoff.reset()
         self._kick.set()
 
+    async def announce_drain(self, timeout_s: float = _DRAIN_ANSWER_TIMEOUT_S) -> bool:
+        """Begin to leave for good: nothing is dialled any more, and hubs with `goaway` are asked to open nothing more.
+
+        Returns when they have answered, or after timeout_s seconds; until then what they open is to be served. True
+        where there is a session that was asked. Cancelled: the sessions go on as they are.
+        """
+        self._draining = True
+        self._kick.set()
+        asked = []
+        for call in self._calls:
+            if call not in self._up:
+                call.fail(None)
+            elif call.drains_first:
+                call.drain()
+                asked.append(call)
+            call.leave()
+        waiting = [call for call in asked if not call.drained.done()]
+        try:
+            async with asyncio.timeout(timeout_s):
+                for call in waiting:
+                    await asyncio.wait((call.drained, call.ended), return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            logger.warning("the hub did not answer DRAIN within %g s", timeout_s)
+        return bool(asked)
+
     async def drain(self, timeout_s: float) -> None:
-        """Leave for good: DRAIN on every session, and wait for the streams' end, by force after timeout_s seconds.
+        """Leave for good: say DRAIN on every session, and wait for the streams' end, by force after timeout_s seconds.
 
         `run` then returns. The connections' own affairs (what is in flight, what the hub knows) are to be in order
         before. Cancelled: the sessions are dropped at once.
         """
-        self._draining = True
-        self._kick.set()
         try:
             async with asyncio.timeout(timeout_s):
+                await self.announce_drain(timeout_s)
                 for call in self._calls:
                     if call in self._up:
-                        call.drain()
-                    else:
-                        call.fail(None)
-                    call.leave()
+                        call.finish()
                 if self._calls:
                     await asyncio.wait([call.ended for call in self._calls])
         except TimeoutError:
-            logger.warning("the hub did not end the stream within %g s of DRAIN", timeout_s)
+            logger.warning("the hub did not end the stream within %g s", timeout_s)
         finally:
             for call in list(self._calls):
                 call.fail(None)
@@ -216,8 +243,7 @@ class TunnelClient:
                 delay_s = next_probe_s - loop.time()
                 waits: tuple[asyncio.Future[Any], ...] = (call.ended, call.left)
                 if call.left.done():
-                    if not call.tunnel.open_outbounds and not all(other.left.done() for other in self._up):
-                        call.drain()
+                    self._go_on_leaving(call)
                     delay_s = min(delay_s, _LEAVE_POLL_S)
                     waits = (call.ended,)
                 await asyncio.wait(waits, timeout=max(0.0, delay_s), return_when=asyncio.FIRST_COMPLETED)
@@ -235,6 +261,19 @@ class TunnelClient:
                 logger.info("the session is over", extra={"hub": str(call.endpoint)})
             self._on_lost(call.tunnel, outcome)
             await call.wait_closed()
+
+    def _go_on_leaving(self, call: Call) -> None:
+        """Take the next step of an orderly end, where its time has come."""
+        replaced = not all(other.left.done() for other in self._up)
+        if not call.drains_first:
+            if replaced and self._is_idle(call.tunnel):
+                call.finish()
+            return
+        if replaced:  # until then the hub has nobody else to send to
+            call.drain()
+        answered = call.drained.done() or call.drain_age_s > _DRAIN_ANSWER_TIMEOUT_S
+        if answered and self._is_idle(call.tunnel):
+            call.finish()
 
     def _after(self, error: HubError, extra: dict[str, str]) -> float:
         """Log and count why there is no session; how long to wait."""

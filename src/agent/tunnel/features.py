@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["CLOSE", "FEATURES", "NAME", "WINDOW", "read_features", "write_features"]
+__all__ = ["CLOSE", "FEATURES", "GOAWAY", "NAME", "WINDOW", "read_features", "write_features"]
 
 NAME: Final = b"tunnel-features"
 """The metadata that an agent offers them in, and a hub answers in: names in lower case, with commas between."""
 
 CLOSE: Final = "close"
 WINDOW: Final = "window"
+GOAWAY: Final = "goaway"
 
-FEATURES: Final = frozenset({CLOSE, WINDOW})
+FEATURES: Final = frozenset({CLOSE, GOAWAY, WINDOW})
 """What this version knows."""
 
 

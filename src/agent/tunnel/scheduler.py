@@ -206,6 +206,11 @@ class Scheduler:
         if not self.closed:
             self._say(encode_packet(conn_id, ControlCode.WINDOW, window=increment_bytes))
 
+    def announce(self, conn_id: int) -> None:
+        """Queue an empty DATA packet ahead of all data: it opens this connection for a peer that hasn't heard of it."""
+        if not self.closed:
+            self._say(encode_packet(conn_id, ControlCode.DATA))
+
     def take_credit(self, conn_id: int, increment_bytes: int) -> bool:
         """The peer gave this connection credit. Returns False, and changes nothing, where it may not be so much.
 

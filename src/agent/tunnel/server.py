@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from ..errors import AgentError, WireError
-from .features import FEATURES, WINDOW, read_features, write_features
+from .features import FEATURES, GOAWAY, WINDOW, read_features, write_features
 from .grpc import PATH, GrpcStatus, Status, is_grpc, metadata_of, response_headers, trailers
 from .http2 import MESSAGE_BYTES, WINDOW_BYTES, Http2Connection
 from .packet import ControlCode, PacketReceiver
@@ -133,7 +133,8 @@ class _Peer:
         """End all calls, then the connection."""
         self.connection.refuse_streams()
         for call in list(self._calls):
-            call.end(GrpcStatus(Status.UNAVAILABLE, "the hub is shutting down"))
+            agreed = call.tunnel.drain_sent and call.tunnel.drain_received
+            call.end(GrpcStatus(Status.OK) if agreed else GrpcStatus(Status.UNAVAILABLE, "the hub is shutting down"))
 
     def _keep_alive(self) -> None:
         loop = asyncio.get_running_loop()
@@ -215,8 +216,16 @@ class _Call:
             # For -1 this is the answer to the agent's probe (wire.md, "connected").
             self.tunnel.send(conn_id, ControlCode.ERROR, b"", f"unknown packet connection {conn_id}")
         elif code == ControlCode.DRAIN and conn_id == 0:
-            self.tunnel.receiver.packet_received(0, code, b"", error_message)
-            self.end(GrpcStatus(Status.OK))
+            if GOAWAY not in self.tunnel.features:
+                self.tunnel.receiver.packet_received(0, code, b"", error_message)
+                self.end(GrpcStatus(Status.OK))
+            elif not self.tunnel.drain_received:
+                self.tunnel.drain_received = True
+                self.tunnel.receiver.packet_received(0, code, b"", error_message)  # it announces what it has opened
+                self.tunnel.say_drain()
+
+    def end_call(self) -> None:
+        self.end(GrpcStatus(Status.OK))
 
     def headers_received(self, headers: Headers, ended: bool) -> None:
         pass  # an agent's head comes with the call itself

@@ -1,4 +1,15 @@
-"""A tunnel: one gRPC call between an agent and a hub, as those who carry its connections see it."""
+"""A tunnel: one gRPC call between an agent and a hub, as those who carry its connections see it.
+
+How it ends in order where `goaway` was negotiated (wire.md, "Extensions"). Only hubs open connections, so what a DRAIN
+says is about the hub's ids, whoever says it first:
+
+    agent   DRAIN ──────►  hub   opens no more; says so by its own DRAIN, behind every id that it has opened
+    agent  ◄────── DRAIN   hub   an id that is new from here on is an error of that connection: it gets ERROR
+    agent   END_STREAM ──► hub   when the last connection is over; the hub ends the call with OK
+
+A hub that begins says its DRAIN unasked, and the agent's is the answer; the rest is the same. Each side says DRAIN
+once, and takes a second one for none.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from ..errors import WireError
-from .features import CLOSE, WINDOW
+from .features import CLOSE, GOAWAY, WINDOW
 from .framing import FrameWriter
 from .packet import ControlCode, PacketError, PacketReceiver
 from .scheduler import CREDITED_PACKET_BYTES, Outbound, Scheduler
@@ -32,6 +43,9 @@ class TunnelSide(Protocol):
 
     def tunnel_packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
         """A packet that belongs to no connection: an id of 0 or less."""
+
+    def end_call(self) -> None:
+        """End the call in order: all connections are over, and nothing is to be sent any more."""
 
     def headers_received(self, headers: Headers, ended: bool) -> None:
         """The response's head."""
@@ -73,6 +87,8 @@ class Tunnel:
         self.round_trip_s = 0.05  # the fastest that was seen; a guess before
         self.windows = windows or WindowBudget()
         self.lost = False
+        self.drain_sent = False  # `goaway`: we have said DRAIN
+        self.drain_received = False  # `goaway`: so has the peer
         self._side = side
         self._stream: Http2Stream | None = None
         self.receiver: PacketReceiver = _Nobody()
@@ -134,6 +150,29 @@ class Tunnel:
         """Give the credit back that was held."""
         self._hold_credit(False)
 
+    def announce(self, conn_id: int) -> None:
+        """Make sure that the peer hears of this connection before anything that is sent from now on, DRAIN above all.
+
+        Ahead of the data that is queued, the connection's own too.
+        """
+        self._scheduler.announce(conn_id)
+
+    @property
+    def opens_no_more(self) -> bool:
+        """Whether the hub has said that it opens no more connections here: then an id that is new is an error."""
+        return self.drain_sent if self.role == "hub" else self.drain_received
+
+    def say_drain(self) -> None:
+        """Say DRAIN, once: ahead of queued data, and behind what was announced. For sessions with `goaway`."""
+        if not self.drain_sent and GOAWAY in self.features:
+            self.drain_sent = True
+            self.send(0, ControlCode.DRAIN)
+
+    def finish_when_sent(self) -> None:
+        """End the session in order, once everything queued has gone. No connection may be open any more."""
+        if not self.lost:
+            self._when_empty(self._side.end_call)
+
     def is_closing(self) -> bool:
         """Whether the session is lost or about to be: nothing that is sent now arrives."""
         return self.lost or self._scheduler.closed
@@ -193,6 +232,11 @@ class Tunnel:
             self._scheduler.send(conn_id, code)
 
         self._when_empty(send)
+
+    def end_stream(self) -> None:
+        """End our side of the stream; what the peer sends still arrives. What is queued is dropped."""
+        if self._stream is not None:
+            self._stream.finish()
 
     def end(self, trailers: Headers | None) -> None:
         """End our side of the stream: drop what is queued, finish the message that has begun, say these trailers."""

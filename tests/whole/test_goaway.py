@@ -1,0 +1,230 @@
+"""`goaway`, end to end: agents and hubs leave, and no request is lost, refused or sent twice for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import pytest
+from test_extensions import line
+from whole_peers import running_cable, running_origin, until
+from whole_rig import Rig
+
+import agent.hub.session
+from agent.errors import TargetError
+from agent.hub.session import AgentSession
+from agent.tunnel.client import HubEndpoint, TunnelClient
+from agent.tunnel.server import TunnelServer
+from agent.tunnel.session import Tunnel
+
+DATA, DRAIN = 0, 2
+ours = pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
+
+
+@ours
+async def test_the_next_agent_gets_what_is_new_and_the_last_one_finishes_what_it_has(rig: Rig) -> None:
+    async with (
+        running_origin() as first, running_origin() as second, rig.running(first.url) as whole,
+        aiohttp.ClientSession() as client, asyncio.timeout(30),
+    ):
+        assert (await client.get(f"{whole.url}/hello")).status == 200  # on a connection that is kept
+        held = [asyncio.ensure_future(client.post(f"{whole.url}/hold", data=b"%d" % n)) for n in range(3)]
+        for _ in held:
+            await first.arrived.acquire()
+        leaving = whole.agent
+        await whole.start_agent(routes=(f"/={second.url}",))
+        leaving.task.cancel()
+        await until(lambda: leaving.agent.proxy.leaving)  # the hub has answered
+        for _ in range(5):
+            assert (await client.get(f"{whole.url}/hello")).status == 200
+        assert (len(first.seen), len(second.seen)) == (4, 5)
+        assert not leaving.task.done()
+        for _ in held:
+            first.go_on.release()
+        for number, each in enumerate(held):
+            answer = await each
+            assert (answer.status, await answer.read()) == (200, b"%d" % number)
+        await asyncio.wait([leaving.task])
+        assert (await client.get(f"{whole.url}/hello")).status == 200
+
+
+@ours
+async def test_what_the_hub_opens_before_it_hears_of_a_drain_is_served(rig: Rig) -> None:
+    async with (
+        running_origin() as origin, rig.hub() as whole, running_cable(whole.grpc_port) as cable,
+        aiohttp.ClientSession() as client, asyncio.timeout(30),
+    ):
+        agent = await whole.start_agent(routes=(f"/={origin.url}",), hub_address=f"127.0.0.1:{cable.port}")
+        assert (await client.get(f"{whole.url}/hello")).status == 200
+        cable.holding = True  # what the agent says
+        agent.task.cancel()
+        await until(lambda: not agent.agent.ready)
+        posts = [asyncio.ensure_future(client.post(f"{whole.url}/echo", data=b"%d" % n)) for n in range(8)]
+        await until(lambda: len(origin.seen) == 9)  # one on the idle connection, the others on new ones
+        cable.let_go()
+        for number, each in enumerate(posts):
+            answer = await each
+            assert (answer.status, await answer.read()) == (200, b"%d" % number)
+        await asyncio.wait([agent.task])
+        assert len(origin.seen) == 9
+
+
+@ours
+async def test_an_agent_that_nobody_uses_leaves_at_once(rig: Rig) -> None:
+    async with (
+        running_origin() as origin, rig.running(origin.url, drain_grace_s=60.0) as whole,
+        aiohttp.ClientSession() as client, asyncio.timeout(30),
+    ):
+        for _ in range(3):
+            assert (await client.get(f"{whole.url}/hello")).status == 200
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
+        await whole.agent.stop()
+        assert clock() - began_s < 4  # the hub ends its idle connections: no quiet time is waited for
+
+
+async def test_a_hub_that_stops_says_so_and_its_requests_finish(mode: str) -> None:
+    async with (
+        running_origin() as origin, line(origin.url, mode) as found, aiohttp.ClientSession() as client,
+        asyncio.timeout(30),
+    ):
+        url = f"http://127.0.0.1:{found.http_port}/c1"
+        held = asyncio.ensure_future(client.post(f"{url}/hold", data=b"still here"))
+        await origin.arrived.acquire()
+        session, (tunnel,) = found.session, found.agent.agent.managers
+        found.task.cancel()
+        await until(lambda: tunnel.opens_no_more)
+        assert session.draining
+        assert not held.done()
+        origin.go_on.release()
+        answer = await held
+        assert (answer.status, await answer.read()) == (200, b"still here")
+        await asyncio.wait([found.task])
+        client_of_hub = found.agent.agent.clients[0]
+        await until(lambda: not client_of_hub.ready)
+        assert client_of_hub.redials["left"] == 1
+        assert client_of_hub.redials["ended"] == client_of_hub.redials["connection"] == 0
+
+
+async def test_a_session_that_is_left_ends_when_its_connections_have(mode: str) -> None:
+    async with (
+        running_origin() as origin, line(origin.url, mode) as found, aiohttp.ClientSession() as client,
+        asyncio.timeout(30),
+    ):
+        url = f"http://127.0.0.1:{found.http_port}/c1"
+        held = asyncio.ensure_future(client.post(f"{url}/hold", data=b"x"))
+        await origin.arrived.acquire()
+        before = found.session
+        found.agent.agent.reconnect_now()
+        await until(lambda: before.draining)
+        assert found.session is not before
+        assert (await client.get(f"{url}/hello")).status == 200
+        assert before.open_connections == 1
+        origin.go_on.release()
+        assert (await held).status == 200
+        await until(lambda: len(found.hub._sessions["c1"]) == 1)
+        assert before.tunnel.lost
+
+
+# ---------------------------------------------------------------- the hub's session by itself
+
+
+class Seen:
+    """An agent's receiver that only looks: what came, and whether the hub had said DRAIN by then."""
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        self.tunnel = tunnel
+        self.packets: list[tuple[int, int, bool]] = []
+
+    def packet_received(self, conn_id: int, code: int, data: Any, error_message: str) -> None:
+        self.packets.append((conn_id, code, self.tunnel.opens_no_more))
+
+    def tunnel_lost(self, error: Exception | None) -> None: ...
+
+
+class Pair:
+    """A tunnel with AgentSession at one end and Seen at the other, which ends no session by itself."""
+
+    def __init__(self, **options: Any) -> None:
+        self.sessions: list[AgentSession] = []
+        self.seen: list[Seen] = []
+        self.ready = asyncio.Event()
+        self._options = options
+        self._server = TunnelServer(open_tunnel=self._open)
+
+    def _open(self, tunnel: Tunnel, _metadata: Any) -> AgentSession:
+        self.sessions.append(AgentSession(tunnel, "c1", "", lambda session: None, **self._options))
+        return self.sessions[-1]
+
+    def _receive(self, tunnel: Tunnel) -> Seen:
+        self.seen.append(Seen(tunnel))
+        return self.seen[-1]
+
+    async def __aenter__(self) -> Pair:
+        loop = asyncio.get_running_loop()
+        self._listening = await loop.create_server(self._server.protocol, "127.0.0.1", 0)
+        port = self._listening.sockets[0].getsockname()[1]
+        self.client = TunnelClient(
+            HubEndpoint("127.0.0.1", port), cluster_name="c1", open_receiver=self._receive,
+            on_ready=lambda _: self.ready.set(), is_idle=lambda _: False,
+        )  # fmt: skip
+        self.task = asyncio.ensure_future(self.client.run())
+        async with asyncio.timeout(10):
+            await self.ready.wait()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.task.cancel()
+        await asyncio.wait([self.task])
+        self._listening.close()
+        await self._server.close()
+        await self._listening.wait_closed()
+
+
+async def test_every_id_is_opened_before_the_hub_s_drain() -> None:
+    async with Pair() as pair, asyncio.timeout(20):
+        session, seen = pair.sessions[0], pair.seen[0]
+        used = await session.connect(asyncio.Protocol())
+        used.write(b"in the pipe")
+        silent = await session.connect(asyncio.Protocol())
+        connecting = asyncio.ensure_future(session.connect(asyncio.Protocol()))
+        await asyncio.sleep(0)  # it has an id, and no transport yet
+        session.drain()
+        late = await connecting
+        late.write(b"first bytes, behind the DRAIN")
+        await until(lambda: seen.tunnel.opens_no_more)
+        await until(lambda: (3, DATA, True) in seen.packets)
+        opened = {conn_id for conn_id, code, drained in seen.packets if code == DATA and not drained}
+        assert opened == {1, 2, 3}
+        with pytest.raises(TargetError) as refused:
+            await session.connect(asyncio.Protocol())
+        assert refused.value.status == 503
+        for each in (used, silent, late):
+            each.abort()
+
+
+async def test_a_draining_session_hands_connections_to_its_successor() -> None:
+    others: list[AgentSession] = []
+    async with Pair(successor=lambda _: others[0]) as old, Pair() as new, asyncio.timeout(20):
+        others += new.sessions
+        old.sessions[0].drain()
+        transport = await old.sessions[0].connect(asyncio.Protocol())
+        transport.write(b"x")
+        await until(lambda: (1, DATA, False) in new.seen[0].packets)
+        assert not old.seen[0].packets
+        transport.abort()
+
+
+async def test_a_stream_that_its_agent_leaves_open_is_ended_by_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent.hub.session, "LEFT_OPEN_TIMEOUT_S", 0.05)
+    async with Pair() as pair, asyncio.timeout(20):
+        session, tunnel = pair.sessions[0], pair.seen[0].tunnel
+        held = await session.connect(asyncio.Protocol())
+        tunnel.say_drain()
+        await until(lambda: session.draining)
+        await until(lambda: tunnel.opens_no_more)
+        await asyncio.sleep(0.1)
+        assert not tunnel.lost  # a connection is open
+        held.abort()
+        await until(lambda: tunnel.lost)
