@@ -65,6 +65,7 @@ class Target:
     the connection instead of dialling url's host and port (a hub reaches its agents so). preserve_host: the client's
     own Host header goes on, rather than url's. client_identity: which client certificate the connection presents, ""
     for none; set from the processed head, and part of what connections are pooled by (wire.md, safety rule 5).
+    answers_expect: the proxy answers `Expect: 100-continue` itself at once, and the target never sees it.
 
     scheme, host, port, path: what url says, path with the query. Raises ValueError where neither url nor app is given,
     or url isn't as said.
@@ -75,6 +76,7 @@ class Target:
     connect: Connect | None = None
     preserve_host: bool = False
     client_identity: str = ""
+    answers_expect: bool = False
     scheme: str = dataclasses.field(init=False, default="")
     host: str = dataclasses.field(init=False, default="")
     port: int = dataclasses.field(init=False, default=0)

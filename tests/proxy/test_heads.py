@@ -83,7 +83,7 @@ def verdict(parts: list[bytes], as_views: bool = False) -> list[object]:
                     fresh, _ = parse_request(head, LIMITS)
                     assert described(fresh) == described(request)
                     made.append((target, described(request)))
-                    out = head_for_target(request, target, request.fields, Target("http://t"), pass_expect=True)
+                    out = head_for_target(request, target, request.fields, Target("http://t"))
                     assert_one_framing(out, request)
                     if request.upgrade:
                         return made
@@ -255,7 +255,7 @@ def test_what_a_policy_adds_to_framing_is_ignored():
     request, target = parse_request(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", LIMITS)
     fields = [(b"host", b"evil"), (b"Content-Length", b"9"), (b"transfer-encoding", b"chunked"), (b"X-Ok", b"1"),
               (b"Connection", b"X-Ok")]  # fmt: skip
-    out = head_for_target(request, target, fields, Target("http://[::1]:8080/p?q"), pass_expect=True)
+    out = head_for_target(request, target, fields, Target("http://[::1]:8080/p?q"))
     assert out == b"GET /p?q HTTP/1.1\r\nHost: [::1]:8080\r\nX-Ok: 1\r\n\r\n"
 
 

@@ -15,7 +15,7 @@ import aiohttp
 import psutil
 import pytest
 from rollout_processes import HubProcess, Process
-from whole_peers import BIG, running_origin
+from whole_peers import BIG, running_origin, until
 
 pytestmark = pytest.mark.loops("asyncio")
 
@@ -120,10 +120,8 @@ async def test_agents_replace_each_other_and_no_request_is_lost(tmp_path: pathli
             serving.signal("SIGTERM")
             assert await serving.ends() == 0
         await hub.logged("agent disconnected", times=REPLACEMENTS + 1)
-        idle = psutil.Process(hub.process.pid)
-        async with asyncio.timeout(20):
-            while idle.net_connections("tcp") and any(each.status == "ESTABLISHED" for each in idle.net_connections()):
-                await asyncio.sleep(0.02)
+        connections = psutil.Process(hub.process.pid).net_connections
+        await until(lambda: not any(each.status == psutil.CONN_ESTABLISHED for each in connections("tcp")))
         hub.signal("SIGTERM")
         assert await hub.ends() == 0
         for text in ("level=error", "Traceback", "level=warning"):

@@ -344,3 +344,28 @@ async def test_an_agent_that_sends_beyond_its_credit_loses_that_connection(mode:
         origin.go_on.release()
         writer.close()
         assert await other_answers(found)
+
+
+@pytest.mark.parametrize("features", [None, NONE], ids=["extended", "base"])
+async def test_expect_is_the_target_s_to_answer_but_a_base_agent_s_hub_answers_itself(mode: str, features: Any) -> None:
+    heads: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        if features is not None:
+            await reader.readexactly(5)
+        writer.write(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    async with target(refuse) as url, line(url, mode, hub_features=features) as found, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", found.http_port)
+        writer.write(b"POST /c1/x HTTP/1.1\r\nHost: hub\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+        status = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1]
+        if features is None:
+            assert status == b"417"  # and not a byte of the body has been sent
+        else:
+            assert status == b"100"
+            writer.write(b"hello")
+            assert (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1] == b"417"
+        assert (b"\r\nexpect: 100-continue\r\n" in heads[0].lower()) is (features is None)
+        writer.close()
+        await writer.wait_closed()

@@ -114,7 +114,6 @@ class Hub:
             upstreams=upstreams,
             limits=limits,
             max_connections=self._config.max_clients,
-            answer_expect=True,
         )
         tunnels = TunnelServer(open_tunnel=self.open_tunnel, features=self.tunnel_features)
         grpc = parse_address(self._config.grpc_address, listen=True)
@@ -191,7 +190,9 @@ class Hub:
         try:
             # The host is never dialled: `connect` opens the connection, and the client's own Host goes on.
             url = "http://agent" + request.target.decode("ascii")
-            return Target(url, connect=session.connect, preserve_host=True)
+            return Target(
+                url, connect=session.connect, preserve_host=True, answers_expect=not session.tunnel.features
+            )
         except ValueError:
             raise Refused(400, "the request target must be a path in visible ASCII, without a fragment") from None
 

@@ -24,8 +24,8 @@ class Proxy:
     route: names a request's target. process: gives the head that goes there (identity headers); None leaves it as it
     is. Both may return awaitables and raise Refused. upstreams: where connections to targets come from; not closed by
     this. cluster: given to `route` with each head. max_connections: past it a connection's first request gets a 503.
-    answer_expect: the proxy answers `Expect: 100-continue` itself at once and the target never sees it. measures: by
-    carrier, where times and answers of its requests are counted. refused: connections not served, by (carrier, why).
+    measures: by carrier, where times and answers of its requests are counted. refused: connections not served, by
+    (carrier, why).
 
     route, limits and max_connections may be changed at any time; what is in flight goes on by the old ones or the new.
     Everything happens on the loop that runs the transports.
@@ -40,7 +40,6 @@ class Proxy:
         limits: ProxyLimits | None = None,
         cluster: str = "",
         max_connections: int = 1000,
-        answer_expect: bool = False,
         measures: Mapping[str, Measures] | None = None,
     ) -> None:
         self.route = route
@@ -49,7 +48,6 @@ class Proxy:
         self.limits = limits or ProxyLimits()
         self.cluster = cluster
         self.max_connections = max_connections
-        self.answer_expect = answer_expect
         self.measures = measures or {}
         self.refused: Counter[tuple[str, str]] = Counter()
         self.draining = False

@@ -115,10 +115,7 @@ class Exchange:
         if connection.measures is not None:
             self._began_s = self._mark_s = perf_counter()
         if request.expects_continue:
-            if proxy.answer_expect:
-                connection.write(CONTINUE)
-            else:
-                self.continue_at = proxy.clock.later(proxy.limits.expect_timeout_s)
+            self.continue_at = proxy.clock.later(proxy.limits.expect_timeout_s)
         fields = [(b"Host", request.host), *request.fields] if request.host else request.fields.copy()
         version = "1.0" if request.is_1_0 else "1.1"
         head = RequestHead(request.method.decode(), self.own_target, version, fields, connection.conn_id, proxy.cluster)
@@ -181,7 +178,9 @@ class Exchange:
         request, proxy = self.request, self.connection.proxy
         self.target = target
         fields = request.fields if proxy.process is None else decided.headers
-        head = head_for_target(request, self.own_target, fields, target, pass_expect=not proxy.answer_expect)
+        head = head_for_target(request, self.own_target, fields, target)
+        if target.answers_expect and self.continue_at != NEVER:
+            self._say_continue()
         self._head = self.corked = head
         upstream = proxy.upstreams.take(target)
         if upstream is None:

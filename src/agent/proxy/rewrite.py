@@ -21,7 +21,7 @@ def authority(scheme: str, host: str, port: int) -> bytes:
     return (name if port == (443 if scheme == "https" else 80) else f"{name}:{port}").encode()
 
 
-def head_for_target(request: Request, own_target: bytes, fields: Fields, target: Target, *, pass_expect: bool) -> bytes:
+def head_for_target(request: Request, own_target: bytes, fields: Fields, target: Target) -> bytes:
     """The head that the target gets. own_target: the client's, used where `target` names none. fields: end-to-end ones,
     as the policy left them; what belongs to framing, to the connection or is `Host` among them is ignored.
 
@@ -34,13 +34,15 @@ def head_for_target(request: Request, own_target: bytes, fields: Fields, target:
     else:
         if fields is not request.fields:
             check_fields(fields)
-        tail = _tail(request, [field for field in fields if field[0].lower() not in SPECIAL], pass_expect)
+        tail = _tail(request, [field for field in fields if field[0].lower() not in SPECIAL])
         if all(type(part) is bytes for field in fields for part in field):  # else they could change under the copy
             request.given, request.tail = fields.copy(), tail
+    if request.expects_continue and not target.answers_expect:
+        tail = b"Expect: 100-continue\r\n" + tail  # not in the tail that is kept: the next target may be another's
     return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b" % (request.method, target.path or own_target, host, tail)
 
 
-def _tail(request: Request, fields: Fields, pass_expect: bool) -> bytes:
+def _tail(request: Request, fields: Fields) -> bytes:
     """All of a head behind its `Host`."""
     out = list(map(b": ".join, fields))
     if request.has_length:
@@ -53,8 +55,6 @@ def _tail(request: Request, fields: Fields, pass_expect: bool) -> bytes:
         out.append(b"Connection: Upgrade\r\nUpgrade: " + UPGRADE_NAMES[request.upgrade])
     elif request.takes_trailers:
         out.append(b"Connection: TE\r\nTE: trailers")
-    if pass_expect and request.expects_continue:
-        out.append(b"Expect: 100-continue")
     out.append(b"\r\n")
     return b"\r\n".join(out)
 
