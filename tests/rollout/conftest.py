@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
+import trustme
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "whole"))
 
+from rollout_clusters import Cluster, HoldingApiServer
 from rollout_processes import HubProcess
 from whole_peers import BaseHubProcess, free_port
 
@@ -41,3 +45,24 @@ def hub(
 def unused_port() -> int:
     """A port that nobody listens on."""
     return free_port()
+
+
+@pytest.fixture
+def cluster(tmp_path: pathlib.Path, our_hub: HubProcess) -> Any:
+    """A context manager with both API servers running: a Cluster."""
+
+    @contextlib.asynccontextmanager
+    async def run() -> AsyncIterator[Cluster]:
+        ca = trustme.CA()
+        managed, hub = HoldingApiServer(ca, tmp_path, "managed"), HoldingApiServer(ca, tmp_path, "hub")
+        await managed.start()
+        await hub.start()
+        managed.users["alice"] = {"username": "alice"}
+        hub.users["bob"] = {"username": "bob", "groups": ["system:masters"]}
+        try:
+            yield Cluster(managed, hub, tmp_path, our_hub)
+        finally:
+            await managed.stop()
+            await hub.stop()
+
+    return run

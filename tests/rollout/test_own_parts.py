@@ -3,66 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import pathlib
-import sys
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
-import trustme
-from rollout_processes import ENVIRON, AgentProcess, HubProcess, running_agent
-
-sys.path.append(str(pathlib.Path(__file__).parent.parent / "policy"))
-
-from api_server import ApiServer
+from rollout_clusters import BESIDE
+from rollout_processes import AgentProcess, HubProcess
 
 pytestmark = pytest.mark.loops("asyncio")
 
-BESIDE = pathlib.Path(__file__).parent
 MODES = ["--use-memory-comm", "--no-use-memory-comm"]
-
-
-class Cluster:
-    """Two API servers, and an agent between them and a hub. `get` asks with a token."""
-
-    def __init__(self, managed: ApiServer, hub: ApiServer, directory: pathlib.Path, our_hub: HubProcess) -> None:
-        self.managed, self.hub, self._directory, self._our_hub = managed, hub, directory, our_hub
-
-    @contextlib.asynccontextmanager
-    async def agent(self, *arguments: str, **settings: Any) -> AsyncIterator[AgentProcess]:
-        """An agent whose file has these settings, started where `own_parts` is."""
-        path = self._directory / "agent.toml"
-        path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
-        environ = {**ENVIRON, "OWN_API_SERVER": self.managed.url, "OWN_CA_FILE": str(self.managed.ca_file)}
-        async with running_agent(
-            self._directory, self._our_hub, f"--config={path}", *arguments, cwd=BESIDE, environ=environ
-        ) as agent:
-            yield agent
-
-    def kubernetes(self) -> dict[str, str]:
-        return {"kubeconfig": self.managed.kubeconfig(), "hub_kubeconfig": self.hub.kubeconfig()}
-
-
-@pytest.fixture
-def cluster(tmp_path: pathlib.Path, our_hub: HubProcess) -> Any:
-    @contextlib.asynccontextmanager
-    async def run() -> AsyncIterator[Cluster]:
-        ca = trustme.CA()
-        managed, hub = ApiServer(ca, tmp_path, "managed"), ApiServer(ca, tmp_path, "hub")
-        await managed.start()
-        await hub.start()
-        managed.users["alice"] = {"username": "alice"}
-        hub.users["bob"] = {"username": "bob", "groups": ["system:masters"]}
-        try:
-            yield Cluster(managed, hub, tmp_path, our_hub)
-        finally:
-            await managed.stop()
-            await hub.stop()
-
-    return run
 
 
 async def get(url: str, **headers: str) -> tuple[int, str]:

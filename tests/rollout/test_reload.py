@@ -206,3 +206,77 @@ async def test_past_max_connections_a_client_gets_503_and_is_counted(
             origin.go_on.release()
         assert await asyncio.gather(*held) == [200, 200]
         assert origin.seen.count("GET /hello") == 1
+
+
+@pytest.mark.parametrize("mode", ["uds", "memory"])
+async def test_all_that_can_change_at_once_drops_no_request_in_flight(
+    cluster: Any, tmp_path: pathlib.Path, unused_port: int, mode: str
+) -> None:
+    """Allow-list, mode, share, buffers, limits, log level and grace of an agent in front of an API server."""
+    (tmp_path / "services").write_text("web/shop\n")
+    (tmp_path / "others").write_text("web/other:8443\n")
+    before = {
+        "use_memory_comm": mode == "memory", "service_allow_file": str(tmp_path / "services"), "log_level": "warning",
+        "health_address": f"127.0.0.1:{unused_port}", "memory_comm.enable_metrics": True,
+    }  # fmt: skip
+    after = {
+        "use_memory_comm": True, "service_allow_file": str(tmp_path / "others"), "log_level": "info",
+        "memory_comm.canary_percent": 50, "memory_comm.buffer_size": 8192, "limits.keep_alive_s": 30.0,
+        "drain_grace_s": 7.0,
+    }  # fmt: skip
+    bob = {"Authorization": "Bearer bob"}
+
+    async def held(client: aiohttp.ClientSession, url: str) -> tuple[int, str]:
+        async with client.post(f"{url}/hold", headers=bob, data=b"x" * 100_000) as answer:
+            return answer.status, await answer.text()
+
+    async with (
+        cluster() as it, asyncio.timeout(60), aiohttp.ClientSession() as client,
+        it.agent(**before, **it.kubernetes()) as agent,
+    ):  # fmt: skip
+
+        async def service(name: str) -> int:
+            url = f"{agent.url}/api/v1/namespaces/web/services/https:{name}/proxy-service/"
+            async with client.get(url, headers=bob) as answer:
+                return answer.status
+
+        # What is allowed has no address here: a 502, where what isn't is a 403.
+        assert (await service("shop:443"), await service("other:8443")) == (502, 403)
+        waiting = [asyncio.ensure_future(held(client, agent.url)) for _ in range(8)]
+        for _ in waiting:
+            await it.managed.arrived.acquire()
+        assert "level=info" not in agent.log
+        opened = (await scrape(unused_port))["connections_opened_total", mode]
+
+        it.write(**{**before, **after, "cluster_name": "another", "health_address": "127.0.0.1:1"}, **it.kubernetes())
+        agent.signal("SIGHUP")
+        await agent.logged(READ)
+        for name in after.keys() - {"use_memory_comm"}:
+            if name != "log_level":
+                assert agent.log.count(f'level=info logger=agent.agent msg="setting changed" setting={name} ') == 1
+        assert 'msg="setting changed" setting=log_level' in agent.log
+        assert agent.log.count('msg="setting needs a restart" setting=') == 1
+        assert 'msg="setting needs a restart" setting=health_address' in agent.log
+        assert "cluster_name" not in agent.log  # a flag wins over the file
+        assert "redials=False" in agent.log
+
+        assert (await service("shop:443"), await service("other:8443")) == (403, 502)
+        page = await scrape(unused_port)
+        assert page["connections_open", mode] >= 8
+        assert page["connections_opened_total", mode] >= opened
+        for _ in range(4):
+            assert await get(f"{agent.url}/healthz") == 401
+        for _ in waiting:
+            it.managed.go_on.release()
+        assert await asyncio.gather(*waiting) == [(200, '{"from": "managed"}')] * 8
+        assert [len(each.body) for each in it.managed.received] == [100_000] * 8
+        hub = f"127.0.0.1:{it.grpc_port}"
+        assert (await scrape(unused_port))["hub_sessions_total", hub] == 1
+
+        (tmp_path / "others").write_text("no such line\n")  # a list that turns bad leaves the last good one
+        agent.signal("SIGHUP")
+        await agent.logged("nothing of the changed configuration was applied")
+        assert (await service("shop:443"), await service("other:8443")) == (403, 502)
+        assert "Bearer" not in agent.log
+        agent.signal("SIGTERM")
+        assert await agent.ends() == 0
