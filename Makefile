@@ -14,8 +14,9 @@ WHEEL_SUITE ?= tests
 demo: $(VENV)/.installed
 	$(BIN)/fastpipe-agent demo
 
-# Both twins, each through the whole suite.
-test: test-compiled test-python
+# Both twins, each through the whole suite, side by side: half of it is waiting for other processes.
+test: $(VENV)/.tested
+	@.ci/beside "$(MAKE) --no-print-directory test-python" "$(MAKE) --no-print-directory test-compiled"
 
 test-compiled: $(VENV)/.tested
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -29,14 +30,11 @@ if uvloop is not None:
     uvloop.new_event_loop().close()  # libuv opens its process-wide descriptors with the first loop
 
 
-def pytest_collection_finish() -> None:
-    """Keep what is loaded by now out of the collections that follow each test: they then take a tenth of the time."""
-    gc.collect()
-    gc.freeze()
-
-
 def pytest_sessionfinish() -> None:
-    """Give it back: Hypothesis' plugin, loaded for the summary, looks for referrers, and frozen ones aren't found."""
+    """Give back what `kept_out` took.
+
+    Hypothesis' plugin, loaded for the summary, looks for referrers, and frozen ones aren't found.
+    """
     gc.unfreeze()
 
 
@@ -96,9 +94,26 @@ def open_descriptors() -> dict[int, str]:
     return found
 
 
+THOROUGH_EVERY = 500
+"""Tests between two collections that look at everything."""
+_tests = itertools.count()
+
+
+def kept_out() -> None:
+    """Keep what is there by now out of the collections within and after a test, most of whose time they took.
+
+    What becomes garbage of it is taken away some hundred tests later.
+    """
+    if next(_tests) % THOROUGH_EVERY == 0:
+        gc.unfreeze()
+        gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail where a test leaves a descriptor open that was not open before it."""
+    kept_out()
     before = open_descriptors()
     yield
     gc.collect()

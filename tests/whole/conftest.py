@@ -6,7 +6,6 @@ both loops besides. A mark narrows it: `@pytest.mark.parametrize("hub_kind", ["b
 
 from __future__ import annotations
 
-import gc
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -17,15 +16,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from whole_peers import BaseHubProcess, Nginx, free_port
 from whole_rig import Rig
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _what_is_imported_is_no_garbage() -> Iterator[None]:
-    """Each test runs full collections: they needn't look through all the libraries each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
