@@ -202,6 +202,24 @@ def test_every_wrong_value_is_reported_at_once() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "given_items", "said"),
+    [
+        ("hub_address", ["a", "b:1", "c:0"], ["not 'a'", "not 'c:0'"]),
+        ("routes", ["/=ftp://x", "b", "/c=http://c", "/c=http://d"], ["the URL for /", "PREFIX=URL", "/c once only"]),
+        ("target_ca_file", ["/no/such", __file__, "/nor/such", 7], ["/no/such", "/nor/such", "not 7"]),
+        ("allow_hub_system_groups", ["a b", "c", "", 7], ["not 'a b'", "not ''", "not 7"]),
+    ],
+)
+def test_every_wrong_entry_of_a_list_is_said(name: str, given_items: list[Any], said: list[str]) -> None:
+    values: dict[str, Any] = {"hub_address": "h:1", "cluster_name": "c1"} | {name: given_items}
+    (error,) = errors_of(lambda: AgentConfig(**values)).values()
+    text = error.expected
+    assert len(text.split("; ")) == len(said)
+    for part, expected in zip(text.split("; "), said, strict=True):
+        assert expected in part
+
+
 def test_config_errors_read_as_one_config_error() -> None:
     with pytest.raises(ConfigError) as caught:
         AgentConfig(hub_address="hub", cluster_name="C1")

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from .settings import GROUP, SETTING, Setting
 from .syntax import Route, check_label, check_route, parse_address, parse_reference, parse_route
@@ -32,6 +32,9 @@ __all__ = [
     "text",
     "texts",
 ]
+
+
+T = TypeVar("T")
 
 
 def _field(default: Any, setting: Setting) -> Any:
@@ -153,6 +156,20 @@ def _items(value: Any) -> list[Any]:
     raise ValueError(f"must be a text or a list of texts, not {value!r}")
 
 
+def _each(items: Iterable[Any], convert: Callable[[Any], T]) -> tuple[T, ...]:
+    """Every item, converted. Raises ValueError that says of each wrong one what would be right."""
+    found: list[T] = []
+    wrong: list[str] = []
+    for item in items:
+        try:
+            found.append(convert(item))
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return tuple(found)
+
+
 def _split(value: str) -> list[str]:
     """A list in a variable: separated by commas or white space."""
     return [item for item in re.split(r"[,\s]+", value) if item]
@@ -161,8 +178,11 @@ def _split(value: str) -> list[str]:
 def files(help: str) -> Any:
     """The paths of files that can be read now."""
 
+    def check(item: Any) -> str:
+        return _readable(_text(os.fspath(item) if isinstance(item, os.PathLike) else item))
+
     def convert(value: Any) -> tuple[str, ...]:
-        return tuple(_readable(os.fspath(item)) for item in _items(value))
+        return _each(_items(value), check)
 
     return _field((), Setting(help, convert, _split, "FILE", many=True))
 
@@ -170,12 +190,13 @@ def files(help: str) -> Any:
 def texts(help: str, *, metavar: str) -> Any:
     """Several texts without white space and commas. In a variable they are separated by those."""
 
+    def check(item: Any) -> str:
+        if not _text(item) or _split(item) != [item]:
+            raise ValueError(f"must be texts without white space and commas, not {item!r}")
+        return str(item)
+
     def convert(value: Any) -> tuple[str, ...]:
-        found = tuple(_text(item) for item in _items(value))
-        for item in found:
-            if not item or _split(item) != [item]:
-                raise ValueError(f"must be texts without white space and commas, not {item!r}")
-        return found
+        return _each(_items(value), check)
 
     return _field((), Setting(help, convert, _split, metavar, many=True))
 
@@ -195,7 +216,7 @@ def addresses(help: str) -> Any:
     """Addresses to dial, at least one. Required."""
 
     def convert(value: Any) -> tuple[str, ...]:
-        found = tuple(str(parse_address(_text(item))) for item in _items(value))
+        found = _each(_items(value), lambda item: str(parse_address(_text(item))))
         if not found:
             raise ValueError("must be at least one HOST:PORT")
         return found
@@ -212,19 +233,21 @@ def routes(help: str, *, name: str) -> Any:
     """Routes as "PREFIX=URL", (prefix, URL), or a table of them. In a variable as `_split_routes` has it."""
 
     def convert(value: Any) -> tuple[Route, ...]:
-        items = value.items() if isinstance(value, Mapping) else _items(value)
-        found: dict[str, Route] = {}
-        for item in items:
+        prefixes: set[str] = set()
+
+        def check(item: Any) -> Route:
             if isinstance(item, str):
                 route = parse_route(item)
             elif isinstance(item, tuple | list) and len(item) == 2:
                 route = check_route(_text(item[0]), _text(item[1]))
             else:
                 raise ValueError("must be PREFIX=URL, or a table of prefixes and URLs")
-            if route.prefix in found:
+            if route.prefix in prefixes:
                 raise ValueError(f"must have the prefix {route.prefix} once only")
-            found[route.prefix] = route
-        return tuple(found.values())
+            prefixes.add(route.prefix)
+            return route
+
+        return _each(value.items() if isinstance(value, Mapping) else _items(value), check)
 
     return _field((), Setting(help, convert, _split_routes, "PREFIX=URL", many=True, name=name))
 

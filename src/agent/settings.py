@@ -245,6 +245,6 @@ def _from_file(path: str, declared: Sequence[Setting]) -> tuple[dict[str, Given]
                 given[name] = Given(found, path)
             else:
                 close = difflib.get_close_matches(name, names, n=1)
-                hint = f"perhaps {close[0]} is meant" if close else f"fields are {', '.join(sorted(names))}"
+                hint = f"perhaps {close[0]} is meant" if close else "the command's --help lists them"
                 errors.append(ConfigError(name, path, f"is no field here; {hint}"))
     return given, errors
