@@ -51,12 +51,24 @@ cdef extern from *:
     #define fastpipe_thread() ((size_t)PyThread_get_thread_ident())
     #endif
 
-    /* callable(argument) in the context; -1 with an exception set. */
+    /* callable(argument), the short way where it is the bound method of a Python function, as most are. */
+    static CYTHON_INLINE PyObject *fastpipe_invoke(PyObject *callable, PyObject *argument) {
+        if (PyMethod_Check(callable) && PyFunction_Check(PyMethod_GET_FUNCTION(callable))) {
+            PyObject *function = PyMethod_GET_FUNCTION(callable);
+            PyObject *args[3] = {NULL, PyMethod_GET_SELF(callable), argument};
+            return ((PyFunctionObject *)function)->vectorcall(
+                function, args + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        } else {
+            PyObject *args[2] = {NULL, argument};
+            return PyObject_Vectorcall(callable, args + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        }
+    }
+
+    /* The same in the context; -1 with an exception set. */
     static CYTHON_INLINE int fastpipe_call_in(PyObject *context, PyObject *callable, PyObject *argument) {
-        PyObject *args[2] = {NULL, argument};
         PyObject *result;
         if (PyContext_Enter(context) < 0) return -1;
-        result = PyObject_Vectorcall(callable, args + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        result = fastpipe_invoke(callable, argument);
         if (PyContext_Exit(context) < 0) Py_CLEAR(result);
         if (result == NULL) return -1;
         Py_DECREF(result);
@@ -65,8 +77,7 @@ cdef extern from *:
 
     /* The same outside of any context's change. */
     static CYTHON_INLINE int fastpipe_call(PyObject *callable, PyObject *argument) {
-        PyObject *args[2] = {NULL, argument};
-        PyObject *result = PyObject_Vectorcall(callable, args + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        PyObject *result = fastpipe_invoke(callable, argument);
         if (result == NULL) return -1;
         Py_DECREF(result);
         return 0;
@@ -123,6 +134,11 @@ cdef enum Event:                # the callback that is due: see `_next` in the P
     TELL_LOST = 5
     LOST_UNHEARD = 6
 
+cdef enum Swift:                # how bytes get to the protocol where nothing is to be asked any more: I9
+    NOT = 0
+    BY_TURN = 1
+    INLINE = 2
+
 cdef tuple STATE_NAMES = ("open", "broken", "closing", "lost")
 cdef int TURN_CALLS = _TURN_CALLS
 cdef Py_ssize_t TURN_BYTES = _TURN_BYTES
@@ -164,6 +180,7 @@ cdef int check(PipeEnd end) except -1:
     assert end.peer == NULL or (<PipeEnd>end.peer).peer == <void*>end, "I8: one-sided"
     assert not end.linked or end.peer != NULL, "I8: a link to nobody"
     assert end.state != OPEN or not end.linked or (<PipeEnd>end.peer).state == OPEN, "I8: a link to a finished end"
+    assert not end.swift or end.swift == swiftness(end), "I9"
     assert end.state != OPEN or end.kept is None or (end.linked and end.kept.protocol is not None), "I7"
     if not end.queued and not end.busy and not end.home.draining and not end.home.depth and end.loop is not None:
         assert next_event(end) == NONE or end.loop.is_closed(), "I4: due and not queued"
@@ -236,14 +253,13 @@ cdef inline void append_due(Home home, PipeEnd end) noexcept:
     home.last_due = <void*>end
 
 
-cdef inline PipeEnd pop_due(Home home):
-    cdef PipeEnd end = <PipeEnd>home.first_due
-    home.first_due = end.next_due
+cdef inline void* pop_due(Home home) noexcept:
+    """The first of the queue, and the queue's reference with it."""
+    cdef void* end = home.first_due
+    home.first_due = (<PipeEnd>end).next_due
     if home.first_due == NULL:
         home.last_due = NULL
-    end.next_due = NULL
-    end.queued = False
-    Py_DECREF(end)
+    (<PipeEnd>end).queued = False
     return end
 
 
@@ -270,7 +286,7 @@ cdef int schedule(Home home, object loop) except -1:
 cdef void forget(Home home) noexcept:
     home.scheduled = False
     while home.first_due != NULL:
-        pop_due(home)
+        Py_XDECREF(<PyObject*>pop_due(home))
 
 
 cdef inline bint spent(Home home) noexcept:
@@ -278,7 +294,7 @@ cdef inline bint spent(Home home) noexcept:
 
 
 cdef int drain(Home home, object loop) except -1:
-    cdef PipeEnd end
+    cdef void* end
     home.scheduled = False
     if home.draining:
         return 0
@@ -291,12 +307,11 @@ cdef int drain(Home home, object loop) except -1:
             end = pop_due(home)
             home.calls += 1
             try:
-                step(end)
+                step(<PipeEnd>end)
             finally:
-                if not end.queued and next_event(end) != NONE:
-                    append_due(home, end)
-            if DEBUG:
-                check(end)
+                if not (<PipeEnd>end).queued and not quiet(<PipeEnd>end) and next_event(<PipeEnd>end) != NONE:
+                    append_due(home, <PipeEnd>end)
+                Py_XDECREF(<PyObject*>end)
     finally:
         home.draining = False
         if home.first_due != NULL and not home.scheduled:
@@ -323,10 +338,9 @@ cdef inline Piece* new_piece(Home home) except NULL:
     return piece
 
 
-cdef inline void free_piece(Home home, Piece* piece) noexcept:
-    # The owner last: freeing it may call anything.
+cdef inline void keep_piece(Home home, Piece* piece) noexcept:
+    """A piece is no more; its owner is the caller's."""
     global pieces_freed
-    cdef void* owner = piece.owner
     if home.spares < SPARE_PIECES:
         piece.next = home.spare
         home.spare = piece
@@ -335,7 +349,12 @@ cdef inline void free_piece(Home home, Piece* piece) noexcept:
         PyMem_Free(piece)
     if DEBUG:
         pieces_freed += 1
-    Py_XDECREF(<PyObject*>owner)
+
+
+cdef inline void free_piece(Home home, Piece* piece) noexcept:
+    cdef void* owner = piece.owner
+    keep_piece(home, piece)
+    Py_XDECREF(<PyObject*>owner)  # last: freeing it may call anything
 
 
 cdef inline Piece* bytes_piece(Home home, object data) except NULL:
@@ -521,13 +540,22 @@ cdef int wake_quietly(PipeEnd end) except -1:
     return 0
 
 
-cdef bint step(PipeEnd end) except -1:
-    """Make the callback that is due first; False where none was."""
+cdef inline bint quiet(PipeEnd end) noexcept:
+    """Whether nothing is due, as far as can be seen at a glance."""
+    return end.swift and end.first == NULL
+
+
+cdef inline int step(PipeEnd end) except -1:
+    """Make the callback that is due first, if one is."""
+    if end.swift == BY_TURN and end.first != NULL and whole(end.first, end.max_chunk):
+        return deliver_swiftly(end)
+    return step_slowly(end)
+
+
+cdef int step_slowly(PipeEnd end) except -1:
     cdef Event event = next_event(end)
     if event == DELIVER:
         deliver(end)
-    elif event == NONE:
-        return False
     elif event == CONNECT:
         connect(end)
     elif event == RESUME:
@@ -536,9 +564,11 @@ cdef bint step(PipeEnd end) except -1:
         tell_eof(end)
     elif event == TELL_LOST:
         tell_lost(end)
-    else:
+    elif event == LOST_UNHEARD:
         lost_unheard(end)
-    return True
+    if DEBUG:
+        check(end)
+    return 0
 
 
 cdef object call(PipeEnd end, object protocol, str name, PyObject* argument):
@@ -585,6 +615,7 @@ cdef int pause_protocol(PipeEnd end) except -1:
     if end.state != OPEN or end.protocol is None or not end.made:
         return 0
     end.protocol_paused = True
+    slow_down(end)  # I9
     if end.stats is not None:
         stats_pause(end.stats)
     try:
@@ -596,6 +627,13 @@ cdef int pause_protocol(PipeEnd end) except -1:
     if end.inline_:
         wake(end)
     return 0
+
+
+cdef void slow_down(PipeEnd end) noexcept:
+    """This end, and what it writes, are to be looked at more closely: I9."""
+    end.swift = NOT
+    if end.linked:
+        (<PipeEnd>end.peer).swift = NOT
 
 
 cdef int resume_protocol(PipeEnd end) except -1:
@@ -611,7 +649,8 @@ cdef int resume_protocol(PipeEnd end) except -1:
     return 0
 
 
-cdef int deliver_inline(PipeEnd end) except -1:
+cdef int deliver_inline(PipeEnd end, PyObject* data) except -1:
+    """Deliver what waits within the peer's write; or `data`, NULL for none, which I9 lets through as it is."""
     cdef Home home = end.home
     if end.busy or end.queued:
         return 0
@@ -620,12 +659,24 @@ cdef int deliver_inline(PipeEnd end) except -1:
         home.bytes = 0
     home.depth += 1
     try:
-        while end.made and next_event(end) == DELIVER and not spent(home):
+        if data != NULL:
             home.calls += 1
-            deliver(end)
+            home.bytes += PyBytes_GET_SIZE(<object>data)
+            if receive(end, data):
+                receiving_failed(end)
+        while not quiet(end) and not spent(home):
+            if end.swift and whole(end.first, end.max_chunk):
+                home.calls += 1
+                deliver_swiftly(end)
+            elif end.made and next_event(end) == DELIVER:
+                home.calls += 1
+                deliver(end)
+            else:
+                break
     finally:
         home.depth -= 1
-        wake(end)
+        if not quiet(end):
+            wake(end)
     return 0
 
 
@@ -642,27 +693,69 @@ cdef int deliver(PipeEnd end) except -1:
         end.home.calls += 1
 
 
+cdef inline bint whole(Piece* piece, Py_ssize_t max_chunk) noexcept:
+    """Whether the piece is a whole bytes object that one data_received may bring."""
+    return (
+        piece.length <= max_chunk
+        and PyBytes_CheckExact(<object>piece.owner)
+        and piece.length == PyBytes_GET_SIZE(<object>piece.owner)
+    )
+
+
+cdef inline int deliver_swiftly(PipeEnd end) except -1:
+    """`deliver_data` where I9 has asked all its questions already."""
+    cdef Home home = end.home
+    cdef Piece* piece = end.first
+    cdef PyObject* data = <PyObject*>piece.owner
+    cdef bint failed
+    end.size -= piece.length  # I1, I6
+    home.bytes += piece.length
+    end.first = piece.next
+    if end.first == NULL:
+        end.last = NULL
+    keep_piece(home, piece)
+    failed = receive(end, data)
+    Py_XDECREF(data)
+    return receiving_failed(end) if failed else 0
+
+
 cdef int deliver_data(PipeEnd end) except -1:
     cdef Piece* piece = end.first
     cdef Py_ssize_t n = min(piece.length, end.max_chunk)
     cdef object data = piece_view(piece, n) if end.accepts_views else piece_bytes(piece, n)
-    cdef object receive = end.receive
-    cdef object context = end.context
-    cdef int failed
     taken(end, n, 1)  # I6
     end.home.bytes += n
-    if receive is None:
+    if end.receive is None:
         try:
-            receive = end.receive = end.protocol.data_received
+            end.receive = end.protocol.data_received
         except BaseException as error:
             return fatal(end, error, "Fatal error: protocol.data_received() call failed.")
+    end.swift = swiftness(end)
+    return receiving_failed(end) if receive(end, <PyObject*>data) else 0
+
+
+cdef inline bint receive(PipeEnd end, PyObject* data) noexcept:
+    """`data_received`, books being kept. True where it failed: its exception is set."""
+    cdef object callback = end.receive
+    cdef object context = end.context
+    cdef int failed
     if end.busy:
-        failed = call_plainly(<PyObject*>receive, <PyObject*>data)
-    else:
-        end.busy = True
-        failed = call_in(<PyObject*>context, <PyObject*>receive, <PyObject*>data)
-        end.busy = False
-    return receiving_failed(end) if failed else 0
+        return call_plainly(<PyObject*>callback, data) != 0
+    end.busy = True
+    failed = call_in(<PyObject*>context, <PyObject*>callback, data)
+    end.busy = False
+    return failed != 0
+
+
+cdef Swift swiftness(PipeEnd end) noexcept:
+    """What I9 allows: nothing but bytes can be due here, and nobody is to be told that they were taken."""
+    if (
+        end.state == OPEN and end.made and end.receive is not None and not end.accepts_views and not end.buffered
+        and not end.reading_paused and not end.eof_in and not end.protocol_paused and end.stats is None
+        and end.linked and not (<PipeEnd>end.peer).protocol_paused and (<PipeEnd>end.peer).stats is None
+    ):
+        return INLINE if end.inline_ else BY_TURN
+    return NOT
 
 
 cdef int receiving_failed(PipeEnd end) except -1:
@@ -765,6 +858,7 @@ cdef int finish(PipeEnd end, State state, object error, bint aborting) except -1
     cdef PipeEnd peer = link(end)
     end.state = state
     end.error = error
+    end.swift = NOT  # I9
     drop_waiting(end)
     if aborting:
         unlink(end)
@@ -774,6 +868,7 @@ cdef int finish(PipeEnd end, State state, object error, bint aborting) except -1
             break_end(peer, PipeBrokenError(_errors.PEER_ABORTED), True)
         else:
             peer.eof_in = True
+            peer.swift = NOT  # I9
             wake_quietly(peer)
     if end.protocol is None and state == CLOSING:
         end.state = LOST
@@ -787,6 +882,7 @@ cdef int break_end(PipeEnd end, object error, bint drop) except -1:
     if end.state == OPEN:
         end.state = BROKEN
         end.error = error
+        end.swift = NOT  # I9
         unlink(end)
     if drop:
         drop_waiting(end)
@@ -821,8 +917,31 @@ cdef inline int check_thread(PipeEnd end) except -1:
     return 0
 
 
+cdef inline void append_piece(PipeEnd end, Piece* piece) noexcept:
+    if end.last == NULL:
+        end.first = piece
+    else:
+        end.last.next = piece
+    end.last = piece
+    end.size += piece.length  # I1
+
+
 cdef int pipe_write(PipeEnd end, object data) except -1:
     cdef Piece* piece
+    cdef void* peer = end.peer
+    cdef Home home
+    if peer != NULL and (<PipeEnd>peer).swift and PyBytes_CheckExact(data) and PyBytes_GET_SIZE(data):
+        home = end.home
+        if thread_ident() != home.thread:
+            raise RuntimeError(_errors.WRONG_THREAD)
+        if (<PipeEnd>peer).swift == INLINE:
+            return write_inline(end, <PipeEnd>peer, data)
+        append_piece(<PipeEnd>peer, bytes_piece(home, data))
+        if not (<PipeEnd>peer).queued:
+            wake_home(home, <PipeEnd>peer)
+        if (<PipeEnd>peer).size > end.high_water:
+            pause_protocol(end)
+        return 0
     check_thread(end)
     if not PyBytes_CheckExact(data):
         piece = piece_of(end.home, data)
@@ -839,6 +958,22 @@ cdef int pipe_write(PipeEnd end, object data) except -1:
     else:
         piece = bytes_piece(end.home, data)
     return send(end, piece)
+
+
+cdef int write_inline(PipeEnd end, PipeEnd peer, object data) except -1:
+    cdef Home home = end.home
+    if peer.busy or peer.queued:
+        append_piece(peer, bytes_piece(home, data))
+    elif (
+        peer.first != NULL or PyBytes_GET_SIZE(data) > peer.max_chunk
+        or (spent(home) and (home.draining or home.depth))
+    ):
+        return send(end, bytes_piece(home, data))
+    else:
+        deliver_inline(peer, <PyObject*>data)
+    if not end.protocol_paused and unread(end) > end.high_water:
+        pause_protocol(end)
+    return 0
 
 
 cdef int send(PipeEnd end, Piece* pieces) except -1:
@@ -868,7 +1003,7 @@ cdef int send(PipeEnd end, Piece* pieces) except -1:
     peer.last = piece
     if peer.protocol is not None and not peer.reading_paused:
         if peer.inline_:
-            deliver_inline(peer)
+            deliver_inline(peer, NULL)
         elif not peer.queued:
             wake_home(home, peer)
     if not end.protocol_paused and unread(end) > end.high_water:
@@ -1023,6 +1158,7 @@ cdef class PipeEnd:
         peer = link(self)
         if peer is not None:
             peer.eof_in = True
+            peer.swift = NOT  # I9
             wake(peer)
 
     def get_write_buffer_size(self):
@@ -1093,6 +1229,7 @@ cdef class PipeEnd:
             return
         self.protocol = protocol
         self.receive = None
+        self.swift = NOT  # I9
         self.context = None if protocol is None else PyContext_CopyCurrent()
         self.buffered = isinstance(protocol, BufferedProtocol)
         self.accepts_views = bool(getattr(protocol, "accepts_views", False))
@@ -1110,6 +1247,7 @@ cdef class PipeEnd:
         check_thread(self)
         if self.state == OPEN:
             self.reading_paused = True
+            self.swift = NOT  # I9
 
     def resume_reading(self):
         """Deliver again, from the loop."""
@@ -1144,6 +1282,7 @@ cdef class PipeEnd:
     def collect_statistics(self):
         """The counts of this end, which begin with the first such call. Costs nothing until then."""
         if self.stats is None:
+            slow_down(self)  # I9
             self.stats = PipeStatistics()
             if self.protocol_paused:
                 stats_pause(self.stats)
@@ -1200,6 +1339,7 @@ cdef class PipeEnd:
 
 
 cdef int abandon(PipeEnd end) except -1:
+    end.swift = NOT  # I9
     end.protocol = None
     end.receive = None
     end.context = None
@@ -1214,6 +1354,7 @@ cdef void sever(PipeEnd end) noexcept:
     if end.peer != NULL:
         (<PipeEnd>end.peer).peer = NULL
         (<PipeEnd>end.peer).linked = False
+        (<PipeEnd>end.peer).swift = NOT
         end.peer = NULL
         end.linked = False
 
