@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, nonecheck=False, initializedcheck=False
 # cython: binding=False, embedsignature=False, freethreading_compatible=True
-"""The fast twin of `_pipe_py`, which explains what happens here and why; the names I1 to I8 are its invariants.
+"""The fast twin of `_pipe_py`, which explains what happens here and why; the names I1 to I9 are its invariants.
 
 The same calls make the same callbacks in the same order, with the same errors. What differs is how the books are kept:
 pieces are C structs that point into the bytes they hold a reference to, the queue of due ends is threaded through the
@@ -17,7 +17,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.memoryview cimport PyMemoryView_Check, PyMemoryView_FromObject
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.string cimport memcpy
 
 import asyncio

@@ -63,6 +63,10 @@ Invariants, named where the code keeps them:
     I6  all books are kept before a callback is made: it may call anything.
     I7  an end with a protocol lives as long as its peer is open; one that is read by hand belongs to whoever holds it.
     I8  a link from a to b is there until a is LOST or b has finished: so no link means that nobody takes what a writes.
+    I9  a `swift` end is open, made and linked, has a plain Protocol, and neither it nor its peer is paused, at EOF or
+        counts: nothing but bytes can be due, so they are passed on without another question. What waits there is one
+        whole `bytes` that max_chunk allows, or nothing. Any call that changes one of these ends it; a delivery by the
+        long way, having asked, begins it.
 """
 
 from __future__ import annotations
@@ -123,7 +127,7 @@ class PipeEnd(Waiting):
     __slots__ = (
         "__weakref__", "_accepts_views", "_buffered", "_busy", "_context", "_detach", "_eof_sent", "_eof_told",
         "_home", "_inline", "_made", "_max_chunk", "_paused", "_peer_ref",
-        "_peer_strong", "_queued", "_receive",
+        "_peer_strong", "_queued", "_receive", "_swift",
     )  # fmt: skip
 
     _start_tls_compatible = True  # loop.start_tls asks for it
@@ -153,6 +157,7 @@ class PipeEnd(Waiting):
         self._inline, self._max_chunk = inline, max_chunk
         self._protocol: Any = None
         self._receive: Callable[[bytes | memoryview], object] | None = None  # its data_received
+        self._swift: Callable[[bytes | memoryview], object] | None = None  # the same, where I9 holds
         self._context: contextvars.Context | None = None
         self._buffered = self._accepts_views = False
         self._state = OPEN
@@ -174,7 +179,20 @@ class PipeEnd(Waiting):
         home = self._home
         if get_ident() != home.thread:
             raise RuntimeError(_errors.WRONG_THREAD)
-        if type(data) is not bytes:
+        if type(data) is bytes:
+            peer = self._peer_strong
+            if peer is not None and peer._swift is not None and peer._head is None:  # I9: the common case, in few steps
+                size = len(data)
+                if size and size <= self._high_water:
+                    peer._head = data
+                    peer._size = size
+                    if not peer._queued:
+                        peer._queued = True
+                        home.due.append(peer)
+                        if not home.draining and not home.scheduled:
+                            home.schedule(self._loop)
+                    return
+        else:
             data = immutable(data)  # I2
         if self._eof_sent:
             raise RuntimeError(_errors.WRITE_AFTER_EOF)
@@ -184,20 +202,8 @@ class PipeEnd(Waiting):
         if peer is None:  # I8
             self._break(PipeBrokenError(_errors.PEER_GONE))
             return
-        if peer._head is None and self._stats is None:  # the common case, in few steps
-            peer._head = data
-            peer._size = len(data)
-        else:
-            self._put(peer, data)
-        if peer._inline or peer._queued or peer._paused or peer._protocol is None:
-            self._sent(peer)
-            return
-        peer._queued = True  # home.wake(peer), without the call
-        home.due.append(peer)
-        if not home.draining and not home.scheduled:
-            home.schedule(self._loop)
-        if peer._size > self._high_water and not self._protocol_paused:
-            self._pause_protocol()
+        self._put(peer, data)
+        self._sent(peer)
 
     def writelines(self, list_of_data: Iterable[Any], /) -> None:
         """`write` for each item, all or nothing: an item without a buffer raises before any is sent."""
@@ -216,6 +222,7 @@ class PipeEnd(Waiting):
         self._sent(peer)
 
     def _put(self, peer: PipeEnd, piece: bytes | memoryview) -> None:
+        peer._swift = None  # I9
         peer._add(piece)
         if self._stats is not None:
             self._stats.chunks_written += 1
@@ -243,6 +250,7 @@ class PipeEnd(Waiting):
         peer = self._peer()
         if peer is not None:
             peer._eof_in = True
+            peer._swift = None  # I9
             peer._wake()
 
     def get_write_buffer_size(self) -> int:
@@ -258,6 +266,7 @@ class PipeEnd(Waiting):
         """Set the marks in bytes; asyncio's defaults: 64 KiB, a quarter of high. Raises ValueError, RuntimeError."""
         self._check_thread()
         self._high_water, self._low_water = water_marks(high, low)
+        self._slow_down()
         if not self._protocol_paused and self.get_write_buffer_size() > self._high_water:
             self._pause_protocol()
         elif self._state == OPEN:
@@ -267,6 +276,7 @@ class PipeEnd(Waiting):
         if self._state != OPEN or self._protocol is None or not self._made:
             return
         self._protocol_paused = True
+        self._slow_down()
         if self._stats is not None:
             self._stats._pause()
         try:
@@ -303,7 +313,7 @@ class PipeEnd(Waiting):
 
     def _finish(self, state: int, error: BaseException | None, *, aborting: bool) -> None:
         """Leave OPEN by our own doing, and let the peer know: EOF, or that the pipe broke."""
-        self._state, self._error = state, error
+        self._state, self._error, self._swift = state, error, None  # I9
         self._drop_waiting()
         peer = self._peer()
         if aborting:
@@ -314,6 +324,7 @@ class PipeEnd(Waiting):
                 peer._break(PipeBrokenError(_errors.PEER_ABORTED), drop=True)
             else:
                 peer._eof_in = True
+                peer._swift = None  # I9
                 peer._wake_quietly()
         if self._protocol is None and state == CLOSING:
             self._state = LOST
@@ -324,7 +335,7 @@ class PipeEnd(Waiting):
     def _break(self, error: BaseException, *, drop: bool = False) -> None:
         """Leave OPEN by the peer's doing. drop: what waits here as well."""
         if self._state == OPEN:
-            self._state, self._error = BROKEN, error
+            self._state, self._error, self._swift = BROKEN, error, None  # I9
             self._unlink()
         if drop:
             self._drop_waiting()
@@ -348,7 +359,7 @@ class PipeEnd(Waiting):
 
     def _abandon(self) -> None:
         """Nobody holds this end any more: the peer gets what was written, then EOF; no callback of ours."""
-        self._protocol = self._receive = self._context = None
+        self._protocol = self._receive = self._swift = self._context = None
         if self._state == OPEN:
             self._finish(CLOSING, None, aborting=False)
 
@@ -368,7 +379,7 @@ class PipeEnd(Waiting):
             raise RuntimeError(_errors.LOOP_CLOSED)
         if self._state == LOST:
             return
-        self._protocol, self._receive = protocol, None
+        self._protocol, self._receive, self._swift = protocol, None, None
         self._context = None if protocol is None else contextvars.copy_context()
         self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
         self._accepts_views = bool(getattr(protocol, "accepts_views", False))
@@ -393,6 +404,7 @@ class PipeEnd(Waiting):
         self._check_thread()
         if self._state == OPEN:
             self._paused = True
+            self._swift = None  # I9
 
     def resume_reading(self) -> None:
         """Deliver again, from the loop. Raises RuntimeError from another thread and where the loop is closed."""
@@ -425,6 +437,7 @@ class PipeEnd(Waiting):
     def collect_statistics(self) -> PipeStatistics:
         """The counts of this end, which begin with the first such call. Costs nothing until then."""
         if self._stats is None:
+            self._slow_down()
             self._stats = PipeStatistics()
             if self._protocol_paused:
                 self._stats._pause()
@@ -546,6 +559,7 @@ class PipeEnd(Waiting):
         try:
             if self._receive is None:
                 self._receive = self._protocol.data_received  # looked up once, as uvloop does
+            self._swift = self._receive if self._may_be_swift() else None
             if self._busy:
                 self._receive(data)
             else:
@@ -554,10 +568,35 @@ class PipeEnd(Waiting):
                     self._context.run(self._receive, data)  # type: ignore[union-attr]
                 finally:
                     self._busy = False
-        except (SystemExit, KeyboardInterrupt):
-            raise
         except BaseException as error:
-            self._fatal(error, "Fatal error: protocol.data_received() call failed.")
+            self._receiving_failed(error)
+
+    def _receiving_failed(self, error: BaseException) -> None:
+        """data_received raised, and this is called where it is handled."""
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            raise error
+        self._fatal(error, "Fatal error: protocol.data_received() call failed.")
+
+    def _may_be_swift(self) -> bool:
+        """Whether I9 holds from here on."""
+        writer = self._peer_strong
+        return (
+            writer is not None
+            and self._state == OPEN
+            and self._made
+            and self._head is None
+            and not (self._inline or self._accepts_views or self._paused or self._eof_in or self._protocol_paused)
+            and self._stats is writer._stats is None
+            and not writer._protocol_paused
+            and writer._high_water <= self._max_chunk
+        )
+
+    def _slow_down(self) -> None:
+        """This end, and what it writes, are to be looked at more closely: I9."""
+        self._swift = None
+        peer = self._peer()
+        if peer is not None:
+            peer._swift = None
 
     def _deliver_buffer(self) -> None:
         protocol = self._protocol
