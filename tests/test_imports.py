@@ -22,6 +22,7 @@ LEAVES_OF_LEAVES = {
     "agent.settings": {"agent.errors"},
     "agent.fields": {"agent.settings", "agent.syntax"},
     "agent.config": {"agent.fields", "agent.settings", "agent.syntax"},
+    "agent.outbound_proxy": {"agent.errors", "agent.syntax"},
     "agent.effective": {"agent.settings", "agent.syntax"},
 }
 """What a leaf may import of ours; a leaf that isn't here imports nothing of ours."""

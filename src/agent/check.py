@@ -102,12 +102,16 @@ class _Nobody:
 async def _hub(config: AgentConfig, dialling: Dialling, number: int, address: Address) -> AsyncIterator[Result]:
     """Name, TCP and TLS, then stream and probe."""
     what = f"hub {address}"
-    found = await _resolved(f"{what} name", address.host, address.port)
-    yield found
-    if not found.ok:
-        return
+    endpoint = dialling.endpoint(number)
+    if endpoint.proxy is not None:  # it is the one that resolves the name
+        yield Result(True, f"{what} proxy", f"through {endpoint.proxy} ({endpoint.proxy.variable})")
+    else:
+        found = await _resolved(f"{what} name", address.host, address.port)
+        yield found
+        if not found.ok:
+            return
     call = Call(
-        dialling.endpoint(number),
+        endpoint,
         check_metadata([("cluster-name", config.cluster_name), *dialling.metadata()]),
         "fastpipe-agent check",
         window_bytes=WINDOW_BYTES,

@@ -117,12 +117,25 @@ class _Configured(Generic[T]):
         except ConfigError as error:
             sys.exit(_report(error))
         if print_config:
-            _say(as_toml((config, process), sources).rstrip("\n"))
+            try:
+                lines = _proxies(config) if isinstance(config, AgentConfig) else []
+            except ConfigError as error:
+                sys.exit(_report(error))
+            _say("\n".join([as_toml((config, process), sources).rstrip("\n"), *lines]))
             sys.exit(DONE)
         _set_up_logging(process)
         self.process = process
         self.sources = sources
         return config, process
+
+
+def _proxies(config: AgentConfig) -> list[str]:
+    """Comments that say through which proxies hubs are dialled. Raises ConfigError."""
+    from .outbound_proxy import proxy_for
+
+    found = [(address, proxy_for(address, os.environ)) for address in config.hub_addresses]
+    lines = [f"# hub {address} is dialled through {proxy}  # {proxy.variable}" for address, proxy in found if proxy]
+    return ["", *lines] if lines else []
 
 
 def _set_up_logging(process: ProcessConfig) -> None:

@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from .config import AgentConfig
 from .errors import ConfigError
+from .outbound_proxy import proxy_for
 from .policy.files import read_token
-from .policy.trust import client_context
+from .policy.trust import client_context, roots_context
 from .syntax import is_loopback
 from .tunnel.client import HubEndpoint
 
@@ -34,6 +35,7 @@ class Dialling:
     def __init__(self, config: AgentConfig) -> None:
         self.config = config
         self._tls = self._read_tls()
+        _check_proxies(config)
         self._metadata = self._read_metadata()
         self._stamp = self._look()
         exposed = [str(address) for address in config.hub_addresses if not is_loopback(address.host)]
@@ -45,7 +47,15 @@ class Dialling:
         self._stamp = self._look()
         self._tls = _or_last_good(self._read_tls, self._tls)
         address = self.config.hub_addresses[number]
-        return HubEndpoint(address.host, address.port, self._tls, self.config.hub_server_name or None)
+        proxy = proxy_for(address, os.environ)
+        return HubEndpoint(
+            address.host,
+            address.port,
+            self._tls,
+            self.config.hub_server_name or None,
+            proxy,
+            proxy_ssl=roots_context([], True, ["http/1.1"]) if proxy is not None and proxy.scheme == "https" else None,
+        )
 
     def metadata(self) -> Metadata:
         """What the agent says of itself, beside its cluster's name."""
@@ -60,6 +70,7 @@ class Dialling:
     def check(self, config: AgentConfig) -> None:
         """Raises ConfigError where what this configuration names can't be used now."""
         self._read_tls(config)
+        _check_proxies(config)
         self._read_metadata(config)
 
     def _read_tls(self, config: AgentConfig | None = None) -> ssl.SSLContext | None:
@@ -82,6 +93,11 @@ class Dialling:
             config.hub_ca_file, config.hub_client_cert_file, config.hub_client_key_file, config.hub_token_file
         )  # fmt: skip
         return [_stamp(path) for path in paths if path]
+
+
+def _check_proxies(config: AgentConfig) -> None:
+    for address in config.hub_addresses:
+        proxy_for(address, os.environ)
 
 
 def _stamp(path: str) -> tuple[int, int, int] | None:

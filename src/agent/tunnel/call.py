@@ -17,8 +17,10 @@ import asyncio
 import dataclasses
 import logging
 import ssl
+from ssl import SSLContext
 
 from ..errors import HubError, WireError
+from .connect import Proxy, connect
 from .features import GOAWAY, read_features, write_features
 from .grpc import GrpcStatus, Metadata, Status, request_headers, response_status
 from .http2 import Http2Connection
@@ -41,13 +43,16 @@ logger = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True, slots=True)
 class HubEndpoint:
     """Where a hub is. ssl: None for plaintext (h2c); a context must offer ALPN h2. server_hostname: the name that the
-    hub's certificate must have, where it isn't `host`.
+    hub's certificate must have, where it isn't `host`. proxy: an HTTP proxy to dial it through by CONNECT;
+    proxy_ssl: the context of one that is spoken to by TLS.
     """
 
     host: str
     port: int
-    ssl: ssl.SSLContext | None = None
+    ssl: SSLContext | None = None
     server_hostname: str | None = None
+    proxy: Proxy | None = None
+    proxy_ssl: SSLContext | None = None
 
     @property
     def authority(self) -> str:
@@ -90,6 +95,7 @@ class Call:
         self.endpoint = endpoint
         self.tunnel = Tunnel("agent", self, windows)
         self.connection = Http2Connection(self, client=True, window_bytes=window_bytes, message_bytes=message_bytes)
+        self.connection.checks_alpn = endpoint.ssl is not None
         self.ended: asyncio.Future[HubError | None] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
         self.left: asyncio.Future[None] = loop.create_future()
@@ -107,21 +113,20 @@ class Call:
     async def dial(self, timeout_s: float) -> None:
         """Connect and send the call's head and the first probe. Raises HubError. Cancelled: nothing stays open."""
         endpoint = self.endpoint
-        loop = asyncio.get_running_loop()
-        name = (endpoint.server_hostname or endpoint.host) if endpoint.ssl is not None else None
+        through = "" if endpoint.proxy is None else f" through the proxy {endpoint.proxy}"
         try:
             async with asyncio.timeout(timeout_s):
-                await loop.create_connection(
-                    lambda: self.connection, endpoint.host, endpoint.port, ssl=endpoint.ssl, server_hostname=name
-                )
+                await connect(endpoint, self.connection)
         except TimeoutError:
-            self.fail(HubError(f"no connection to {endpoint} within {timeout_s:g} s", cause="dial"))
+            self.fail(HubError(f"no connection to {endpoint}{through} within {timeout_s:g} s", cause="dial"))
+        except HubError as error:
+            self.fail(error)
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or error.reason or error
-            self.fail(HubError(f"TLS with {endpoint}: {reason}", cause="tls"))
+            self.fail(HubError(f"TLS with {endpoint}{through}: {reason}", cause="tls"))
         except (OSError, UnicodeError) as error:  # the latter for a name that DNS can't have
             reason = getattr(error, "strerror", "") or error
-            self.fail(HubError(f"no connection to {endpoint}: {reason}", cause="dial"))
+            self.fail(HubError(f"no connection to {endpoint}{through}: {reason}", cause="dial"))
         except BaseException:
             self.fail(HubError("the dial was cancelled", cause="dial"))
             raise

@@ -97,6 +97,7 @@ class Http2Connection(asyncio.Protocol):
         self.streams: dict[int, Http2Stream] = {}
         self.sender = Sender(self._flush_answers, self.finish)
         self.closing = False
+        self.checks_alpn = True  # not where the transport's TLS is a proxy's, and the hub is spoken to in plaintext
         self._window_bytes = window_bytes
         self._message_bytes = message_bytes
         self._transport: asyncio.Transport | None = None
@@ -216,7 +217,7 @@ class Http2Connection(asyncio.Protocol):
             transport.abort()
             return
         tls = transport.get_extra_info("ssl_object")
-        if tls is not None and tls.selected_alpn_protocol() != "h2":
+        if tls is not None and self.checks_alpn and tls.selected_alpn_protocol() != "h2":
             self._error = WireError("TLS: the peer did not choose h2 by ALPN")
             self._goaway_sent = True  # it would not understand one
             self.close()

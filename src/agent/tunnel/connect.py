@@ -1,0 +1,156 @@
+"""Connections to a hub: straight, or through an HTTP proxy by CONNECT (RFC 9110, section 9.3.6), TLS within either."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from ssl import SSLContext
+from typing import Protocol, cast
+
+from ..errors import HubError
+
+__all__ = ["Endpoint", "Proxy", "connect"]
+
+MAX_ANSWER_BYTES = 16 * 1024
+_UNAUTHENTICATED = (407, 401)  # the second is what tinyproxy says to wrong credentials
+
+
+class Proxy(Protocol):
+    """What is used of a proxy. str(): its URL, without credentials. variable: what it is configured by."""
+
+    @property
+    def scheme(self) -> str: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def authorization(self) -> str: ...
+    @property
+    def variable(self) -> str: ...
+
+
+class Endpoint(Protocol):
+    """What is used of a hub's endpoint."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def ssl(self) -> SSLContext | None: ...
+    @property
+    def server_hostname(self) -> str | None: ...
+    @property
+    def proxy(self) -> Proxy | None: ...
+    @property
+    def proxy_ssl(self) -> SSLContext | None: ...
+
+
+async def connect(endpoint: Endpoint, protocol: asyncio.Protocol) -> None:
+    """Connect `protocol` to the hub; returns when its `connection_made` has been called.
+
+    Raises OSError, ssl.SSLError and UnicodeError as asyncio does, and HubError for what a proxy has to do with.
+    Cancelled: nothing stays open.
+    """
+    loop = asyncio.get_running_loop()
+    name = (endpoint.server_hostname or endpoint.host) if endpoint.ssl is not None else None
+    proxy = endpoint.proxy
+    if proxy is None:
+        await loop.create_connection(
+            lambda: protocol, endpoint.host, endpoint.port, ssl=endpoint.ssl, server_hostname=name
+        )
+        return
+    waiting = _Waiting()
+    transport: asyncio.Transport | None = None
+    try:
+        try:
+            transport, _ = await loop.create_connection(lambda: waiting, proxy.host, proxy.port, ssl=endpoint.proxy_ssl)
+        except ssl.SSLError as error:
+            reason = getattr(error, "verify_message", "") or error.reason or error
+            raise HubError(f"TLS with the proxy {proxy}: {reason}", cause="dial") from None
+        except OSError as error:
+            raise HubError(f"no connection to the proxy {proxy}: {error.strerror or error}", cause="dial") from None
+        transport.write(_request(endpoint, proxy))
+        _check(await waiting.answer(proxy), proxy)
+        if endpoint.ssl is not None:
+            inner = _Waiting()
+            # What follows the proxy's answer is the hub's, and a TLS server is silent until it is spoken to.
+            transport = await loop.start_tls(transport, inner, endpoint.ssl, server_hostname=name)
+            assert transport is not None
+            inner.transport = transport
+            waiting = inner
+        waiting.hand_over(protocol)
+    except BaseException:
+        if transport is not None:
+            transport.abort()
+        raise
+
+
+def _request(endpoint: Endpoint, proxy: Proxy) -> bytes:
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    authority = f"{host.encode('idna' if not host.isascii() else 'ascii').decode('ascii')}:{endpoint.port}"
+    lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}"]
+    if proxy.authorization:
+        lines.append(f"Proxy-Authorization: {proxy.authorization}")
+    return "\r\n".join([*lines, "", ""]).encode("ascii")
+
+
+def _check(head: bytes, proxy: Proxy) -> None:
+    line = head.partition(b"\r\n")[0].decode("latin-1")
+    version, _, rest = line.partition(" ")
+    status, _, phrase = rest.partition(" ")
+    if version not in ("HTTP/1.0", "HTTP/1.1") or not (len(status) == 3 and status.isascii() and status.isdigit()):
+        raise HubError(f"the proxy {proxy} did not answer CONNECT in HTTP/1", cause="dial")
+    if status.startswith("2"):
+        return
+    said = f"{status} {phrase}".strip()[:100]
+    if int(status) in _UNAUTHENTICATED:
+        how = "refused our credentials" if proxy.authorization else "asks for credentials"
+        raise HubError(f"the proxy {proxy} {how} ({said})", retryable=False, cause="rejected")
+    raise HubError(f"the proxy {proxy} did not open a connection to the hub ({said})", cause="dial")
+
+
+class _Waiting(asyncio.Protocol):
+    """Keeps what arrives until somebody takes it: first the proxy's answer, then the connection's own protocol."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._lost: Exception | None = None
+        self._changed = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        self._changed.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = exc or ConnectionResetError("closed")
+        self._changed.set()
+
+    async def answer(self, proxy: Proxy) -> bytes:
+        """The head of the proxy's answer, without the empty line that ends it. Raises HubError."""
+        while (end := self._received.find(b"\r\n\r\n")) < 0:
+            if self._lost is not None:
+                raise HubError(f"the proxy {proxy} closed the connection without an answer to CONNECT", cause="dial")
+            if len(self._received) > MAX_ANSWER_BYTES:
+                raise HubError(f"the proxy {proxy} answered CONNECT with a head without end", cause="dial")
+            self._changed.clear()
+            await self._changed.wait()
+        head = bytes(self._received[:end])
+        del self._received[: end + 4]
+        return head
+
+    def hand_over(self, protocol: asyncio.Protocol) -> None:
+        """From now on the connection is this protocol's, with what has come already. Raises OSError where it is lost.
+        """
+        if self._lost is not None:
+            raise OSError("the connection was closed")
+        assert self.transport is not None
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+        if self._received:
+            protocol.data_received(bytes(self._received))
