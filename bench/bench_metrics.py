@@ -99,6 +99,8 @@ def told_at_each_event() -> dict[str, Any]:
         def __init__(self, *labels: str) -> None:
             self.add = seconds.labels(*labels).observe
 
+        def settle(self) -> None: ...
+
     class Counts:
         def __init__(self, mode: str) -> None:
             self._children = [responses.labels(mode, f"{digit}xx") for digit in range(10)]

@@ -1,12 +1,13 @@
 """How long things took, counted in an array of ranges.
 
-Adding a time only appends it to a list; a thousand are sorted and counted together. On a busy agent's cold caches that
-costs a fraction of finding each one's range as it comes.
+Adding a time only appends it to a list; those of a quarter of a second are sorted and counted together, by who sweeps.
+On a busy agent's cold caches that costs a fraction of finding each one's range as it comes.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from itertools import accumulate
 
 __all__ = ["BOUNDS_S", "Durations"]
@@ -21,20 +22,22 @@ _TOGETHER = 1000
 
 
 class Durations:
-    """A histogram of times."""
+    """A histogram of times.
 
-    __slots__ = ("_counts", "_recent", "_sum_s")
+    add: takes one time, >= 0 seconds. `settle` must be called from time to time, or what was added grows.
+    """
+
+    __slots__ = ("_counts", "_recent", "_sum_s", "add")
 
     def __init__(self) -> None:
         self._counts = [0] * (len(BOUNDS_S) + 1)
         self._sum_s = 0.0
         self._recent: list[float] = []  # not counted yet
+        self.add: Callable[[float], None] = self._recent.append  # no function of ours for each request
 
-    def add(self, seconds: float) -> None:
-        """Count one time, >= 0 seconds."""
-        recent = self._recent
-        recent.append(seconds)
-        if len(recent) >= _TOGETHER:
+    def settle(self) -> None:
+        """Count what was added, where it is much."""
+        if len(self._recent) >= _TOGETHER:
             self._count()
 
     def _count(self) -> None:

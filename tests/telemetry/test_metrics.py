@@ -14,6 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.durations import BOUNDS_S, Durations
 from agent.errors import ConfigError
+from agent.messages import Target
+from agent.proxy import Measures, Proxy, Upstreams
 from agent.telemetry.health import HealthServer
 from agent.telemetry.metrics import Metric, MetricsPage
 
@@ -73,6 +75,18 @@ def test_two_histograms_add_up(some: list[float], more: list[float]) -> None:
     assert both.sum_s == one.sum_s + other.sum_s
     both.add(1.0)
     assert one.cumulative[-1] == len(some)
+
+
+async def test_what_requests_took_is_counted_by_the_sweep_and_kept_by_nobody() -> None:
+    measures = Measures()
+    proxy = Proxy(route=lambda head: Target("http://h"), upstreams=Upstreams(), measures={"memory": measures})
+    for _ in range(5000):
+        measures.at_once.add(0.5)
+    proxy._sweep(0.0)
+    assert measures.at_once._recent == []
+    measures.at_once.add(0.5)
+    assert measures.stages["whole"].cumulative[-1] == 5001
+    assert measures.stages["head"].sum_s == pytest.approx(2500.5)
 
 
 def test_nothing_is_counted_twice_by_asking_twice() -> None:

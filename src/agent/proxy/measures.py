@@ -34,6 +34,11 @@ class Measures:
         self.cut = 0
         self.upgraded = 0
 
+    def settle(self) -> None:
+        """Count what has come in: to be called every fraction of a second while requests are measured."""
+        for durations in (self.at_once, self.policy, self.connect, self.head, self.body, self.whole):
+            durations.settle()
+
     @property
     def responses(self) -> list[int]:
         """Targets' responses by the first digit of their status, those of `at_once` among them."""

@@ -123,4 +123,6 @@ class Proxy:
     def _sweep(self, now: float) -> bool:
         for connection in list(self._connections):
             connection.look_at_deadlines(now)
+        for measures in self.measures.values():
+            measures.settle()
         return bool(self._connections)
