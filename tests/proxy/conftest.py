@@ -163,11 +163,11 @@ class House:
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
         if self.carrier == "tcp":
-            self._server = await loop.create_server(self.connection, "127.0.0.1", 0)
+            self._server = await loop.create_server(self.connection, "127.0.0.1", 0, backlog=1024)
             self.port = self._server.sockets[0].getsockname()[1]
         elif self.carrier == "unix":
             self._directory = tempfile.mkdtemp()
-            self._server = await loop.create_unix_server(self.connection, f"{self._directory}/s")
+            self._server = await loop.create_unix_server(self.connection, f"{self._directory}/s", backlog=1024)
 
     async def open(self, limit: int = 1 << 20) -> Client:
         loop = asyncio.get_running_loop()
@@ -205,16 +205,16 @@ class House:
         assert len(ids) == len(set(ids)), "an outcome was told twice"
 
 
-async def eventually(condition: Callable[[], object]) -> None:
+async def eventually(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None:
     """Wait for a state."""
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the state did not come"
         await asyncio.sleep(0.002)
 
 
 @pytest.fixture(name="eventually")
-def give_eventually() -> Callable[[Callable[[], object]], Awaitable[None]]:
+def give_eventually() -> Callable[..., Awaitable[None]]:
     return eventually
 
 
@@ -267,10 +267,15 @@ class Origin:
 
 @pytest.fixture
 def origin() -> Callable[..., contextlib.AbstractAsyncContextManager[Origin]]:
-    """`async with origin(handler, ssl=...) as o`: a target whose connections each run `handler(reader, writer)`."""
+    """`async with origin(handler, ssl=...) as o`: a target whose connections each run `handler(reader, writer)`.
+
+    size: how much a handler's reader may hold.
+    """
 
     @contextlib.asynccontextmanager
-    async def opened(handler: Handler | None = None, **arguments: Any) -> AsyncIterator[Origin]:
+    async def opened(
+        handler: Handler | None = None, size: int = 1 << 20, **arguments: Any
+    ) -> AsyncIterator[Origin]:
         here = Origin()
         tasks: set[asyncio.Task[None]] = set()
 
@@ -288,7 +293,7 @@ def origin() -> Callable[..., contextlib.AbstractAsyncContextManager[Origin]]:
                 tasks.discard(task)
                 writer.transport.abort()
 
-        server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 20, **arguments)
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=size, backlog=1024, **arguments)
         scheme = "https" if "ssl" in arguments else "http"
         here.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:

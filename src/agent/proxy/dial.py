@@ -67,9 +67,8 @@ async def within(seconds: float, stage: str, opening: Awaitable[R]) -> R:
 
 async def _connect(target: Target) -> socket.socket:
     """A connected socket to one of the target's addresses. Raises TargetError 502."""
-    loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        found = await look_up(target.host, target.port)
     except (OSError, UnicodeError) as error:
         raise TargetError(502, "the target's name could not be resolved", stage="resolve") from error
     if not found:
@@ -81,6 +80,11 @@ async def _connect(target: Target) -> socket.socket:
         return await _first_to_connect(addresses)
     except OSError as error:
         raise TargetError(502, "the target refused the connection", stage="connect") from error
+
+
+async def look_up(host: str, port: int) -> list[AddressInfo]:
+    """The addresses of a name, as the system's resolver gives them now. Raises OSError or UnicodeError."""
+    return list(await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM))
 
 
 def _interleaved(found: Iterable[AddressInfo]) -> Iterable[AddressInfo]:
