@@ -25,6 +25,11 @@ __all__ = ["Upstream", "UpstreamUser", "Upstreams"]
 log = logging.getLogger(__name__)
 
 
+def _generation_of(key: Hashable) -> int:
+    generation: int = cast("tuple[Any, ...]", key)[3]
+    return generation
+
+
 def _connect_of(key: Hashable) -> Connect | None:
     connect: Connect | None = cast("tuple[Any, ...]", key)[-1]
     return connect
@@ -196,11 +201,11 @@ class Upstreams:
     async def dial(self, target: Target) -> Upstream:
         """A new connection to the target. Raises TargetError. Cancelled: nothing stays open."""
         context = None
+        upstream = Upstream(self, self.key(target))  # before its context: roots read anew in between make it no newer
         if target.scheme == "https" and target.connect is None:
             if self._ssl_context is None:
                 raise ValueError("an https target needs Upstreams(ssl_context=...)")
             context = self._ssl_context(target)
-        upstream = Upstream(self, self.key(target))
         try:
             await dial(target, upstream, self.limits, context)
             if upstream.transport is None:  # a `connect` that returns before its transport's first callback
@@ -265,9 +270,11 @@ class Upstreams:
             self._closed.set()
 
     def _sweep(self, now: float) -> bool:
-        """Close what has been idle for too long."""
+        """Close what has been idle for too long, or was made under trust roots that are no longer in force."""
+        generation = self._generation()
         for key, idle in list(self._idle.items()):
-            stale = [upstream for upstream in idle if upstream.idle_until <= now]
+            old = _generation_of(key) != generation
+            stale = [upstream for upstream in idle if old or upstream.idle_until <= now]
             for upstream in stale:
                 idle.remove(upstream)
                 upstream.abort()
