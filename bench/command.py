@@ -1,4 +1,4 @@
-"""The command line: which cases run, where the reports go, and `compare`."""
+"""The command line: which cases run, where the reports go, the defaults' curves, and `compare`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import pathlib
 import sys
 import time
+from typing import Any
 
 from .measuring import Case, Measurement, Ratio, Shared, measured
 
@@ -28,15 +29,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="cases whose name contains TEXT")
     parser.add_argument("--list", action="store_true", help="name the cases and exit")
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
-    commands = parser.add_subparsers(dest="command", metavar="compare")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     comparing = commands.add_parser("compare", help="say what got better or worse beyond the spread")
     comparing.add_argument("old", type=pathlib.Path, metavar="OLD.json")
     comparing.add_argument("new", type=pathlib.Path, metavar="NEW.json")
+    commands.add_parser("curves", help="measure each default beside what was not chosen (--only, --output as above)")
     given = parser.parse_args(arguments)
     if given.command == "compare":
         from .compare import compare
 
         return compare(given.old, given.new)
+    if given.command == "curves":
+        return run_curves(given.only, output=given.output)
     cases = [
         case
         for case in all_cases()
@@ -54,6 +58,34 @@ def main(arguments: list[str] | None = None) -> int:
 def run(cases: list[Case], *, quick: bool, output: pathlib.Path) -> int:
     """Measure and write the reports. A case that fails is said, and leaves the others theirs."""
     from . import goals, report
+
+    measurements, ratios, environment = measure_all(cases, quick=quick)
+    report.write(output, cases, measurements, ratios, environment)
+    print(goals.table(measurements, ratios))
+    return said(output, environment)
+
+
+def run_curves(names: list[str], *, output: pathlib.Path) -> int:
+    """Measure the defaults' curves and write their reports."""
+    from . import curve_report, curves
+
+    wanted = [curve for curve in curves.CURVES if not names or any(text in curve.case.name for text in names)]
+    measurements, _, environment = measure_all([curve.case for curve in wanted], quick=False)
+    curve_report.write(output, wanted, measurements, environment)
+    return said(output, environment)
+
+
+def said(output: pathlib.Path, environment: dict[str, Any]) -> int:
+    """Say how it went. Returns the exit code."""
+    print(f"{environment['took_s']:.0f} s; reports in {output}", file=sys.stderr)
+    if environment["failed"]:
+        print(f"failed: {', '.join(environment['failed'])}", file=sys.stderr)
+    return 1 if environment["failed"] else 0
+
+
+def measure_all(cases: list[Case], *, quick: bool) -> tuple[list[Measurement], list[Ratio], dict[str, Any]]:
+    """Measure, saying how far it is: what was found, and the environment it belongs to."""
+    from . import report
 
     measurements: list[Measurement] = []
     ratios: list[Ratio] = []
@@ -78,10 +110,4 @@ def run(cases: list[Case], *, quick: bool, output: pathlib.Path) -> int:
             ratios += compared
     finally:
         shared.close()
-    environment = report.environment(quick=quick, took_s=time.monotonic() - began, failed=failed)
-    report.write(output, cases, measurements, ratios, environment)
-    print(goals.table(measurements, ratios))
-    print(f"{time.monotonic() - began:.0f} s; reports in {output}", file=sys.stderr)
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    return measurements, ratios, report.environment(quick=quick, took_s=time.monotonic() - began, failed=failed)

@@ -23,8 +23,9 @@ from agent.connections import MemoryConnManager, UDSAcceptor, UDSConnManager
 from agent.messages import RequestHead, Target
 from agent.policy.identity import Anonymous
 from agent.policy.router import StaticRouter
-from agent.proxy import Proxy, Upstreams
+from agent.proxy import Proxy, ProxyLimits, Upstreams
 from fastpipe import create_pipe
+from fastpipe._limits import DEFAULT_LIMIT
 
 from .measuring import Case, Metric, Samples, Scale, Turn, latency, no_collection
 from .peers import SMALL, Nginx, nginx
@@ -52,6 +53,7 @@ class Packets:
 
     features = frozenset({"close"})
     bytes_buffered = 0
+    opens_no_more = False
 
     def __init__(self) -> None:
         self.clients: dict[int, Client] = {}
@@ -187,13 +189,21 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house(mode: str, route: Callable[[RequestHead], Target | Awaitable[Target]]) -> AsyncIterator[House]:
-    """mode: "memory" or "UDS"."""
+async def house(
+    mode: str,
+    route: Callable[[RequestHead], Target | Awaitable[Target]],
+    *,
+    limits: ProxyLimits | None = None,
+    buffer_size: int = DEFAULT_LIMIT,
+) -> AsyncIterator[House]:
+    """mode: "memory" or "UDS". buffer_size: of the pipe."""
     made = House(Packets())
-    upstreams = Upstreams()
+    limits = limits or ProxyLimits()
+    upstreams = Upstreams(limits=limits)
     made.proxy = Proxy(
-        route=route, process=Anonymous().process, upstreams=upstreams, cluster="c1", max_connections=20_000
-    )
+        route=route, process=Anonymous().process, upstreams=upstreams, limits=limits, cluster="c1",
+        max_connections=20_000,
+    )  # fmt: skip
     acceptor = None
     if mode == "UDS":
         acceptor = UDSAcceptor(lambda conn_id, outcome: made.proxy.connection(conn_id, outcome, "uds"))
@@ -203,6 +213,7 @@ async def house(mode: str, route: Callable[[RequestHead], Target | Awaitable[Tar
         made.manager = MemoryConnManager(
             made.packets,  # type: ignore[arg-type]
             lambda conn_id, outcome: made.proxy.connection(conn_id, outcome, "memory"),
+            buffer_size=buffer_size,
         )
     try:
         yield made
@@ -345,8 +356,8 @@ async def yardstick(port: int) -> AsyncIterator[tuple[Yardstick, Packets]]:
 
 
 @contextlib.asynccontextmanager
-async def receiver(mode: str, server: Nginx | None) -> AsyncIterator[tuple[Receiver, Packets]]:
-    """mode: memory, UDS, yardstick. server: the target; None: one in this process."""
+async def receiver(mode: str, server: Nginx | None, **options: Any) -> AsyncIterator[tuple[Receiver, Packets]]:
+    """mode: memory, UDS, yardstick. server: the target; None: one in this process. options: of the house."""
     if mode == "yardstick":
         assert server is not None
         async with yardstick(server.port) as found:
@@ -357,16 +368,16 @@ async def receiver(mode: str, server: Nginx | None) -> AsyncIterator[tuple[Recei
         route: Callable[[RequestHead], Any] = lambda _: target  # noqa: E731
     else:
         route = StaticRouter([("/", server.url)], "c1").route
-    async with house(mode, route) as made:
+    async with house(mode, route, **options) as made:
         yield made.manager, made.packets
 
 
 # -- the cases
 
 
-async def requests(mode: str, server: Nginx | None, n: int, count: int, *, close: bool) -> Samples:
+async def requests(mode: str, server: Nginx | None, n: int, count: int, *, close: bool, **options: Any) -> Samples:
     """n requests for 1 KiB by `count` clients: CPU of this process per request, requests/s, latency."""
-    async with receiver(mode, server) as (takes, packets):
+    async with receiver(mode, server, **options) as (takes, packets):
         request = (CLOSED if close else KEPT) % b"1k"
         clients = Clients(takes, packets, itertools.count(1), request=request, expected_bytes=len(SMALL), close=close)
         await clients.run(max(count, n // 10), count)
@@ -379,9 +390,9 @@ async def requests(mode: str, server: Nginx | None, n: int, count: int, *, close
         return {CPU: [cpu / n * 1e6], RATE: [n / took], **latency("latency", clients.samples)}
 
 
-async def download(mode: str, server: Nginx) -> Samples:
+async def download(mode: str, server: Nginx, **options: Any) -> Samples:
     """1 GiB at once."""
-    async with receiver(mode, server) as (takes, packets):
+    async with receiver(mode, server, **options) as (takes, packets):
         clients = Clients(takes, packets, itertools.count(1), request=KEPT % b"1g", expected_bytes=1 << 30, close=False)
         cpu, began = time.process_time(), time.perf_counter()
         await clients.run(1, 1)

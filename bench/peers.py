@@ -160,28 +160,37 @@ def nginx() -> Iterator[Nginx]:
             server.close()
 
 
+def command(*arguments: str, tuned: Sequence[str] = ()) -> list[str]:
+    """`fastpipe-agent`. tuned: constants of its modules that have other values, as `bench.tuned` takes them."""
+    return [sys.executable, "-m", *(("bench.tuned", *tuned) if tuned else ()), "agent", *arguments]
+
+
 @contextlib.contextmanager
-def hub() -> Iterator[tuple[Program, str, str]]:
+def hub(*, tuned: Sequence[str] = ()) -> Iterator[tuple[Program, str, str]]:
     """The console script's hub: (it, its gRPC address, its HTTP address)."""
     ports = ("--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0", "--log-level", "warning")
-    running = Program([sys.executable, "-m", "agent", "hub", *ports])
+    running = Program(command("hub", *ports, tuned=tuned))
     try:
         yield running, running.wait_for("listening grpc "), running.wait_for("listening http ")
     finally:
         running.close()
 
 
-def agent_command(grpc: str, cluster: str, route: str, *, memory: bool, options: Sequence[str] = ()) -> list[str]:
+def agent_command(
+    grpc: str, cluster: str, route: str, *, memory: bool, options: Sequence[str] = (), tuned: Sequence[str] = ()
+) -> list[str]:
     """`fastpipe-agent run` for one mode. route: the URL that / goes to."""
     mode = "--use-memory-comm" if memory else "--no-use-memory-comm"
     where = ("--hub-address", grpc, "--cluster-name", cluster, "--insecure", "--route", f"/={route}")
-    return [sys.executable, "-m", "agent", "run", *where, mode, "--log-level", "error", *options]
+    return command("run", *where, mode, "--log-level", "error", *options, tuned=tuned)
 
 
 @contextlib.contextmanager
-def agent(grpc: str, cluster: str, route: str, *, memory: bool, options: Sequence[str] = ()) -> Iterator[Program]:
+def agent(
+    grpc: str, cluster: str, route: str, *, memory: bool, options: Sequence[str] = (), tuned: Sequence[str] = ()
+) -> Iterator[Program]:
     """The console script's agent, ready."""
-    running = Program(agent_command(grpc, cluster, route, memory=memory, options=options))
+    running = Program(agent_command(grpc, cluster, route, memory=memory, options=options, tuned=tuned))
     try:
         running.wait_for("ready")
         yield running

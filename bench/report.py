@@ -15,7 +15,7 @@ from typing import Any
 
 from .measuring import Case, Measurement, Ratio
 
-__all__ = ["environment", "number", "write"]
+__all__ = ["environment", "number", "replace", "rounded", "where_it_ran", "write"]
 
 HERE = pathlib.Path(__file__).parent
 
@@ -83,23 +83,35 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "environment": where,
-        "measurements": [_rounded(item) for item in measurements],
-        "ratios": [_rounded(item) for item in ratios],
+        "measurements": [rounded(item) for item in measurements],
+        "ratios": [rounded(item) for item in ratios],
     }
-    _replace(folder / "report.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    _replace(folder / "report.md", _markdown(cases, measurements, ratios, where))
-    _replace(folder / "report.svg", chart.svg(ratios, where))
+    replace(folder / "report.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    replace(folder / "report.md", _markdown(cases, measurements, ratios, where))
+    replace(folder / "report.svg", chart.svg(ratios, where))
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
+def replace(path: pathlib.Path, text: str) -> None:
+    """Write a file, whole or not at all."""
     beside = path.with_suffix(path.suffix + ".new")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 
 
-def _rounded(item: Measurement | Ratio) -> dict[str, Any]:
+def rounded(item: Measurement | Ratio) -> dict[str, Any]:
+    """As a report has it, with five digits that count."""
     given = dataclasses.asdict(item)
     return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in given.items()}
+
+
+def where_it_ran(where: dict[str, Any]) -> str:
+    """What the figures belong to, as a sentence."""
+    quick = ", quick run" if where["quick"] else ""
+    return (
+        f"{where['date']}, commit {where['commit']}; {where['processor']}, {where['cores']} cores, {where['system']}, "
+        f"load {where['load_average']}; Python {where['python']}, {where['loop']}, twin `{where['twin']}`{quick}; "
+        f"{where['took_s']:.0f} s. Take the ratios rather than the figures: rivals took turns within each round."
+    )
 
 
 def _markdown(
@@ -110,10 +122,7 @@ def _markdown(
     lines = [
         "# Measured",
         "",
-        f"{where['date']}, commit {where['commit']}; {where['processor']}, {where['cores']} cores, {where['system']}, "
-        f"load {where['load_average']}; Python {where['python']}, {where['loop']}, twin `{where['twin']}`"
-        + (", quick run" if where["quick"] else "")
-        + f"; {where['took_s']:.0f} s. Take the ratios rather than the figures: rivals took turns within each round.",
+        where_it_ran(where),
         "",
     ]
     if where["failed"]:

@@ -6,6 +6,7 @@ import contextlib
 import fnmatch
 import json
 import pathlib
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -110,6 +111,50 @@ def test_compare_says_that_a_file_is_no_report(tmp_path: pathlib.Path, capsys: p
     (tmp_path / "no.json").write_text("[]")
     assert compare.compare(tmp_path / "no.json", tmp_path / "no.json") == 2
     assert "no two reports" in capsys.readouterr().err
+
+
+def test_requests_go_through_the_hop_over_both_carriers() -> None:
+    from bench import hop, pipe
+
+    for mode in ("memory", "UDS"):
+        found = pipe.on_loop("uvloop", hop.requests(mode, None, 40, 4, close=False))
+        assert len(found[measuring.Metric("latency", "µs")]) == 40
+
+
+def test_a_constant_is_changed_wherever_it_is_used() -> None:
+    script = (
+        "from agent.tunnel import http2, session; import inspect, fastpipe._turn_py as turn;"
+        "print(http2.WINDOW_BYTES, inspect.signature(http2.Http2Connection).parameters['window_bytes'].default,"
+        "session.INITIAL_WINDOW_BYTES, turn.TURN_CALLS)"
+    )
+    program = (
+        "from bench import tuned; tuned.install(['agent.tunnel.http2:WINDOW_BYTES=4096',"
+        f"'agent.tunnel.window:INITIAL_WINDOW_BYTES=2048', 'fastpipe._limits:TURN_CALLS=7']); exec({script!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["4096", "4096", "2048", "7"]
+
+
+def test_a_constant_that_is_not_there_is_not_changed_in_silence() -> None:
+    program = "from bench import tuned; tuned.install(['agent.tunnel.window:NO_BYTES=1']); import agent.tunnel.window"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "LookupError: agent.tunnel.window assigns NO_BYTES 0 times" in done.stderr
+
+
+def test_curves_show_the_default_among_what_was_not_chosen(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("fastpipe._pipe_c")
+    from bench import curve_report, curves
+
+    variants = ["1", "4"]
+    turns = lambda _: lambda at: {TIME: [float(at)]}  # noqa: E731
+    one = curves.curve("a curve", "By size", "`size`", "4", "reasons", variants, turns)
+    measurements, _ = measuring.measured(one.case, quick=False, say=lambda _: None)
+    curve_report.write(tmp_path, [one], measurements, report.environment(quick=False, took_s=1, failed=[]))
+    content = json.loads((tmp_path / "curves.json").read_text())
+    assert [(each["case"], each["chosen"]) for each in content["curves"]] == [("a curve", "4")]
+    assert [item["median"] for item in content["measurements"]] == [1.0, 4.0]
+    assert "| 1 | 1.00 µs ±0% |\n| **4** | **4.00 µs** ±0% |" in (tmp_path / "curves.md").read_text()
+    assert (tmp_path / "curves.svg").read_text().count("<circle") == 2
 
 
 def test_every_goal_names_a_case_that_runs() -> None:

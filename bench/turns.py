@@ -1,0 +1,50 @@
+"""What a turn's budget does, in a process of its own: `python -m bench.turns`, its constants set by `bench.tuned`.
+
+Prints a JSON object, µs: `round_trip` and `round_trip_p99` of 64 B, and `late`, how much later than asked for a timer
+of 1 ms fires (its 90th percentile) while a ping-pong without end keeps the loop busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+
+from .measuring import percentile
+from .pipe import C, Ping, Pong, on_loop, over_pipe, round_trips
+
+TRIPS = 20_000
+TIMERS = 60
+ASKED_S = 0.001
+
+
+async def lateness() -> list[float]:
+    ping, pong = Ping(), Pong()
+    a, b = await over_pipe(C)(ping, pong)
+    await asyncio.sleep(0.01)
+    ping.start(a, b"x" * 64, 1 << 24)
+    samples = []
+    for _ in range(TIMERS):
+        began = time.perf_counter()
+        await asyncio.sleep(ASKED_S)
+        samples.append((time.perf_counter() - began - ASKED_S) * 1e6)
+    a.abort()
+    b.abort()
+    await asyncio.sleep(0)
+    return samples
+
+
+def main() -> None:
+    trips = on_loop("uvloop", round_trips(over_pipe(C), 64, TRIPS))
+    late = on_loop("uvloop", lateness())
+    found = {
+        "round_trip": statistics.median(trips),
+        "round_trip_p99": percentile(trips, 0.99),
+        "late": percentile(late, 0.9),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
