@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import random
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -332,3 +335,77 @@ async def test_one_token_is_another_user_behind_another_agent(clusters: Callable
 
 async def identities(server: ApiServer) -> list[tuple[bytes, list[bytes]]]:
     return [(each.values(b"authorization")[0], each.values(b"impersonate-user")) for each in server.received]
+
+
+# Made-up heads --------------------------------------------------------------------------------------------------------
+
+NAMES = [
+    b"Impersonate-User", b"Impersonate-Group", b"Impersonate-Uid", b"Impersonate-Extra-x", b"X-Remote-User",
+    b"X-Remote-Group", b"X-Remote-Extra-x", b"Authorization", b"Connection", b"Transfer-Encoding", b"Content-Length",
+    b"Host", b"Expect", b"Upgrade", b"Trailer", b"TE", b"Sec-WebSocket-Protocol", b"Proxy-Authorization",
+]  # fmt: skip
+VALUES = [
+    b"root", b"system:masters", b"Bearer alice", b"bearer bob", b"Bearer managed-own-token", b"chunked", b"5", b"0",
+    b"", b"close, Impersonate-User", b"Authorization", b"upgrade", b"websocket", b"100-continue", b"a\tb", b"\xff",
+    PROTOCOL,
+]  # fmt: skip
+PIECES = [b"\r\n", b"\n", b"\r", b"\r\n ", b"\0", b"_", b"-", b":", b" ", b"\t", b"\xc2\xa0", b","]
+BEHIND = [
+    b"", b"", b"hello", b"5\r\nhello\r\n0\r\nImpersonate-User: root\r\n\r\n", GET % (b"behind", ALICE + b"\r\nX: 1"),
+]  # fmt: skip
+# Not the agent's own judgement of what claims an identity, but the same: any mark stands for "-", in any case.
+CLAIM = re.compile(rb"impersonate[^a-z0-9].*|x[^a-z0-9]remote[^a-z0-9](user|group|uid|extra[^a-z0-9].*)", re.IGNORECASE)
+
+
+def mutated(rng: random.Random, text: bytes) -> bytes:
+    """None, one or two changes: a byte set, put in, or turned to the other case; a piece that parsers stumble over."""
+    found = bytearray(text)
+    for _ in range(rng.choice((0, 0, 0, 1, 1, 2))):
+        at = rng.randrange(len(found) + 1)
+        end = at + (at < len(found))
+        change = rng.choice((bytes([rng.randrange(256)]), bytes(found[at:end]).swapcase(), rng.choice(PIECES)))
+        found[at : rng.choice((at, end))] = change
+    return bytes(found)
+
+
+def made_up(rng: random.Random, number: int) -> bytes:
+    lines = [
+        mutated(rng, rng.choice(NAMES)) + rng.choice((b": ", b":", b" :", b":\t")) + mutated(rng, rng.choice(VALUES))
+        for _ in range(rng.randrange(4))
+    ]
+    user = rng.choice((BOB, BOB, ALICE, b""))
+    if user:
+        lines.insert(rng.randrange(len(lines) + 1), user)
+    start = b"%b /c1/%d HTTP/1.%d" % (rng.choice((b"GET", b"POST", b"DELETE")), number, rng.choice((1, 1, 1, 0)))
+    return b"\r\n".join([start, b"Host: h", *lines, b"", b""]) + rng.choice(BEHIND)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.loops("uvloop")
+async def test_no_made_up_head_gains_an_identity(gated: Callable[..., Any], seed: int) -> None:
+    rng = random.Random(seed)
+    arrived = 0
+    async with gated() as gate:
+        for number in range(600):
+            sent = made_up(rng, number)
+            gate.managed.received.clear()
+            reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+            writer.write(sent)
+            writer.write_eof()
+            async with asyncio.timeout(20):
+                with contextlib.suppress(ConnectionError):
+                    await reader.read()
+            writer.transport.abort()
+            arrived += len(gate.managed.received)
+            for received in gate.managed.received:
+                claims = [field for field in received.headers if CLAIM.fullmatch(field[0])]
+                authorization = received.values(b"authorization")
+                if authorization == [OWN]:
+                    assert claims == BOBS, sent
+                    assert PROTOCOL not in received.values(b"sec-websocket-protocol"), sent
+                    assert b"bob" in sent
+                else:
+                    assert [value.lower() for value in authorization] == [b"bearer alice"], sent
+                    assert all(name.lower().startswith(b"impersonate-") for name, _ in claims), sent
+                    assert b"alice" in sent
+    assert arrived > 100
