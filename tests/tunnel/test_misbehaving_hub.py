@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agent.errors import HubError
+from agent.tunnel import flood
 from agent.tunnel.packet import Packet
 
 DATA, ERROR, DRAIN = 0, 1, 2
@@ -448,7 +449,10 @@ async def test_an_unknown_code_is_ignored_and_counted(raw_hub: Any, tunnels: Any
         assert agent_of[0].tunnel.unknown_packets == 2
 
 
-async def test_a_hub_that_does_not_read_its_answers_is_given_up(raw_hub: Any, tunnels: Any) -> None:
+async def test_a_hub_that_does_not_read_its_answers_is_given_up(
+    raw_hub: Any, tunnels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(flood.ALLOWED, 6, (10**9, 1.0))  # which it would run into before
     async with raw_hub() as (port, accepted), tunnels() as ends:
         ends.start(ends.client(port))
         hub = await accepted()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import pathlib
+import socket
 import ssl
+import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import trustme
 from aiohttp import web
-from whole_peers import BaseHubProcess, curl, running_origin, until
+from whole_peers import BaseHubProcess, curl, free_port, program, running_origin, until
 from whole_rig import RunningAgent, running_hub
 
 HELLO = (0, b"hello from the origin\n")
@@ -142,3 +146,65 @@ async def test_https_target_is_verified(mode: str, files: Files, base_hub_proces
     finally:
         await runner.cleanup()
         await asyncio.sleep(0)
+
+
+REFUSALS = [
+    ("none", "the client showed no certificate"),
+    ("other", "the client's certificate was refused: unable to get local issuer certificate"),
+    ("expired", "the client's certificate was refused: certificate has expired"),
+]
+
+
+@pytest.mark.loops("uvloop")  # asyncio in debug mode reports each failed handshake at the server
+@pytest.mark.parametrize(("kind", "said"), REFUSALS)
+async def test_a_refused_certificate_is_named_at_both_ends(
+    files: Files, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, kind: str, said: str
+) -> None:
+    own = {}
+    if kind != "none":
+        authority = trustme.CA() if kind == "other" else files.authority
+        until_when = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC) if kind == "expired" else None
+        pair = authority.issue_cert("c1", common_name="c1", not_after=until_when)
+        own["hub_client_cert_file"] = str(tmp_path / "agent.pem")
+        pair.private_key_and_cert_chain_pem.write_to_path(own["hub_client_cert_file"])
+    async with (
+        running_hub(grpc_cert_file=files.cert, grpc_key_file=files.key, agent_ca_file=files.ca) as (port, _),
+        running_agent("memory", port, "http://127.0.0.1:9", hub_ca_file=files.ca, **own),
+    ):
+        await until(lambda: [each for each in caplog.records if each.name == "agent.tunnel.client"])
+        told = next(each for each in caplog.records if each.name == "agent.tunnel.client").getMessage()
+        assert "refused our certificate" in told
+        assert "hub_client_cert_file" in told
+        hub = [each for each in caplog.records if each.getMessage() == "an agent's TLS handshake failed"]
+        assert vars(hub[0])["reason"] == said
+
+
+@pytest.mark.loops("uvloop")
+async def test_the_alert_of_a_hub_that_sends_one_is_told_in_words(
+    files: Files, tls_alerting_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_agent("memory", tls_alerting_port, "http://127.0.0.1:9", hub_ca_file=files.ca):
+        await until(lambda: [each for each in caplog.records if each.name == "agent.tunnel.client"])
+        told = next(each for each in caplog.records if each.name == "agent.tunnel.client")
+        assert "the hub refused our certificate (hub_client_cert_file): it asks for one; trying" in told.getMessage()
+        assert told.levelname == "ERROR"
+
+
+@pytest.fixture
+def tls_alerting_port(files: Files) -> Iterator[int]:
+    """A server of OpenSSL's own that asks for a certificate, and alerts where there is none."""
+    port = free_port()
+    command = [program("openssl"), "s_server", "-accept", f"127.0.0.1:{port}", "-cert", files.cert, "-key", files.key]
+    command += ["-Verify", "1", "-CAfile", files.ca, "-verify_return_error", "-alpn", "h2", "-quiet"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline_s = time.monotonic() + 10
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    try:
+        yield port
+    finally:
+        process.kill()
+        process.communicate()

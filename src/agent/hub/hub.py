@@ -82,6 +82,9 @@ class Hub:
             client_required=not config.agent_token_file and not config.allow_any_agent,
             alpn=["h2"],
         )
+        if self._grpc_tls:
+            self._grpc_tls.on_failure = self._tls_failed
+        self.tls_failures = 0
         self._http_tls = config.http_cert_file and server_context(
             config.http_cert_file,
             config.http_key_file,
@@ -178,6 +181,10 @@ class Hub:
         sessions.append(session)
         logger.info("agent connected", extra={"cluster": name, "peer": tunnel.peername})
         return session
+
+    def _tls_failed(self, reason: str) -> None:
+        self.tls_failures += 1
+        logger.warning("an agent's TLS handshake failed", extra={"reason": reason})
 
     def route(self, request: RequestHead) -> Target:
         """The newest agent of the cluster that this request is for, whatever the one before it on its connection was.

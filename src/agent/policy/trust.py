@@ -9,7 +9,7 @@ import binascii
 import os
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from ..errors import ConfigError
@@ -19,6 +19,7 @@ from .files import Reloaded
 __all__ = [
     "CertificateProvider",
     "FileTrust",
+    "ServerContext",
     "client_context",
     "parse_certificates",
     "roots_context",
@@ -156,6 +157,36 @@ def client_context(
     return context
 
 
+class _ReportingTLS(ssl.SSLObject):
+    """The server's end of a connection whose handshake may fail: asyncio and uvloop say nothing where one does."""
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLEOFError):
+            raise  # it goes on, or the peer left: a port that is looked at is no failure
+        except ssl.SSLError as error:
+            on_failure = getattr(self.context, "on_failure", None)
+            if on_failure is not None:
+                on_failure(_reason(error))
+            raise
+
+
+class ServerContext(ssl.SSLContext):
+    """A server's context. on_failure: called with what went wrong in words whenever a peer's handshake fails."""
+
+    sslobject_class = _ReportingTLS
+    on_failure: Callable[[str], None] | None = None
+
+
+def _reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the client's certificate was refused: {error.verify_message}"
+    if error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return "the client showed no certificate"
+    return (error.reason or str(error)).lower().replace("_", " ")
+
+
 def server_context(
     cert_file: str,
     key_file: str,
@@ -165,13 +196,13 @@ def server_context(
     client_ca_field: str = "agent_ca_file",
     client_required: bool = True,
     alpn: Sequence[str] = (),
-) -> ssl.SSLContext:
+) -> ServerContext:
     """The context of a port of the hub's, from files as they are now.
 
     client_ca_file: ask peers for a certificate that one of these signed; client_required: refuse a peer without one.
     Raises ConfigError, naming the field.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if alpn:
         context.set_alpn_protocols(list(alpn))

@@ -35,6 +35,22 @@ _FLOOD_PACKETS = 1000
 """Empty packets for id 0 between two probes that make a flood: a base hub has a newer agent of this cluster (wire.md,
 "ids ≤ 0")."""
 
+_MAX_PROBE_S = 60.0
+"""How late a probe's answer may be where something moves: 32 MB that a base hub has queued before it, at 0.5 MB/s."""
+
+_REFUSALS = {
+    "CERTIFICATE_REQUIRED": "it asks for one",
+    "UNKNOWN_CA": "it doesn't know who signed it",
+    "CERTIFICATE_EXPIRED": "it has expired",
+    "CERTIFICATE_REVOKED": "it was revoked",
+    "BAD_CERTIFICATE": "it is bad",
+    "UNSUPPORTED_CERTIFICATE": "it is of a kind that isn't supported",
+    "CERTIFICATE_UNKNOWN": "it can't be used",
+    "HANDSHAKE_FAILURE": "it asks for another, or for other TLS",
+    "ACCESS_DENIED": "access denied",
+}
+"""TLS alerts (RFC 8446, section 6.2) by which a hub says that it doesn't want our certificate, and what they mean."""
+
 _REJECTED = (Status.UNAUTHENTICATED, Status.PERMISSION_DENIED)
 
 logger = logging.getLogger(__name__)
@@ -123,10 +139,11 @@ class Call:
             self.fail(error)
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or error.reason or error
-            self.fail(HubError(f"TLS with {endpoint}{through}: {reason}", cause="tls"))
+            self.fail(_refused(error) or HubError(f"TLS with {endpoint}{through}: {reason}", cause="tls"))
         except (OSError, UnicodeError) as error:  # the latter for a name that DNS can't have
             reason = getattr(error, "strerror", "") or error
-            self.fail(HubError(f"no connection to {endpoint}{through}: {reason}", cause="dial"))
+            hint = self._tls_hint if isinstance(error, ConnectionResetError) else ""  # in a handshake of TLS 1.2
+            self.fail(HubError(f"no connection to {endpoint}{through}: {reason}{hint}", cause="dial"))
         except BaseException:
             self.fail(HubError("the dial was cancelled", cause="dial"))
             raise
@@ -139,7 +156,7 @@ class Call:
         """Ask whether the tunnel is up; returns when the hub has answered.
 
         Raises HubError where it doesn't within timeout_s, or the session ends. While packets come in, or bytes go out
-        that the probe waits behind, the hub has timeout_s more. Cancelled: the session goes on.
+        that the probe waits behind, the hub has timeout_s more, up to a minute. Cancelled: the session goes on.
         """
         await self._raise_if_ended()
         loop = asyncio.get_running_loop()
@@ -152,8 +169,10 @@ class Call:
             await self._raise_if_ended()
             if not self._probe.done():
                 before, seen = seen, self._progress()
-                if seen == before:
-                    error = HubError(f"no answer to a probe within {timeout_s:g} s", cause="probe")
+                waited_s = loop.time() - asked_s
+                if seen == before or waited_s >= max(_MAX_PROBE_S, timeout_s):
+                    limit_s = timeout_s if seen == before else waited_s
+                    error = HubError(f"no answer to a probe within {limit_s:.3g} s", cause="probe")
                     self.fail(error)
                     self.connection.abort()  # it isn't reading: there is nobody to say goodbye to
                     raise error
@@ -230,7 +249,7 @@ class Call:
     def connection_ended(self, connection: Http2Connection, error: Exception | None) -> None:
         if not self.closed.done():
             self.closed.set_result(None)
-        self.fail(_hub_error(error))
+        self.fail(self._why(error))
 
     # -- what the tunnel calls
 
@@ -269,7 +288,21 @@ class Call:
         self.fail(HubError(f"the hub ended the stream {where}"))
 
     def stream_lost(self, error: Exception) -> None:
-        self.fail(_hub_error(error))
+        self.fail(self._why(error))
+
+    def _why(self, error: Exception | None) -> HubError:
+        refused = _refused(error)
+        if refused is None and self._tls_hint and not self.connection.heard and isinstance(error, ConnectionError):
+            return HubError(f"the hub ended the connection behind the TLS handshake{self._tls_hint}", cause="tls")
+        return refused or _hub_error(error)
+
+    @property
+    def _tls_hint(self) -> str:
+        """What may be wrong where a hub ends a connection without a word: asyncio's servers send no TLS alert."""
+        context = self.endpoint.ssl
+        if context is None:
+            return ""
+        return ": it may have refused our certificate, or miss one (hub_client_cert_file)"
 
     def _status(self, status: GrpcStatus) -> None:
         if status.code == Status.OK:
@@ -289,6 +322,16 @@ class Call:
         if self.ended.done():
             await self.wait_closed()
             raise self.ended.result() or HubError("the session is over")
+
+
+def _refused(error: Exception | None) -> HubError | None:
+    """A TLS alert that says what the hub thinks of our certificate, in words; None for all else."""
+    said = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
+    alert = said.partition("_ALERT_")[2]
+    if alert not in _REFUSALS:
+        return None
+    reason = f"the hub refused our certificate (hub_client_cert_file): {_REFUSALS[alert]}"
+    return HubError(reason, retryable=False, cause="rejected")
 
 
 def _hub_error(error: Exception | None) -> HubError:

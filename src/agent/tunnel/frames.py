@@ -12,7 +12,7 @@ from typing import Protocol
 from ..errors import WireError
 from .packet import PacketError, decode_conn_id
 
-__all__ = ["FrameHandler", "MessageSink", "frame"]
+__all__ = ["FrameHandler", "MessageSink", "frame", "frame_name"]
 
 # RFC 9113, section 6: frame types, flags
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = 0x0, 0x1, 0x2, 0x3, 0x4
@@ -41,7 +41,8 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     return HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
 
 
-def _name(kind: int) -> str:
+def frame_name(kind: int) -> str:
+    """A frame type in words."""
     return _NAMES[kind] if kind < len(_NAMES) else f"type {kind:#x}"
 
 
@@ -85,16 +86,16 @@ def no_preface() -> WireError:
 
 
 def no_settings(kind: int) -> WireError:
-    return WireError(f"HTTP/2: the first frame is {_name(kind)}, not SETTINGS (is the peer speaking HTTP/2?)")
+    return WireError(f"HTTP/2: the first frame is {frame_name(kind)}, not SETTINGS (is the peer speaking HTTP/2?)")
 
 
 def frame_too_large(kind: int, length: int, limit: int) -> WireError:
-    rule = f"{_name(kind)} frame of {length} bytes, the limit is {limit}"
+    rule = f"{frame_name(kind)} frame of {length} bytes, the limit is {limit}"
     return WireError(f"HTTP/2: {rule}", http2_code=_FRAME_SIZE_ERROR)
 
 
 def inside_header_block(kind: int, stream_id: int) -> WireError:
-    return WireError(f"HTTP/2: {_name(kind)} frame inside the header block of stream {stream_id}")
+    return WireError(f"HTTP/2: {frame_name(kind)} frame inside the header block of stream {stream_id}")
 
 
 def stray_continuation() -> WireError:

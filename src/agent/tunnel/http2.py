@@ -20,6 +20,7 @@ Invariants
   I2  A stream's user hears `stream_lost` or the end of its stream, once, and nothing after.
   I3  At most UNSENT_BYTES wait in the transport, and as many unsent in the kernel: what is chosen next goes out next.
   I4  What a peer can make us queue by asking (ACKs of SETTINGS and PING) is bounded: it has to read its answers.
+  I5  What a peer can make us do by frames that no window counts is bounded by the second.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ import h2.settings
 import hyperframe.exceptions
 
 from ..errors import WireError
+from .flood import FloodGuard
 from .framing import (
     DATA,
     DEFAULT_WINDOW,
@@ -97,11 +99,13 @@ class Http2Connection(asyncio.Protocol):
         self.streams: dict[int, Http2Stream] = {}
         self.sender = Sender(self._flush_answers, self.finish)
         self.closing = False
+        self.heard = False  # a byte of the peer's has come
         self.checks_alpn = True  # not where the transport's TLS is a proxy's, and the hub is spoken to in plaintext
         self._window_bytes = window_bytes
         self._message_bytes = message_bytes
         self._transport: asyncio.Transport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._flood: FloodGuard | None = None
         self._frames = FrameReader(self, expect_preface=not client)
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=client, header_encoding=None))
         values = {
@@ -213,6 +217,7 @@ class Http2Connection(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)  # uvloop's is none
         self._transport = transport
         self._loop = asyncio.get_running_loop()
+        self._flood = FloodGuard(self._loop.time, lambda: self.sender.sent_bytes)
         if self.closing:  # given up while it was being dialled
             transport.abort()
             return
@@ -234,6 +239,7 @@ class Http2Connection(asyncio.Protocol):
         self.user.connected(self)
 
     def data_received(self, data: bytes) -> None:
+        self.heard = True
         self.sender.corked = True
         try:
             self._frames.feed(data)
@@ -275,6 +281,8 @@ class Http2Connection(asyncio.Protocol):
     # ------------------------------------------------------------ what the frame reader calls
 
     def control_frame(self, kind: int, flags: int, stream_id: int, whole: bytes) -> None:
+        assert self._flood is not None
+        self._flood.frame(kind, flags)  # I5
         if kind == GOAWAY:
             self._goaway(stream_id, whole[9:], whole)
         elif kind == RST_STREAM and stream_id and stream_id not in self.streams:

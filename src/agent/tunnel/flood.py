@@ -1,0 +1,57 @@
+"""How often a peer may make us work for nothing: streams opened and reset, PINGs, SETTINGS.
+
+What CVE-2023-44487, CVE-2019-9512 and CVE-2019-9515 are about: each of these costs its sender nothing, and its receiver
+HPACK, a session, an answer. No window counts them, so each kind has an allowance that fills again by the second. What
+honest peers do is far below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import WireError
+from .frames import ACK, CONTINUATION, HEADERS, PING, RST_STREAM, SETTINGS, frame_name
+
+__all__ = ["FloodGuard"]
+
+_ENHANCE_YOUR_CALM = 0xB  # RFC 9113, section 7
+
+ALLOWED = {
+    HEADERS: (200, 10.0),  # heads: calls, trailers. A gRPC library opens its calls again after their back-off
+    CONTINUATION: (1000, 100.0),  # what they are continued in is bounded by size, too
+    RST_STREAM: (200, 10.0),
+    SETTINGS: (200, 10.0),
+    PING: (200, 10.0),
+}
+"""By frame type: how many at once, and how many more each second."""
+_ACKNOWLEDGING = 0x100
+OTHERS = (1000, 100.0)  # PRIORITY, say, which is ignored, but read
+
+
+class FloodGuard:
+    """Counts one connection's control frames. now_s: the loop's time. sent_bytes: what has gone out as DATA so far."""
+
+    def __init__(self, now_s: Callable[[], float], sent_bytes: Callable[[], int]) -> None:
+        self._now_s = now_s
+        self._sent_bytes = sent_bytes
+        self._seen_bytes = 0
+        self._left: dict[int, tuple[float, float]] = {}  # by type: how many are left, and when that was so
+
+    def frame(self, kind: int, flags: int) -> None:
+        """A frame has come. Raises WireError where it is one too many."""
+        limits = ALLOWED.get(kind, OTHERS)
+        if flags & ACK and kind in (PING, SETTINGS):
+            kind, limits = kind | _ACKNOWLEDGING, OTHERS  # nothing is to be done for one
+        elif kind == PING:
+            # gRPC's cores measure the link by a PING for each piece of DATA that they get: one is free for each.
+            seen, self._seen_bytes = self._seen_bytes, self._sent_bytes()
+            if seen != self._seen_bytes:
+                return
+        burst, per_second = limits
+        now_s = self._now_s()
+        left, before_s = self._left.get(kind, (float(burst), now_s))
+        left = min(burst, left + (now_s - before_s) * per_second) - 1
+        if left < 0:
+            rule = f"more than {burst} {frame_name(kind & 0xFF)} frames, and then {per_second:g} a second"
+            raise WireError(f"HTTP/2: {rule}", http2_code=_ENHANCE_YOUR_CALM)
+        self._left[kind] = left, now_s
