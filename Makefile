@@ -9,7 +9,7 @@ OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
 WHEEL_PYTHONS ?= $(or $(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python),$(PYTHON))
 WHEEL_SUITE ?= tests
 
-.PHONY: bench bench-curves bench-quick demo test test-compiled test-python test-pythons fuzz sanitize lint types wheels wheels-quick sdist pure identifiers clean
+.PHONY: bench bench-curves bench-docs bench-quick demo test test-compiled test-python test-pythons fuzz sanitize lint types wheels wheels-quick sdist pure identifiers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastpipe-agent demo
@@ -72,6 +72,10 @@ bench-quick: $(VENV)/.tested
 # Each default beside what was not chosen; bench/results/curves.*, in under 10 min.
 bench-curves: $(VENV)/.tested
 	$(BIN)/python -m bench $(BENCH_ARGS) curves
+
+# Their figures into docs/performance.md and README.md.
+bench-docs: $(VENV)/.tested
+	$(BIN)/python -m bench $(BENCH_ARGS) docs
 
 # The nightly run: a million inputs for the tunnel's decoders, both twins (CI takes 50,000).
 fuzz: $(VENV)/.tested

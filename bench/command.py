@@ -1,4 +1,4 @@
-"""The command line: which cases run, where the reports go, the defaults' curves, and `compare`."""
+"""The command line: which cases run, where the reports go, the defaults' curves, `compare` and `docs`."""
 
 from __future__ import annotations
 
@@ -34,11 +34,17 @@ def main(arguments: list[str] | None = None) -> int:
     comparing.add_argument("old", type=pathlib.Path, metavar="OLD.json")
     comparing.add_argument("new", type=pathlib.Path, metavar="NEW.json")
     commands.add_parser("curves", help="measure each default beside what was not chosen (--only, --output as above)")
+    documenting = commands.add_parser("docs", help="put the figures into docs/performance.md and README.md")
+    documenting.add_argument("reports", type=pathlib.Path, nargs="*", metavar="REPORT.json", help="default: the last")
     given = parser.parse_args(arguments)
     if given.command == "compare":
         from .compare import compare
 
         return compare(given.old, given.new)
+    if given.command == "docs":
+        from .docs import fill
+
+        return fill(given.reports, given.output)
     if given.command == "curves":
         return run_curves(given.only, output=given.output)
     cases = [

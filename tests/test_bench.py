@@ -18,7 +18,7 @@ if not (ROOT / "bench" / "measuring.py").exists():
     pytest.skip("the benchmark is in the repository only", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from bench import compare, goals, measuring, report  # noqa: E402
+from bench import compare, docs, goals, measuring, report  # noqa: E402
 
 TIME = measuring.Metric("time", "µs")
 RATE = measuring.Metric("rate", "1/s", more_is_better=True)
@@ -155,6 +155,30 @@ def test_curves_show_the_default_among_what_was_not_chosen(tmp_path: pathlib.Pat
     assert [item["median"] for item in content["measurements"]] == [1.0, 4.0]
     assert "| 1 | 1.00 µs ±0% |\n| **4** | **4.00 µs** ±0% |" in (tmp_path / "curves.md").read_text()
     assert (tmp_path / "curves.svg").read_text().count("<circle") == 2
+
+
+def test_documents_get_their_figures_and_keep_what_no_report_has(tmp_path: pathlib.Path) -> None:
+    old = json.loads(written(tmp_path / "old", {"pipe": [1.0], "UDS": [2.0]}).read_text())
+    new = json.loads(written(tmp_path / "new", {"pipe": [0.5], "UDS": [2.0]}).read_text())
+    reports = docs.Reports([new, old])
+    one = "a case | time | pipe"
+    asked = (f"ratio {one} | UDS", f"median {one}", f"share {one} | UDS", "ways")
+    text = ", ".join(f"<!--measured {each}-->as it was<!--/measured-->" for each in asked)
+    found, missing = docs.filled(text, reports)
+    plain = docs.MARKED.sub(lambda match: match[0][len(match[1]) : -len(match[3])], found)
+    assert plain == "4.00×, 0.50 µs, −75%, as it was"
+    assert missing == ["ways"]
+    assert docs.filled(found, reports)[0] == found
+    with pytest.raises(ValueError, match="no figure that a document can ask for"):
+        docs.filled("<!--measured rates-->1<!--/measured-->", reports)
+
+
+def test_every_mark_in_the_documents_can_be_filled() -> None:
+    asked = [match[2].strip() for path in docs.DOCUMENTS for match in docs.MARKED.finditer(path.read_text())]
+    assert len(asked) > 10
+    for each in asked:
+        with pytest.raises(docs.Missing) if each not in docs.TABLES else contextlib.suppress(docs.Missing):
+            docs.figure(docs.Reports([]), each)
 
 
 def test_every_goal_names_a_case_that_runs() -> None:
