@@ -330,6 +330,18 @@ def test_a_wrong_file_is_an_error_with_its_name(tmp_path: Path, toml: str, field
     assert found[field].source == str(tmp_path / "agent.toml")
 
 
+@pytest.mark.parametrize("toml", ["hub_address =", None])
+def test_of_a_file_that_cant_be_read_nothing_is_said_to_be_missing(tmp_path: Path, toml: str | None) -> None:
+    path = tmp_path / "agent.toml"
+    if toml is not None:
+        path.write_text(toml)
+    environ = {"AGENT_DRAIN_GRACE_S": "long"}
+    found = errors_of(
+        lambda: load_config(AgentConfig, flags={"insecure": True}, environ=environ, config_file=str(path))
+    )
+    assert list(found) == ["config", "drain_grace_s"]
+
+
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     path = str(tmp_path / "none.toml")
     found = errors_of(lambda: load_config(AgentConfig, flags={}, environ=BASE, config_file=path))

@@ -32,7 +32,7 @@ from .policy.setup import make_policy
 from .policy.trust import CertificateProvider
 from .proxy import Apps, Measures, Proxy, ProxyLimits, Upstreams
 from .readings import read
-from .syntax import parse_address
+from .syntax import Address, parse_address
 from .telemetry.health import HealthServer
 from .telemetry.metrics import MetricsPage
 from .tunnel.client import TunnelClient
@@ -181,7 +181,8 @@ class Agent:
             await self.carriage.start()
             if config.health_address:
                 address = parse_address(config.health_address, listen=True)
-                await health.start(address.host, address.port)
+                port = await health.start(address.host, address.port)
+                logger.info("health checks are answered", extra={"address": str(Address(address.host, port))})
             sessions += [asyncio.create_task(client.run()) for client in self.clients]
             try:
                 await asyncio.wait(sessions, return_when=asyncio.FIRST_COMPLETED)  # they only end by an error

@@ -87,7 +87,9 @@ def shown(config: Any, name: str) -> str:
     value = value_of(config, name)
     if value is None or value == "":
         return "not set"
-    return "set, and a secret" if setting.secret else _value(value)
+    if setting.secret:
+        return "set, and a secret"
+    return value if isinstance(value, str) else _value(value)
 
 
 def merged(old: Any, new: Any, kept: Iterable[str]) -> Any:

@@ -24,6 +24,7 @@ __all__ = ["GROUP", "SETTING", "Checked", "ConfigErrors", "Given", "Rule", "Sett
 SETTING = "setting"  # keys of a dataclass field's metadata
 GROUP = "group"
 ARGUMENT = "argument"
+CONFIG = "config"  # the file itself
 
 
 class ConfigErrors(ConfigError):
@@ -176,6 +177,7 @@ def load(
     declared = {cls: list(settings(cls)) for cls in classes}
     every = [setting for group in declared.values() for setting in group]
     given, errors = _from_file(config_file, every) if config_file else ({}, [])
+    unread = any(error.field == CONFIG for error in errors)  # what is missing may be in it
     for setting in every:
         text = environ.get(setting.variable, "")
         if text:
@@ -186,7 +188,7 @@ def load(
     made: list[Any] = []
     for cls in classes:
         values, wrong = _check(declared[cls], given, cls.rules)
-        errors += wrong
+        errors += [error for error in wrong if not unread or error.field in given]
         if not errors:
             made.append(_make(cls, declared[cls], values))
     if errors:
@@ -225,9 +227,9 @@ def _from_file(path: str, declared: Sequence[Setting]) -> tuple[dict[str, Given]
         with open(path, "rb") as file:
             content = tomllib.load(file)
     except OSError as error:
-        return {}, [ConfigError("config", path, f"must be a readable TOML file ({error.strerror})")]
+        return {}, [ConfigError(CONFIG, path, f"must be a readable TOML file ({error.strerror})")]
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
-        return {}, [ConfigError("config", path, f"must be valid TOML ({error})")]
+        return {}, [ConfigError(CONFIG, path, f"must be valid TOML ({error})")]
     names = {setting.name for setting in declared}
     groups = {name.partition(".")[0] for name in names if "." in name}
     given: dict[str, Given] = {}

@@ -127,7 +127,7 @@ async def test_what_changed_and_what_needs_a_restart_is_said_in_one_line_each(
             'uds_socket_path = "/tmp/elsewhere.sock"\nlimits.keep_alive_s = 9.5\nmemory_comm.max_connections = 5\n',
         )  # fmt: skip
         for name, value in {
-            "route": f'"[\\"/={origin.url}\\"]"', "log_level": '"\\"debug\\""', "drain_grace_s": "3.0",
+            "route": f'"[\\"/={origin.url}\\"]"', "log_level": "debug", "drain_grace_s": "3.0",
             "limits.keep_alive_s": "9.5", "memory_comm.max_connections": "5",
         }.items():  # fmt: skip
             assert said.count(f'msg="setting changed" setting={name} value={value}\n') == 1, said
