@@ -37,7 +37,7 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="::1 can't be bound here"
 
 
 class Names:
-    """A resolver. addresses: what a look-up finds from now on, in this order; error: what it raises. asked: names so far."""
+    """A resolver. addresses: what a look-up finds from now on, in this order. error: what it raises. asked: so far."""
 
     def __init__(self) -> None:
         self.addresses: list[tuple[str, int]] = []
@@ -131,8 +131,8 @@ async def test_where_all_addresses_fail_it_is_the_first_ones_failure(house, name
         with deaf() as first, deaf() as second:
             names.addresses = [first, second]
             began = time.monotonic()
+            limits = ProxyLimits(connect_timeout_s=0.6)
             with pytest.raises(TargetError) as caught:
-                limits = ProxyLimits(connect_timeout_s=0.6)
                 await dial.dial(Target("http://name.test"), asyncio.Protocol(), limits, None)
             assert (caught.value.status, caught.value.stage) == (504, "connect")
             assert time.monotonic() - began >= 0.6
