@@ -34,6 +34,9 @@ PROBE_TIMEOUT_S = 5.0
 REVIEW_RIGHT = ("create", "authentication.k8s.io", "tokenreviews")
 IMPERSONATION_RIGHTS = (("impersonate", "", "users"), ("impersonate", "", "groups"))
 ACCESS_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+RULES_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+EVERYBODYS_GROUP = "system:authenticated"
+NAMES_SHOWN = 10
 
 
 class Result(NamedTuple):
@@ -196,19 +199,45 @@ async def _api_server(name: str, access: ApiAccess, rights: Sequence[tuple[str, 
 
 
 async def _allowed(name: str, client: Any, verb: str, group: str, resource: str) -> Result:
-    """Ask a SelfSubjectAccessReview: may the agent do this?"""
+    """Ask a SelfSubjectAccessReview: may the agent do this? Where not to all objects, to which?"""
     from .policy.api_client import ReviewError
 
     what = f"{name} may {verb} {resource}"
-    asked = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": {"verb": verb, "group": group, "resource": resource}},
-    }
+    attributes = {"verb": verb, "group": group, "resource": resource}
     try:
-        status = (await client.create(ACCESS_REVIEWS, asked)).get("status")
+        status = await _asked(client, ACCESS_REVIEWS, "SelfSubjectAccessReview", {"resourceAttributes": attributes})
+        if not isinstance(status.get("allowed"), bool):
+            return Result(False, what, "the API server's SelfSubjectAccessReview is malformed")
+        if status["allowed"]:
+            return Result(True, what, "allowed")
+        # A role that names them allows none in general, so its names have to be looked for.
+        rules = await _asked(client, RULES_REVIEWS, "SelfSubjectRulesReview", {"namespace": "default"})
     except ReviewError as error:
         return Result(False, what, error.reason)
-    if not isinstance(status, dict) or not isinstance(status.get("allowed"), bool):
-        return Result(False, what, "the API server's SelfSubjectAccessReview is malformed")
-    return Result(status["allowed"], what, "allowed" if status["allowed"] else "denied to the agent's credentials")
+    names = _names(rules.get("resourceRules"), verb, group, resource)
+    if not names:
+        return Result(False, what, "denied to the agent's credentials")
+    shown = ", ".join(names[:NAMES_SHOWN]) + (f" and {len(names) - NAMES_SHOWN} more" if names[NAMES_SHOWN:] else "")
+    if resource == "groups" and EVERYBODYS_GROUP not in names:
+        return Result(False, what, f"allowed for {shown} only, and not for {EVERYBODYS_GROUP}, which every user has")
+    return Result(True, what, f"allowed for {shown} only")
+
+
+async def _asked(client: Any, path: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """The status of what the API server makes of an object. Raises ReviewError."""
+    asked = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}
+    status = (await client.create(path, asked)).get("status")
+    return status if isinstance(status, dict) else {}
+
+
+def _names(rules: Any, verb: str, group: str, resource: str) -> list[str]:
+    """The names that some of a SelfSubjectRulesReview's rules allow this for, and nothing beside them."""
+    found: dict[str, None] = {}
+    for rule in rules if isinstance(rules, list) else ():
+        fits = isinstance(rule, dict) and all(
+            wanted in (rule.get(key) or ()) or "*" in (rule.get(key) or ())
+            for key, wanted in (("verbs", verb), ("apiGroups", group), ("resources", resource))
+        )
+        if fits:
+            found.update(dict.fromkeys(map(str, rule.get("resourceNames") or ())))
+    return list(found)

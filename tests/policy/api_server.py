@@ -15,6 +15,7 @@ from aiohttp import web
 
 REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
 ACCESS_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+RULES_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 
 STOPPING = web.AppKey("stopping", asyncio.Event)
 
@@ -48,7 +49,7 @@ class ApiServer:
     """users: by token. own_tokens: those that may ask for reviews. reviews: the tokens that were asked for, in order.
 
     received: everything but reviews. on_review: answers a TokenReview in place of the usual. denied: (verb, resource)
-    that access reviews don't allow.
+    that access reviews don't allow. rules: what rules reviews answer.
     """
 
     def __init__(self, ca: trustme.CA, directory: Path, name: str) -> None:
@@ -60,6 +61,7 @@ class ApiServer:
         self.review_heads: list[Received] = []
         self.received: list[Received] = []
         self.denied: set[tuple[str, str]] = set()
+        self.rules: list[dict[str, Any]] = []
         self.on_review: Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]] | None = None
         self.at_once = self.most_at_once = 0
         self.connections = 0
@@ -81,6 +83,7 @@ class ApiServer:
         app[STOPPING] = self._stopping = asyncio.Event()
         app.router.add_post(REVIEWS, self._review)
         app.router.add_post(ACCESS_REVIEWS, self._access_review)
+        app.router.add_post(RULES_REVIEWS, self._rules_review)
         app.router.add_route("*", "/{rest:.*}", self._anything)
         self._runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
@@ -159,6 +162,15 @@ class ApiServer:
         asked = body["spec"]["resourceAttributes"]
         allowed = (asked["verb"], asked["resource"]) not in self.denied
         return web.json_response(body | {"status": {"allowed": allowed}}, status=201)
+
+    async def _rules_review(self, request: web.Request) -> web.Response:
+        taken = await self._take(request)
+        if not self._is_own(taken):
+            return web.json_response({"kind": "Status", "apiVersion": "v1", "code": 401}, status=401)
+        body = await request.json()
+        assert body["spec"] == {"namespace": "default"}
+        status = {"resourceRules": self.rules, "nonResourceRules": [], "incomplete": False}
+        return web.json_response(body | {"status": status}, status=201)
 
     async def _anything(self, request: web.Request) -> web.Response:
         self.received.append(await self._take(request))

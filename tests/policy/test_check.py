@@ -87,6 +87,43 @@ async def test_what_the_agent_may_not_do_fails(clusters: Callable[..., Any]) -> 
         ]
 
 
+def rule(resource: str, *names: str, **more: Any) -> dict[str, Any]:
+    return {"verbs": ["impersonate"], "apiGroups": [""], "resources": [resource], "resourceNames": list(names)} | more
+
+
+@pytest.mark.parametrize(
+    ("rules", "users", "groups"),
+    [
+        ([], "FAIL", "FAIL"),
+        ([rule("users", "alice", "bob"), rule("groups", "devs", "system:authenticated")],
+         "ok   managed cluster may impersonate users: allowed for alice, bob only",
+         "ok   managed cluster may impersonate groups: allowed for devs, system:authenticated only"),
+        ([rule("users", *map(str, range(12))), rule("groups", "devs")],
+         "ok   managed cluster may impersonate users: allowed for 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more only",
+         "FAIL managed cluster may impersonate groups: allowed for devs only, and not for system:authenticated, "
+         "which every user has"),
+        ([rule("users", "a", verbs=["get"]), rule("groups", "b", apiGroups=["x"]), rule("uids", "c"), 7, {}],
+         "FAIL", "FAIL"),
+        ([rule("*", "a", verbs=["*"], apiGroups=["*"])],
+         "ok   managed cluster may impersonate users: allowed for a only", "FAIL"),
+    ],
+)  # fmt: skip
+async def test_a_role_that_names_whom_it_allows_is_read(
+    clusters: Callable[..., Any], rules: list[Any], users: str, groups: str
+) -> None:
+    async with clusters() as (managed, hub), running_hub() as port:
+        managed.denied = {("impersonate", "users"), ("impersonate", "groups")}
+        managed.rules = rules
+        config = AgentConfig(
+            hub_address=f"localhost:{port}", cluster_name="c1", insecure=True,
+            kubeconfig=managed.kubeconfig(), hub_kubeconfig=hub.kubeconfig(),
+        )  # fmt: skip
+        found = await lines(config)
+        for resource, expected in (("users", users), ("groups", groups)):
+            (line,) = [line for line in found if f"may impersonate {resource}" in line]
+            assert line == expected or (expected == "FAIL" and line.startswith("FAIL"))
+
+
 @pytest.mark.loops("uvloop")
 async def test_an_api_server_with_another_ca_fails_and_says_why(clusters: Callable[..., Any]) -> None:
     async with clusters() as (managed, hub), running_hub() as port:

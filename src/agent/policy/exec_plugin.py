@@ -63,7 +63,8 @@ class ExecPlugin:
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, limit=ANSWER_BYTES,
             )  # fmt: skip
         except (OSError, ValueError) as error:
-            raise PluginError(f"the credential plugin can't be run ({error})") from error
+            reason = getattr(error, "strerror", None) or error
+            raise PluginError(f"the credential plugin {self.command} can't be run ({reason})") from error
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 assert process.stdout is not None
