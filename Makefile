@@ -2,7 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard src/fastpipe/*.pyx src/fastpipe/*.pxd src/fastpipe/_streams_py.py src/agent/tunnel/*.pyx src/agent/tunnel/*.pxd)
+# What the compiled twins are made of; a .pxd gives types to the .pyx or the plain source beside it.
+TYPES := $(wildcard src/fastpipe/*.pxd src/agent/*/*.pxd)
+CYTHON := $(wildcard src/fastpipe/*.pyx src/agent/*/*.pyx) $(TYPES)
+SOURCES := $(CYTHON) src/fastpipe/_streams_py.py $(wildcard $(patsubst %.pxd,%.py,$(TYPES)))
 
 OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
 # The CPythons that `make wheels` makes wheels for and tries them on, and what of the suite it runs on each.
@@ -83,13 +86,13 @@ fuzz: $(VENV)/.tested
 
 lint: $(VENV)/.linted
 	$(BIN)/ruff check .
-	PATH="$(abspath $(BIN)):$$PATH" cython-lint $(SOURCES) # it looks for pycodestyle there
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint $(CYTHON) # it looks for pycodestyle there
 
 types: $(VENV)/.linted
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(VENV)-* build dist src/*.egg-info src/fastpipe/*.so src/agent/tunnel/*.so
+	rm -rf $(VENV) $(VENV)-* build dist src/*.egg-info src/fastpipe/*.so src/agent/*/*.so
 
 .PRECIOUS: %/bin/python
 %/bin/python:
@@ -97,18 +100,14 @@ clean:
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --upgrade pip
 
-# The extensions are rebuilt when their sources change.
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml setup.py $(SOURCES)
-	$(BIN)/python -m pip install --quiet --editable .
-	touch $@
-
-$(VENV)/.tested: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	touch $@
-
-$(VENV)/.linted: $(VENV)/.tested
-	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
-	touch $@
+# The extensions are rebuilt when their sources change: once for the whole chain, since pip builds them each time.
+$(VENV)/.tested: EXTRAS := [test]
+$(VENV)/.tested: DONE := $(VENV)/.installed
+$(VENV)/.linted: EXTRAS := [test,lint]
+$(VENV)/.linted: DONE := $(VENV)/.installed $(VENV)/.tested
+$(VENV)/.installed $(VENV)/.tested $(VENV)/.linted: $(VENV)/bin/python pyproject.toml setup.py $(SOURCES)
+	CFLAGS="-g0 $$CFLAGS" $(BIN)/python -m pip install --quiet --editable '.$(EXTRAS)'
+	touch $(DONE) $@
 
 # Packaging's tools need no install of this package, and stand apart from what the tests use.
 %/.packaging: %/bin/python pyproject.toml

@@ -23,6 +23,22 @@ EXTENSIONS = {
     "fastpipe._streams_c": "src/fastpipe/_streams_py.py",  # one source, plain and compiled; its .pxd has the types
     "agent.tunnel.framing_c": "src/agent/tunnel/framing_c.pyx",
 }
+# Each is one source under one name, imported plain or compiled (agent/twins.py); the .pxd beside it has its types.
+COMPILED = {
+    "agent.proxy": ("chunked", "clock", "decide", "heads", "intake", "relay", "rewrite", "server", "upstream"),
+    "agent.connections": ("connection", "inbound", "manager"),
+}
+EXTENSIONS |= {
+    f"{package}.{name}": f"src/{package.replace('.', '/')}/{name}.py"
+    for package, names in COMPILED.items()
+    for name in names
+}
+DIRECTIVES = {
+    "annotation_typing": False,  # the .pxd alone has C types
+    "embedsignature": False,
+    "freethreading_compatible": True,
+    "nonecheck": True,  # what is None by mistake raises, as in the plain twin
+}
 
 
 def building() -> bool:
@@ -65,8 +81,9 @@ def extensions() -> list[Extension]:
     return cythonize(
         [Extension(name, [source], **options) for name, source in EXTENSIONS.items()],
         language_level=3,
+        compiler_directives=DIRECTIVES,
         build_dir="build/cython",
     )
 
 
-setup(ext_modules=extensions())
+setup(ext_modules=extensions(), options={"build_ext": {"parallel": os.cpu_count()}})

@@ -11,7 +11,9 @@ import inspect
 import itertools
 import os
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +30,19 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.
 if uvloop is not None:
     LOOPS["uvloop"] = uvloop.new_event_loop
     uvloop.new_event_loop().close()  # libuv opens its process-wide descriptors with the first loop
+
+
+def pytest_sessionstart() -> None:
+    """In a checkout, refuse to test extensions that are older than their sources: what was built would be tested."""
+    checkout = Path(__file__).parent.parent
+    if os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0") or not (checkout / "setup.py").exists():
+        return
+    for built in (checkout / "src").rglob(f"*{sysconfig.get_config_var('EXT_SUFFIX')}"):
+        source = built.with_name(built.name.partition(".")[0])
+        for suffix in (".py", ".pyx", ".pxd"):
+            path = source.with_suffix(suffix)
+            if path.exists() and path.stat().st_mtime > built.stat().st_mtime:
+                pytest.exit(f"{path} is newer than what was built of it: run make .venv/.tested", returncode=4)
 
 
 def pytest_sessionfinish() -> None:

@@ -13,14 +13,13 @@ from agent.proxy.upstream import Upstream, Upstreams
 async def test_a_dial_cancelled_just_as_it_connects_is_not_waited_for() -> None:
     """On uvloop such a transport is closed without connection_lost; `close` then waited for it for ever."""
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
-    upstreams = Upstreams()
-    opened = upstreams.opened
 
-    def opened_then_cancelled(upstream: Upstream) -> None:
-        opened(upstream)
-        dialling.cancel()
+    class Cancelling(Upstreams):
+        def opened(self, upstream: Upstream) -> None:
+            super().opened(upstream)
+            dialling.cancel()
 
-    upstreams.opened = opened_then_cancelled  # type: ignore[method-assign]
+    upstreams = Cancelling()
     target = Target(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     dialling = asyncio.ensure_future(upstreams.dial(target))
     with pytest.raises(asyncio.CancelledError):

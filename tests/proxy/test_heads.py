@@ -16,7 +16,7 @@ from agent.messages import Target
 from agent.proxy import ProxyLimits
 from agent.proxy.chunked import ChunkedDecoder, ChunkError, encode_chunk, encode_last
 from agent.proxy.headers import check_fields, forwarded_trailers
-from agent.proxy.heads import CHUNKED, UNTIL_EOF, Fault, parse_request, parse_response
+from agent.proxy.heads import CHUNKED, UNFRAMED, UNTIL_EOF, Fault, parse_request, parse_response
 from agent.proxy.intake import BodyIntake, RequestHeadIntake, ResponseHeadIntake
 from agent.proxy.rewrite import head_for_client, head_for_target
 from fastpipe import IMPLEMENTATION
@@ -256,9 +256,39 @@ def test_response_heads_are_found_in_any_split():
         assert rest + wire[at:] == b"hello"
         assert (response.status, response.length) == (200, 5)
         assert response.fields == [(b"X", b"y"), (b"Set-Cookie", b"a")]
-        out = head_for_client(response, (b"Content-Length", b"5"), b"close")
+        out = head_for_client(response, 5, b"close")
         expected = b"HTTP/1.1 200 OK\r\nX: y\r\nSet-Cookie: a\r\nContent-Length: 5\r\nConnection: close\r\n\r\n"
         assert out == expected
+
+
+def test_a_response_head_that_repeats_is_read_once_and_written_for_each_use():
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\n"
+    intake = ResponseHeadIntake(LIMITS)
+    first, rest = intake.take(head + b"hello")
+    assert first is not None
+    again, more = intake.take(head + b"world" + head)
+    assert again is first
+    assert (rest, more) == (b"hello", b"world" + head)
+    for split in range(1, len(head)):
+        assert intake.take(head[:split]) == (None, b"")
+        held, behind = intake.take(head[split:] + b"hello")
+        assert held is not None
+        assert (held.length, held.fields, behind) == (5, first.fields, b"hello")
+    plain = b"HTTP/1.1 200 OK\r\nX: y\r\n"
+    for _ in range(2):
+        assert head_for_client(first, 5, b"") == plain + b"Content-Length: 5\r\n\r\n"
+        assert head_for_client(first, 7, b"") == plain + b"Content-Length: 7\r\n\r\n"
+        assert head_for_client(first, 7, b"close") == plain + b"Content-Length: 7\r\nConnection: close\r\n\r\n"
+        assert head_for_client(first, UNFRAMED, b"") == plain + b"\r\n"
+    other, _ = intake.take(head.replace(b"X: y", b"X: z"))
+    assert other is not None
+    assert other.fields == [(b"X", b"z")]
+    long = head.replace(b"X: y", b"X: " + b"y" * 5000)
+    one, _ = intake.take(long)
+    two, _ = intake.take(long)
+    assert one is not two, "too much to keep"
+    assert one is not None
+    assert head_for_client(one, 5, b"") == head_for_client(one, 5, b"")
 
 
 def test_a_response_without_framing_lasts_until_its_end():

@@ -1,12 +1,16 @@
 """conn_id → what carries its bytes: a pipe in memory or a Unix socket, behind one interface."""
 
-from .carriage import Carriage, Share
-from .counters import ConnectionCounters
-from .inbound import FirstPacketBudget
-from .manager import ConnectionLimits, PacketConnManager
-from .memory import MemoryConnection, MemoryConnManager
-from .mixed import MixedConnManager
-from .uds import UDSAcceptor, UDSConnManager
+from ..twins import choose_twins
+
+choose_twins(__path__)
+
+from .carriage import Carriage, Share  # noqa: E402 - after the choice, here and below
+from .counters import ConnectionCounters  # noqa: E402
+from .inbound import FirstPacketBudget  # noqa: E402
+from .manager import ConnectionLimits, PacketConnManager  # noqa: E402
+from .memory import MemoryConnection, MemoryConnManager  # noqa: E402
+from .mixed import MixedConnManager  # noqa: E402
+from .uds import UDSAcceptor, UDSConnManager  # noqa: E402
 
 __all__ = [
     "Carriage",

@@ -37,6 +37,8 @@ __all__ = ["Connection", "Host", "Outbound", "State", "Window"]
 
 
 class State(enum.Enum):
+    __hash__ = object.__hash__  # the table below is indexed by both, at C's speed
+
     OPEN = "open"
     ENDING = "ending"
     FAILING = "failing"
@@ -44,6 +46,8 @@ class State(enum.Enum):
 
 
 class Event(enum.Enum):
+    __hash__ = object.__hash__
+
     WORD = "word"
     LOST = "lost"
     BREAK = "break"
@@ -51,6 +55,7 @@ class Event(enum.Enum):
     GONE = "gone"
 
 
+OPEN, ENDING, FAILING, CLOSED = State  # looked up once: until Python 3.12 an enum's attribute costs a call
 _NEXT: Final[dict[tuple[State, Event], State]] = {
     (State.OPEN, Event.WORD): State.ENDING,
     (State.OPEN, Event.LOST): State.CLOSED,
@@ -113,7 +118,7 @@ class Host(Protocol):
     def connection_closed(self, connection: Connection, ending: Ending | None) -> None: ...
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """The protocol on the manager's end of one carrier. Subclasses make the carrier and call `attach` with it."""
 
     accepts_views = True
@@ -125,7 +130,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, conn_id: int, host: Host) -> None:
         self.conn_id = conn_id
-        self.state = State.OPEN
+        self.state = OPEN
         self.word: tuple[Kind, Stage] | None = None
         self.reason = ""
         """Why it ended, in words fit for the client; "" where nothing went wrong."""
@@ -145,6 +150,9 @@ class Connection(asyncio.Protocol):
         self._close_sent = False
         self._owes_answer = False  # broken off with a request that the proxy may not have seen
         self._silence: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The carrier is up; it was attached before."""
 
     def attach(self, carrier: Carrier, inbound: Inbound) -> None:
         self.carrier = carrier
@@ -187,20 +195,20 @@ class Connection(asyncio.Protocol):
 
     def _return_credit(self) -> None:
         """What the carrier takes without having enough counts as read: it is no more than the carrier's own buffer."""
-        if self._window is not None and self.state is State.OPEN:
+        if self._window is not None and self.state is OPEN:
             in_carrier_bytes = self.carrier.get_write_buffer_size() if self.inbound.paused else 0
             self._window.unread(self.inbound.held_bytes + in_carrier_bytes)
 
     def hub_finished(self) -> None:
         """The hub sends no more for this id (CLOSE)."""
-        if self.state is State.OPEN and not self.hub_done:
+        if self.state is OPEN and not self.hub_done:
             self.hub_done = True
             self._close_window()
             self.inbound.finish()
 
     def gone(self, reason: str) -> None:
         """The client or the session is gone: everything of this connection goes at once, and nobody is told."""
-        if self._move(Event.GONE) is not State.CLOSED:
+        if self._move(Event.GONE) is not CLOSED:
             self.reason = reason
             self._end(None)
 
@@ -210,10 +218,10 @@ class Connection(asyncio.Protocol):
         reason: fit for the client's eyes. owes_answer: a request is outstanding, even if the proxy hasn't seen it.
         """
         before = self._move(Event.BREAK)
-        if before in (State.FAILING, State.CLOSED):
+        if before in (FAILING, CLOSED):
             return
         self.reason = reason
-        if before is State.ENDING:  # what the carrier still holds is lost, so its word is no longer true
+        if before is ENDING:  # what the carrier still holds is lost, so its word is no longer true
             self._end(choose_ending(None, response_bytes=self.response_bytes, hub_closes=self._host.hub_closes))
             return
         self._owes_answer = owes_answer or self.inbound.held_bytes > 0
@@ -226,7 +234,7 @@ class Connection(asyncio.Protocol):
 
     def silent(self) -> None:
         """The proxy gave no word in time."""
-        if self._move(Event.SILENCE) is State.FAILING:
+        if self._move(Event.SILENCE) is FAILING:
             self._end(choose_ending(None, response_bytes=self.response_bytes, hub_closes=self._host.hub_closes))
 
     # -- from the proxy
@@ -234,13 +242,13 @@ class Connection(asyncio.Protocol):
     def outcome(self, kind: Kind, stage: Stage) -> None:
         """The proxy's word; the first one counts."""
         before = self._move(Event.WORD)
-        if before is State.OPEN:
+        if before is OPEN:
             self.word = kind, stage
             self.inbound.stop()
             self.stop_sending()
             if self.eof_seen:  # nothing more can come that would have to be waited for
                 self.carrier.close()
-        elif before is State.FAILING:
+        elif before is FAILING:
             self.word = kind, stage
             self._end(self._ending_when_broken_off(stage))
 
@@ -259,14 +267,14 @@ class Connection(asyncio.Protocol):
     # -- from the carrier: asyncio's Protocol
 
     def data_received(self, data: bytes | memoryview) -> None:
-        if self.state is State.CLOSED:  # I3
+        if self.state is CLOSED:  # I3
             return
         self.response_bytes += len(data)
         self._outbound.write(data)
 
     def eof_received(self) -> bool:
         self.eof_seen = True
-        if self.state is not State.OPEN or self.peer_closed():
+        if self.state is not OPEN or self.peer_closed():
             return False  # the transport closes itself, and `connection_lost` ends it
         if self._host.hub_closes:
             self._close_sent = True
@@ -275,7 +283,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         before = self._move(Event.LOST)
-        if before in (State.FAILING, State.CLOSED):
+        if before in (FAILING, CLOSED):
             return
         if self.word is None:
             self.reason = self.reason or "the agent's proxy ended without a word"
@@ -285,7 +293,7 @@ class Connection(asyncio.Protocol):
         self.inbound.pause()
 
     def resume_writing(self) -> None:
-        if self.state is State.OPEN:
+        if self.state is OPEN:
             self.inbound.resume()
             self._return_credit()
 
@@ -293,12 +301,12 @@ class Connection(asyncio.Protocol):
 
     def _pause_reading(self) -> None:
         self._reading_paused = True
-        if self.state is not State.CLOSED:
+        if self.state is not CLOSED:
             self.carrier.pause_reading()
 
     def _resume_reading(self) -> None:
         self._reading_paused = False
-        if self.state is not State.CLOSED:
+        if self.state is not CLOSED:
             self.carrier.resume_reading()
 
     # -- the end
@@ -308,14 +316,14 @@ class Connection(asyncio.Protocol):
         before = self.state
         after = _NEXT.get((before, event))
         if after is None:
-            self.state = State.CLOSED
+            self.state = CLOSED
             raise RuntimeError(f"connection {self.conn_id}: {event} can't happen while {before}")
         self.state = after
         return before
 
     def _end(self, ending: Ending | None) -> None:
         """ending: None where the hub is told nothing and wants nothing more."""
-        self.state = State.CLOSED  # I3
+        self.state = CLOSED  # I3
         if self._silence is not None:
             self._silence.cancel()
         self._close_window()

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -31,6 +30,7 @@ __all__ = ["ConnManager", "ConnectionLimits", "PacketConnManager", "Tunnel"]
 
 logger = logging.getLogger(__name__)
 
+OPEN = State.OPEN  # looked up once: until Python 3.12 an enum's attribute costs a call
 _CREDITED_BYTES = 2**31 - 1  # no bound of ours where the hub sends only what it has credit for
 _TICKS_PER_PROBE = 10  # connections are probed in turn, not all in one burst
 _DRAIN_PROBE_INTERVAL_S = 1.0
@@ -91,8 +91,8 @@ class ConnectionLimits:
     settle_timeout_s: float = 5.0
 
 
-class ConnManager(ABC):
-    """A PacketConnManager for one session, but for the carrier.
+class ConnManager:
+    """A PacketConnManager for one session, but for the carrier: subclasses have `make_connection`.
 
     budget, counters: shared by all sessions of an agent; fresh ones where not given. Must be made on its event loop.
     """
@@ -120,9 +120,9 @@ class ConnManager(ABC):
         self._drain_marks: dict[int, int] | None = None  # response bytes of each connection as the drain began
         self._unsettled: set[int] = set()  # closed, and the hub may still hold their request outstanding
 
-    @abstractmethod
     def make_connection(self, conn_id: int) -> Connection:
         """A connection with its carrier attached. May raise: then the id is closed and the hub gets an ERROR."""
+        raise NotImplementedError
 
     @property
     def hub_closes(self) -> bool:
@@ -155,7 +155,7 @@ class ConnManager(ABC):
                 connection = self._admit(conn_id, size)
                 if connection is None:
                     return
-            if connection.state is not State.OPEN or connection.hub_done:
+            if connection.state is not OPEN or connection.hub_done:
                 self.counters.stray_data += 1
                 connection.strayed = True
             elif size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 from fastpipe import PipeEnd, create_pipe
 
@@ -57,5 +58,5 @@ class MemoryConnManager(ConnManager):
         inbound = self.inbound(client_end, self.buffer_size)
         connection.attach(client_end, inbound)
         server_end.set_protocol(protocol)
-        client_end.set_protocol(connection)
+        client_end.set_protocol(cast(asyncio.Protocol, connection))  # by its methods, not its base
         return connection

@@ -40,7 +40,7 @@ def is_identity_header(name: bytes) -> bool:
 
     `Impersonate-*` (wire.md, safety rule 2), and `X-Remote-User`, `-Group`, `-Uid`, `-Extra-*` (rule 3).
     """
-    if name[:1] not in b"iIxX":
+    if not name.startswith((b"i", b"I", b"x", b"X")):
         return False
     plain = name.translate(_PLAIN)
     return plain.startswith((b"impersonate-", b"x-remote-extra-")) or plain in _REMOTE

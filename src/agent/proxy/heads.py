@@ -25,13 +25,15 @@ from agent.proxy.headers import (
 )
 from agent.proxy.limits import ProxyLimits
 
-__all__ = ["CHUNKED", "METHODS", "UNTIL_EOF", "Fault", "Request", "Response", "check_line",
+__all__ = ["CHUNKED", "METHODS", "UNFRAMED", "UNTIL_EOF", "Fault", "Request", "Response", "check_line",
            "check_line_so_far", "parse_request", "parse_response"]  # fmt: skip
 
 CHUNKED = -1
 """A body's length: unknown, chunk by chunk."""
 UNTIL_EOF = -2
 """A response body's length: all until the connection ends."""
+UNFRAMED = -3
+"""The length that a head says nothing of."""
 
 METHODS = frozenset({
     b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"COPY", b"LOCK", b"MKCOL", b"MOVE",
@@ -85,6 +87,9 @@ class _Collector:
 
     __slots__ = ("complete", "fields", "special")
 
+    # What httptools looks for in vain costs it an exception each.
+    on_message_begin = on_url = on_status = on_body = on_message_complete = on_chunk_header = on_chunk_complete = None
+
     def __init__(self) -> None:
         self.fields: Fields = []
         self.special: dict[bytes, list[bytes]] = {}
@@ -133,7 +138,7 @@ def _read_fields(parser_type: type, head: bytes) -> tuple[_Collector, bool]:
         if not collector.complete:
             raise ValueError("malformed head") from error
         taken = False
-    if b" \r" in head or b"\t" in head:
+    if head.find(b" \r") >= 0 or head.find(b"\t") >= 0:  # `in` would take each for a number first, and raise
         collector.strip()
     return collector, taken
 
@@ -146,16 +151,19 @@ class Request:
     `Host` value, b"" where an HTTP/1.0 client gave none. fields: end-to-end, in order, without Host and Content-Length.
     length: bytes of body, or CHUNKED. has_length: whether there was a Content-Length. keep_alive: the client means to
     go on afterwards. upgrade: b"websocket", b"spdy/3.1" or b"". expects_continue: it waits for a 100. takes_trailers:
-    it said `TE: trailers`. given, tail: the fields that the policy left last, and what a target gets of them behind its
-    `Host`, once that was written; None before.
+    it said `TE: trailers`. name, received: method and fields as the policy gets them, the latter with `Host`. given,
+    tail: the fields that the policy left last, and what a target gets of them behind its `Host`, once that was written;
+    None before.
     """
 
     __slots__ = (
         "block", "expects_continue", "fields", "given", "has_length", "host", "is_1_0", "keep_alive", "length",
-        "method", "tail", "takes_trailers", "upgrade",
+        "method", "name", "received", "tail", "takes_trailers", "upgrade",
     )  # fmt: skip
 
     method: bytes
+    name: str
+    received: Fields
     block: bytes
     given: Fields | None
     tail: bytes
@@ -171,16 +179,25 @@ class Request:
 
 
 class Response:
-    """A checked response head.
+    """A checked response head. Targets send the same one again and again within a second, so it is immutable, and read
+    once where it repeats.
 
     status, reason: of the status line. fields: end-to-end, in order, without Content-Length. length: bytes of body,
     CHUNKED or UNTIL_EOF, by the head alone: whether there is a body at all also depends on the request. content_length:
     as the target gave it, -1 where it didn't. keep_alive: the target means to go on afterwards. upgrade: the protocol
-    it switches to, lower-case.
+    it switches to, lower-case. block: the whole head as it came, b"" where that is too much to keep. framing, closing,
+    written: what a client was last sent of it, and for which length and `Connection`; b"" before.
     """
 
-    __slots__ = ("content_length", "fields", "keep_alive", "length", "reason", "status", "upgrade")
+    __slots__ = (
+        "block", "closing", "content_length", "fields", "framing", "keep_alive", "length", "reason", "status",
+        "upgrade", "written",
+    )  # fmt: skip
 
+    block: bytes
+    framing: int
+    closing: bytes
+    written: bytes
     status: int
     reason: bytes
     fields: Fields
@@ -207,7 +224,7 @@ def check_line(line: bytes, limits: ProxyLimits) -> tuple[bytes, bytes, bytes]:
     Returns (method, target, minor version "0" or "1"). Raises Fault.
     """
     match = PLAIN_LINE.fullmatch(line)
-    if match is not None and len(line) <= limits.target_bytes and b"/." not in line and b"%" not in line:
+    if match is not None and len(line) <= limits.target_bytes and line.find(b"/.") < 0 and line.find(b"%") < 0:
         return match.groups()  # type: ignore[return-value]  # nearly every request takes this way
     check_line_so_far(line, limits)
     match = REQUEST_LINE.fullmatch(line)
@@ -256,6 +273,7 @@ def parse_request(head: bytes, limits: ProxyLimits, last: Request | None = None)
 
     request = Request()
     request.method = method
+    request.name = method.decode()
     request.block = block if len(block) <= KEPT_BYTES else b""
     request.given = None
     request.tail = b""
@@ -272,6 +290,7 @@ def parse_request(head: bytes, limits: ProxyLimits, last: Request | None = None)
         if not taken:
             raise Fault(400, "malformed request head")
         _set_connection(request, special)
+    request.received = [(b"Host", request.host), *request.fields] if request.host else request.fields
     return request, target
 
 
@@ -350,6 +369,9 @@ def parse_response(head: bytes) -> Response:
     minor, status, reason = match.groups()
     is_1_0 = minor == b"0"
     response = Response()
+    response.block = head if len(head) <= KEPT_BYTES else b""
+    response.framing = 0
+    response.closing = response.written = b""
     response.fields = collector.fields
     special = collector.special
     response.status = int(status)

@@ -87,22 +87,25 @@ class RequestHeadIntake:
 
 
 class ResponseHeadIntake:
-    """Finds response heads. begun: part of one is held."""
+    """Finds response heads on one connection. begun: part of one is held."""
 
-    __slots__ = ("_limit", "begun")
+    __slots__ = ("_last", "_limit", "begun")
 
     def __init__(self, limits: ProxyLimits) -> None:
         self._limit = limits.response_head_bytes
+        self._last: Response | None = None
         self.begun = b""
 
     def take(self, data: Piece) -> tuple[Response | None, Piece]:
         """Take the next bytes, at least one. Returns (a response, what follows its head), or (None, b"") until there is
         one. Raises ValueError, with words for the client, where it is none."""
-        held, limit = self.begun, self._limit
+        held, limit, last = self.begun, self._limit, self._last
         if held or type(data) is not bytes:
             raw = held + bytes(data[: limit + 4])
         else:
             raw = data
+            if last is not None and raw.startswith(last.block):  # up to its empty line, so it is just this head
+                return last, raw[len(last.block) :]
         end = raw.find(b"\r\n\r\n", max(0, len(held) - 3), limit)
         if end < 0:
             if not raw.startswith(b"HTTP/1."[: len(raw)]):
@@ -113,7 +116,10 @@ class ResponseHeadIntake:
             return None, b""
         end += 4
         self.begun = b""
-        return parse_response(raw[:end]), data[end - len(held) :]
+        response = parse_response(raw[:end])
+        if response.block and response.status >= 200:
+            self._last = response
+        return response, data[end - len(held) :]
 
 
 class BodyIntake:

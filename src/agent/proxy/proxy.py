@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
+from typing import cast
 
 from agent.outcome import Outcome
 from agent.proxy.clock import Clock
@@ -67,7 +68,7 @@ class Proxy:
 
         carrier: what it is counted as, where it is refused.
         """
-        return Connection(self, conn_id, outcome, carrier)
+        return cast(asyncio.Protocol, Connection(self, conn_id, outcome, carrier))  # by its methods, not its base
 
     def close_behind_answers(self) -> None:
         """Say `Connection: close` on every answer from now on, and close behind it. Who is idle or new is served still:

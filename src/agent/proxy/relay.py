@@ -30,10 +30,10 @@ from agent.outcome import Stage
 from agent.proxy.answers import CONTINUE
 from agent.proxy.chunked import LAST_CHUNK, ChunkedDecoder, ChunkError, encode_chunk, encode_last
 from agent.proxy.clock import NEVER
-from agent.proxy.decide import Undecided, decide
+from agent.proxy.decide import Decision, Undecided, decide
 from agent.proxy.headers import forwarded_trailers, serialize
-from agent.proxy.heads import CHUNKED, IDEMPOTENT, Request, Response
-from agent.proxy.intake import Piece, ResponseHeadIntake
+from agent.proxy.heads import CHUNKED, IDEMPOTENT, UNFRAMED, Request, Response
+from agent.proxy.intake import Piece
 from agent.proxy.rewrite import head_for_client, head_for_target, switching_head
 from agent.proxy.upgrade import Upgraded
 
@@ -47,7 +47,8 @@ log = logging.getLogger(__name__)
 
 JOIN_BYTES = 65536
 """Up to this many bytes, pieces are joined into one write: one packet in the tunnel, one system call on a socket."""
-CHUNKED_FIELD = (b"Transfer-Encoding", b"chunked")
+# Looked up once: until Python 3.12 an enum's attribute costs a call.
+BEFORE_HEAD, IN_SIZED, IN_CHUNKED = Stage.HEAD, Stage.SIZED, Stage.CHUNKED
 
 
 class Mode(enum.Enum):
@@ -72,8 +73,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_began_s", "_body_came_later", "_collected", "_decoder", "_head", "_informational", "_intake",
-        "_left", "_mark_s", "_mode", "_request_done", "_response", "_retried", "_task", "_unsent", "_upstream",
+        "_answered", "_began_s", "_body_came_later", "_collected", "_decoder", "_head", "_informational", "_left",
+        "_mark_s", "_mode", "_request_done", "_response", "_retried", "_task", "_unsent", "_upstream",
         "connection", "continue_at", "corked", "deadline", "own_target", "request", "stage", "target",
     )  # fmt: skip
 
@@ -82,7 +83,7 @@ class Exchange:
         self.request = request
         self.own_target = own_target
         self.target: Target | None = None
-        self.stage = Stage.HEAD
+        self.stage = BEFORE_HEAD
         self.corked = b""
         self.deadline = self.continue_at = NEVER
         self._upstream: Upstream | None = None
@@ -92,7 +93,7 @@ class Exchange:
         self._request_done = request.length == 0
         self._retried = False
         self._mode = HEAD
-        self._intake: ResponseHeadIntake | None = None
+        self._answered = False  # the target has sent something
         self._informational = 0
         self._response: Response | None = None
         self._left = 0
@@ -116,15 +117,15 @@ class Exchange:
             self._began_s = self._mark_s = perf_counter()
         if request.expects_continue:
             self.continue_at = proxy.clock.later(proxy.limits.expect_timeout_s)
-        fields = [(b"Host", request.host), *request.fields] if request.host else request.fields.copy()
         version = "1.0" if request.is_1_0 else "1.1"
-        head = RequestHead(request.method.decode(), self.own_target, version, fields, connection.conn_id, proxy.cluster)
+        fields = request.received.copy()
+        head = RequestHead(request.name, self.own_target, version, fields, connection.conn_id, proxy.cluster)
         try:
             decision = decide(head, proxy.route, proxy.process)
             if isinstance(decision, Undecided):
                 self._run(self._decided_later(decision), decision)
             else:
-                self._send(*decision)
+                self._send(decision)
         except Exception as error:
             self._policy_failed(error)
 
@@ -135,7 +136,7 @@ class Exchange:
             if self.connection.measures is not None:
                 self.connection.measures.policy.add(self._lap_s())
         self._task = None
-        self._send(*decision)
+        self._send(decision)
 
     def _run(self, work: Coroutine[Any, Any, None], undecided: Undecided | None = None) -> None:
         """Do `work` in a task: its errors become answers, and it is cancelled when the client goes."""
@@ -173,8 +174,9 @@ class Exchange:
 
     # -- the request's way
 
-    def _send(self, target: Target, decided: RequestHead) -> None:
+    def _send(self, decision: Decision) -> None:
         """Build the head for the target and send it on a pooled connection, or dial one."""
+        target, decided = decision
         request, proxy = self.request, self.connection.proxy
         self.target = target
         fields = request.fields if proxy.process is None else decided.headers
@@ -309,13 +311,12 @@ class Exchange:
 
     def _read_head(self, data: Piece) -> None:
         """Act on each whole response head."""
-        limits = self.connection.proxy.limits
-        intake = self._intake
-        if intake is None:
-            intake = self._intake = ResponseHeadIntake(limits)
+        upstream = self._upstream
+        assert upstream is not None
+        self._answered = True
         while data:
             try:
-                response, data = intake.take(data)
+                response, data = upstream.heads.take(data)
             except ValueError as error:
                 self.fail(502, str(error), "response head")
                 return
@@ -330,7 +331,7 @@ class Exchange:
                 self._switch(response, data)
                 return
             self._informational += 1
-            if self._informational > limits.informational_responses:
+            if self._informational > self.connection.proxy.limits.informational_responses:
                 self.fail(502, "the target sent too many 1xx responses", "response head")
                 return
             self._relay_informational(response)
@@ -372,15 +373,11 @@ class Exchange:
         self._response = response
         self.deadline = NEVER
         length = response.length
-        framing: tuple[bytes, bytes] | None = None
-        body: Piece
-        if request.method == b"HEAD" or response.status in (204, 304):
-            if response.content_length >= 0 and response.status != 204:
-                framing = (b"Content-Length", b"%d" % response.content_length)
+        framing = length
+        if request.method == b"HEAD" or response.status == 204 or response.status == 304:
+            framing = response.content_length if response.content_length >= 0 and response.status != 204 else UNFRAMED
             length = 0
-        elif length >= 0:
-            framing = (b"Content-Length", b"%d" % length)
-        else:
+        elif length < 0:
             if length == CHUNKED:
                 self._mode = IN_CHUNKS
                 self._decoder = ChunkedDecoder(connection.proxy.limits)
@@ -391,22 +388,22 @@ class Exchange:
                 self._left = connection.proxy.limits.collect_bytes
                 self._relay_body(b"", rest)
             else:
-                self.stage = Stage.CHUNKED
-                self._relay_body(self._head_for_client(CHUNKED_FIELD), rest)
+                self.stage = IN_CHUNKED
+                self._relay_body(self._head_for_client(CHUNKED), rest)
             return
         self._mode = SIZED
-        self.stage = Stage.SIZED
+        self.stage = IN_SIZED
         head = self._head_for_client(framing)
-        self._left = length - len(rest)
-        if self._left >= 0:
-            write_pieces(connection, [head, rest] if rest else [head])
+        left = self._left = length - len(rest)
+        body = rest if left >= 0 else rest[:length]
+        if type(body) is bytes and len(body) <= JOIN_BYTES:
+            connection.write(head + body)
         else:
-            body = rest[:length]
-            write_pieces(connection, [head, body] if length else [head])
-        if self._left <= 0:
-            self._complete(self._left == 0)
+            write_pieces(connection, [head, body])
+        if left <= 0:
+            self._complete(left == 0)
 
-    def _head_for_client(self, framing: tuple[bytes, bytes] | None) -> bytes:
+    def _head_for_client(self, framing: int) -> bytes:
         assert self._response is not None
         closing = self.connection.announce_close(self.request)
         connection = b"close" if closing else b"keep-alive" if self.request.is_1_0 else b""
@@ -419,7 +416,7 @@ class Exchange:
             pieces = ([data] if decoder is None else decoder.feed(data)) if data else []
         except ChunkError as error:
             if head:
-                self.stage = Stage.HEAD  # it has not gone out
+                self.stage = BEFORE_HEAD  # it has not gone out
             self.fail(502, f"the target's body is broken: {error}", "response body")
             return
         ended = decoder is not None and decoder.done
@@ -450,8 +447,8 @@ class Exchange:
 
     def _send_collected(self, clean: bool) -> None:
         body = b"".join(self._collected or [])
-        self.stage = Stage.SIZED
-        write_pieces(self.connection, [self._head_for_client((b"Content-Length", b"%d" % len(body))), body])
+        self.stage = IN_SIZED
+        write_pieces(self.connection, [self._head_for_client(len(body)), body])
         self._complete(clean)
 
     def response_eof(self) -> bool:
@@ -495,9 +492,8 @@ class Exchange:
     def upstream_lost(self, error: Exception | None) -> None:
         """The connection to the target is gone before the response was whole."""
         upstream, request, target = self._upstream, self.request, self.target
-        nothing_came = self._intake is None
         if (
-            nothing_came
+            not self._answered
             and upstream is not None
             and upstream.reused
             and target is not None
@@ -514,7 +510,7 @@ class Exchange:
             self.corked = self._head
             self.deadline = NEVER
             self._run(self._dial(target))
-        elif not nothing_came:
+        elif self._answered:
             stage = "response head" if self._mode is HEAD else "response body"
             self.fail(502, "the target closed the connection before its response was whole", stage)
         elif error is None:
@@ -526,7 +522,7 @@ class Exchange:
         """The client is gone: stop at once."""
         self._end_upstream()
 
-    def fail(self, status: int, reason: str, stage: str, *, close: bool = False) -> None:
+    def fail(self, status: int, reason: str, stage: str, close: bool = False) -> None:
         """End the exchange: with an answer of the proxy's own where none has begun, by cutting it short otherwise."""
         connection, target = self.connection, self.target
         extra = {
@@ -535,7 +531,7 @@ class Exchange:
         }  # fmt: skip
         log.log(logging.WARNING if status >= 500 else logging.INFO, reason, extra=extra)
         self._end_upstream()
-        if self.stage is Stage.HEAD:
+        if self.stage is BEFORE_HEAD:
             connection.answer(status, reason, close=close)
         else:
             connection.cut(self.stage)

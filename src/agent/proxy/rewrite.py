@@ -35,11 +35,17 @@ def head_for_target(request: Request, own_target: bytes, fields: Fields, target:
         if fields is not request.fields:
             check_fields(fields)
         tail = _tail(request, [field for field in fields if field[0].lower() not in SPECIAL])
-        if all(type(part) is bytes for field in fields for part in field):  # else they could change under the copy
+        if _is_immutable(fields):  # else they could change under the copy
             request.given, request.tail = fields.copy(), tail
     if request.expects_continue and not target.answers_expect:
         tail = b"Expect: 100-continue\r\n" + tail  # not in the tail that is kept: the next target may be another's
-    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b" % (request.method, target.path or own_target, host, tail)
+    return b"".join(
+        (request.method, b" ", target.path or own_target, b" HTTP/1.1\r\nHost: ", host, b"\r\n", tail)
+    )
+
+
+def _is_immutable(fields: Fields) -> bool:
+    return all(type(part) is bytes for field in fields for part in field)
 
 
 def _tail(request: Request, fields: Fields) -> bytes:
@@ -59,15 +65,22 @@ def _tail(request: Request, fields: Fields) -> bytes:
     return b"\r\n".join(out)
 
 
-def head_for_client(response: Response, framing: tuple[bytes, bytes] | None, connection: bytes) -> bytes:
-    """The head of a final response. framing: its Content-Length or Transfer-Encoding, None for none. connection: the
-    `Connection` field's value, b"" for none."""
-    fields = response.fields
-    if framing is not None:
-        fields.append(framing)
+def head_for_client(response: Response, length: int, connection: bytes) -> bytes:
+    """The head of a final response. length: of its body in bytes, CHUNKED, or UNFRAMED where it says neither.
+    connection: the `Connection` field's value, b"" for none."""
+    if response.written and length == response.framing and connection == response.closing:
+        return response.written
+    fields = response.fields.copy()
+    if length >= 0:
+        fields.append((b"Content-Length", b"%d" % length))
+    elif length == CHUNKED:
+        fields.append((b"Transfer-Encoding", b"chunked"))
     if connection:
         fields.append((b"Connection", connection))
-    return serialize(b"HTTP/1.1 %d %b" % (response.status, response.reason), fields)
+    head = serialize(b"HTTP/1.1 %d %b" % (response.status, response.reason), fields)
+    if response.block:
+        response.framing, response.closing, response.written = length, connection, head
+    return head
 
 
 def switching_head(response: Response) -> bytes:

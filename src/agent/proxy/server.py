@@ -52,19 +52,20 @@ class Input(enum.Enum):
 HEAD, BODY, WAITING, DRAINING, UPGRADED, LINGERING, CLOSED = Input
 
 
-class Connection(asyncio.Protocol):
-    """One client's connection. proxy, conn_id: whose and which. carrier: what carries it, for counting only.
-    measures: where its requests are counted, None: nowhere. writing_paused: the client takes no more for now.
+class Connection:
+    """One client's connection, as the protocol of its transport.
 
-    advancing: input is being worked on, so what comes of it need not begin to do so.
+    proxy, conn_id: whose and which. carrier: what carries it, for counting only. measures: where its requests are
+    counted, None: nowhere. writing_paused: the client takes no more for now. advancing: input is being worked on, so
+    what comes of it need not begin to do so.
     """
 
     accepts_views = True
 
     __slots__ = (
         "_backlog", "_backlog_paused", "_body", "_closing", "_deadline", "_drain_left", "_exchange", "_exchange_paused",
-        "_half_closed", "_heads", "_input", "_is_tls", "_last", "_outcome", "_served", "_stall", "_transport",
-        "advancing", "carrier", "conn_id", "measures", "proxy", "writing_paused",
+        "_half_closed", "_heads", "_input", "_is_tls", "_last", "_last_head", "_last_target", "_outcome", "_served",
+        "_stall", "_transport", "_upgraded", "advancing", "carrier", "conn_id", "measures", "proxy", "writing_paused",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy, conn_id: int, outcome: Outcome, carrier: str = "") -> None:
@@ -79,10 +80,12 @@ class Connection(asyncio.Protocol):
         self._is_tls = False
         self._input = HEAD
         self._heads = RequestHeadIntake(proxy.limits)
-        self._last: Request | None = None  # the request before
+        self._last: Request | None = None  # the request before, its head, and the target that this asked for
+        self._last_head = self._last_target = b""
         self._body: BodyIntake | None = None
         self._backlog: bytes | bytearray = b""  # input behind the request in flight, unread
-        self._exchange: Exchange | Upgraded | None = None
+        self._exchange: Exchange | None = None  # the request in flight
+        self._upgraded: Upgraded | None = None  # what came of it after a 101
         self._drain_left = 0
         self._deadline = NEVER
         self._backlog_paused = False
@@ -113,7 +116,8 @@ class Connection(asyncio.Protocol):
                 elif state is BODY or state is DRAINING:
                     data = self._take_body(data)
                 elif state is UPGRADED:
-                    cast(Upgraded, self._exchange).client_bytes(data)
+                    assert self._upgraded is not None
+                    self._upgraded.client_bytes(data)
                     return
                 elif state is WAITING or state is HEAD:
                     self._hold_back(data)
@@ -123,14 +127,15 @@ class Connection(asyncio.Protocol):
         finally:
             self.advancing = False
         exchange = self._exchange
-        if type(exchange) is Exchange and exchange.corked:
+        if exchange is not None and exchange.corked:
             exchange.uncork()
 
     def eof_received(self) -> bool:
         self._half_closed = True
         state = self._input
         if state is UPGRADED:
-            return cast(Upgraded, self._exchange).client_eof() and not self._is_tls
+            assert self._upgraded is not None
+            return self._upgraded.client_eof() and not self._is_tls
         if state is WAITING or (state is HEAD and self.writing_paused):
             if is_gone(self._transport):
                 self._transport.abort()
@@ -138,7 +143,8 @@ class Connection(asyncio.Protocol):
             watch_half_closed(self._transport)
             return not self._is_tls
         if state is BODY:
-            cast(Exchange, self._exchange).fail(400, "the request's body ended early", "request body", close=True)
+            assert self._exchange is not None
+            self._exchange.fail(400, "the request's body ended early", "request body", True)
         elif state is HEAD and self._heads.begun:
             self._refuse(Fault(400, "the request's head ended early"))
         elif state is LINGERING:
@@ -148,12 +154,16 @@ class Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        exchange = self._exchange
+        exchange, upgraded = self._exchange, self._upgraded
         stage = Stage.IDLE
         if exchange is not None:
             stage = exchange.stage
             self._drop_exchange()
             exchange.client_lost()
+        elif upgraded is not None:
+            stage = Stage.UPGRADED
+            self._drop_exchange()
+            upgraded.client_lost()
         elif self._input is HEAD and self._heads.begun:
             stage = Stage.HEAD
         self._input = CLOSED
@@ -166,11 +176,15 @@ class Connection(asyncio.Protocol):
         self._stall.reset()
         if self._exchange is not None:
             self._exchange.pause_receiving()
+        elif self._upgraded is not None:
+            self._upgraded.pause_receiving()
 
     def resume_writing(self) -> None:
         self.writing_paused = False
         if self._exchange is not None:
             self._exchange.resume_receiving()
+        elif self._upgraded is not None:
+            self._upgraded.resume_receiving()
         elif self._input is HEAD and self._backlog:
             self._go_on()
 
@@ -202,8 +216,11 @@ class Connection(asyncio.Protocol):
         try:
             head, rest = heads.take(data)
             if head is not None:
-                self._last, target = parse_request(head, self.proxy.limits, self._last)
-                self._begin(self._last, target)
+                if head != self._last_head:
+                    self._last, self._last_target = parse_request(head, self.proxy.limits, self._last)
+                    self._last_head = head if self._last.block else b""
+                assert self._last is not None
+                self._begin(self._last, self._last_target)
             elif not begun:
                 self._deadline = self.proxy.clock.later(self.proxy.limits.head_timeout_s)
             return rest
@@ -234,13 +251,13 @@ class Connection(asyncio.Protocol):
 
     def _take_body(self, data: Piece) -> Piece:
         """Pass the next bytes of the request's body on, or drop them where the response is through already."""
-        exchange, body = cast("Exchange | None", self._exchange), self._body
+        exchange, body = self._exchange, self._body
         assert body is not None
         try:
             pieces, rest = body.take(data)
         except ChunkError as error:
             if exchange is not None:
-                exchange.fail(400, str(error), "request body", close=True)
+                exchange.fail(400, str(error), "request body", True)
             else:
                 self._linger()
             return b""
@@ -321,7 +338,7 @@ class Connection(asyncio.Protocol):
         """Send an answer of the proxy's own; the exchange, if there is one, is over. A 503 says when to try again."""
         if status == 503:
             fields = [*(fields or ()), (b"Retry-After", b"%d" % self.proxy.limits.retry_after_s)]
-        request = self._exchange.request if isinstance(self._exchange, Exchange) else None
+        request = self._exchange.request if self._exchange is not None else None
         closing = self.announce_close(request) or close
         self._closing = closing
         keep = request is not None and request.is_1_0 and not closing
@@ -351,7 +368,8 @@ class Connection(asyncio.Protocol):
 
     def switch(self, upgraded: Upgraded) -> None:
         """After a 101: bytes both ways from now on, those that waited first."""
-        self._exchange = upgraded
+        self._exchange = None
+        self._upgraded = upgraded
         self._input = UPGRADED
         self._deadline = NEVER
         if self.writing_paused:
@@ -426,11 +444,15 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """End the connection at once."""
-        exchange = self._exchange
+        exchange, upgraded = self._exchange, self._upgraded
         if exchange is not None:
             self._drop_exchange()
             self._tell(Kind.FAILED, exchange.stage)
             exchange.client_lost()
+        elif upgraded is not None:
+            self._drop_exchange()
+            self._tell(Kind.FAILED, Stage.UPGRADED)
+            upgraded.client_lost()
         self._tell(Kind.COMPLETE, Stage.IDLE)
         self._input = CLOSED
         self._transport.abort()
@@ -441,8 +463,8 @@ class Connection(asyncio.Protocol):
             self._finish()
 
     def _drop_exchange(self) -> None:
-        if self._exchange is not None:
-            self._exchange = None
+        if self._exchange is not None or self._upgraded is not None:
+            self._exchange = self._upgraded = None
             self.proxy.requests_in_flight -= 1
 
     def _tell(self, kind: Kind, stage: Stage) -> None:  # C3
@@ -462,9 +484,10 @@ class Connection(asyncio.Protocol):
 
     def look_at_deadlines(self, now: float) -> None:
         """Called by the sweep, with the loop's time."""
-        exchange = self._exchange
-        if exchange is not None:
-            exchange.look_at_deadlines(now)
+        if self._exchange is not None:
+            self._exchange.look_at_deadlines(now)
+        elif self._upgraded is not None:
+            self._upgraded.look_at_deadlines(now)
         if now >= self._deadline:
             self._deadline = NEVER
             self._late()
@@ -487,8 +510,8 @@ class Connection(asyncio.Protocol):
             if self._exchange_paused:  # it is the target that is slow
                 self._deadline = self.proxy.clock.later(self.proxy.limits.body_timeout_s)
             else:
-                late = cast(Exchange, self._exchange)
-                late.fail(408, "the request's body did not come in time", "request body", close=True)
+                assert self._exchange is not None
+                self._exchange.fail(408, "the request's body did not come in time", "request body", True)
         elif state is DRAINING:
             self._linger()  # C2
         elif state is LINGERING:

@@ -127,7 +127,7 @@ class Upgraded:
 
     # -- the end
 
-    def fail(self, status: int, reason: str, stage: str, *, close: bool = False) -> None:
+    def fail(self, status: int, reason: str, stage: str) -> None:
         """End it by force: nothing can be said any more."""
         log.warning(reason, extra={"conn_id": self.connection.conn_id, "stage": "upgraded"})
         self._drop_upstream()

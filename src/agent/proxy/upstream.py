@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 from agent.messages import Connect, Target
 from agent.proxy.clock import Clock, Stall
 from agent.proxy.dial import dial, within
+from agent.proxy.intake import ResponseHeadIntake
 from agent.proxy.limits import ProxyLimits
 
 __all__ = ["Upstream", "UpstreamUser", "Upstreams"]
@@ -45,19 +46,19 @@ class UpstreamUser(Protocol):
     def resume_sending(self) -> None: ...
 
 
-class Upstream(asyncio.Protocol):
-    """One connection to a target.
+class Upstream:
+    """One connection to a target, as the protocol of its transport.
 
     transport: None until connected; made: set then, where it is waited for. exchange: who uses it now. reused: it has
     served an exchange before. is_tls: it can't be half-closed. writing_paused: its write buffer is above the high-water
-    mark.
+    mark. heads: what finds the heads of its responses.
     """
 
     accepts_views = True
 
     __slots__ = (
-        "_reading_paused", "exchange", "idle_until", "is_tls", "key", "made", "pool", "reused", "stall", "transport",
-        "writing_paused",
+        "_reading_paused", "exchange", "heads", "idle_until", "is_tls", "key", "made", "pool", "reused", "stall",
+        "transport", "writing_paused",
     )  # fmt: skip
 
     def __init__(self, pool: Upstreams, key: Hashable) -> None:
@@ -70,6 +71,7 @@ class Upstream(asyncio.Protocol):
         self.is_tls = False
         self.writing_paused = False
         self.stall = Stall()
+        self.heads = ResponseHeadIntake(pool.limits)
         self.idle_until = 0.0
         self._reading_paused = False
 
@@ -207,7 +209,7 @@ class Upstreams:
                 raise ValueError("an https target needs Upstreams(ssl_context=...)")
             context = self._ssl_context(target)
         try:
-            await dial(target, upstream, self.limits, context)
+            await dial(target, cast(asyncio.Protocol, upstream), self.limits, context)
             if upstream.transport is None:  # a `connect` that returns before its transport's first callback
                 upstream.made = asyncio.get_running_loop().create_future()
                 await within(self.limits.connect_timeout_s, "connect", upstream.made)

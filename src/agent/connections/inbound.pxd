@@ -1,0 +1,41 @@
+# The types that `inbound.py` has when it is compiled.
+cimport cython
+
+
+cdef class ByteBudget:
+    cdef public long long limit_bytes
+    cdef public long long held_bytes
+
+
+cdef class FirstPacketBudget(ByteBudget):
+    cdef public ByteBudget later
+
+
+@cython.final
+cdef class Inbound:
+    cdef public object _carrier
+    cdef public FirstPacketBudget _budget
+    cdef public long long _limit_bytes, _uncounted_bytes, _slice_bytes
+    cdef public object _pieces
+    cdef public long long _first_left_bytes, _charged_bytes, _later_charged_bytes
+    cdef public bint _paused, _eof
+    cdef public bint reframes
+    cdef public long long held_bytes
+
+    @cython.locals(size=Py_ssize_t, later_bytes=cython.longlong)
+    cpdef feed(self, data)
+
+    @cython.locals(size=Py_ssize_t)
+    cpdef _feed_first(self, data)
+    cpdef _hold(self, data)
+
+    @cython.locals(size=Py_ssize_t)
+    cpdef _pump(self)
+
+    @cython.locals(due=cython.longlong, more=cython.longlong)
+    cpdef bint _charge_later(self, long long later_bytes) except -1
+    cpdef _give_back(self)
+    cpdef pause(self)
+    cpdef resume(self)
+    cpdef finish(self)
+    cpdef stop(self)

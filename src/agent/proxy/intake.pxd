@@ -1,0 +1,36 @@
+# The types that `intake.py` has when it is compiled.
+cimport cython
+
+from agent.proxy.chunked cimport ChunkedDecoder
+from agent.proxy.heads cimport Response
+
+
+@cython.final
+cdef class RequestHeadIntake:
+    cdef public object _limits
+    cdef public Py_ssize_t _scanned
+    cdef public bint _checked_line
+    cdef public object begun
+
+    @cython.locals(limit=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t)
+    cpdef tuple take(self, data)
+
+
+@cython.final
+cdef class ResponseHeadIntake:
+    cdef public Py_ssize_t _limit
+    cdef public Response _last
+    cdef public bytes begun
+
+    @cython.locals(held=bytes, limit=Py_ssize_t, last=Response, raw=bytes, end=Py_ssize_t, response=Response)
+    cpdef tuple take(self, data)
+
+
+@cython.final
+cdef class BodyIntake:
+    cdef public long long _left
+    cdef public ChunkedDecoder decoder
+    cdef public bint ended
+
+    @cython.locals(left=cython.longlong)
+    cpdef tuple take(self, data)

@@ -1,0 +1,16 @@
+# The types that `rewrite.py` has when it is compiled.
+cimport cython
+
+from agent.proxy.heads cimport Request, Response
+
+
+@cython.locals(tail=bytes)
+cpdef bytes head_for_target(Request request, bytes own_target, object fields, object target)
+
+
+@cython.locals(out=list)
+cdef bytes _tail(Request request, list fields)
+
+
+@cython.locals(fields=list, head=bytes)
+cpdef bytes head_for_client(Response response, long long length, bytes connection)

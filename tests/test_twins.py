@@ -1,0 +1,92 @@
+"""Which twin is imported of the modules that are compiled as they stand: those with a .pxd beside their .py."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import agent
+
+SOURCE = Path(agent.__file__).parent
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+WITHOUT = os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0")
+COMPILED = [
+    ".".join(("agent", *path.relative_to(SOURCE).with_suffix("").parts))
+    for path in sorted(SOURCE.rglob("*.pxd"))
+    if path.with_suffix(".py").exists()
+]
+
+
+def file_of(module: str, variable: str | None) -> str:
+    """Where a fresh interpreter imports a module from."""
+    environment = {name: value for name, value in os.environ.items() if name != "FASTPIPE_NO_EXTENSIONS"}
+    if variable is not None:
+        environment["FASTPIPE_NO_EXTENSIONS"] = variable
+    code = f"import {module}; print({module}.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or done.stderr
+
+
+def test_they_are_found() -> None:
+    assert {"agent.proxy.relay", "agent.proxy.heads", "agent.connections.connection"} <= set(COMPILED)
+
+
+@pytest.mark.parametrize("module", COMPILED)
+def test_the_twin_that_is_wanted_runs_here(module: str) -> None:
+    file = importlib.import_module(module).__file__
+    assert file is not None
+    assert file.endswith(".py" if WITHOUT else SUFFIX)
+
+
+@pytest.mark.skipif(WITHOUT, reason="FASTPIPE_NO_EXTENSIONS: nothing is built")
+@pytest.mark.parametrize("module", ["agent.proxy.relay", "agent.connections.connection"])
+@pytest.mark.parametrize(("variable", "suffix"), [(None, SUFFIX), ("", SUFFIX), ("0", SUFFIX), ("1", ".py")])
+def test_the_variable_chooses_for_a_whole_room(module: str, variable: str | None, suffix: str) -> None:
+    assert file_of(module, variable).endswith(suffix)
+
+
+def test_an_extension_that_is_there_and_broken_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = tmp_path / "room"
+    room.mkdir()
+    (room / "__init__.py").write_text("from agent.twins import choose_twins\nchoose_twins(__path__)\n")
+    (room / "module.py").write_text("")
+    (room / f"module{SUFFIX}").write_text("this is no extension")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{SOURCE.parent}")
+    assert "ImportError" in file_of("room.module", None)
+    assert file_of("room.module", "1") == str(room / "module.py")
+
+
+def declared(types: Path) -> dict[str, set[str]]:
+    """The attributes of each class in a .pxd."""
+    found: dict[str, set[str]] = {}
+    names: set[str] = set()
+    for line in types.read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"cdef class (\w+)", line):
+            names = found[match[1]] = set()
+        elif match := re.match(r"    cdef (?:public )?(.*)", line):
+            names |= set(re.findall(r"\w+", match[1]))
+    return found
+
+
+@pytest.mark.parametrize("module", COMPILED)
+def test_the_types_have_every_attribute_that_the_source_sets(module: str) -> None:
+    """One that they lack is there in the plain twin and an AttributeError in the compiled one, when it is set."""
+    path = SOURCE.joinpath(*module.split(".")[1:])
+    classes = declared(path.with_suffix(".pxd"))
+    for node in ast.parse(path.with_suffix(".py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name in classes:
+            stored = {
+                each.attr
+                for each in ast.walk(node)
+                if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)
+                and isinstance(each.value, ast.Name) and each.value.id == "self"
+            }  # fmt: skip
+            assert stored <= classes[node.name], f"{node.name} in {path.with_suffix('.pxd')}"
