@@ -31,8 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     comparing = commands.add_parser("compare", help="say what got better or worse beyond the spread")
-    comparing.add_argument("old", type=pathlib.Path, metavar="OLD.json")
-    comparing.add_argument("new", type=pathlib.Path, metavar="NEW.json")
+    comparing.add_argument(
+        "reports", type=pathlib.Path, nargs="+", metavar="OLD.json NEW.json",
+        help="more pairs may follow: only what all of them say counts",
+    )  # fmt: skip
     commands.add_parser("curves", help="measure each default beside what was not chosen (--only, --output as above)")
     documenting = commands.add_parser("docs", help="put the figures into docs/performance.md and README.md")
     documenting.add_argument("reports", type=pathlib.Path, nargs="*", metavar="REPORT.json", help="default: the last")
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.command == "compare":
         from .compare import compare
 
-        return compare(given.old, given.new)
+        return compare(given.reports)
     if given.command == "docs":
         from .docs import fill
 

@@ -1,32 +1,42 @@
-"""Two reports side by side: what got better or worse by more than both runs' own spread."""
+"""Reports side by side: what got better or worse by more than both runs' own spread, in every pair of them."""
 
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from .report import number
 
 __all__ = ["compare"]
 
-LEAST = 0.05
-"""A ratio that moved by less is no news, however calm both runs were."""
+LEAST = 0.1
+"""A ratio that moved by less is no news, however calm both runs were: processes alone differ by so much."""
+
+Key = tuple[str, ...]
+Pair = tuple[dict[str, Any], dict[str, Any]]
 
 
-def compare(old_path: pathlib.Path, new_path: pathlib.Path) -> int:
-    """Print the differences of the ratios, and of the figures. Returns 1 if a ratio got worse, 2 for unreadable files.
+def compare(paths: Sequence[pathlib.Path]) -> int:
+    """Print the differences of OLD, NEW, or of OLD, NEW, OLD, NEW… Returns 1 if a ratio got worse, 2 for no reports.
 
-    Ratios decide, for both rivals of one ran on the same machine at the same time. Figures are compared only where both
-    runs were on the same processor and Python, and never decide.
+    Ratios decide, for both rivals of one ran on the same machine at the same time; a 99th percentile is told, and
+    decides nothing. Of several pairs each must say the same: a machine's bad minute is in one of them. Figures are
+    compared only where both runs were on the same processor and Python, and never decide.
     """
+    if not paths or len(paths) % 2:
+        print("reports are compared in pairs: OLD.json NEW.json", file=sys.stderr)
+        return 2
     try:
-        old, new = (json.loads(path.read_text(encoding="utf-8")) for path in (old_path, new_path))
-        old_ratios, new_ratios = (_by(report["ratios"], "case", "metric", "of", "over") for report in (old, new))
-        worse = _ratios(old_ratios, new_ratios)
-        if all(old["environment"].get(key) == new["environment"].get(key) for key in ("processor", "python", "quick")):
-            _figures(*(_by(report["measurements"], "case", "variant", "metric") for report in (old, new)))
+        reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        pairs = list(zip(reports[::2], reports[1::2], strict=True))
+        worse = _ratios(pairs)
+        if all(old["environment"].get(key) == new["environment"].get(key)
+               for key in ("processor", "python", "quick") for old, new in pairs):  # fmt: skip
+            _figures(pairs)
         else:
             print("other processor, Python or amounts: figures aren't compared, ratios are")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -35,46 +45,61 @@ def compare(old_path: pathlib.Path, new_path: pathlib.Path) -> int:
     return 1 if worse else 0
 
 
-Key = tuple[str, ...]
-
-
 def _by(items: list[dict[str, Any]], *names: str) -> dict[Key, dict[str, Any]]:
     return {tuple(item[name] for name in names): item for item in items}
 
 
-def _ratios(old: dict[Key, dict[str, Any]], new: dict[Key, dict[str, Any]]) -> int:
-    """Better and worse are told where the ranges of the rounds don't touch. Returns how many are worse."""
-    better, worse, same = [], [], 0
-    for key, now in new.items():
-        was = old.get(key)
-        if was is None:
+def _moved(was: dict[str, Any], now: dict[str, Any], value: str) -> int:
+    """1 where it is more by more than both spreads, -1 where it is less, else 0."""
+    if was[value] <= 0 or now[value] <= 0:
+        return 0
+    change = math.log(now[value] / was[value])
+    if abs(change) <= LEAST + _spread(was) + _spread(now):
+        return 0
+    return 1 if change > 0 else -1
+
+
+def _spread(item: dict[str, Any]) -> float:
+    """Between the worst and the best round, as a share."""
+    return float(item["spread"] if "spread" in item else (item["high"] - item["low"]) / item["ratio"])
+
+
+def _ratios(pairs: Sequence[Pair]) -> int:
+    """Tell what is better and worse in every pair. Returns how many that decide are worse."""
+    runs = [tuple(_by(report["ratios"], "case", "metric", "of", "over") for report in pair) for pair in pairs]
+    first_old, first_new = runs[0]
+    found: dict[int, list[str]] = {1: [], -1: [], 0: []}
+    worse = 0
+    for key in first_new:
+        both = [(old[key], new[key]) for old, new in runs if key in old and key in new]
+        if not both:
             continue
+        moves = {_moved(was, now, "ratio") for was, now in both}
+        move = moves.pop() if len(moves) == 1 else 0
         case, metric, of, over = key
-        moved = now["ratio"] / was["ratio"] - 1
-        line = f"{case}, {metric}: {of} against {over} {number(was['ratio'])}× → {number(now['ratio'])}× ({moved:+.0%})"
-        if now["low"] > was["high"] and moved > LEAST:
-            better.append(line)
-        elif now["high"] < was["low"] and moved < -LEAST:
-            worse.append(line)
-        else:
-            same += 1
-    for title, lines in (("better", better), ("worse", worse)):
-        for line in lines:
+        was, now = both[0]
+        change = f"{number(was['ratio'])}× → {number(now['ratio'])}× ({now['ratio'] / was['ratio'] - 1:+.0%})"
+        decides = not metric.endswith("p99")
+        found[move].append(f"{case}, {metric}: {of} against {over} {change}{'' if decides else ', decides nothing'}")
+        worse += move < 0 and decides
+    for title, move in (("better", 1), ("worse", -1)):
+        for line in found[move]:
             print(f"{title:7}{line}")
-    gone, added = len(old.keys() - new.keys()), len(new.keys() - old.keys())
-    print(f"ratios: {len(better)} better, {len(worse)} worse, {same} within the spread, {added} new, {gone} gone")
-    return len(worse)
+    gone, added = len(first_old.keys() - first_new.keys()), len(first_new.keys() - first_old.keys())
+    print(f"ratios: {len(found[1])} better, {len(found[-1])} worse, {len(found[0])} within the spread, {added} new, "
+          f"{gone} gone")  # fmt: skip
+    return worse
 
 
-def _figures(old: dict[Key, dict[str, Any]], new: dict[Key, dict[str, Any]]) -> None:
+def _figures(pairs: Sequence[Pair]) -> None:
+    runs = [tuple(_by(report["measurements"], "case", "variant", "metric") for report in pair) for pair in pairs]
     moved = []
-    for key, now in new.items():
-        was = old.get(key)
-        if was is None or not was["median"] or not now["median"]:
-            continue
-        change = now["median"] / was["median"] - 1
-        if abs(change) > LEAST + was["spread"] + now["spread"]:
+    for key in runs[0][1]:
+        both = [(old[key], new[key]) for old, new in runs if key in old and key in new]
+        moves = {_moved(was, now, "median") for was, now in both}
+        if len(moves) == 1 and moves != {0}:
+            was, now = both[0]
             case, variant, metric = key
             values = f"{number(was['median'])} → {number(now['median'])} {now['unit']}"
-            moved.append(f"moved  {case}, {metric}, {variant}: {values} ({change:+.0%})")
+            moved.append(f"moved  {case}, {metric}, {variant}: {values} ({now['median'] / was['median'] - 1:+.0%})")
     print("\n".join([*moved, f"figures: {len(moved)} moved beyond the spread"]))

@@ -103,13 +103,31 @@ def test_compare_tells_what_moved_beyond_the_spread(
 ) -> None:
     old = written(tmp_path / "old", {"pipe": [1.0, 1.1, 1.2], "UDS": [2.0, 2.0, 2.0]})
     new = written(tmp_path / "new", {"pipe": now, "UDS": [2.0, 2.0, 2.0]})
-    assert compare.compare(old, new) == code
+    assert compare.compare([old, new]) == code
     assert said in capsys.readouterr().out
+
+
+def test_a_difference_within_the_spread_of_both_is_none(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = written(tmp_path / "old", {"pipe": [1.0, 1.1, 1.2], "UDS": [2.0, 2.0, 2.0]})
+    new = written(tmp_path / "new", {"pipe": [1.25, 1.35, 1.5], "UDS": [2.0, 2.0, 2.0]})
+    assert compare.compare([old, new]) == 0
+    assert "0 better, 0 worse" in capsys.readouterr().out
+
+
+def test_what_one_pair_says_and_the_other_does_not_counts_for_nothing(tmp_path: pathlib.Path) -> None:
+    calm = {"pipe": [1.0, 1.0, 1.0], "UDS": [2.0, 2.0, 2.0]}
+    old, new = written(tmp_path / "old", calm), written(tmp_path / "new", calm)
+    slow = written(tmp_path / "slow", calm | {"pipe": [4.0, 4.0, 4.0]})
+    assert compare.compare([old, slow]) == 1
+    assert compare.compare([old, slow, old, new]) == 0
+    assert compare.compare([old, slow, old, slow]) == 1
 
 
 def test_compare_says_that_a_file_is_no_report(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "no.json").write_text("[]")
-    assert compare.compare(tmp_path / "no.json", tmp_path / "no.json") == 2
+    assert compare.compare([tmp_path / "no.json"] * 2) == 2
     assert "no two reports" in capsys.readouterr().err
 
 
