@@ -47,6 +47,8 @@ REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110, section 9.2.2
 UPGRADES = (b"websocket", b"spdy/3.1")
 PLAIN_OPTIONS = frozenset({b"keep-alive", b"close", b"upgrade", b"te"})  # they name no field that went on anyway
+# Not framing here, but for what hands names on as a CGI does, with "-" and "_" the same.
+DISGUISED = frozenset({b"content_length", b"transfer_encoding"})
 MAX_LENGTH = 2**63 - 1
 METHOD_BYTES = 32
 KEPT_BYTES = 4096  # of a head, on an idle connection
@@ -270,6 +272,9 @@ def parse_request(head: bytes, limits: ProxyLimits, last: Request | None = None)
     special = collector.special
     if len(head) > limits.request_fields and collector.count > limits.request_fields:
         raise Fault(431, "too many header fields")
+
+    if b"_" in block and any(name.lower() in DISGUISED for name, _ in collector.fields):
+        raise Fault(400, "a header field is disguised as the body's length")
 
     request = Request()
     request.method = method
