@@ -21,6 +21,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -34,6 +35,9 @@ PLATFORMS = {  # what wheels.yml has runners for: cibuildwheel's platform, archi
     ("macos", "arm64"): ["macosx_arm64"],
     ("windows", "AMD64"): ["win_amd64"],
 }
+
+AT_ONCE = min(2, os.cpu_count() or 1)
+"""Wheels that are tried side by side."""
 
 CALLER = """\
 # cython: language_level=3
@@ -179,13 +183,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fastpipe-wheels-") as folder:
         proof = Proof(Path(given.out).absolute(), Path(folder), shlex.split(given.suite))
         proof.sdist()
+        tried: list[tuple[Path, Path, str]] = []
         if given.step == "all":
-            for python in pythons:
-                proof.prove(python, proof.wheel(python, pure=False), "c")
+            tried += [(python, proof.wheel(python, pure=False), "c") for python in pythons]
         if given.step != "sdist":
             pure = proof.wheel(pythons[0] if pythons else Path(sys.executable), pure=True)
-            for python in pythons:
-                proof.prove(python, pure, "python")
+            tried += [(python, pure, "python") for python in pythons]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            try:
+                for proving in as_completed([pool.submit(proof.prove, *each) for each in tried]):
+                    proving.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # what has begun ends
+                raise
         proof.check()
     for row in proof.rows:
         print("| " + " | ".join(row) + " |")

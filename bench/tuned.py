@@ -47,7 +47,9 @@ class Finder(importlib.abc.MetaPathFinder):
         if name not in self.values:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.origin is not None:
+        if spec is not None:
+            if spec.origin is None or not spec.origin.endswith(".py"):
+                raise LookupError(f"{name} is compiled: its constants can't be changed")
             loader = Loader(name, spec.origin)
             loader.values = self.values[name]
             spec.loader = loader
