@@ -184,7 +184,7 @@ def response_verdict(parts: list[bytes]) -> list[object]:
                     response, data = intake.take(data)
                     if response is not None:
                         made.append((response.status, response.length, response.upgrade, response.keep_alive))
-                        out = head_for_client(response, None, b"")
+                        out = head_for_client(response, UNFRAMED, b"")
                         assert out.count(b"\r\n") == len(response.fields) + 2, out
                         if response.length == UNTIL_EOF and response.status >= 200:
                             return made
