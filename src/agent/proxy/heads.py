@@ -273,7 +273,7 @@ def parse_request(head: bytes, limits: ProxyLimits, last: Request | None = None)
     if len(head) > limits.request_fields and collector.count > limits.request_fields:
         raise Fault(431, "too many header fields")
 
-    if b"_" in block and any(name.lower() in DISGUISED for name, _ in collector.fields):
+    if block.find(b"_") >= 0 and _is_disguised(collector.fields):
         raise Fault(400, "a header field is disguised as the body's length")
 
     request = Request()
@@ -297,6 +297,10 @@ def parse_request(head: bytes, limits: ProxyLimits, last: Request | None = None)
         _set_connection(request, special)
     request.received = [(b"Host", request.host), *request.fields] if request.host else request.fields
     return request, target
+
+
+def _is_disguised(fields: Fields) -> bool:
+    return any(name.lower() in DISGUISED for name, _ in fields)
 
 
 def _set_connection(request: Request, special: dict[bytes, list[bytes]]) -> None:
