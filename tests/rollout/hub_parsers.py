@@ -12,3 +12,7 @@ def by_header(request: RequestHead) -> str:
         if name.lower() == b"x-cluster":
             return value.decode("ascii", "replace")
     raise Refused(404, "name a cluster in X-Cluster")
+
+
+def by_bytes(request: RequestHead) -> bytes:
+    return b"c1"

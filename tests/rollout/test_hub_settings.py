@@ -66,6 +66,19 @@ def test_a_parser_that_cannot_be_used_is_a_wrong_setting(importable: None, parse
     assert caught.value.field == "cluster_parser"
 
 
+async def test_a_parser_that_names_nothing_is_a_503_and_one_clear_line(
+    importable: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        asyncio.timeout(30), running_hub(cluster_parser="hub_parsers:by_bytes") as (_, http_port),
+        aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{http_port}/c1/hello") as answer,
+    ):  # fmt: skip
+        assert (answer.status, await answer.text()) == (503, "the request could not be decided\n")
+    (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert record.getMessage() == "cluster_parser must give a cluster's name, a str, not bytes"
+    assert record.exc_info is None
+
+
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("certificates")

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from ..config import HubConfig, limits_of
-from ..errors import ConfigError, Refused
+from ..errors import ConfigError, PolicyFault, Refused
 from ..messages import RequestHead, Target
 from ..outcome import Kind, Stage
 from ..policy.agents import AgentPolicy
@@ -189,9 +189,12 @@ class Hub:
     def route(self, request: RequestHead) -> Target:
         """The newest agent of the cluster that this request is for, whatever the one before it on its connection was.
 
-        Raises Refused: 400, 503, and what the cluster parser refuses.
+        Raises Refused: 400, 503, and what the cluster parser refuses; PolicyFault where that names nothing.
         """
-        session = self._newest_of(self._cluster_of(request))
+        cluster = self._cluster_of(request)
+        if not isinstance(cluster, str):
+            raise PolicyFault("cluster_parser", "a cluster's name, a str", type(cluster).__name__)
+        session = self._newest_of(cluster)
         if session is None:
             raise Refused(503, "no agent is connected for this cluster")
         try:
