@@ -68,8 +68,9 @@ class TargetError(AgentError):
 class PolicyFault(AgentError):
     """A part of the user's own gave something that it must not: its author's to mend. The request gets a 503.
 
-    method: a Router's `route`, a RequestProcessor's `process`, or a hub's `cluster_parser`. expected: what it must
-    give. given: what it gave, its kind only: it may hold a token.
+    method: a Router's `route`, a RequestProcessor's `process`, a CertificateProvider's `ssl_context`, or a hub's
+    `cluster_parser`. expected: what it must give. given: what it gave, its kind only: it
+    may hold a token.
     """
 
     def __init__(self, method: str, expected: str, given: str) -> None:

@@ -84,3 +84,16 @@ class WrongProcessor:
 
     async def _later(self) -> Any:
         return ["secret"]
+
+
+class WrongTrust:
+    """Gives a file's name, and a number that isn't one."""
+
+    generation = 0
+
+    def ssl_context(self, target: Target) -> Any:
+        return "/secret/ca.pem"
+
+
+class WrongNumber(WrongTrust):
+    generation = "one"  # type: ignore[assignment]

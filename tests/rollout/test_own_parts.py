@@ -102,8 +102,14 @@ async def test_a_part_that_gives_the_wrong_thing_is_a_503_and_one_clear_line(clu
                 assert await get(f"{other.url}/{path}") == (503, "the request could not be decided\n")
                 assert said in other.log
             assert other.log.count("level=error") == len(PROCESSES)
-        assert "Traceback" not in agent.log + other.log
-        assert "secret" not in agent.log + other.log
+        async with it.agent(
+            router="own_parts:Renaming", certificate_provider="own_parts:WrongTrust"
+        ) as third:
+            assert await get(f"{third.url}/one/pods") == (503, "the request could not be decided\n")
+            assert "ssl_context must give an ssl.SSLContext, not str" in third.log
+            assert third.log.count("level=error") == 1
+        assert "Traceback" not in agent.log + other.log + third.log
+        assert "secret" not in agent.log + other.log + third.log
         assert it.managed.received == it.managed.reviews == []
 
 
@@ -114,6 +120,7 @@ async def test_a_part_that_gives_the_wrong_thing_is_a_503_and_one_clear_line(clu
         ({"router": "own_parts:Marking"}, "has no route"),
         ({"router": "own_parts:Wrong", "request_processor": "own_parts:Wrong"}, "has no process"),
         ({"router": "own_parts:Renaming", "certificate_provider": "own_parts:Wrong"}, "has no ssl_context"),
+        ({"router": "own_parts:Renaming", "certificate_provider": "own_parts:WrongNumber"}, "a whole number, not str"),
         ({"router": "own_parts:Renaming", "request_processor": "kubernetes"}, "request_processor (from"),
         ({"request_processor": "kubernete"}, "request_processor (from"),
     ],

@@ -8,7 +8,7 @@ import ssl
 from typing import Any
 
 from ..config import AgentConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, PolicyFault
 from ..messages import Target
 from .access import SERVICE_ACCOUNT, ApiAccess, extra_is_installed, in_cluster
 from .identity import RequestProcessor
@@ -69,10 +69,16 @@ class Policy:
         return self.trust.generation + own
 
     def ssl_context(self, target: Target) -> ssl.SSLContext:
-        """The context for a target: with the agent's certificate only for what goes out under the agent's authority."""
+        """The context for a target: with the agent's certificate only for what goes out under the agent's authority.
+
+        Raises PolicyFault.
+        """
         if target.client_identity and self._kubernetes is not None:
             return self._kubernetes.managed.own_context()
-        return self.trust.ssl_context(target)
+        context: object = self.trust.ssl_context(target)
+        if not isinstance(context, ssl.SSLContext):  # a provider of the user's own
+            raise PolicyFault("ssl_context", "an ssl.SSLContext", type(context).__name__)
+        return context
 
     async def close(self) -> None:
         """End reviews under way, and the connections they use. Cancelled: they end all the same."""
@@ -162,6 +168,9 @@ def make_policy(
     trust = certificate_provider or load_part(
         "certificate_provider", config.certificate_provider, "ssl_context", "generation"
     )
+    if trust is not None and not isinstance(trust.generation, int):
+        expected = f"must have a generation that is a whole number, not {type(trust.generation).__name__}"
+        raise ConfigError("certificate_provider", "argument", expected)
     app = load_reference("app", config.app) if isinstance(config.app, str) else config.app
     if router is None and not config.static_routes and app is None:
         return _kubernetes_policy(config, processor, trust)
