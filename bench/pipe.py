@@ -5,12 +5,14 @@ Each function moves a fixed amount and checks what arrived. `python -m bench` an
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import functools
 import importlib
 import os
 import socket
+import statistics
 import tempfile
 import time
 import tracemalloc
@@ -19,7 +21,7 @@ from typing import Any
 
 import uvloop
 
-from .measuring import Case, Metric, Samples, Scale, Turn, latency, no_collection, one
+from .measuring import Case, Metric, Samples, Scale, Turn, latency, no_collection, one, percentile
 
 C = importlib.import_module("fastpipe._pipe_c")
 PYTHON = importlib.import_module("fastpipe._pipe_py")
@@ -106,21 +108,60 @@ def on_loop(loop: str, work: Coroutine[Any, Any, Any]) -> Any:
         return runner.run(work)
 
 
-class Ping(asyncio.Protocol):
-    """Sends what came back, n times, and notes when."""
+BATCH = 100  # round trips between two looks at the clock, which costs about as much as one of them
 
-    def start(self, transport: Any, data: bytes, n: int) -> asyncio.Future[None]:
-        self.transport, self.data, self.left = transport, data, n
-        self.stamps = [0] * (n + 1)
+
+class Ping(asyncio.Protocol):
+    """Sends what came back, and looks at the clock between batches of round trips, not within."""
+
+    def start(self, transport: Any, data: bytes, batches: int) -> asyncio.Future[None]:
+        self.transport, self.data, self.size, self.got = transport, data, len(data), 0
+        self.batches, self.left = batches, BATCH
+        self.samples: list[float] = []  # µs of a round trip, mean of each batch
         self.done = asyncio.get_running_loop().create_future()
-        self.stamps[n] = now()
+        self.began = now()
         transport.write(data)
         return self.done
 
     def data_received(self, data: bytes) -> None:
-        if len(data) != len(self.data):  # a socket brings it in parts
-            self.got = getattr(self, "got", 0) + len(data)
-            if self.got < len(self.data):
+        if len(data) != self.size:  # a socket brings it in parts
+            self.got += len(data)
+            if self.got < self.size:
+                return
+            self.got = 0
+        self.left -= 1
+        if self.left:
+            self.transport.write(self.data)
+        else:
+            self.batch_done()
+
+    def batch_done(self) -> None:
+        ended = now()
+        self.samples.append((ended - self.began) / BATCH / 1000)
+        if len(self.samples) == self.batches:
+            self.done.set_result(None)
+        else:
+            self.left = BATCH
+            self.began = now()
+            self.transport.write(self.data)
+
+
+class StampingPing(Ping):
+    """Looks at the clock after each round trip: for the 99th percentile. The stamps' memory is there beforehand."""
+
+    def start(self, transport: Any, data: bytes, batches: int) -> asyncio.Future[None]:
+        self.left = trips = batches * BATCH
+        self.transport, self.data, self.size, self.got = transport, data, len(data), 0
+        self.stamps = array.array("q", bytes(8 * (trips + 1)))
+        self.done = asyncio.get_running_loop().create_future()
+        self.stamps[trips] = now()
+        transport.write(data)
+        return self.done
+
+    def data_received(self, data: bytes) -> None:
+        if len(data) != self.size:
+            self.got += len(data)
+            if self.got < self.size:
                 return
             self.got = 0
         self.left -= 1
@@ -129,6 +170,24 @@ class Ping(asyncio.Protocol):
             self.transport.write(self.data)
         else:
             self.done.set_result(None)
+
+    def micros(self) -> list[float]:
+        """Each round trip, its stamp included."""
+        return [(later - earlier) / 1000 for later, earlier in zip(self.stamps[:-1], self.stamps[1:], strict=True)]
+
+    def stamp_cost(self) -> float:
+        """µs that one stamp takes: what StampingPing's round trip has and Ping's has not."""
+        costs = []
+        for _ in range(50):
+            began = now()
+            for _ in range(BATCH):
+                self.stamps[self.left] = now()
+            with_stamps = now() - began
+            began = now()
+            for _ in range(BATCH):
+                pass
+            costs.append((with_stamps - (now() - began)) / BATCH / 1000)
+        return statistics.median(costs)
 
 
 class Pong(asyncio.Protocol):
@@ -139,22 +198,36 @@ class Pong(asyncio.Protocol):
         self.transport.write(data)
 
 
-async def round_trips(connect: Connect, size: int, n: int) -> list[float]:
-    """µs of each of n round trips of `size` bytes."""
-    ping, pong = Ping(), Pong()
-    a, b = await connect(ping, pong)
-    await asyncio.sleep(0.01)
-    await ping.start(a, b"w" * size, n // 10)
-    with no_collection():
-        await ping.start(a, b"x" * size, n)
-    a.abort()
-    b.abort()
-    await asyncio.sleep(0)
-    return [(early - late) / 1000 for late, early in zip(ping.stamps[1:], ping.stamps[:-1], strict=True)]
+TRIP = Metric("round trip", "µs")
+TRIP_P99 = Metric("round trip p99", "µs")
+STAMP = Metric("a stamp, taken off that", "µs")
 
 
-async def isolated_hops(connect: Connect, n: int) -> list[float]:
-    """µs from a write to the peer's data_received with the loop otherwise idle."""
+async def round_trips(connect: Connect, size: int, n: int) -> Samples:
+    """n round trips of `size` bytes: their time, by batches, and the 99th percentile of single ones, less a stamp."""
+    found: dict[Metric, list[float]] = {}
+    for ping in (Ping(), StampingPing()):
+        a, b = await connect(ping, Pong())
+        await asyncio.sleep(0.01)
+        await ping.start(a, b"w" * size, max(1, n // BATCH // 10))
+        with no_collection():
+            await ping.start(a, b"x" * size, n // BATCH)
+        a.abort()
+        b.abort()
+        await asyncio.sleep(0)
+        if isinstance(ping, StampingPing):
+            cost = ping.stamp_cost()
+            found |= {TRIP_P99: [percentile(ping.micros(), 0.99) - cost], STAMP: [cost]}
+        else:
+            found[TRIP] = ping.samples
+    return found
+
+
+async def isolated_hops(connect: Connect, n: int, *, mere_call_soon: bool = False) -> list[float]:
+    """µs from a write to the peer's data_received with the loop otherwise idle.
+
+    mere_call_soon: in place of the pipe the loop calls data_received: what its own turn takes, and a pipe needs one.
+    """
     samples = []
     arrived: asyncio.Future[None]
 
@@ -164,6 +237,17 @@ async def isolated_hops(connect: Connect, n: int) -> list[float]:
             arrived.set_result(None)
 
     a, b = await connect(asyncio.Protocol(), Receiver())
+    if mere_call_soon:
+        loop = asyncio.get_running_loop()
+        receive = b.get_protocol().data_received
+
+        class Mere:
+            abort = a.abort
+
+            def write(self, data: bytes) -> None:
+                loop.call_soon(receive, data)
+
+        a = Mere()
     for _ in range(n):
         await asyncio.sleep(0.0002)
         arrived = asyncio.get_running_loop().create_future()
@@ -266,23 +350,26 @@ class Lost(asyncio.Protocol):
         self.lost.set_result(error)
 
 
-async def pipe_lives(twin: Any, n: int) -> list[float]:
-    """µs to make and connect a pair, close it and hear of it on both sides."""
+async def pipe_lives(twin: Any, n: int, together: int = 1) -> list[float]:
+    """µs to make and connect a pair, close it and hear of it on both sides; `together` at a time, 1 or more."""
     samples = []
-    for _ in range(n):
+    for _ in range(n // together):
         start = now()
-        left, right = Lost(), Lost()
-        a, b = twin.create_pipe()
-        a.set_protocol(left)
-        b.set_protocol(right)
-        a.close()
-        await left.lost
-        await right.lost
-        samples.append((now() - start) / 1000)
+        lost: list[asyncio.Future[BaseException | None]] = []
+        for _ in range(together):
+            left, right = Lost(), Lost()
+            a, b = twin.create_pipe()
+            a.set_protocol(left)
+            b.set_protocol(right)
+            a.close()
+            lost += (left.lost, right.lost)
+        for future in lost:
+            await future
+        samples.append((now() - start) / 1000 / together)
     return samples
 
 
-async def uds_lives(n: int) -> list[float]:
+async def uds_lives(n: int, together: int = 1) -> list[float]:
     """The same by connect and accept on a Unix socket."""
     loop = asyncio.get_running_loop()
     accepted: list[Lost] = []
@@ -291,19 +378,26 @@ async def uds_lives(n: int) -> list[float]:
         accepted.append(Lost())
         return accepted[-1]
 
+    async def live() -> None:
+        transport, left = await loop.create_unix_connection(Lost, path)
+        transport.close()
+        await left.lost
+
     folder = tempfile.TemporaryDirectory()
     path = os.path.join(folder.name, "s")
     server = await loop.create_unix_server(accept, path)
     samples = []
-    for _ in range(n):
+    for _ in range(n // together):
         start = now()
-        transport, left = await loop.create_unix_connection(Lost, path)
-        transport.close()
-        await left.lost
-        while not accepted:  # noqa: ASYNC110
+        if together == 1:
+            await live()
+        else:
+            await asyncio.gather(*(live() for _ in range(together)))
+        while len(accepted) < together:  # noqa: ASYNC110
             await asyncio.sleep(0)
-        await accepted.pop().lost
-        samples.append((now() - start) / 1000)
+        while accepted:
+            await accepted.pop().lost
+        samples.append((now() - start) / 1000 / together)
     server.close()
     folder.cleanup()
     return samples
@@ -366,10 +460,8 @@ def turns_of(
 def round_trip_case(size: int, whole: int, quick: int) -> Case:
     @contextlib.contextmanager
     def open_case(scale: Scale) -> Iterator[Mapping[str, Turn]]:
-        async def measure(connect: Connect) -> Samples:
-            return latency("round trip", await round_trips(connect, size, scale.of(whole, quick)))
-
-        yield dict(turns_of(scale, measure))
+        n = scale.of(whole, quick)
+        yield dict(turns_of(scale, lambda connect: round_trips(connect, size, n)))
 
     amount = f"{size} B" if size < 1024 else f"{size // 1024} KiB"
     title = f"Round trip of {amount} between two `data_received`"
@@ -381,7 +473,10 @@ def open_hops(scale: Scale) -> Iterator[Mapping[str, Turn]]:
     async def measure(connect: Connect) -> Samples:
         return latency("hop", await isolated_hops(connect, scale.of(1000, 300)))
 
-    yield dict(turns_of(scale, measure))
+    async def mere() -> Samples:
+        return latency("hop", await isolated_hops(over_pipe(C), scale.of(1000, 300), mere_call_soon=True))
+
+    yield dict(turns_of(scale, measure)) | {"call_soon alone": lambda: on_loop("uvloop", mere())}
 
 
 @contextlib.contextmanager
@@ -402,14 +497,19 @@ def open_one_copy(scale: Scale) -> Iterator[Mapping[str, Turn]]:
     }
 
 
-def open_lives(scale: Scale) -> contextlib.AbstractContextManager[Mapping[str, Turn]]:
-    n = scale.of(3000, 500)
-    return contextlib.nullcontext(
-        {
-            "pipe": lambda: latency("life", on_loop("uvloop", pipe_lives(C, n))),
-            "UDS": lambda: latency("life", on_loop("uvloop", uds_lives(n // 4))),
-            "Python twin": lambda: latency("life", on_loop("uvloop", pipe_lives(PYTHON, n))),
-        }
+def lives_case(name: str, title: str, together: int) -> Case:
+    def open_lives(scale: Scale) -> contextlib.AbstractContextManager[Mapping[str, Turn]]:
+        n = scale.of(4000, 800)
+        return contextlib.nullcontext(
+            {
+                "pipe": lambda: latency("life", on_loop("uvloop", pipe_lives(C, n, together))),
+                "UDS": lambda: latency("life", on_loop("uvloop", uds_lives(n // 4, together))),
+                "Python twin": lambda: latency("life", on_loop("uvloop", pipe_lives(PYTHON, n, together))),
+            }
+        )
+
+    return Case(
+        name, title, open_lives, [("pipe", "UDS"), ("Python twin", "UDS"), ("pipe", "Python twin")], rounds=(3, 2)
     )
 
 
@@ -425,7 +525,13 @@ def open_idle(scale: Scale) -> contextlib.AbstractContextManager[Mapping[str, Tu
 CASES: Sequence[Case] = (
     round_trip_case(64, 10_000, 4_000),
     round_trip_case(65536, 5_000, 1_000),
-    Case("pipe hop", "One write with the loop otherwise idle, until `data_received`", open_hops, RATIOS, rounds=(3, 2)),
+    Case(
+        "pipe hop",
+        "One write with the loop otherwise idle, until `data_received`",
+        open_hops,
+        [*RATIOS, ("call_soon alone", "UDS")],
+        rounds=(3, 2),
+    ),
     Case("pipe one way", "64 KiB writes of `bytes` with backpressure", open_one_way, RATIOS),
     Case(
         "pipe one copy",
@@ -433,12 +539,7 @@ CASES: Sequence[Case] = (
         open_one_copy,
         [("BufferedProtocol", "memoryview copy"), ("readinto", "memoryview copy")],
     ),
-    Case(
-        "pipe life",
-        "Make, connect and close a pair; both sides hear of it",
-        open_lives,
-        [("pipe", "UDS"), ("Python twin", "UDS"), ("pipe", "Python twin")],
-        rounds=(3, 2),
-    ),
+    lives_case("pipe life", "Make, connect and close a pair; both sides hear of it; one after another", 1),
+    lives_case("pipe lives", "The same, 100 at a time", 100),
     Case("pipe idle", "What an idle pair with two protocols holds in the process", open_idle, rounds=(2, 1)),
 )

@@ -20,7 +20,7 @@ def test_round_trips(benchmark: Any, who: str, size: int) -> None:
         a, b = runner.run(connect(ping, pong))
 
         async def trips() -> None:
-            await ping.start(a, b"x" * size, 1000)
+            await ping.start(a, b"x" * size, 1000 // pipe.BATCH)
 
         benchmark(lambda: runner.run(trips()))
 
