@@ -210,6 +210,7 @@ cdef class Home:
 
 
 @cython.final
+@cython.freelist(4)
 @cython.no_gc_clear  # so that `home` is there when it is freed uncalled
 cdef class Turn:
     cdef Home home
@@ -1223,7 +1224,7 @@ cdef class PipeEnd:
             move_in(self, require_running_loop())
         elif thread_ident() != self.home.thread:
             raise RuntimeError(_errors.WRONG_THREAD)
-        elif self.loop.is_closed():
+        elif not self.home.scheduled and not self.home.draining and self.loop.is_closed():  # with a turn there, it isn't
             raise RuntimeError(_errors.LOOP_CLOSED)
         if self.state == LOST:
             return
@@ -1408,8 +1409,8 @@ def create_pipe(*, limit=65536, inline=False, max_chunk=262144, loop=None):
     RuntimeError where the loop is closed. The pipe belongs to this thread (or the loop's, once it runs).
     """
     global pairs_made
-    cdef Py_ssize_t high = checked_limit(limit) if limit is not 65536 else 65536
-    cdef Py_ssize_t chunk = checked_max_chunk(max_chunk)
+    cdef Py_ssize_t high = checked_limit(limit) if limit is not 65536 else 65536  # who leaves the default asks nothing
+    cdef Py_ssize_t chunk = checked_max_chunk(max_chunk) if max_chunk is not 262144 else 262144
     cdef Home home
     cdef PipeEnd first, second
     if loop is None:

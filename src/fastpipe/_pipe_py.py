@@ -375,7 +375,7 @@ class PipeEnd(Waiting):
             self._move_in(asyncio.get_running_loop())
         elif get_ident() != self._home.thread:
             raise RuntimeError(_errors.WRONG_THREAD)
-        elif self._loop.is_closed():
+        elif not self._home.scheduled and not self._home.draining and self._loop.is_closed():  # with a turn, it isn't
             raise RuntimeError(_errors.LOOP_CLOSED)
         if self._state == LOST:
             return
