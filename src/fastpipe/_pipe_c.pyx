@@ -1224,7 +1224,7 @@ cdef class PipeEnd:
             move_in(self, require_running_loop())
         elif thread_ident() != self.home.thread:
             raise RuntimeError(_errors.WRONG_THREAD)
-        elif not self.home.scheduled and not self.home.draining and self.loop.is_closed():  # with a turn there, it isn't
+        elif not self.home.scheduled and not self.home.draining and self.loop.is_closed():  # with a turn, it isn't
             raise RuntimeError(_errors.LOOP_CLOSED)
         if self.state == LOST:
             return

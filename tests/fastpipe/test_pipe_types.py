@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -21,7 +22,8 @@ fastpipe._pipe_c.Chunk.__release_buffer__
 USER = """\
 import asyncio
 
-from fastpipe import IMPLEMENTATION, Chunk, ChunkPool, PipeEnd, PipeStatistics, create_pipe
+import fastpipe
+from fastpipe import IMPLEMENTATION, Chunk, ChunkPool, Listener, PipeEnd, PipeStatistics, create_pipe
 
 
 async def use() -> tuple[bytes, memoryview, int, float]:
@@ -38,6 +40,27 @@ async def use() -> tuple[bytes, memoryview, int, float]:
     for end in ends:
         end.set_extra_info("conn_id", IMPLEMENTATION)
     return far.read(3), chunk.commit(0), far.readinto(bytearray(2)), statistics.paused_s
+
+
+async def streams() -> bytes:
+    (reader, writer), (_, other) = fastpipe.open_pipe_streams()
+    other.write(b"line\\n")
+    await other.drain()
+    async for line in reader:
+        writer.write(line)
+    async with await Listener("name").start_server(serve) as server:
+        theirs, ours = await server.open_connection()
+        ours.close()
+        await ours.wait_closed()
+        transport, protocol = await server.connect(asyncio.Protocol)
+        transport.close()
+        assert isinstance(protocol, asyncio.Protocol)
+        return await theirs.readexactly(3)
+
+
+async def serve(reader: fastpipe.PipeReader, writer: fastpipe.PipeWriter) -> None:
+    writer.write(await reader.read())
+    writer.close()
 """
 
 
@@ -57,3 +80,14 @@ def test_a_users_strict_check_passes(tmp_path):
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", os.devnull, str(module)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode == 0, result.stdout
+
+
+def test_pyright_finds_nothing_in_a_users_module(tmp_path):
+    pytest.importorskip("basedpyright", reason="in the extra `lint`: pyright with a node of its own")
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "strict"}))
+    (tmp_path / "user.py").write_text(USER)
+    (tmp_path / "wrong.py").write_text("import fastpipe\n\nend: int = fastpipe.create_pipe()[0]\n")
+    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable]
+    for module, told in (("user.py", "0 errors, 0 warnings"), ("wrong.py", '"PipeEnd" is not assignable to')):
+        result = subprocess.run([*command, module], capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert told in result.stdout, result.stdout + result.stderr
