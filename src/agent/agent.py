@@ -24,6 +24,7 @@ from .connections.mixed import MixedConnManager
 from .dialling import Dialling
 from .effective import changed, merged, shown
 from .errors import ConfigError
+from .links import HubLinks
 from .policy.identity import RequestProcessor
 from .policy.router import Router
 from .policy.selection import select_policy
@@ -89,7 +90,6 @@ class Agent:
         self.config = config
         self.counters = ConnectionCounters()
         self.budget = FirstPacketBudget()
-        self.clients: list[TunnelClient] = []
         self.managers: dict[Tunnel, ConnManager] = {}  # of the sessions that are not over, and of some that are
         self.tunnel_features = FEATURES
         self.windows = WindowBudget()
@@ -106,6 +106,7 @@ class Agent:
         self._on_ready = on_ready or (lambda: None)
         self._draining = False
         self._dialling = Dialling(config)
+        self.links = HubLinks(self._client, lambda: self.config.hub_addresses, self._dialling.is_proxied)
         limits = _limits(config)
         self.upstreams = Upstreams(
             ssl_context=self.policy.ssl_context, generation=lambda: self.policy.generation, limits=limits
@@ -140,6 +141,11 @@ class Agent:
         return not self._draining and any(client.ready for client in self.clients)
 
     @property
+    def clients(self) -> list[TunnelClient]:
+        """The links to hubs, one for each address."""
+        return self.links.clients
+
+    @property
     def open_connections(self) -> int:
         """Connections of all sessions that are open now."""
         return sum(manager.open_connections for manager in self.managers.values())
@@ -158,7 +164,6 @@ class Agent:
         """
         config = self.config
         health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
-        self.clients = [self._client(number) for number in range(len(config.hub_addresses))]
         sessions: list[asyncio.Task[None]] = []
 
         async def end_sessions() -> None:
@@ -183,9 +188,9 @@ class Agent:
                 address = parse_address(config.health_address, listen=True)
                 port = await health.start(address.host, address.port)
                 logger.info("health checks are answered", extra={"address": str(Address(address.host, port))})
-            sessions += [asyncio.create_task(client.run()) for client in self.clients]
+            sessions.append(asyncio.create_task(self.links.run()))
             try:
-                await asyncio.wait(sessions, return_when=asyncio.FIRST_COMPLETED)  # they only end by an error
+                await asyncio.wait(sessions)  # they only end by an error
             except asyncio.CancelledError:
                 await self._drain()
                 raise
@@ -199,6 +204,7 @@ class Agent:
         A base hub gets it last (wire.md, "DRAIN to the hub"): it may lock up where requests are still open.
         """
         self._draining = True
+        self.links.hold()
         loop = asyncio.get_running_loop()
         grace_s = self.config.drain_grace_s
         deadline_s = loop.time() + grace_s
@@ -259,6 +265,7 @@ class Agent:
                 logger.info("setting changed", extra={"setting": name, "value": shown(new, name)})
         redials = self._dialling.files_changed or not HUB_SETTINGS.isdisjoint(set(names) - set(kept)) or not self.ready
         logger.info("the configuration was read anew", extra={"changed": len(names) - len(kept), "redials": redials})
+        self.links.look_again()
         if redials:
             self.reconnect_now()
 
@@ -271,9 +278,9 @@ class Agent:
 
     # -- sessions
 
-    def _client(self, number: int) -> TunnelClient:
+    def _client(self, number: int, ip: str) -> TunnelClient:
         return TunnelClient(
-            lambda: self._dialling.endpoint(number),
+            lambda: self._dialling.endpoint(number, ip),
             cluster_name=self.config.cluster_name,
             metadata=self._dialling.metadata,
             open_receiver=self._open_manager,

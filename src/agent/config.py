@@ -245,6 +245,10 @@ class HubConfig(Checked):
     agent_ca_file: str = kind.file("PEM CA of agents' certificates, whose CN or DNS name is their cluster's name")
     agent_token_file: str = kind.file("agents' tokens: lines of a cluster's name, white space, its token")
     allow_any_agent: bool = kind.boolean("let agents in that show nothing, also off loopback")
+    health_address: str = kind.address("where /healthz and /readyz are served (default: nowhere)", default="")
+    enable_metrics: bool = kind.boolean(
+        "measure requests, and show that and all counts at /metrics of the health address (needs the extra [metrics])"
+    )
     drain_grace_s: float = kind.seconds(_DRAIN_HELP, default=DRAIN_GRACE_S, low=0, high=3600)
 
     rules: ClassVar = (

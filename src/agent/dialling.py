@@ -42,20 +42,25 @@ class Dialling:
         if config.insecure and config.hub_token_file and exposed:
             logger.warning("the hub's token goes over the network in plaintext (insecure)", extra={"hubs": exposed})
 
-    def endpoint(self, number: int) -> HubEndpoint:
-        """Where the hub of this number is, from 0, and how it is reached."""
+    def endpoint(self, number: int, ip: str = "") -> HubEndpoint:
+        """Where the hub of this number is, from 0, and how it is reached. ip: which of its name's addresses is dialled.
+        """
         self._stamp = self._look()
         self._tls = _or_last_good(self._read_tls, self._tls)
         address = self.config.hub_addresses[number]
         proxy = proxy_for(address, os.environ)
         return HubEndpoint(
-            address.host,
+            ip or address.host,
             address.port,
             self._tls,
-            self.config.hub_server_name or None,
+            self.config.hub_server_name or (address.host if ip else None),
             proxy,
             proxy_ssl=roots_context([], True, ["http/1.1"]) if proxy is not None and proxy.scheme == "https" else None,
         )
+
+    def is_proxied(self, number: int) -> bool:
+        """Whether the hub of this number is dialled through a proxy."""
+        return proxy_for(self.config.hub_addresses[number], os.environ) is not None
 
     def metadata(self) -> Metadata:
         """What the agent says of itself, beside its cluster's name."""

@@ -123,12 +123,17 @@ def _requests(agent: Agent) -> Iterator[Metric]:
 
 
 def _hubs(agent: Agent) -> Iterator[Metric]:
-    hubs = list(zip(map(str, agent.config.hub_addresses), agent.clients, strict=False))
-    up = {(hub,): int(client.ready) for hub, client in hubs}
-    yield _table("hub_up", "gauge", "1 where the hub has answered the last probe.", ("hub",), up)
-    sessions = {(hub,): client.sessions for hub, client in hubs}
+    """By configured address: a name that has several is one label's value."""
+    hubs = [(str(hub), agent.links.clients_of(number)) for number, hub in enumerate(agent.config.hub_addresses)]
+    up = {(hub,): sum(client.ready for client in clients) for hub, clients in hubs}
+    yield _table("hub_up", "gauge", "How many hubs have answered the last probe: 1 or 0, unless a name has several.",
+                 ("hub",), up)  # fmt: skip
+    sessions = {(hub,): sum(client.sessions for client in clients) for hub, clients in hubs}
     yield _table("hub_sessions", "counter", "Sessions that the hub has answered a probe in.", ("hub",), sessions)
-    redials = {(hub, cause): count for hub, client in hubs for cause, count in client.redials.items()}
+    redials: Counter[tuple[str, str]] = Counter()
+    for hub, clients in hubs:
+        for client in clients:
+            redials.update({(hub, cause): count for cause, count in client.redials.items()})
     yield _table("hub_redials", "counter", "Dials again, by what ended the session before.", ("hub", "cause"), redials)
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "check_label",
     "check_route",
     "has_dot_segments",
+    "is_ip_address",
     "is_label",
     "is_loopback",
     "parse_address",
@@ -96,6 +97,15 @@ def parse_address(text: str, *, listen: bool = False) -> Address:
 def _is_ipv6(host: str) -> bool:
     try:
         ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_ip_address(host: str) -> bool:
+    """Whether `host` is an IPv4 or IPv6 address, and no name."""
+    try:
+        ipaddress.ip_address(host)
     except ValueError:
         return False
     return True

@@ -20,12 +20,15 @@ from ..outcome import Kind, Stage
 from ..policy.agents import AgentPolicy
 from ..policy.references import load_reference
 from ..policy.trust import server_context
-from ..proxy import Proxy, ProxyLimits, Upstreams
-from ..syntax import is_label, is_loopback, parse_address
+from ..proxy import Measures, Proxy, ProxyLimits, Upstreams
+from ..syntax import Address, is_label, is_loopback, parse_address
+from ..telemetry.health import HealthServer
+from ..telemetry.metrics import MetricsPage
 from ..tunnel.features import FEATURES
 from ..tunnel.grpc import GrpcStatus, Status
 from ..tunnel.server import TunnelServer
 from ..tunnel.session import Tunnel
+from .readings import read
 from .session import AgentSession
 
 __all__ = ["ClusterParser", "Hub", "cluster_of_path"]
@@ -42,6 +45,9 @@ IDLE_CONNECTIONS = 1000
 ClusterParser = Callable[[RequestHead], str]
 """Names the cluster that a request is for, by one RFC 1123 label; its agent gets the request as it came. Raises Refused
 for an answer to the client instead."""
+
+CARRIER = "tcp"
+"""What users' connections are measured as."""
 
 UNGUARDED = "whoever reaches the HTTP port reaches the agents: no client certificate is asked for there"
 
@@ -70,6 +76,16 @@ class Hub:
         self._sessions: dict[str, list[AgentSession]] = {}  # by cluster, the newest last
         self._ids = itertools.count(1)
         self._upstreams = Upstreams()
+        self.proxy: Proxy | None = None
+        self.ready = False
+        self.sessions_opened = self.refused = self.tls_failures = 0
+        self.measures = Measures()
+        self._past_bytes = [0, 0]  # of sessions that are over
+        self._page: MetricsPage | None = None
+        if config.enable_metrics:
+            self._page = MetricsPage(lambda: read(self), prefix="fastpipe_hub_", field="enable_metrics")
+            if not config.health_address:
+                logger.warning("metrics are counted and shown nowhere: health_address isn't set")
         self.tunnel_features = FEATURES
         self._agents = AgentPolicy(
             certificates=bool(config.agent_ca_file), token_file=config.agent_token_file, anyone=config.lets_anyone_in
@@ -84,7 +100,6 @@ class Hub:
         )
         if self._grpc_tls:
             self._grpc_tls.on_failure = self._tls_failed
-        self.tls_failures = 0
         self._http_tls = config.http_cert_file and server_context(
             config.http_cert_file,
             config.http_key_file,
@@ -117,7 +132,10 @@ class Hub:
             upstreams=upstreams,
             limits=limits,
             max_connections=self._config.max_clients,
+            measures={CARRIER: self.measures} if self._page is not None else None,
         )
+        self.proxy = proxy
+        health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
         tunnels = TunnelServer(open_tunnel=self.open_tunnel, features=self.tunnel_features)
         grpc = parse_address(self._config.grpc_address, listen=True)
         http = parse_address(self._config.http_address, listen=True)
@@ -130,7 +148,7 @@ class Hub:
             )
             servers.append(
                 await loop.create_server(
-                    lambda: proxy.connection(next(self._ids), _ended),
+                    lambda: proxy.connection(next(self._ids), _ended, CARRIER),
                     http.host or None,
                     http.port,
                     ssl=self._http_tls or None,
@@ -141,13 +159,19 @@ class Hub:
                 logger.warning(UNGUARDED, extra={"http_address": str(http)})
             self._on_listening("grpc", grpc.host, _port(servers[0].sockets))
             self._on_listening("http", http.host, _port(servers[1].sockets))
+            if self._config.health_address:
+                address = parse_address(self._config.health_address, listen=True)
+                port = await health.start(address.host, address.port)
+                logger.info("health checks are answered", extra={"address": str(Address(address.host, port))})
+            self.ready = True
             try:
                 await loop.create_future()  # until cancelled
             finally:
+                self.ready = False
                 for server in servers:
                     server.close()
                 proxy.start_draining()
-                for session in [each for sessions in self._sessions.values() for each in sessions]:
+                for session in self.sessions:
                     session.drain()
                 await proxy.wait_drained(self._config.drain_grace_s)
         finally:
@@ -156,6 +180,7 @@ class Hub:
             proxy.close()
             await upstreams.close()
             await tunnels.close()
+            await health.close()
 
     def open_tunnel(self, tunnel: Tunnel, metadata: Sequence[tuple[bytes, bytes]]) -> AgentSession:
         """Let an agent in, for the cluster it names. Raises GrpcStatus where it isn't who it says."""
@@ -169,16 +194,19 @@ class Hub:
             logger.warning(
                 "agent refused", extra={"cluster": cluster[:63].decode("latin-1"), "reason": refused.reason}
             )
+            self.refused += 1
             raise GrpcStatus(GRPC_STATUS[refused.status], refused.reason) from None
         name = cluster.decode("ascii")
         sessions = self._sessions.setdefault(name, [])
         if any(session.identity != identity for session in sessions):
             logger.warning("agent refused: another identity holds the cluster", extra={"cluster": name})
+            self.refused += 1
             raise GrpcStatus(Status.PERMISSION_DENIED, "another identity holds this cluster")
         session = AgentSession(
             tunnel, name, identity, self._lost, on_draining=self._draining, successor=self._newest
         )
         sessions.append(session)
+        self.sessions_opened += 1
         logger.info("agent connected", extra={"cluster": name, "peer": tunnel.peername})
         return session
 
@@ -206,6 +234,20 @@ class Hub:
         except ValueError:
             raise Refused(400, "the request target must be a path in visible ASCII, without a fragment") from None
 
+    @property
+    def sessions(self) -> list[AgentSession]:
+        """Agents' tunnels that are open."""
+        return [session for sessions in self._sessions.values() for session in sessions]
+
+    @property
+    def carried_bytes(self) -> tuple[int, int]:
+        """Clients' bytes from agents and to them, so far."""
+        each = [session.carried_bytes for session in self.sessions]
+        return (
+            self._past_bytes[0] + sum(from_agent for from_agent, _ in each),
+            self._past_bytes[1] + sum(to_agent for _, to_agent in each),
+        )
+
     def _newest_of(self, cluster: str) -> AgentSession | None:
         """The session that new connections go to; None where no agent is there that isn't going away."""
         for session in reversed(self._sessions.get(cluster, ())):
@@ -224,6 +266,7 @@ class Hub:
         self._upstreams.forget_connect(session.connect)
         sessions = self._sessions[session.cluster]
         sessions.remove(session)
+        self._past_bytes = [past + own for past, own in zip(self._past_bytes, session.carried_bytes, strict=True)]
         if not sessions:
             del self._sessions[session.cluster]
         logger.info("agent disconnected", extra={"cluster": session.cluster})

@@ -64,7 +64,7 @@ class _Connection(asyncio.Protocol):
         self._full = False  # the pipe is
         self._ending = False  # the agent sends no more: an end follows what is held
         self._end_said = False
-        self._sent_any = False
+        self.bytes_sent = 0
         self.bytes_seen = 0
         self.probed_at_bytes = -1
 
@@ -78,7 +78,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes | memoryview) -> None:
         if self._outbound is not None:
-            self._sent_any = True
+            self.bytes_sent += len(data)
             self._outbound.write(data)
 
     def eof_received(self) -> bool:
@@ -119,7 +119,7 @@ class _Connection(asyncio.Protocol):
         """Whether the agent has been sent a packet of it."""
         if self._outbound is None:
             return self._end is not None  # it is over; before it is connected it hasn't begun
-        return self._sent_any and not self._outbound.queued_bytes
+        return self.bytes_sent > 0 and not self._outbound.queued_bytes
 
     def deliver(self, data: bytes | memoryview) -> None:
         end = self._end
@@ -241,6 +241,7 @@ class AgentSession:
         self.cluster = cluster
         self.identity = identity
         self.draining = False
+        self._carried = [0, 0]
         self._on_lost = on_lost
         self._on_draining = on_draining
         self._successor = successor
@@ -260,6 +261,15 @@ class AgentSession:
     @property
     def open_connections(self) -> int:
         return len(self._connections)
+
+    @property
+    def carried_bytes(self) -> tuple[int, int]:
+        """Clients' bytes from the agent and to it, so far."""
+        connections = self._connections.values()
+        return (
+            self._carried[0] + sum(connection.bytes_seen for connection in connections),
+            self._carried[1] + sum(connection.bytes_sent for connection in connections),
+        )
 
     async def connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         """Open a connection to the agent's proxy and give it to `protocol`.
@@ -348,7 +358,9 @@ class AgentSession:
     # -- what connections call
 
     def forget(self, connection: _Connection) -> None:
-        self._connections.pop(connection.conn_id, None)
+        if self._connections.pop(connection.conn_id, None) is not None:
+            self._carried[0] += connection.bytes_seen
+            self._carried[1] += connection.bytes_sent
         self.caught_up(connection)
         self._watch_end()
 

@@ -40,19 +40,26 @@ class Metric:
 class MetricsPage:
     """Renders what `read` gives, and the process's own CPU time, memory and descriptors.
 
+    prefix: of every name. field: the configuration's that asks for it.
     Raises ConfigError where prometheus-client isn't installed.
     """
 
-    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
+    def __init__(
+        self,
+        read: Callable[[], Iterable[Metric]],
+        *,
+        prefix: str = PREFIX,
+        field: str = "memory_comm.enable_metrics",
+    ) -> None:
         try:
             from prometheus_client import CollectorRegistry, ProcessCollector
             from prometheus_client.exposition import choose_encoder
         except ImportError as error:
             expected = "must be false: prometheus-client isn't there; pip install 'fastpipe-agent[metrics]' brings it"
-            raise ConfigError("memory_comm.enable_metrics", "configuration", expected) from error
+            raise ConfigError(field, "configuration", expected) from error
         self._registry = CollectorRegistry(auto_describe=False)
         self._choose_encoder = choose_encoder
-        self._registry.register(_Families(read))
+        self._registry.register(_Families(read, prefix))
         ProcessCollector(registry=self._registry)
 
     def render(self, accept: str) -> tuple[str, bytes]:
@@ -65,14 +72,15 @@ class MetricsPage:
 class _Families(Collector):
     """Metrics as prometheus-client's families."""
 
-    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
+    def __init__(self, read: Callable[[], Iterable[Metric]], prefix: str) -> None:
         self._read = read
+        self._prefix = prefix
 
     def collect(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         for metric in self._read():
-            name = PREFIX + metric.name
+            name = self._prefix + metric.name
             if metric.kind == "histogram":
                 histogram = HistogramMetricFamily(name, metric.help, labels=metric.labels)
                 for values, durations in metric.samples:

@@ -105,6 +105,7 @@ class TunnelClient:
         self._tending: set[asyncio.Task[None]] = set()
         self._kick = asyncio.Event()  # cut the wait short
         self._draining = False
+        self._retiring = False
         self._reconnecting = False  # the next dial doesn't wait
 
     @property
@@ -137,6 +138,17 @@ class TunnelClient:
             call.leave()
         self._backoff.reset()
         self._kick.set()
+
+    def retire(self) -> None:
+        """Dial no more, and end each session once its connections have gone. `run` then returns. Again is no error."""
+        self._draining = self._retiring = True
+        self._kick.set()
+        for call in self._calls:
+            if call not in self._up:
+                call.fail(None)
+            elif call.drains_first:
+                call.drain()
+            call.leave()
 
     async def announce_drain(self, timeout_s: float = _DRAIN_ANSWER_TIMEOUT_S) -> bool:
         """Begin to leave for good: nothing is dialled any more, and hubs with `goaway` are asked to open nothing more.
@@ -266,7 +278,7 @@ class TunnelClient:
         """Take the next step of an orderly end, where its time has come."""
         replaced = not all(other.left.done() for other in self._up)
         if not call.drains_first:
-            if replaced and self._is_idle(call.tunnel):
+            if (replaced or self._retiring) and self._is_idle(call.tunnel):
                 call.finish()
             return
         if replaced:  # until then the hub has nobody else to send to

@@ -1,0 +1,93 @@
+"""What a hub has counted, as metrics: read off it when somebody asks. No label's value is a client's or an agent's."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import fastpipe
+
+from ..telemetry.metrics import Metric
+
+if TYPE_CHECKING:
+    from .hub import Hub
+
+__all__ = ["read"]
+
+MANY = 3
+"""Clusters with so many agents and more are counted together."""
+
+
+def read(hub: Hub) -> Iterator[Metric]:
+    """All metrics of a hub that runs on this loop."""
+    running = {
+        "version": version("fastpipe-agent"),
+        "fastpipe": fastpipe.IMPLEMENTATION,
+        "python": platform.python_version(),
+        "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
+    }
+    yield Metric("build_info", "gauge", "What is running.", tuple(running), [(tuple(running.values()), 1)])
+    yield Metric("ready", "gauge", "1 where /readyz says ready.", (), [((), int(hub.ready))])
+    yield from _agents(hub)
+    yield from _requests(hub)
+
+
+def _agents(hub: Hub) -> Iterator[Metric]:
+    sessions = hub.sessions
+    by_cluster = Counter(session.cluster for session in sessions if not session.draining)
+    clusters = {str(agents): 0 for agents in range(1, MANY)} | {f"{MANY}+": 0}
+    for agents in by_cluster.values():
+        clusters[str(agents) if agents < MANY else f"{MANY}+"] += 1
+    draining = sum(session.draining for session in sessions)
+    yield Metric(
+        "agents", "gauge", "Agents' tunnels that are open.", ("state",),
+        [(("serving",), len(sessions) - draining), (("draining",), draining)],
+    )  # fmt: skip
+    yield Metric(
+        "clusters", "gauge", "Clusters with an agent, by how many each has.", ("agents",),
+        [((agents,), count) for agents, count in clusters.items()],
+    )  # fmt: skip
+    yield Metric("sessions", "counter", "Tunnels opened so far.", (), [((), hub.sessions_opened)])
+    refused = {"policy": hub.refused, "tls": hub.tls_failures}
+    yield Metric(
+        "agents_refused", "counter", "Agents refused: by who they are, or in the TLS handshake.", ("reason",),
+        [((reason,), count) for reason, count in refused.items()],
+    )  # fmt: skip
+
+
+def _requests(hub: Hub) -> Iterator[Metric]:
+    proxy, measures = hub.proxy, hub.measures
+    connections = proxy.open_connections if proxy is not None else 0
+    in_flight = proxy.requests_in_flight if proxy is not None else 0
+    yield Metric("client_connections", "gauge", "Users' connections that are open.", (), [((), connections)])
+    yield Metric("requests_in_flight", "gauge", "Requests being served.", (), [((), in_flight)])
+    over = sum(proxy.refused.values()) if proxy is not None else 0
+    yield Metric("connections_refused", "counter", "Users' connections answered 503.", (), [((), over)])
+    responses = [
+        ((source, f"{digit}xx"), count)
+        for source, by_digit in (("agent", measures.responses), ("hub", measures.own))
+        for digit, count in enumerate(by_digit)
+        if count
+    ]
+    responses.append((("agent", "upgraded"), measures.upgraded))
+    yield Metric(
+        "responses", "counter", "Responses by whose they are and the first digit of their status.",
+        ("source", "status"), responses,
+    )  # fmt: skip
+    yield Metric("responses_cut", "counter", "Responses that ended unfinished.", (), [((), measures.cut)])
+    yield Metric(
+        "request_stage_seconds", "histogram",
+        "How long requests took: connect (new connections to agents), head and body of the response; whole.",
+        ("stage",), [((stage,), took) for stage, took in measures.stages.items() if stage != "policy"],
+    )  # fmt: skip
+    carried = hub.carried_bytes
+    yield Metric(
+        "carried_bytes", "counter", "Clients' bytes carried.", ("direction",),
+        [(("from_agents",), carried[0]), (("to_agents",), carried[1])],
+    )  # fmt: skip
+    waiting = sum(session.tunnel.bytes_buffered for session in hub.sessions)
+    yield Metric("buffered_bytes", "gauge", "Bytes that wait to be sent to agents.", (), [((), waiting)])

@@ -1,0 +1,105 @@
+"""A hub's name with several addresses: a tunnel to each, as DNS knows them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+
+import aiohttp
+import pytest
+from whole_peers import free_port, running_origin, until
+from whole_rig import RunningAgent
+
+import agent.links
+from agent import HubConfig
+from agent.hub.hub import Hub
+from agent.links import resolve
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is no address of other systems' loopback")
+
+
+class RunningHub:
+    """A hub on an address of the loopback's."""
+
+    def __init__(self, host: str, grpc_port: int) -> None:
+        self.http_port = 0
+        config = HubConfig(grpc_address=f"{host}:{grpc_port}", http_address="127.0.0.1:0", drain_grace_s=0.1)
+        self._hub = Hub(config, on_listening=self._listening)
+        self._task = asyncio.ensure_future(self._hub.run())
+
+    def _listening(self, kind: str, _host: str, port: int) -> None:
+        if kind == "http":
+            self.http_port = port
+
+    def agents(self) -> int:
+        return len(self._hub._sessions.get("c1", ()))
+
+    async def serves(self) -> None:
+        await until(lambda: self.http_port and self.agents())
+        async with aiohttp.ClientSession() as client:
+            assert (await client.get(f"http://127.0.0.1:{self.http_port}/c1/hello")).status == 200
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
+async def test_each_address_of_a_name_has_a_tunnel(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    names = {"hubs.test": ["127.0.0.1"]}
+
+    async def known(host: str) -> list[str]:
+        return names[host] if len(names[host]) > 1 else []
+
+    monkeypatch.setattr(agent.links, "resolve", known)
+    monkeypatch.setattr(agent.links, "RESOLVE_INTERVAL_S", 0.05)
+    names["hubs.test"] = ["127.0.0.1", "127.0.0.2"]
+    port = free_port()
+    async with running_origin() as origin, asyncio.timeout(30):
+        hubs = {number: RunningHub(f"127.0.0.{number}", port) for number in (1, 2, 3)}
+        running = RunningAgent(
+            hub_address=f"hubs.test:{port}", cluster_name="c1", insecure=True, routes=(f"/={origin.url}",),
+            use_memory_comm=mode == "memory", drain_grace_s=2.0,
+        )  # fmt: skip
+        try:
+            await running.wait_ready()
+            await hubs[1].serves()
+            await hubs[2].serves()
+            assert hubs[3].agents() == 0
+            names["hubs.test"] = ["127.0.0.2", "127.0.0.3"]
+            await hubs[3].serves()
+            assert hubs[1].agents() == 1  # it is not named just now, and it answers
+            await hubs[1].stop()
+            await until(lambda: len(running.agent.clients) == 2)
+            await hubs[2].serves()
+            assert hubs[2].agents() == hubs[3].agents() == 1
+        finally:
+            await running.stop()
+            for hub in hubs.values():
+                await hub.stop()
+
+
+async def test_a_name_that_nobody_knows_is_said_and_dialled_again(caplog: pytest.LogCaptureFixture) -> None:
+    running = RunningAgent(
+        hub_address="hub.invalid:8443", cluster_name="c1", insecure=True, routes=("/=http://127.0.0.1:9",),
+        use_memory_comm=True,
+    )  # fmt: skip
+    said = "no connection to hub.invalid:8443"
+    await until(lambda: [record for record in caplog.records if said in record.getMessage()])
+    await running.stop()
+
+
+async def test_localhost_is_one_hub_whatever_its_families() -> None:
+    assert await resolve("localhost") == []
+    assert await resolve("127.0.0.1") == []
+
+
+async def test_of_two_families_the_one_with_more_addresses_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    v4, v6 = socket.AF_INET, socket.AF_INET6
+    found = [(v6, "fd00::1"), (v4, "10.0.0.1"), (v4, "10.0.0.2"), (v4, "10.0.0.2"), (v6, "fd00::2"), (v6, "fd00::3")]
+
+    async def getaddrinfo(*_: object, **__: object) -> list[object]:
+        return [(family, socket.SOCK_STREAM, 6, "", (ip, 0)) for family, ip in found]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo, raising=False)
+    assert await resolve("hubs.test") == ["fd00::1", "fd00::2", "fd00::3"]
