@@ -184,7 +184,8 @@ async def test_much_goes_through_both_ways_with_a_slow_reader(house, origin):
         assert await client.read_all() == b"bye"
 
 
-async def test_tls_targets_can_be_upgraded_to(house, origin, authority):
+@pytest.mark.parametrize("ends", ["silence", "drain"])
+async def test_tls_targets_can_be_upgraded_to(house, origin, authority, eventually, ends):
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(server)
     trusting = ssl.create_default_context()
@@ -196,7 +197,7 @@ async def test_tls_targets_can_be_upgraded_to(house, origin, authority):
         while data := await reader.read(65536):
             writer.write(data)
 
-    limits = {"half_closed_idle_s": 0.1}
+    limits = {"half_closed_idle_s": 0.1 if ends == "silence" else 60}
     async with origin(target, ssl=server) as o, house(o.url, ssl_context=lambda target: trusting, limits=limits) as h:
         client = await h.open()
         client.send(wants("SPDY/3.1"))
@@ -204,5 +205,8 @@ async def test_tls_targets_can_be_upgraded_to(house, origin, authority):
         client.send(b"ping")
         assert await client.read_until(b"ping") == b"ping"
         client.writer.write_eof()
+        if ends == "drain":
+            await eventually(lambda: next(iter(h.proxy._connections))._half_closed)
+            h.proxy.start_draining()
         assert await client.closed(), "TLS has no half-close here: silence ends it"
         assert await h.outcome() == (Kind.COMPLETE, Stage.UPGRADED)

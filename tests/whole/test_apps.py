@@ -12,7 +12,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
+from whole_peers import until
 from whole_rig import Rig
 
 from agent import Agent, AgentConfig, AgentError, ConfigError, RequestHead, Target
@@ -25,11 +26,13 @@ class Served:
 
     def __init__(self) -> None:
         self.events: list[str] = []
+        self.go_on = asyncio.Semaphore(0)  # each step of /steps takes one
         self.app = Starlette(
             routes=[
                 Route("/hello/{name}", self.hello),
                 Route("/length", self.length, methods=["POST"]),
                 Route("/big", self.big),
+                Route("/steps", self.steps),
                 WebSocketRoute("/ws", self.echo),
             ],
             lifespan=self.lifespan,
@@ -54,11 +57,27 @@ class Served:
 
         return StreamingResponse(pieces())
 
+    async def steps(self, request: Request) -> StreamingResponse:
+        async def pieces() -> AsyncIterator[bytes]:
+            number = 0
+            try:
+                while True:
+                    yield b"data: %d\n\n" % number
+                    await self.go_on.acquire()
+                    number += 1
+            finally:
+                self.events.append("steps ended")
+
+        return StreamingResponse(pieces(), media_type="text/event-stream")
+
     async def echo(self, websocket: WebSocket) -> None:
-        await websocket.accept()
-        with contextlib.suppress(Exception):  # the client's close
-            while True:
-                await websocket.send_text("echo " + await websocket.receive_text())
+        await websocket.accept(subprotocol=(websocket.scope["subprotocols"] or [None])[0])
+        try:
+            while (text := await websocket.receive_text()) != "close":
+                await websocket.send_text("echo " + text)
+            await websocket.close(4001, "as asked")
+        except WebSocketDisconnect as end:
+            self.events.append(f"disconnect {end.code}")
 
 
 async def test_an_app_is_served_behind_a_hub(rig: Rig) -> None:
@@ -79,6 +98,45 @@ async def test_an_app_is_served_behind_a_hub(rig: Rig) -> None:
             assert await socket.receive_str() == "echo one"
         await whole.agent.stop()
     assert served.events == ["startup", "shutdown"]
+
+
+async def test_an_app_streams_step_by_step_and_hears_that_its_reader_has_gone(rig: Rig) -> None:
+    served = Served()
+    async with rig.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(20):
+        await whole.start_agent(app=served.app)
+        answer = await client.get(f"{whole.url}/steps")
+        for number in range(3):
+            assert await answer.content.readuntil(b"\n\n") == b"data: %d\n\n" % number
+            served.go_on.release()
+        answer.close()
+        while "steps ended" not in served.events:
+            served.go_on.release()  # a base hub finds out by the next piece
+            await asyncio.sleep(0.002)
+
+
+async def test_an_apps_websockets_end_as_either_side_says(rig: Rig) -> None:
+    served = Served()
+    async with rig.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(20):
+        await whole.start_agent(app=served.app)
+        async with client.ws_connect(f"{whole.url}/ws", protocols=["one", "two"]) as socket:
+            assert socket.protocol == "one"
+            message = "x" * BIG_BYTES
+            await socket.send_str(message)
+            assert await socket.receive_str() == "echo " + message
+            await socket.send_str("close")
+            assert (await socket.receive()).type is aiohttp.WSMsgType.CLOSE
+            assert socket.close_code == 4001
+        assert not [event for event in served.events if "disconnect" in event]
+        async with client.ws_connect(f"{whole.url}/ws") as socket:
+            await socket.close(code=4002)
+        await until(lambda: "disconnect 4002" in served.events)
+        vanishing = await client.ws_connect(f"{whole.url}/ws")
+        await vanishing.send_str("one")
+        assert await vanishing.receive_str() == "echo one"
+        if whole.kind == "ours":  # a base hub doesn't say that a silent client has gone
+            vanishing._response.connection.transport.abort()
+            await until(lambda: "disconnect 1006" in served.events)
+        await vanishing.close()
 
 
 @pytest.mark.parametrize(("hub_kind", "mode"), [("ours", "memory")], indirect=True)

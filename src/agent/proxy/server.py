@@ -458,9 +458,11 @@ class Connection:
         self._transport.abort()
 
     def close_if_idle(self) -> None:
-        """End the connection if no request is outstanding on it."""
+        """End the connection if no request is outstanding on it, nor anything to be expected of its upgrade."""
         if self._input is HEAD and not self._backlog and not self._heads.begun:
             self._finish()
+        elif self._upgraded is not None:
+            self._upgraded.end_if_left()
 
     def _drop_exchange(self) -> None:
         if self._exchange is not None or self._upgraded is not None:

@@ -68,6 +68,11 @@ class Upgraded:
         proxy = self.connection.proxy
         self.deadline = proxy.clock.later(proxy.limits.half_closed_idle_s)
 
+    def end_if_left(self) -> None:
+        """At a drain: end now where all that is waited for is the silence of a target whose client has left."""
+        if self.deadline != NEVER:
+            self._end()
+
     def client_lost(self) -> None:
         """The client is gone: the target's connection ends at once."""
         self._drop_upstream()
