@@ -531,6 +531,25 @@ async def test_an_end_is_a_transport(twin):
     await ended(a, b)
 
 
+async def test_a_users_own_method_takes_the_place_of_an_ends(twin, recorder):
+    """As on asyncio's transports: uvicorn's tests of lost pongs replace `write` on the client's."""
+    a, b = twin.create_pipe()
+    reader = recorder()
+    b.set_protocol(reader)
+    await turns()
+    swallowed = []
+    a.write = swallowed.append
+    a.write(b"swallowed")
+    del a.write
+    a.write(b"sent")
+    a.note = "anything"
+    assert (a.note, a.__dict__, b.__dict__) == ("anything", {"note": "anything"}, {})
+    await turns()
+    assert swallowed == [b"swallowed"]
+    assert reader.received == b"sent"
+    await ended(a, b)
+
+
 async def test_extra_info_has_a_socket_without_a_descriptor(twin):
     a, b = twin.create_pipe()
     assert (a.get_extra_info("peername"), a.get_extra_info("sockname")) == ("", "")
