@@ -59,8 +59,9 @@ async def test_parts_do_what_the_text_around_them_says(recorder, run_turns):
 
     names = await typed(streams)
     assert names["line"] == b"GET\n"
-    names["writer"].close()
-    await names["their_writer"].wait_closed()
+    for writer in (names["writer"], names["their_writer"]):
+        writer.close()
+        await writer.wait_closed()
 
     asked = listener.replace("    ...\n", "    writer.write(b'line\\n')\n    answer = await reader.readline()\n")
     assert asked != listener
