@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import httptools
 
+from agent.allocator import keep_freed_memory
 from agent.connections import MemoryConnManager, UDSAcceptor, UDSConnManager
 from agent.messages import RequestHead, Target
 from agent.policy.identity import Anonymous
@@ -391,7 +392,8 @@ async def requests(mode: str, server: Nginx | None, n: int, count: int, *, close
 
 
 async def download(mode: str, server: Nginx, **options: Any) -> Samples:
-    """1 GiB at once."""
+    """1 GiB at once, with the allocator as the command line has it."""
+    keep_freed_memory()
     async with receiver(mode, server, **options) as (takes, packets):
         clients = Clients(takes, packets, itertools.count(1), request=KEPT % b"1g", expected_bytes=1 << 30, close=False)
         cpu, began = time.process_time(), time.perf_counter()

@@ -369,6 +369,9 @@ def _serve(
     """Run a service to its end. Returns the exit code; what went wrong has been said, with the value's source."""
     import asyncio
 
+    from .allocator import keep_freed_memory
+
+    keep_freed_memory()
     try:
         with asyncio.Runner(loop_factory=_loop_factory(process.loop)) as runner:
             return runner.run(_until_signalled(body))
