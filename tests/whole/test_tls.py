@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import pathlib
+import shutil
 import socket
 import ssl
 import subprocess
@@ -208,3 +209,20 @@ def tls_alerting_port(files: Files) -> Iterator[int]:
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.loops("uvloop")
+async def test_files_are_read_anew_for_each_dial(mode: str, files: Files, tmp_path: pathlib.Path) -> None:
+    ca, own = tmp_path / "ca.pem", tmp_path / "own.pem"
+    ca.write_bytes(pathlib.Path(files.other_ca).read_bytes())
+    other = trustme.CA().issue_cert("c1", common_name="c1")
+    other.private_key_and_cert_chain_pem.write_to_path(str(own))
+    async with (
+        running_hub(grpc_cert_file=files.cert, grpc_key_file=files.key, agent_ca_file=files.ca) as (port, _),
+        running_agent(mode, port, "http://127.0.0.1:9", hub_ca_file=str(ca), hub_client_cert_file=str(own)) as agent,
+    ):
+        await until(lambda: agent.agent.clients and agent.agent.clients[0].redials["tls"])
+        shutil.copyfile(files.ca, ca)
+        shutil.copyfile(files.agent, own)
+        agent.agent.reconnect_now()
+        await agent.wait_ready()
