@@ -106,7 +106,7 @@ $(VENV)/.tested: DONE := $(VENV)/.installed
 $(VENV)/.linted: EXTRAS := [test,lint]
 $(VENV)/.linted: DONE := $(VENV)/.installed $(VENV)/.tested
 $(VENV)/.installed $(VENV)/.tested $(VENV)/.linted: $(VENV)/bin/python pyproject.toml setup.py $(SOURCES)
-	CFLAGS="-g0 $$CFLAGS" $(BIN)/python -m pip install --quiet --editable '.$(EXTRAS)'
+	$(BIN)/python -m pip install --quiet --editable '.$(EXTRAS)'
 	touch $(DONE) $@
 
 # Packaging's tools need no install of this package, and stand apart from what the tests use.

@@ -96,7 +96,7 @@ class Proof:
         """A wheel from the sdist. The compiled one gets the name of the glibc it needs."""
         made = Path(tempfile.mkdtemp(dir=self.work))
         command = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-cache-dir", "--wheel-dir", made]
-        run(*command, self.archive, cwd=self.work, env={"FASTPIPE_NO_EXTENSIONS": "1"} if pure else {"CFLAGS": "-g0"})
+        run(*command, self.archive, cwd=self.work, env={"FASTPIPE_NO_EXTENSIONS": "1"} if pure else None)
         (wheel,) = made.glob("*.whl")
         if pure:
             if not wheel.name.endswith("-py3-none-any.whl"):

@@ -218,6 +218,12 @@ def test_the_metadata_names_licence_and_what_is_needed_where(pure: Path) -> None
     assert {"asgi", "kubernetes", "metrics", "aiohttp", "anyio", "httpx"} <= set(metadata.get_all("Provides-Extra", []))
 
 
+def test_no_build_takes_away_the_flags_that_python_was_built_with() -> None:
+    """CFLAGS in the environment takes the place of them all, -O3 among them: half the speed."""
+    builds = [CHECKOUT / "Makefile", CHECKOUT / "pyproject.toml", *(CHECKOUT / ".ci").glob("*"), *WORKFLOWS]
+    assert not [path.name for path in builds if re.search(r"\bCFLAGS\b", path.read_text(encoding="utf-8"))]
+
+
 def test_the_version_stands_in_one_place() -> None:
     files = [*(CHECKOUT / "src").rglob("*.py"), CHECKOUT / "setup.py"]
     assert not [path for path in files if f'"{VERSION}"' in path.read_text(encoding="utf-8")]
