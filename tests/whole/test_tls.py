@@ -214,7 +214,7 @@ def tls_alerting_port(files: Files) -> Iterator[int]:
 @pytest.mark.loops("uvloop")
 async def test_files_are_read_anew_for_each_dial(mode: str, files: Files, tmp_path: pathlib.Path) -> None:
     ca, own = tmp_path / "ca.pem", tmp_path / "own.pem"
-    ca.write_bytes(pathlib.Path(files.other_ca).read_bytes())
+    shutil.copyfile(files.other_ca, ca)
     other = trustme.CA().issue_cert("c1", common_name="c1")
     other.private_key_and_cert_chain_pem.write_to_path(str(own))
     async with (
