@@ -24,7 +24,7 @@ from agent.outcome import Kind, Stage
 from agent.proxy import Proxy, ProxyLimits, Upstreams
 from fastpipe import create_pipe
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0  # for machines that do much else besides
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
