@@ -1438,6 +1438,7 @@ def create_pipe(*, limit=65536, inline=False, max_chunk=262144, loop=None):
 # ---- receive buffers: `_chunk_py`
 
 @cython.final
+@cython.no_gc  # in no cycle, since a Chunk refers to nothing; and cleared by the collector it would count on None
 cdef class Tail:
     """The free rest of a Chunk, as an exporter of its own: what is written into is no view of the Chunk."""
 

@@ -323,6 +323,16 @@ def test_a_chunk_is_in_use_until_its_last_view_has_gone(twin):
     assert not chunk.in_use
 
 
+def test_a_chunk_counts_its_views_where_the_collector_takes_them(twin):
+    chunk = twin.Chunk(10)
+    cycle = [chunk.writable(), chunk.view()]
+    cycle.append(cycle)
+    del cycle
+    assert chunk.in_use
+    gc.collect()
+    assert not chunk.in_use
+
+
 def test_views_of_a_chunk_go_through_by_reference(twin, pair):
     a, b = pair()
     chunk = twin.Chunk(100)

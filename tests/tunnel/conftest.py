@@ -44,7 +44,7 @@ class Recorder:
         assert isinstance(data, (bytes, memoryview))
         if isinstance(data, memoryview):
             assert data.readonly
-            assert type(data.obj) is bytes
+            assert type(data.obj).__name__ in ("bytes", "Chunk", "Storage")
         self.packets.append((conn_id, code, bytes(data), error_message))
         if code == DATA and data and self.tunnel is not None:
             if conn_id not in self.windows:

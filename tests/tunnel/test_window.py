@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.tunnel.framing import FrameWriter
-from agent.tunnel.packet import Packet, encode_packet
+from agent.tunnel.packet import Packet
 from agent.tunnel.scheduler import Scheduler
 from agent.tunnel.window import INITIAL_WINDOW_BYTES, MAX_WINDOW_BYTES, ReceiveWindow, WindowBudget
 
@@ -245,8 +245,8 @@ async def test_a_wrong_increment_ends_that_connection_only(linked: Any, incremen
     async with linked() as (_, agent, hub):
         hub.tunnel.outbound(1, nothing, nothing).write(b"x")
         await agent.until(lambda: agent.packets)
-        agent.tunnel._scheduler._say(encode_packet(9, WINDOW, window=increment))  # nobody's: ignored
-        agent.tunnel._scheduler._say(encode_packet(1, WINDOW, window=increment))
+        agent.tunnel._scheduler.give_credit(9, increment)  # nobody's: ignored
+        agent.tunnel._scheduler.give_credit(1, increment)
         await agent.until(lambda: any(packet[1] == ERROR for packet in agent.packets))
         assert [packet[0] for packet in agent.packets if packet[1] == ERROR] == [1]
         assert [packet[:2] for packet in hub.packets] == [(1, ERROR)]
@@ -264,7 +264,7 @@ async def test_both_directions_full_at_once_do_not_lock_up(linked: Any) -> None:
 async def test_window_packets_mean_nothing_where_they_were_not_negotiated(linked: Any) -> None:
     async with linked(features=frozenset({"close"})) as (_, agent, hub):
         hub.tunnel.outbound(1, nothing, nothing).write(bytes(MIB))
-        agent.tunnel._scheduler._say(encode_packet(1, WINDOW, window=0))
+        agent.tunnel._scheduler.give_credit(1, 0)
         await agent.until(lambda: len(agent.bytes_of(1)) == MIB)
         assert agent.tunnel.receive_window(1) is None
         async with asyncio.timeout(5):

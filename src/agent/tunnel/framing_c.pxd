@@ -1,5 +1,13 @@
 """The fields of the compiled data plane."""
 
+from cpython.object cimport PyObject
+
+cdef struct Received:           # what a feed gave, for its duration
+    PyObject* owner             # borrowed: bytes, or a flat read-only view
+    const unsigned char* octets
+    Py_ssize_t kept_bytes       # what a view of it keeps in memory
+
+
 cdef struct Head:               # a packet without its payload; positions count from the message's first byte
     long long conn_id
     int code
@@ -30,10 +38,10 @@ cdef class MessageReader:
     cdef unsigned char prefix[5]
     cdef unsigned char head[11]
 
-    cdef int data(self, bytes buffer, Py_ssize_t start, Py_ssize_t end) except -1
+    cdef int data(self, Received* received, Py_ssize_t start, Py_ssize_t end) except -1
     cdef int keep(self, const unsigned char* source, Py_ssize_t size) except -1
     cdef int pass_over(self, const unsigned char* source, Py_ssize_t size) except -1
-    cdef int deliver(self, bytes buffer, Py_ssize_t start, Py_ssize_t end) except -1
+    cdef int deliver(self, Received* received, Py_ssize_t start, Py_ssize_t end) except -1
 
 
 cdef class FrameReader:
@@ -57,9 +65,11 @@ cdef class FrameReader:
     cdef int stash_size         # bytes there are of an unfinished frame header, 0 to 8
     cdef unsigned char stash[9]
 
+    cpdef feed(self, data, Py_ssize_t kept_bytes=*)
+    cdef int take(self, Received* received, Py_ssize_t end) except -1
     cdef int begin(self, const unsigned char* header) except -1
     cdef int begin_data(self, Py_ssize_t length) except -1
-    cdef Py_ssize_t payload(self, bytes buffer, Py_ssize_t position, Py_ssize_t end) except -1
+    cdef Py_ssize_t payload(self, Received* received, Py_ssize_t position, Py_ssize_t end) except -1
     cdef int data_done(self, MessageReader reader) except -1
     cdef int fail_stream(self, MessageReader reader, object error) except -1
     cdef int control_done(self) except -1
@@ -71,3 +81,7 @@ cdef class FrameWriter:
     cdef list pieces
     cdef Py_ssize_t first       # the piece that goes out next
     cdef Py_ssize_t gone        # bytes of it that have gone out
+
+    cpdef append(self, piece)
+    cpdef append_packet(self, bytes field, list pieces, Py_ssize_t size)
+    cpdef list take(self, Py_ssize_t limit, Py_ssize_t max_frame_size)

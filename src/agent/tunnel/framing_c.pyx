@@ -10,6 +10,7 @@ unfinished message is kept: in one place, made as large as the message in few st
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.string cimport memcmp, memcpy
 
@@ -129,9 +130,9 @@ cdef class MessageReader:
         self.whole = None
         self.filled = 0
 
-    cdef int data(self, bytes buffer, Py_ssize_t start, Py_ssize_t end) except -1:
-        """Take buffer[start:end], the next bytes of the stream. Raises WireError where gRPC's framing is broken."""
-        cdef const unsigned char* source = octets(buffer)
+    cdef int data(self, Received* received, Py_ssize_t start, Py_ssize_t end) except -1:
+        """Take received[start:end], the next bytes of the stream. Raises WireError where gRPC's framing is broken."""
+        cdef const unsigned char* source = received.octets
         cdef const unsigned char* prefix
         cdef Py_ssize_t take
         while start < end and not self.closed:
@@ -166,7 +167,7 @@ cdef class MessageReader:
             elif self.length <= end - start:
                 take = self.length
                 start += take
-                self.deliver(buffer, start - take, start)
+                self.deliver(received, start - take, start)
             else:
                 self.want = self.length
         return 0
@@ -175,6 +176,7 @@ cdef class MessageReader:
         """Take the next bytes of the message in hand, and deliver it when it is whole (I2)."""
         cdef Py_ssize_t room = 0 if self.whole is None else PyBytes_GET_SIZE(self.whole)
         cdef bytes whole
+        cdef Received received
         if self.filled + size > room:
             # What has come, at most doubled: a peer that names a length has not sent it.
             room = min(self.length, max(FIRST_KEPT_BYTES, 2 * (self.filled + size)))
@@ -189,7 +191,8 @@ cdef class MessageReader:
             whole = self.whole  # as large as the message: nobody else has seen it yet
             self.whole = None
             self.filled = 0
-            self.deliver(whole, 0, self.length)
+            received = Received(<PyObject*>whole, octets(whole), self.length)
+            self.deliver(&received, 0, self.length)
         return 0
 
     cdef int pass_over(self, const unsigned char* source, Py_ssize_t size) except -1:
@@ -207,9 +210,9 @@ cdef class MessageReader:
                 self.bad_packet(frames.message_too_large(self.length, self.limit, head))
         return 0
 
-    cdef int deliver(self, bytes buffer, Py_ssize_t start, Py_ssize_t end) except -1:
-        """Hand the sink the packet in buffer[start:end]."""
-        cdef const unsigned char* source = octets(buffer)
+    cdef int deliver(self, Received* received, Py_ssize_t start, Py_ssize_t end) except -1:
+        """Hand the sink the packet in received[start:end]."""
+        cdef const unsigned char* source = received.octets
         cdef Py_ssize_t size
         cdef Head head
         cdef object text = ""
@@ -220,7 +223,7 @@ cdef class MessageReader:
         else:
             try:
                 head.conn_id, head.code, head.data_start, head.data_end, text, head.window = decode_any_packet(
-                    buffer, start, end)
+                    <object>received.owner, start, end)
             except PacketError as error:
                 self.bad_packet(error)
                 return 0
@@ -228,8 +231,8 @@ cdef class MessageReader:
             self.credit(head.conn_id, head.window)
             return 0
         size = head.data_end - head.data_start
-        if size * 4 >= PyBytes_GET_SIZE(buffer) and size > VIEW_BYTES:  # I3
-            data = framing_view(buffer, head.data_start, head.data_end)
+        if size * 4 >= received.kept_bytes and size > VIEW_BYTES:  # I3
+            data = framing_view(<object>received.owner, head.data_start, head.data_end)
         else:
             data = PyBytes_FromStringAndSize(<const char*>source + head.data_start, size)
         self.packet(head.conn_id, head.code, data, text)
@@ -249,10 +252,24 @@ cdef class FrameReader:
         self.handler = handler
         self.preface = PREFACE if expect_preface else b""
 
-    def feed(self, bytes data not None):
-        """Take the next bytes received: exact bytes. Raises WireError where the connection is beyond repair."""
-        cdef const unsigned char* source = octets(data)
-        cdef Py_ssize_t position = 0, end = PyBytes_GET_SIZE(data), take
+    cpdef feed(self, data, Py_ssize_t kept_bytes=0):
+        """Take the next bytes received. Raises WireError where the connection is beyond repair."""
+        cdef Py_buffer view
+        cdef Received received
+        if PyBytes_CheckExact(data):
+            received = Received(<PyObject*>data, octets(data), max(kept_bytes, PyBytes_GET_SIZE(data)))
+            self.take(&received, PyBytes_GET_SIZE(data))
+            return
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            received = Received(<PyObject*>data, <const unsigned char*>view.buf, max(kept_bytes, view.len))
+            self.take(&received, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef int take(self, Received* received, Py_ssize_t end) except -1:
+        cdef const unsigned char* source = received.octets
+        cdef Py_ssize_t position = 0, take
         if PyBytes_GET_SIZE(self.preface):
             position = min(PyBytes_GET_SIZE(self.preface), end)
             if memcmp(source, octets(self.preface), position):
@@ -261,7 +278,7 @@ cdef class FrameReader:
         while position < end and not self.stopped:
             if self.left:
                 if self.control is None:
-                    position = self.payload(data, position, end)
+                    position = self.payload(received, position, end)
                     continue
                 take = min(self.left, end - position)
                 memcpy(PyBytes_AS_STRING(self.control) + self.control_filled, source + position, take)
@@ -283,6 +300,7 @@ cdef class FrameReader:
                     break
                 self.stash_size = 0
                 self.begin(self.stash)
+        return 0
 
     def stop(self):
         """Look at no further byte, whatever is fed (I6), and forget unfinished frames and messages."""
@@ -359,12 +377,12 @@ cdef class FrameReader:
             self.data_done(reader)
         return 0
 
-    cdef Py_ssize_t payload(self, bytes buffer, Py_ssize_t position, Py_ssize_t end) except -1:
-        """Take what buffer[position:end] has of the frame in hand's payload; the position behind it."""
+    cdef Py_ssize_t payload(self, Received* received, Py_ssize_t position, Py_ssize_t end) except -1:
+        """Take what received[position:end] has of the frame in hand's payload; the position behind it."""
         cdef MessageReader reader = self.reader
         cdef Py_ssize_t take
         if self.padding < 0:
-            self.padding = octets(buffer)[position]
+            self.padding = received.octets[position]
             position += 1
             self.left -= 1
             if self.padding > self.left:
@@ -373,7 +391,7 @@ cdef class FrameReader:
             take = min(self.left - self.padding, end - position)
             self.left -= take
             try:
-                reader.data(buffer, position, position + take)
+                reader.data(received, position, position + take)
             except WireError as error:
                 self.fail_stream(reader, error)
             position += take
@@ -458,18 +476,20 @@ cdef class FrameWriter:
         self.stream_id = stream_id
         self.pieces = []
 
-    def append(self, piece):
+    cpdef append(self, piece):
         """Put a message's next piece behind what waits. piece: bytes or a view of single bytes; kept, not copied."""
         cdef Py_ssize_t size = len(piece)
         if size:
             self.pieces.append(piece)
             self.pending += size
 
-    def append_packet(self, bytes field not None, list pieces not None, Py_ssize_t size):
+    cpdef append_packet(self, bytes field, list pieces, Py_ssize_t size):
         """Put a DATA packet behind what waits. field: its connection's `data_field`; size: of all pieces together."""
         cdef unsigned char head[64]
         cdef Py_ssize_t position = 5 + PyBytes_GET_SIZE(field), length, left = size
         cdef bytes message
+        if field is None or pieces is None:
+            raise TypeError("field is bytes and pieces a list")
         if position > 50:
             raise ValueError("field is from data_field")
         memcpy(head + 5, PyBytes_AS_STRING(field), position - 5)
@@ -497,7 +517,7 @@ cdef class FrameWriter:
         self.pieces.append(message)
         self.pending += position + size
 
-    def take(self, Py_ssize_t limit, Py_ssize_t max_frame_size):
+    cpdef list take(self, Py_ssize_t limit, Py_ssize_t max_frame_size):
         """Frames with up to `limit` bytes of what waits, none larger than max_frame_size: buffers, in order."""
         cdef list out = []
         cdef list pieces = self.pieces

@@ -22,7 +22,8 @@ Invariants
   I1  The same bytes give the same packets and the same error, however they are cut into calls of `feed`.
   I2  Nothing waits for a DATA frame to be whole: what is kept of an unfinished message is what arrived of it, once.
   I3  A received buffer outlives `feed` only through payloads handed out as views, and those are at least a quarter of
-      it: a small payload that waits somewhere never holds a large buffer. Nobody writes into a received buffer: bytes.
+      it: a small payload that waits somewhere never holds a large buffer. Nobody writes into a received buffer while a
+      view of it is left: it is bytes, or a Chunk.
   I4  A DATA frame counts against both windows whole (padding too) when its header is read; on a stream that is not
       ours any more it counts against the connection's only, and its credit goes back (RFC 9113, sections 5.1, 6.9).
   I5  Between HEADERS or PUSH_PROMISE and its END_HEADERS nothing but CONTINUATION of that stream (section 6.2).
@@ -87,7 +88,7 @@ class MessageReader:
         """Bytes kept of a message that has not fully arrived."""
         return len(self._assembled) + sum(map(len, self._pieces))
 
-    def data(self, buffer: bytes, start: int, end: int) -> None:
+    def data(self, buffer: bytes | memoryview, kept_bytes: int, start: int, end: int) -> None:
         """Take buffer[start:end], the next bytes of the stream. Raises WireError where gRPC's framing is broken."""
         while start < end and not self.closed:
             if self._want:
@@ -110,7 +111,7 @@ class MessageReader:
                 self._want = length
                 self._head = bytearray()
             elif length <= end - start:
-                self._deliver(buffer, start, start + length)
+                self._deliver(buffer, kept_bytes, start, start + length)
                 start += length
             else:
                 self._want = length
@@ -127,7 +128,7 @@ class MessageReader:
         self._pieces.clear()
         self._assembled = bytearray()
 
-    def _take(self, buffer: bytes, start: int, end: int) -> int:
+    def _take(self, buffer: bytes | memoryview, start: int, end: int) -> int:
         """Take what buffer[start:end] has of the message in hand; how many bytes that was."""
         take = min(self._want, end - start)
         self._want -= take
@@ -142,7 +143,7 @@ class MessageReader:
                 else:
                     whole = b"".join(self._pieces)
                     self._pieces.clear()
-                self._deliver(whole, 0, len(whole))
+                self._deliver(whole, len(whole), 0, len(whole))
             return take
         if len(head) < frames.LARGE_HEAD_BYTES:
             length = len(head) + take + self._want
@@ -153,7 +154,7 @@ class MessageReader:
             self._head = None
         return take
 
-    def _deliver(self, buffer: bytes, start: int, end: int) -> None:
+    def _deliver(self, buffer: bytes | memoryview, kept_bytes: int, start: int, end: int) -> None:
         try:
             conn_id, code, data_start, data_end, text, window = decode_packet(buffer, start, end)
         except PacketError as error:
@@ -164,10 +165,10 @@ class MessageReader:
             return
         size = data_end - data_start
         data: bytes | memoryview
-        if size * 4 >= len(buffer) and size > frames.VIEW_BYTES:  # I3
+        if size * 4 >= kept_bytes and size > frames.VIEW_BYTES:  # I3
             data = memoryview(buffer)[data_start:data_end]
         else:
-            data = buffer[data_start:data_end]
+            data = bytes(buffer[data_start:data_end])
         self._sink.packet(conn_id, code, data, text)
 
 
@@ -196,8 +197,13 @@ class FrameReader:
         self._block_stream = 0  # the stream whose header block is open (I5)
         self._block_bytes = 0
 
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes received: exact bytes. Raises WireError where the connection is beyond repair."""
+    def feed(self, data: bytes | memoryview, kept_bytes: int = 0) -> None:
+        """Take the next bytes received. Raises WireError where the connection is beyond repair.
+
+        data: exact bytes, or a read-only view of single bytes that never change. kept_bytes: how much memory a view of
+        it keeps, where that is more than its length.
+        """
+        kept_bytes = max(kept_bytes, len(data))
         if self._preface:
             count = min(len(self._preface), len(data))
             if data[:count] != self._preface[:count]:
@@ -219,7 +225,7 @@ class FrameReader:
                 if touched is not None and touched is not self._reader:
                     touched.settle()
                 touched = self._reader
-                position = self._payload(data, position, end)
+                position = self._payload(data, kept_bytes, position, end)
                 continue
             if not self._stash and end - position >= 9:
                 high, low, kind, flags, stream_id = HEAD.unpack_from(data, position)
@@ -303,7 +309,7 @@ class FrameReader:
         if not length:
             self._data_done(reader)
 
-    def _payload(self, data: bytes, position: int, end: int) -> int:
+    def _payload(self, data: bytes | memoryview, kept_bytes: int, position: int, end: int) -> int:
         """Take what data[position:end] has of the frame in hand's payload; the position behind it."""
         reader = self._reader
         if self._padding < 0:
@@ -316,7 +322,7 @@ class FrameReader:
             take = min(self._left - self._padding, end - position)
             self._left -= take
             try:
-                reader.data(data, position, position + take)
+                reader.data(data, kept_bytes, position, position + take)
             except WireError as error:
                 self._fail_stream(reader, error)
             position += take

@@ -41,6 +41,7 @@ import hyperframe.exceptions
 
 from ..errors import WireError
 from .flood import FloodGuard
+from .flow import FRAME_BYTES, ConnectionFlow, Http2Stream, Sender
 from .framing import (
     DATA,
     DEFAULT_WINDOW,
@@ -53,8 +54,7 @@ from .framing import (
     MessageReader,
     frame,
 )
-from .sender import FRAME_BYTES, UNSENT_BYTES, Sender
-from .stream import ConnectionUser, GoAwayError, Headers, Http2Stream, StreamReset, StreamUser
+from .stream import ConnectionUser, GoAwayError, Headers, StreamReset, StreamUser
 
 __all__ = ["MESSAGE_BYTES", "WINDOW_BYTES", "Http2Connection"]
 
@@ -67,7 +67,6 @@ MESSAGE_BYTES = 256 * 2**20 + 65536
 LINGER_S = 2.0
 """How long a peer may take to read what is left when we close."""
 
-_UNREAD_ANSWER_BYTES = 2**20  # I4
 _MAX_STREAMS = 100
 _SETTINGS = h2.settings.SettingCodes
 _NO_ERROR, _INTERNAL_ERROR, _FLOW_CONTROL_ERROR, _STREAM_CLOSED = 0x0, 0x2, 0x3, 0x5
@@ -77,7 +76,7 @@ _END_STREAM = 0x1
 logger = logging.getLogger(__name__)
 
 
-class Http2Connection(asyncio.Protocol):
+class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
     """One HTTP/2 connection. client: whether this side opens the streams.
 
     window_bytes: receive window of each stream and of the connection, 65,535 to 2^31-1. message_bytes: the longest
@@ -94,19 +93,15 @@ class Http2Connection(asyncio.Protocol):
     ) -> None:
         if not DEFAULT_WINDOW <= window_bytes <= MAX_WINDOW:
             raise ValueError(f"window_bytes must be from {DEFAULT_WINDOW} to {MAX_WINDOW}, not {window_bytes}")
+        super().__init__(
+            window_bytes, FrameReader(self, expect_preface=not client), Sender(self._flush, self.finish)
+        )
         self.user = user
         self.client = client
-        self.streams: dict[int, Http2Stream] = {}
-        self.sender = Sender(self._flush_answers, self.finish)
-        self.closing = False
-        self.heard = False  # a byte of the peer's has come
         self.checks_alpn = True  # not where the transport's TLS is a proxy's, and the hub is spoken to in plaintext
-        self._window_bytes = window_bytes
         self._message_bytes = message_bytes
-        self._transport: asyncio.Transport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._flood: FloodGuard | None = None
-        self._frames = FrameReader(self, expect_preface=not client)
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=client, header_encoding=None))
         values = {
             _SETTINGS.INITIAL_WINDOW_SIZE: window_bytes,
@@ -117,7 +112,6 @@ class Http2Connection(asyncio.Protocol):
         }
         self._h2.local_settings = h2.settings.Settings(client=client, initial_values=values)
         self._h2.max_inbound_frame_size = FRAME_BYTES  # the reader holds the peer to it, from the ACK on
-        self._answering = False  # h2 was fed: it may have answers
         self._acknowledged = False  # whether the peer has our SETTINGS
         self._goaway_sent = False
         self._refusing = False  # no new streams; the connection closes with its last one
@@ -238,21 +232,6 @@ class Http2Connection(asyncio.Protocol):
             self._write(frame(WINDOW_UPDATE, 0, 0, grow.to_bytes(4, "big")))
         self.user.connected(self)
 
-    def data_received(self, data: bytes) -> None:
-        self.heard = True
-        self.sender.corked = True
-        try:
-            self._frames.feed(data)
-        except WireError as error:
-            self.fail(error)
-        except Exception as error:
-            logger.exception("a receiver failed; the connection ends")
-            self.fail(error)
-        if self._answering:
-            self._flush()
-        self.return_credit()
-        self.sender.uncork()
-
     def eof_received(self) -> bool:
         return False  # HTTP/2 has no half-closed connections
 
@@ -265,6 +244,7 @@ class Http2Connection(asyncio.Protocol):
             error = exc or ConnectionResetError("closed by the peer")
         self.closing = True
         self._frames.stop()
+        self._drop_buffer()
         self.streams.clear()
         self.sender.stop()
         for stream in lost:
@@ -292,25 +272,6 @@ class Http2Connection(asyncio.Protocol):
         else:
             self._feed_h2(whole)
 
-    def window_update(self, stream_id: int, increment: int) -> None:
-        if not stream_id:
-            if not increment:
-                raise WireError("HTTP/2: WINDOW_UPDATE frame with an increment of 0")
-            self.sender.credit(increment)
-            return
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            if self._is_idle(stream_id):
-                raise WireError(f"HTTP/2: WINDOW_UPDATE frame on idle stream {stream_id}")
-        elif not increment:
-            self.stream_error(stream_id, WireError("HTTP/2: WINDOW_UPDATE frame with an increment of 0"))
-        elif stream.window + increment > MAX_WINDOW:
-            rule = f"WINDOW_UPDATE frame overflows the window of stream {stream_id}"
-            self.stream_error(stream_id, WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR))
-        else:
-            stream.window += increment
-            self.sender.wake(stream)
-
     def data_ended(self, stream_id: int) -> None:
         self._feed_h2(frame(DATA, _END_STREAM, stream_id))
 
@@ -334,7 +295,7 @@ class Http2Connection(asyncio.Protocol):
     # ------------------------------------------------------------ h2
 
     def _feed_h2(self, whole: bytes) -> None:
-        self._answering = True
+        self.sender.answering = True
         try:
             events = self._h2.receive_data(whole)
         except h2.exceptions.ProtocolError as error:
@@ -501,44 +462,8 @@ class Http2Connection(asyncio.Protocol):
         self._flush()
         self._ended_locally(stream)
 
-    def return_credit(self) -> None:
-        """Give back what was received, in few and large steps; not that of readers which hold it."""
-        if self.closing:
-            return
-        frames = self._frames
-        out = b""
-        for stream_id, reader in frames.streams.items():
-            if reader.held:
-                continue
-            if reader.unreturned * 4 >= self._window_bytes or reader.unreturned > reader.window:
-                if not reader.ended:
-                    out += frame(WINDOW_UPDATE, 0, stream_id, reader.unreturned.to_bytes(4, "big"))
-                    reader.window += reader.unreturned
-                reader.unreturned = 0
-        if frames.unreturned * 4 >= self._window_bytes or frames.unreturned > frames.window:
-            out += frame(WINDOW_UPDATE, 0, 0, frames.unreturned.to_bytes(4, "big"))
-            frames.window += frames.unreturned
-            frames.unreturned = 0
-        if out:
-            self._flush()  # I1
-            self._write(out)
-
-    def _flush_answers(self) -> None:
-        """Write what h2 says to what it was fed; all else is flushed where it is said (I1)."""
-        if self._answering:
-            self._flush()
-
     def _flush(self) -> None:
-        self._answering = False
+        self.sender.answering = False
         data = self._h2.data_to_send()
         if data:
             self._write(data)
-
-    def _write(self, data: bytes) -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        transport.write(data)
-        if transport.get_write_buffer_size() > UNSENT_BYTES * 2 + _UNREAD_ANSWER_BYTES and not self.closing:
-            rule = "the peer does not read the answers it asks for"  # I4
-            self.fail(WireError(f"HTTP/2: {rule}", http2_code=_ENHANCE_YOUR_CALM))

@@ -158,7 +158,7 @@ def encode_packet(
 # ---------------------------------------------------------------- reading
 
 
-def _varint(buffer: bytes, position: int, end: int, conn_id: int, what: str) -> tuple[int, int]:
+def _varint(buffer: bytes | memoryview, position: int, end: int, conn_id: int, what: str) -> tuple[int, int]:
     """The varint at `position`: its value (0 to 2^64-1) and the position behind it."""
     value = shift = 0
     while position < end:
@@ -177,7 +177,7 @@ def _varint(buffer: bytes, position: int, end: int, conn_id: int, what: str) -> 
     raise PacketError(f"packet: {what} is a varint of more than 64 bits", conn_id)
 
 
-def _skip(buffer: bytes, position: int, end: int, tag: int, conn_id: int) -> int:
+def _skip(buffer: bytes | memoryview, position: int, end: int, tag: int, conn_id: int) -> int:
     """The position behind the unknown field whose tag was just read; a group is skipped whole."""
     groups: list[int] = []  # the numbers of the groups we are in
     while True:
@@ -209,7 +209,7 @@ def _skip(buffer: bytes, position: int, end: int, tag: int, conn_id: int) -> int
         tag, position = _varint(buffer, position, end, conn_id, "a tag")
 
 
-def decode_packet(buffer: bytes, start: int, end: int) -> tuple[int, int, int, int, str, int]:
+def decode_packet(buffer: bytes | memoryview, start: int, end: int) -> tuple[int, int, int, int, str, int]:
     """Read the packet in buffer[start:end]: (conn_id, code, its data's start and end, error_message, window).
 
     The data itself is not touched. Raises PacketError, with the conn_id if it came before the mistake. A text that
@@ -242,7 +242,7 @@ def decode_packet(buffer: bytes, start: int, end: int) -> tuple[int, int, int, i
             length, position = _varint(buffer, position, end, conn_id, "error_message's length")
             if length > end - position:
                 raise PacketError("packet: error_message runs past the message's end", conn_id)
-            text = buffer[position : position + length].decode("utf-8", "replace")
+            text = str(buffer[position : position + length], "utf-8", "replace")
             position += length
         elif tag == 0x28:
             value, position = _varint(buffer, position, end, conn_id, "window")

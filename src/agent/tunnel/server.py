@@ -58,7 +58,7 @@ class TunnelServer:
         self._closing = False
         self._empty: asyncio.Event | None = None
 
-    def protocol(self) -> asyncio.Protocol:
+    def protocol(self) -> asyncio.BufferedProtocol:
         """A protocol for one connection: the factory for `loop.create_server`."""
         peer = _Peer(self)
         peer.connection = Http2Connection(

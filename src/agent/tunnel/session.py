@@ -18,10 +18,10 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from ..errors import WireError
-from .features import CLOSE, GOAWAY, WINDOW
-from .framing import FrameWriter
+from .features import GOAWAY, WINDOW
+from .flow import NOBODY, TunnelFlow
 from .packet import ControlCode, PacketError, PacketReceiver
-from .scheduler import CREDITED_PACKET_BYTES, Outbound, Scheduler
+from .scheduler import CREDITED_PACKET_BYTES, Outbound
 from .stream import Headers, Http2Stream
 from .window import INITIAL_WINDOW_BYTES, ReceiveWindow, WindowBudget
 
@@ -60,17 +60,7 @@ class TunnelSide(Protocol):
         """The stream is gone."""
 
 
-class _Nobody:
-    """The receiver before there is one, and after the session is lost."""
-
-    def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
-        pass
-
-    def tunnel_lost(self, error: Exception | None) -> None:
-        pass
-
-
-class Tunnel:
+class Tunnel(TunnelFlow):
     """One session. role: which end this is. peername: the other's address. features: what both sides have named.
 
     windows: shared with other sessions. Its connections write through `outbound`, and hear through the receiver that
@@ -78,11 +68,8 @@ class Tunnel:
     """
 
     def __init__(self, role: Role, side: TunnelSide, windows: WindowBudget | None = None) -> None:
+        super().__init__()
         self.role: Role = role
-        self.features: frozenset[str] = frozenset()
-        self.packets_received = 0
-        self.packets_sent = 0
-        self.unknown_packets = 0  # of a code not known here: ignored (wire.md, "unknown code")
         self.bad_packets = 0
         self.round_trip_s = 0.05  # the fastest that was seen; a guess before
         self.windows = windows or WindowBudget()
@@ -90,11 +77,7 @@ class Tunnel:
         self.drain_sent = False  # `goaway`: we have said DRAIN
         self.drain_received = False  # `goaway`: so has the peer
         self._side = side
-        self._stream: Http2Stream | None = None
-        self.receiver: PacketReceiver = _Nobody()
-        self._scheduler = Scheduler(self._wake)
         self._measured = False
-        self._afterwards: Callable[[], None] | None = None
 
     # ------------------------------------------------------------ what connections use
 
@@ -251,12 +234,8 @@ class Tunnel:
         self.lost = True
         self._scheduler.close()
         self._afterwards = None
-        receiver, self.receiver = self.receiver, _Nobody()
+        receiver, self.receiver = self.receiver, NOBODY
         receiver.tunnel_lost(error)
-
-    def _wake(self) -> None:
-        if self._stream is not None:
-            self._stream.wake()
 
     def _hold_credit(self, held: bool) -> None:
         if self._stream is not None and self._stream.reader is not None:
@@ -269,23 +248,8 @@ class Tunnel:
 
     # ------------------------------------------------------------ what the stream calls
 
-    def packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
-        self.packets_received += 1
-        if conn_id > 0 and (0 <= code <= 1 or (code == ControlCode.CLOSE and CLOSE in self.features)):
-            self.receiver.packet_received(conn_id, code, data, error_message)
-            if code == ControlCode.ERROR:
-                self._scheduler.drop(conn_id)  # whoever it was for
-        elif conn_id <= 0 and 0 <= code <= 2:
-            self._side.tunnel_packet(conn_id, code, data, error_message)
-        else:
-            self._ignore(conn_id, code)
-
-    def credit(self, conn_id: int, increment_bytes: int) -> None:
-        self.packets_received += 1
-        if conn_id <= 0 or WINDOW not in self.features:
-            self._ignore(conn_id, ControlCode.WINDOW)
-        elif not self._scheduler.take_credit(conn_id, increment_bytes):
-            self.fail(conn_id, WireError(f"window: an increment of {increment_bytes} bytes is none, or too much"))
+    def _tunnel_packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
+        self._side.tunnel_packet(conn_id, code, data, error_message)
 
     def bad_packet(self, error: PacketError) -> None:
         """A packet that breaks the format ends its connection; the session, where it can't be said whose it is."""
@@ -293,20 +257,6 @@ class Tunnel:
         if error.conn_id <= 0 or self.bad_packets > _MAX_BAD_PACKETS:
             raise error
         self.fail(error.conn_id, error)
-
-    def _ignore(self, conn_id: int, code: int) -> None:
-        self.unknown_packets += 1
-        logger.debug("a packet of a code not known here was ignored", extra={"conn_id": conn_id, "code": code})
-
-    def fill(self, writer: FrameWriter) -> bool:
-        if self._scheduler.fill(writer):
-            self.packets_sent += 1
-            return True
-        if self._afterwards is not None:
-            action, self._afterwards = self._afterwards, None
-            action()
-            return self._scheduler.fill(writer)
-        return False
 
     def headers_received(self, headers: Headers, ended: bool) -> None:
         self._side.headers_received(headers, ended)

@@ -1,4 +1,4 @@
-"""One HTTP/2 stream as its user sees it, and what users of streams and connections promise."""
+"""What users of streams and of connections promise, and how they hear of the end of one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 import h2.errors
 
 from ..errors import AgentError
-from .framing import FrameWriter, MessageReader, MessageSink
+from .flow import Http2Stream
+from .framing import FrameWriter, MessageSink
 
 if TYPE_CHECKING:
     from .http2 import Http2Connection
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["ConnectionUser", "GoAwayError", "Headers", "Http2Stream", "StreamReset", "StreamUser", "code_name"]
 
 Headers = list[tuple[bytes, bytes]]
-
-_CANCEL = 0x8  # RFC 9113, section 7
 
 
 def code_name(code: int) -> str:
@@ -77,51 +76,3 @@ class ConnectionUser(Protocol):
 
     def connection_ended(self, connection: Http2Connection, error: Exception | None) -> None:
         """The transport is closed; the last call. error: why, None where it was closed from this side."""
-
-
-class Http2Stream:
-    """One stream. `user` is whom it talks to."""
-
-    __slots__ = ("answered", "connection", "finishing", "gone", "id", "local_ended", "queued", "reader", "remote_ended",
-                 "trailers", "user", "window", "writer")  # fmt: skip
-
-    user: StreamUser
-
-    def __init__(self, connection: Http2Connection, stream_id: int, window: int) -> None:
-        self.connection = connection
-        self.id = stream_id
-        self.window = window  # bytes we may send; negative after the peer has shrunk it (section 6.9.2)
-        self.writer = FrameWriter(stream_id)
-        self.reader: MessageReader | None = None
-        self.answered = False  # the peer's headers have come
-        self.remote_ended = False
-        self.local_ended = False
-        self.finishing = False
-        self.gone = False  # nothing of it goes out any more
-        self.trailers: Headers | None = None
-        self.queued = False  # in the sender's round
-
-    def wake(self) -> None:
-        """There is something to send."""
-        self.connection.sender.wake(self)
-
-    def send_headers(self, headers: Headers, *, end_stream: bool = False) -> None:
-        """Send the response's head, or a response that is only a head."""
-        self.connection.send_headers(self, headers, end_stream)
-
-    def finish(self, trailers: Headers | None = None) -> None:
-        """End our side, with trailers or without, once the message that has begun to go out is whole.
-
-        The user isn't asked for another.
-        """
-        if not self.finishing:
-            self.finishing = True
-            self.trailers = trailers
-            if self.writer.pending:
-                self.wake()
-            else:
-                self.connection.finish(self)
-
-    def reset(self, code: int = _CANCEL) -> None:
-        """Give the stream up now. The user isn't told."""
-        self.connection.reset(self, code)

@@ -1,0 +1,36 @@
+"""The door to the path that every packet takes: the compiled build of `flow_py` where there is one, else the file.
+
+It goes with the data plane: `framing` has chosen, and what compiled code hands compiled code is never Python's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .framing import IMPLEMENTATION
+
+if TYPE_CHECKING or IMPLEMENTATION == "python":
+    from .flow_py import (
+        FRAME_BYTES,
+        NOBODY,
+        RECEIVE_BYTES,
+        ConnectionFlow,
+        Http2Stream,
+        ReceivePool,
+        Sender,
+        TunnelFlow,
+    )
+else:
+    from .flow_c import (
+        FRAME_BYTES,
+        NOBODY,
+        RECEIVE_BYTES,
+        ConnectionFlow,
+        Http2Stream,
+        ReceivePool,
+        Sender,
+        TunnelFlow,
+    )
+
+__all__ = ["FRAME_BYTES", "NOBODY", "RECEIVE_BYTES", "ConnectionFlow", "Http2Stream", "ReceivePool", "Sender",
+           "TunnelFlow"]  # fmt: skip

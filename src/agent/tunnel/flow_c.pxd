@@ -1,0 +1,86 @@
+# The types that `flow_py.py` has when Cython compiles it as `flow_c`: C fields where nobody outside looks.
+cimport cython
+
+from agent.tunnel.framing_c cimport FrameReader as Reader, FrameWriter as Writer, MessageReader as Messages
+from agent.tunnel.scheduler_c cimport Scheduler as Queue
+
+cdef long long _PUMP_BYTES, _JOIN_BYTES, _UNREAD_ANSWER_BYTES, _HIGH_BYTES, _LEAST_ROOM_BYTES, _COPIED_BYTES
+cdef long long _MAX_WINDOW
+
+
+@cython.final
+cdef class ReceivePool:
+    cdef object _next
+    cdef object _pool
+
+    cpdef take(self)
+    cpdef give_back(self, chunk)
+
+
+@cython.final
+cdef class Http2Stream:
+    cdef readonly ConnectionFlow connection
+    cdef readonly unsigned int id
+    cdef public object user
+    cdef public long long window
+    cdef readonly Writer writer
+    cdef public Messages reader
+    cdef public object trailers
+    cdef public bint answered
+    cdef public bint remote_ended
+    cdef public bint local_ended
+    cdef public bint finishing
+    cdef public bint gone
+    cdef public bint queued
+
+
+@cython.final
+cdef class Sender:
+    cdef public long long window
+    cdef readonly long long initial_window
+    cdef readonly long long sent_bytes
+    cdef public bint corked
+    cdef public bint answering
+    cdef object _flush
+    cdef object _finish
+    cdef object _transport
+    cdef object _loop
+    cdef object _round
+    cdef long long _frame_bytes
+    cdef bint _due
+    cdef bint _paused
+
+    cpdef wake(self, Http2Stream stream)
+    cpdef uncork(self)
+    cpdef credit(self, long long increment)
+    cdef _schedule(self)
+    @cython.locals(budget="long long", stream=Http2Stream, writer=Writer, room="long long", more="bint",
+                   before="long long", sent="long long", buffers=list)
+    cpdef _pump(self)
+
+
+cdef class ConnectionFlow:
+    cdef readonly Sender sender
+    cdef readonly dict streams
+    cdef public bint closing
+    cdef readonly bint heard
+    cdef readonly long long _window_bytes
+    cdef readonly Reader _frames
+    cdef public object _transport
+    cdef ReceivePool _chunks
+    cdef object _chunk
+
+    @cython.locals(stream=Http2Stream)
+    cdef _credited(self, unsigned int stream_id, long long increment)
+    @cython.locals(reader=Messages, frames=Reader)
+    cdef _return_credit(self)
+
+
+cdef class TunnelFlow:
+    cdef public frozenset features
+    cdef readonly long long packets_received
+    cdef readonly long long packets_sent
+    cdef public object receiver
+    cdef public object _afterwards
+    cdef readonly Queue _scheduler
+    cdef public Http2Stream _stream

@@ -1,0 +1,58 @@
+# The types that `scheduler_py.py` has when Cython compiles it as `scheduler_c`: C fields where nobody outside looks.
+cimport cython
+
+from agent.tunnel.framing_c cimport FrameWriter as Writer
+
+cdef int _IDLE, _STARTING, _GOING_ON, _PARKED
+cdef long long _UNLIMITED_BYTES
+
+
+@cython.final
+cdef class Outbound:
+    cdef readonly long long conn_id
+    cdef public long long credit_bytes
+    cdef public long long queued_bytes
+    cdef public bint finished
+    cdef public bint paused
+    cdef public object pause
+    cdef public object resume
+    cdef readonly object _items
+    cdef Scheduler _scheduler
+    cdef bytes _field
+    cdef int _place
+
+    @cython.locals(size="long long")
+    cpdef write(self, data)
+    cdef _control(self, bytes message)
+    cdef bint _lacks_credit(self) except -1
+    @cython.locals(size="long long", pieces=list, room="long long", length="long long")
+    cdef _take(self, Writer writer, long long limit)
+
+
+@cython.final
+cdef class Scheduler:
+    cdef public object initial_credit_bytes
+    cdef public long long shared_packet_bytes
+    cdef readonly bint closed
+    cdef readonly long long queued_bytes
+    cdef readonly long long control_bytes
+    cdef readonly dict outbounds
+    cdef readonly object _starting
+    cdef readonly object _going_on
+    cdef readonly Py_ssize_t _backlogged
+    cdef object _wake
+    cdef object _messages
+    cdef long long _alone_bytes
+
+    @cython.locals(own=Outbound)
+    cpdef send(self, long long conn_id, long long code, bytes data=*, str error_message=*)
+    @cython.locals(outbound=Outbound)
+    cpdef bint take_credit(self, long long conn_id, long long increment_bytes) except -1
+    @cython.locals(outbound=Outbound)
+    cpdef drop(self, long long conn_id)
+    cdef _say(self, bytes message)
+    @cython.locals(outbound=Outbound, before="long long")
+    cpdef bint fill(self, Writer writer) except -1
+    cdef _grown(self, Outbound outbound, long long size)
+    cdef _drop(self, Outbound outbound)
+    cdef _forget(self, Outbound outbound)
