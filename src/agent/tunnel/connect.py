@@ -47,7 +47,7 @@ class Endpoint(Protocol):
     def proxy_ssl(self) -> SSLContext | None: ...
 
 
-async def connect(endpoint: Endpoint, protocol: asyncio.Protocol) -> None:
+async def connect(endpoint: Endpoint, protocol: asyncio.BufferedProtocol) -> None:
     """Connect `protocol` to the hub; returns when its `connection_made` has been called.
 
     Raises OSError, ssl.SSLError and UnicodeError as asyncio does, and HubError for what a proxy has to do with.
@@ -144,13 +144,19 @@ class _Waiting(asyncio.Protocol):
         del self._received[: end + 4]
         return head
 
-    def hand_over(self, protocol: asyncio.Protocol) -> None:
+    def hand_over(self, protocol: asyncio.BufferedProtocol) -> None:
         """From now on the connection is this protocol's, with what has come already. Raises OSError where it is lost.
         """
         if self._lost is not None:
             raise OSError("the connection was closed")
         assert self.transport is not None
+        self.transport.pause_reading()  # uvloop asks which kind of protocol it is when it begins to read
         self.transport.set_protocol(protocol)
+        self.transport.resume_reading()
         protocol.connection_made(self.transport)
-        if self._received:
-            protocol.data_received(bytes(self._received))
+        while self._received:
+            room = memoryview(protocol.get_buffer(len(self._received)))
+            size = min(len(room), len(self._received))
+            room[:size] = self._received[:size]
+            protocol.buffer_updated(size)
+            del self._received[:size]
