@@ -20,7 +20,8 @@ from unittest import mock
 from agent.config import AgentConfig
 from agent.connections import memory
 from agent.proxy import ProxyLimits
-from agent.tunnel import http2, scheduler, sender, window
+from agent.tunnel import http2, window
+from agent.tunnel import sizes as tunnel_sizes
 from fastpipe import _limits, create_pipe
 
 from . import hop, pipe
@@ -206,8 +207,8 @@ def settings_of(where: str, values: Mapping[str, int]) -> dict[str, list[str]]:
     found = {label: [f"{where}={value}"] for label, value in values.items()}
     if where.endswith(":ALONE_PACKET_BYTES"):
         for label, value in values.items():
-            shared = min(value, scheduler.SHARED_PACKET_BYTES)
-            found[label].append(f"agent.tunnel.scheduler:SHARED_PACKET_BYTES={shared}")
+            shared = min(value, tunnel_sizes.SHARED_PACKET_BYTES)
+            found[label].append(f"agent.tunnel.sizes:SHARED_PACKET_BYTES={shared}")
     return found
 
 
@@ -312,21 +313,21 @@ CURVES: Sequence[Curve] = (
     ),
     sizes(
         "packet, alone", "256 MiB from nginx through hub and agent, by a packet's payload where nobody else waits",
-        "`agent.tunnel.scheduler.ALONE_PACKET_BYTES`", scheduler.ALONE_PACKET_BYTES,
+        "`agent.tunnel.sizes.ALONE_PACKET_BYTES`", tunnel_sizes.ALONE_PACKET_BYTES,
         "each packet costs the same; a message may be 4 MiB (wire.md)", [16 * KIB, 64 * KIB, 256 * KIB, MIB, 3 * MIB],
-        downloads("agent.tunnel.scheduler:ALONE_PACKET_BYTES", 256 * MIB),
+        downloads("agent.tunnel.sizes:ALONE_PACKET_BYTES", 256 * MIB),
     ),
     sizes(
         "packet, shared", "1 KiB to 4 clients beside three downloads, by a packet's payload while others wait",
-        "`agent.tunnel.scheduler.CREDITED_PACKET_BYTES`", scheduler.CREDITED_PACKET_BYTES,
+        "`agent.tunnel.sizes.CREDITED_PACKET_BYTES`", tunnel_sizes.CREDITED_PACKET_BYTES,
         "the others' packets are what a small answer waits for", [8 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB],
-        beside_bulk("agent.tunnel.scheduler:CREDITED_PACKET_BYTES"),
+        beside_bulk("agent.tunnel.sizes:CREDITED_PACKET_BYTES"),
     ),
     sizes(
         "unsent", "1 KiB to 4 clients beside three downloads, by what may wait, unsent, in transport and kernel",
-        "`agent.tunnel.sender.UNSENT_BYTES`", sender.UNSENT_BYTES,
+        "`agent.tunnel.sizes.UNSENT_BYTES`", tunnel_sizes.UNSENT_BYTES,
         "what has left the scheduler can't be overtaken", [16 * KIB, 64 * KIB, 128 * KIB, 512 * KIB, 2 * MIB],
-        beside_bulk("agent.tunnel.sender:UNSENT_BYTES"),
+        beside_bulk("agent.tunnel.sizes:UNSENT_BYTES"),
     ),
     sizes(
         "window, first", f"1 MiB on a new connection, the hub {LINK_MS:.0f} ms away, by the window it begins with",

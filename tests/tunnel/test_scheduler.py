@@ -9,7 +9,8 @@ import pytest
 
 from agent.tunnel.framing import FrameWriter
 from agent.tunnel.packet import Packet
-from agent.tunnel.scheduler import HIGH_WATER_BYTES, Scheduler
+from agent.tunnel.scheduler import Scheduler
+from agent.tunnel.sizes import HIGH_WATER_BYTES
 
 DATA, ERROR = 0, 1
 

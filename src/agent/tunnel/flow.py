@@ -10,27 +10,8 @@ from typing import TYPE_CHECKING
 from .framing import IMPLEMENTATION
 
 if TYPE_CHECKING or IMPLEMENTATION == "python":
-    from .flow_py import (
-        FRAME_BYTES,
-        NOBODY,
-        RECEIVE_BYTES,
-        ConnectionFlow,
-        Http2Stream,
-        ReceivePool,
-        Sender,
-        TunnelFlow,
-    )
+    from .flow_py import NOBODY, ConnectionFlow, Http2Stream, ReceivePool, Sender, TunnelFlow
 else:
-    from .flow_c import (
-        FRAME_BYTES,
-        NOBODY,
-        RECEIVE_BYTES,
-        ConnectionFlow,
-        Http2Stream,
-        ReceivePool,
-        Sender,
-        TunnelFlow,
-    )
+    from .flow_c import NOBODY, ConnectionFlow, Http2Stream, ReceivePool, Sender, TunnelFlow
 
-__all__ = ["FRAME_BYTES", "NOBODY", "RECEIVE_BYTES", "ConnectionFlow", "Http2Stream", "ReceivePool", "Sender",
-           "TunnelFlow"]  # fmt: skip
+__all__ = ["NOBODY", "ConnectionFlow", "Http2Stream", "ReceivePool", "Sender", "TunnelFlow"]

@@ -32,23 +32,14 @@ from .features import CLOSE, WINDOW
 from .framing import DEFAULT_WINDOW, MAX_WINDOW, MIN_MAX_FRAME_SIZE, WINDOW_UPDATE, FrameReader, FrameWriter, frame
 from .packet import ControlCode, PacketReceiver
 from .scheduler import Scheduler
+from .sizes import FRAME_BYTES, RECEIVE_BYTES, UNSENT_BYTES
 
 if TYPE_CHECKING:
     from .framing import MessageReader
     from .http2 import Http2Connection
     from .stream import Headers, StreamUser
 
-__all__ = ["FRAME_BYTES", "NOBODY", "RECEIVE_BYTES", "UNSENT_BYTES", "ConnectionFlow", "Http2Stream", "ReceivePool",
-           "Sender", "TunnelFlow"]  # fmt: skip
-
-UNSENT_BYTES = 128 * 1024
-"""What may wait in the transport, and as much again unsent in the kernel: what is chosen next then goes out next."""
-
-FRAME_BYTES = 256 * 1024
-"""The largest frame that is sent, however large a one the peer takes: an answer to a PING waits no longer than that."""
-
-RECEIVE_BYTES = 128 * 1024
-"""The most that is received at once: it stays in the processor's cache, and a payload of 32 KiB may keep it."""
+__all__ = ["NOBODY", "ConnectionFlow", "Http2Stream", "ReceivePool", "Sender", "TunnelFlow"]
 
 _SPARE_CHUNKS = 4  # of a thread, views of which may be alive
 _COPIED_BYTES = 16 * 1024  # up to here a copy of what came costs less than waiting for its views

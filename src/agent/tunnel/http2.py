@@ -41,7 +41,7 @@ import hyperframe.exceptions
 
 from ..errors import WireError
 from .flood import FloodGuard
-from .flow import FRAME_BYTES, ConnectionFlow, Http2Stream, Sender
+from .flow import ConnectionFlow, Http2Stream, Sender
 from .framing import (
     DATA,
     DEFAULT_WINDOW,
@@ -54,6 +54,7 @@ from .framing import (
     MessageReader,
     frame,
 )
+from .sizes import FRAME_BYTES
 from .stream import ConnectionUser, GoAwayError, Headers, StreamReset, StreamUser
 
 __all__ = ["MESSAGE_BYTES", "WINDOW_BYTES", "Http2Connection"]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from .framing import IMPLEMENTATION
 
 if TYPE_CHECKING or IMPLEMENTATION == "python":
-    from .scheduler_py import CREDITED_PACKET_BYTES, HIGH_WATER_BYTES, Outbound, Scheduler
+    from .scheduler_py import Outbound, Scheduler
 else:
-    from .scheduler_c import CREDITED_PACKET_BYTES, HIGH_WATER_BYTES, Outbound, Scheduler
+    from .scheduler_c import Outbound, Scheduler
 
-__all__ = ["CREDITED_PACKET_BYTES", "HIGH_WATER_BYTES", "Outbound", "Scheduler"]
+__all__ = ["Outbound", "Scheduler"]

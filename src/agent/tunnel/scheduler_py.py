@@ -30,20 +30,9 @@ from collections.abc import Callable
 
 from .framing import FrameWriter
 from .packet import MAX_INCREMENT_BYTES, MAX_SENT_MESSAGE_BYTES, ControlCode, data_field, encode_packet
+from .sizes import ALONE_PACKET_BYTES, HIGH_WATER_BYTES, SHARED_PACKET_BYTES
 
-__all__ = ["CREDITED_PACKET_BYTES", "HIGH_WATER_BYTES", "Outbound", "Scheduler"]
-
-HIGH_WATER_BYTES = 256 * 1024
-"""Queued bytes of one connection past which its source is asked to pause; it resumes below a quarter."""
-
-SHARED_PACKET_BYTES = 256 * 1024
-"""A packet's payload while another connection waits. A base hub's queue counts packets, so not smaller (wire.md)."""
-
-CREDITED_PACKET_BYTES = 64 * 1024
-"""The same where the peer has credit for what comes, and so counts bytes and not packets."""
-
-ALONE_PACKET_BYTES = 1024 * 1024
-"""A packet's payload while nobody else waits (wire.md, "agent → hub, DATA")."""
+__all__ = ["Outbound", "Scheduler"]
 
 _UNLIMITED_BYTES = 2**62  # the credit of a connection where credit isn't counted
 _IDLE, _STARTING, _GOING_ON, _PARKED = range(4)

@@ -21,7 +21,8 @@ from ..errors import WireError
 from .features import GOAWAY, WINDOW
 from .flow import NOBODY, TunnelFlow
 from .packet import ControlCode, PacketError, PacketReceiver
-from .scheduler import CREDITED_PACKET_BYTES, Outbound
+from .scheduler import Outbound
+from .sizes import CREDITED_PACKET_BYTES
 from .stream import Headers, Http2Stream
 from .window import INITIAL_WINDOW_BYTES, ReceiveWindow, WindowBudget
 

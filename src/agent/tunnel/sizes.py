@@ -1,0 +1,36 @@
+"""The sizes that decide what waits for what in a tunnel, in bytes. What compiles reads them when it is imported."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "ALONE_PACKET_BYTES",
+    "CREDITED_PACKET_BYTES",
+    "FRAME_BYTES",
+    "HIGH_WATER_BYTES",
+    "RECEIVE_BYTES",
+    "SHARED_PACKET_BYTES",
+    "UNSENT_BYTES",
+]
+
+HIGH_WATER_BYTES: Final = 256 * 1024
+"""Queued bytes of one connection past which its source is asked to pause; it resumes below a quarter."""
+
+SHARED_PACKET_BYTES: Final = 256 * 1024
+"""A packet's payload while another connection waits. A base hub's queue counts packets, so not smaller (wire.md)."""
+
+CREDITED_PACKET_BYTES: Final = 64 * 1024
+"""The same where the peer has credit for what comes, and so counts bytes and not packets."""
+
+ALONE_PACKET_BYTES: Final = 1024 * 1024
+"""A packet's payload while nobody else waits (wire.md, "agent → hub, DATA")."""
+
+UNSENT_BYTES: Final = 128 * 1024
+"""What may wait in the transport, and as much again unsent in the kernel: what is chosen next then goes out next."""
+
+FRAME_BYTES: Final = 256 * 1024
+"""The largest frame that is sent, however large a one the peer takes: an answer to a PING waits no longer than that."""
+
+RECEIVE_BYTES: Final = 128 * 1024
+"""The most that is received at once: it stays in the processor's cache, and a payload of 32 KiB may keep it."""
