@@ -54,6 +54,7 @@ cdef class Sender:
     cpdef uncork(self)
     cpdef credit(self, long long increment)
     cdef _schedule(self)
+
     @cython.locals(budget="long long", stream=Http2Stream, writer=Writer, room="long long", more="bint",
                    before="long long", sent="long long", buffers=list)
     cpdef _pump(self)
@@ -72,6 +73,7 @@ cdef class ConnectionFlow:
 
     @cython.locals(stream=Http2Stream)
     cdef _credited(self, unsigned int stream_id, long long increment)
+
     @cython.locals(reader=Messages, frames=Reader)
     cdef _return_credit(self)
 

@@ -25,6 +25,7 @@ cdef class Outbound:
     cpdef write(self, data)
     cdef _control(self, bytes message)
     cdef bint _lacks_credit(self) except -1
+
     @cython.locals(size="long long", pieces=list, room="long long", length="long long")
     cdef _take(self, Writer writer, long long limit)
 
@@ -46,11 +47,14 @@ cdef class Scheduler:
 
     @cython.locals(own=Outbound)
     cpdef send(self, long long conn_id, long long code, bytes data=*, str error_message=*)
+
     @cython.locals(outbound=Outbound)
     cpdef bint take_credit(self, long long conn_id, long long increment_bytes) except -1
+
     @cython.locals(outbound=Outbound)
     cpdef drop(self, long long conn_id)
     cdef _say(self, bytes message)
+
     @cython.locals(outbound=Outbound, before="long long")
     cpdef bint fill(self, Writer writer) except -1
     cdef _grown(self, Outbound outbound, long long size)
