@@ -1,0 +1,160 @@
+"""Readers that stand still: what they may pile up is their windows, nobody else notices, and no byte is lost.
+
+A few seconds in the suite; `make soak` takes 20 readers of 1 GiB each that stand still for a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import statistics
+from typing import Any
+
+import psutil
+import pytest
+
+from agent.tunnel.session import Tunnel
+from agent.tunnel.window import INITIAL_WINDOW_BYTES
+
+SOAK = os.environ.get("FASTPIPE_SOAK", "") not in ("", "0")
+READERS = 20 if SOAK else 5
+BYTES_EACH = 1 << 30 if SOAK else 8 << 20
+STALL_S = 60.0 if SOAK else 1.0
+OTHERS = 200  # round trips of the one that reads
+BLOCK = os.urandom(1 << 16)
+SLACK_BYTES = 24 << 20  # allocators', and what the test itself keeps
+
+
+class Source:
+    """Sends BYTES_EACH on one connection, as fast as it may; each block says where it stands."""
+
+    def __init__(self, tunnel: Tunnel, conn_id: int) -> None:
+        self.digest = hashlib.sha256()
+        self._left = BYTES_EACH
+        self._paused = False
+        self._out = tunnel.outbound(conn_id, self._pause, self._pump)
+        self._conn_id = conn_id
+
+    def _pause(self) -> None:
+        self._paused = True
+
+    def _pump(self) -> None:
+        self._paused = False
+        while self._left and not self._paused:
+            block = b"%08d %012d " % (self._conn_id, self._left) + BLOCK[22:]
+            self.digest.update(block)
+            self._left -= len(block)
+            self._out.write(block)
+
+    start = _pump
+
+
+class Reader:
+    """Takes nothing until it is let: what came waits, and no credit goes back."""
+
+    def __init__(self, tunnel: Tunnel, conn_id: int) -> None:
+        self.digest = hashlib.sha256()
+        self.received = 0
+        self.waiting: list[bytes | memoryview] = []
+        self.stalled = True
+        self._window = tunnel.receive_window(conn_id)
+
+    @property
+    def waiting_bytes(self) -> int:
+        return sum(map(len, self.waiting))
+
+    def feed(self, data: bytes | memoryview) -> None:
+        assert self._window is not None
+        assert self._window.arrived(len(data))
+        self.waiting.append(data)
+        if not self.stalled:
+            self.take()
+
+    def take(self) -> None:
+        assert self._window is not None
+        self.stalled = False
+        for data in self.waiting:
+            self.digest.update(data)
+            self.received += len(data)
+        self.waiting.clear()
+        self._window.unread(0)
+
+
+class Agent:
+    """The agent's receiver: ids past READERS are answered at once, all else goes to its reader."""
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        self.tunnel = tunnel
+        self.readers: dict[int, Reader] = {}
+        self.outs: dict[int, Any] = {}
+
+    def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
+        assert code == 0, error_message
+        if conn_id > READERS:
+            if conn_id not in self.outs:
+                self.outs[conn_id] = self.tunnel.outbound(conn_id, int, int)
+            self.outs[conn_id].write(bytes(data))
+            return
+        if conn_id not in self.readers:
+            self.readers[conn_id] = Reader(self.tunnel, conn_id)
+        self.readers[conn_id].feed(data)
+
+    def tunnel_lost(self, error: Exception | None) -> None:
+        pass
+
+
+async def round_trips(hub: Any, first_id: int) -> list[float]:
+    """1 KiB there and back, each on a connection of its own."""
+    loop = asyncio.get_running_loop()
+    took_s = []
+    payload = os.urandom(1024)
+    for conn_id in range(first_id, first_id + OTHERS):
+        began_s = loop.time()
+        hub.tunnel.outbound(conn_id, int, int).write(payload)
+        await hub.until(lambda conn_id=conn_id: len(hub.bytes_of(conn_id)) == 1024)
+        took_s.append(loop.time() - began_s)
+        assert hub.bytes_of(conn_id) == payload
+        hub.packets.clear()
+    return took_s
+
+
+@pytest.mark.timeout(1800 if SOAK else 120)
+async def test_stalled_readers_hold_their_windows_and_no_more(tunnels: Any) -> None:
+    async with tunnels() as ends:
+        agents: list[Agent] = []
+
+        def open_receiver(tunnel: Tunnel) -> Any:
+            agents.append(Agent(tunnel))
+            return agents[-1]
+
+        ends.open_receiver = open_receiver
+        ends.start(ends.client())
+        await ends.until(lambda: ends.ready)
+        (agent,), hub = agents, ends.hub_sessions[-1]
+        alone_s = await round_trips(hub, 1_000)
+        before_bytes = psutil.Process().memory_info().rss
+        sources = {conn_id: Source(hub.tunnel, conn_id) for conn_id in range(1, READERS + 1)}
+        for source in sources.values():
+            source.start()
+        async with asyncio.timeout(60):
+            while sum(r.waiting_bytes for r in agent.readers.values()) < READERS * INITIAL_WINDOW_BYTES:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        beside_s = await round_trips(hub, 10_000)
+        await asyncio.sleep(STALL_S)
+        beside_s += await round_trips(hub, 20_000)
+        # Both ends are in this process: the windows of one, and what the other's sources have queued behind them.
+        grown_bytes = psutil.Process().memory_info().rss - before_bytes
+        assert [reader.waiting_bytes for reader in agent.readers.values()] == [INITIAL_WINDOW_BYTES] * READERS
+        queued_bytes = hub.tunnel.bytes_buffered
+        assert grown_bytes <= READERS * INITIAL_WINDOW_BYTES + queued_bytes + SLACK_BYTES
+        assert statistics.median(beside_s) < 5 * statistics.median(alone_s) + 0.005
+
+        for reader in agent.readers.values():
+            reader.take()
+        async with asyncio.timeout(1500 if SOAK else 60):
+            while any(reader.received < BYTES_EACH for reader in agent.readers.values()):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        for conn_id, source in sources.items():
+            assert agent.readers[conn_id].received == BYTES_EACH
+            assert agent.readers[conn_id].digest.digest() == source.digest.digest()
