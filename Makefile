@@ -13,7 +13,7 @@ OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
 WHEEL_PYTHONS ?= $(or $(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python),$(PYTHON))
 WHEEL_SUITE ?= tests
 
-.PHONY: bench bench-curves bench-docs bench-quick demo test test-compiled test-python test-pythons fuzz sanitize lint types wheels wheels-quick sdist pure identifiers clean
+.PHONY: bench bench-curves bench-docs bench-quick demo test test-compiled test-python test-pythons fuzz soak sanitize lint types wheels wheels-quick sdist pure identifiers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastpipe-agent demo
@@ -84,6 +84,13 @@ bench-docs: $(VENV)/.tested
 # The nightly run: a million inputs for the tunnel's decoders, both twins (CI takes 50,000).
 fuzz: $(VENV)/.tested
 	FASTPIPE_INPUTS=1000000 $(BIN)/python -m pytest tests/tunnel/test_framing_twins.py $(PYTEST_ARGS)
+
+# Nightly too: what the suite does in seconds, at full length, on both twins. 20 readers of 1 GiB that stand still for a
+# minute; a hub that is killed 50 times under load. About half an hour.
+soak: $(VENV)/.tested
+	FASTPIPE_SOAK=1 $(BIN)/python -m pytest tests/tunnel/test_stalled.py tests/whole/test_kills.py $(PYTEST_ARGS)
+	FASTPIPE_SOAK=1 FASTPIPE_NO_EXTENSIONS=1 $(BIN)/python -m pytest tests/tunnel/test_stalled.py \
+	  tests/whole/test_kills.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.linted
 	$(BIN)/ruff check .
