@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
-from .curves import Curve
 from .measuring import Measurement
 from .report import number, replace, rounded, where_it_ran
+
+if TYPE_CHECKING:
+    from .curves import Curve  # which needs the compiled pipe; tables of a report don't
 
 __all__ = ["tables", "write"]
 

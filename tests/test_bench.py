@@ -132,6 +132,7 @@ def test_compare_says_that_a_file_is_no_report(tmp_path: pathlib.Path, capsys: p
 
 
 def test_requests_go_through_the_hop_over_both_carriers() -> None:
+    pytest.importorskip("fastpipe._pipe_c")
     from bench import hop, pipe
 
     for mode in ("memory", "UDS"):
