@@ -42,6 +42,11 @@ GOALS = (
     ),
     Goal("failures of UDS, any number of clients", "whole path*", "failures", "UDS", "", 0, "", True, True),
     Goal("1 GiB download, whole path", "whole path 1 GiB download", "throughput", "memory", "", 800, "MB/s"),
+    *(
+        Goal(f"p99 of 1 KiB beside a 1 GiB download, {mode}", "whole path 1 KiB beside a download",
+             "p99 beside over p99 alone", mode, "", 3, "×", True)
+        for mode in ("memory", "UDS")
+    ),
     Goal("cold start of `run` to ready", "start", "time to ready", "memory", "", 400, "ms", True),
     Goal("round trip 64 B, default delivery", "pipe round trip 64 B", "round trip", "pipe", "UDS", 20),
     Goal("round trip 64 B, inline", "pipe round trip 64 B", "round trip", "pipe, inline", "UDS", 40),

@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import socket
 import subprocess
+import time
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from .measuring import Case, Metric, Samples, Scale, Turn
-from .peers import Nginx, Program, agent, hub, load, nginx, program
+from .measuring import Case, Metric, Samples, Scale, Turn, percentile
+from .peers import SMALL, Nginx, Program, agent, hub, load, nginx, program
 
 __all__ = ["ALONE", "CASES", "CLIENTS", "MODES", "PATHS", "Path"]
 
@@ -26,10 +29,14 @@ AGENT_CPU = Metric("agent's CPU per request", "µs")
 HUB_CPU = Metric("hub's CPU per request", "µs")
 SPEED = Metric("throughput", "MB/s", more_is_better=True)
 AGENT_CPU_MS = Metric("agent's CPU", "ms")
+ALONE_P99 = Metric("latency p99 alone", "ms")
+BESIDE_P99 = Metric("latency p99 beside", "ms")
+TIMES = Metric("p99 beside over p99 alone", "×")
 
 MODES = ("memory", "UDS")
 ALONE = "nginx alone"
 CLIENTS = (1, 10, 50, 200, 500)
+ALONE_S = 1.0
 SIZES = {"1k": "1 KiB", "1m": "1 MiB"}
 
 
@@ -73,16 +80,72 @@ class Path:
         self.check(variant, "1m")
         own = self.agents.get(variant)
         before = own.cpu_s() if own else 0.0
-        form = "%{http_code} %{size_download} %{time_total}"
-        command = [program("curl"), "-s", "-o", "/dev/null", "-w", form, f"{self.address[variant]}/1g"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        status, size, took_s = done.stdout.split()
-        if (status, int(size)) != ("200", 1 << 30):
-            raise AssertionError(f"{variant}: {done.stdout}")
-        samples = {SPEED: [(1 << 30) / float(took_s) / 1e6]}
+        speed = self.downloaded(variant, self.start_download(variant))
+        samples = {SPEED: [speed]}
         if own:
             samples[AGENT_CPU_MS] = [(own.cpu_s() - before) * 1e3]
         return samples
+
+    def start_download(self, variant: str) -> subprocess.Popen[str]:
+        """curl, which fetches 1 GiB."""
+        form = "%{http_code} %{size_download} %{time_total}"
+        command = [program("curl"), "-s", "-m", "120", "-o", "/dev/null", "-w", form, f"{self.address[variant]}/1g"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def downloaded(self, variant: str, curl: subprocess.Popen[str]) -> float:
+        """MB/s, when it has ended. Raises AssertionError where not all of it came."""
+        said, _ = curl.communicate()
+        status, size, took_s = said.split()
+        if (curl.returncode, status, int(size)) != (0, "200", 1 << 30):
+            raise AssertionError(f"{variant}: curl ended with {curl.returncode}: {said}")
+        return (1 << 30) / float(took_s) / 1e6
+
+    def beside_download(self, variant: str) -> Samples:
+        """1 KiB asked for again and again on one connection: for a second alone, then for as long as 1 GiB takes."""
+        with Asking(f"{self.address[variant]}/1k") as asking:
+            until_s = time.perf_counter() + ALONE_S
+            alone = percentile(asking.while_(lambda: time.perf_counter() < until_s), 0.99)
+            with self.start_download(variant) as curl:
+                try:
+                    latencies = asking.while_(lambda: curl.poll() is None)
+                finally:
+                    curl.kill()  # has ended, unless the asking failed
+                speed = self.downloaded(variant, curl)
+        beside = percentile(latencies, 0.99)
+        return {ALONE_P99: [alone], BESIDE_P99: [beside], TIMES: [beside / alone], SPEED: [speed]}
+
+
+class Asking:
+    """One kept-alive connection that asks for 1 KiB, again when the answer is there; by hand, since it is timed."""
+
+    def __init__(self, url: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        assert parts.hostname
+        self._request = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode()
+        self._socket = socket.create_connection((parts.hostname, parts.port), 20)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def __enter__(self) -> Asking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def while_(self, go_on: Callable[[], bool]) -> list[float]:
+        """The ms that each answer took. Raises AssertionError for another answer, or none; TimeoutError after 20 s."""
+        took_ms = []
+        while go_on():
+            began_s, answer = time.perf_counter(), b""
+            self._socket.sendall(self._request)
+            while not answer.endswith(SMALL):
+                more = self._socket.recv(65536)
+                answer += more
+                if not more or len(answer) > 4 * len(SMALL):
+                    raise AssertionError(f"1 KiB was asked for, {answer[:200]!r} came")
+            took_ms.append((time.perf_counter() - began_s) * 1e3)
+            if not answer.startswith(b"HTTP/1.1 200 "):
+                raise AssertionError(f"1 KiB was asked for, {answer[:200]!r} came")
+        return took_ms
 
 
 @contextlib.contextmanager
@@ -130,6 +193,12 @@ def open_download(scale: Scale) -> Iterator[Mapping[str, Turn]]:
     yield {who: functools.partial(shared.download, who) for who in (MODES if scale.quick else (*MODES, ALONE))}
 
 
+@contextlib.contextmanager
+def open_beside(scale: Scale) -> Iterator[Mapping[str, Turn]]:
+    shared = scale.shared.get(PATHS[False])
+    yield {who: functools.partial(shared.beside_download, who) for who in (*MODES, ALONE)}
+
+
 CASES: Sequence[Case] = (
     *(loaded("1k", clients, quick=clients in (1, 50, 500), rounds=(5, 2)) for clients in CLIENTS),
     Case(
@@ -138,6 +207,14 @@ CASES: Sequence[Case] = (
         open_download,
         [("memory", "UDS")],
         quick=True,
+        rounds=(5, 3),
+        room="whole path",
+    ),
+    Case(
+        "whole path 1 KiB beside a download",
+        "1 KiB, again and again, while 1 GiB comes over the same tunnel",
+        open_beside,
+        [("memory", "UDS")],
         rounds=(5, 3),
         room="whole path",
     ),
