@@ -5,8 +5,7 @@ BIN := $(VENV)/bin
 # What the compiled twins are made of; a .pxd gives types to the .pyx or the plain source beside it.
 TYPES := $(wildcard src/fastpipe/*.pxd src/agent/*/*.pxd)
 CYTHON := $(wildcard src/fastpipe/*.pyx src/agent/*/*.pyx) $(TYPES)
-SOURCES := $(CYTHON) src/fastpipe/_streams_py.py src/agent/tunnel/scheduler_py.py src/agent/tunnel/flow_py.py \
-           $(wildcard $(patsubst %.pxd,%.py,$(TYPES)))
+SOURCES := $(CYTHON) src/fastpipe/_streams_py.py $(wildcard $(patsubst %.pxd,%.py,$(TYPES)))
 
 OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
 # The CPythons that `make wheels` makes wheels for and tries them on, and what of the suite it runs on each.

@@ -22,13 +22,12 @@ EXTENSIONS = {
     "fastpipe._pipe_c": "src/fastpipe/_pipe_c.pyx",
     "fastpipe._streams_c": "src/fastpipe/_streams_py.py",  # one source, plain and compiled; its .pxd has the types
     "agent.tunnel.framing_c": "src/agent/tunnel/framing_c.pyx",
-    "agent.tunnel.scheduler_c": "src/agent/tunnel/scheduler_py.py",  # as the streams
-    "agent.tunnel.flow_c": "src/agent/tunnel/flow_py.py",
 }
 # Each is one source under one name, imported plain or compiled (agent/twins.py); the .pxd beside it has its types.
 COMPILED = {
     "agent.proxy": ("chunked", "clock", "decide", "heads", "intake", "relay", "rewrite", "server", "upstream"),
     "agent.connections": ("connection", "inbound", "manager"),
+    "agent.tunnel": ("flow", "scheduler"),
 }
 EXTENSIONS |= {
     f"{package}.{name}": f"src/{package.replace('.', '/')}/{name}.py"

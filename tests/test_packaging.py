@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(300)  # a compiler on a busy machine
 
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
 VERSION = PROJECT["project"]["version"]
-PLAIN = {"fastpipe/_streams_c", "agent/tunnel/scheduler_c", "agent/tunnel/flow_c"}
+PLAIN = {"fastpipe/_streams_c"}
 """Extensions whose source is a Python file of another name."""
 IGNORED = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "*.pyd", "__pycache__", "results")
 COPIED = ["src", "tests", "bench", "docs", "setup.py", "pyproject.toml", "MANIFEST.in", "Makefile"]

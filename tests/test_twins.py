@@ -36,7 +36,7 @@ def file_of(module: str, variable: str | None) -> str:
 
 
 def test_they_are_found() -> None:
-    assert {"agent.proxy.relay", "agent.proxy.heads", "agent.connections.connection"} <= set(COMPILED)
+    assert {"agent.proxy.relay", "agent.connections.connection", "agent.tunnel.flow"} <= set(COMPILED)
 
 
 @pytest.mark.parametrize("module", COMPILED)
@@ -47,7 +47,7 @@ def test_the_twin_that_is_wanted_runs_here(module: str) -> None:
 
 
 @pytest.mark.skipif(WITHOUT, reason="FASTPIPE_NO_EXTENSIONS: nothing is built")
-@pytest.mark.parametrize("module", ["agent.proxy.relay", "agent.connections.connection"])
+@pytest.mark.parametrize("module", ["agent.proxy.relay", "agent.connections.connection", "agent.tunnel.flow"])
 @pytest.mark.parametrize(("variable", "suffix"), [(None, SUFFIX), ("", SUFFIX), ("0", SUFFIX), ("1", ".py")])
 def test_the_variable_chooses_for_a_whole_room(module: str, variable: str | None, suffix: str) -> None:
     assert file_of(module, variable).endswith(suffix)

@@ -1,4 +1,4 @@
-# The types that `scheduler_py.py` has when Cython compiles it as `scheduler_c`: C fields where nobody outside looks.
+# The types that `scheduler.py` has when it is compiled: C fields where nobody outside looks.
 cimport cython
 
 from agent.tunnel.framing_c cimport FrameWriter as Writer

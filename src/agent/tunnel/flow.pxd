@@ -1,8 +1,8 @@
-# The types that `flow_py.py` has when Cython compiles it as `flow_c`: C fields where nobody outside looks.
+# The types that `flow.py` has when it is compiled: C fields where nobody outside looks.
 cimport cython
 
 from agent.tunnel.framing_c cimport FrameReader as Reader, FrameWriter as Writer, MessageReader as Messages
-from agent.tunnel.scheduler_c cimport Scheduler as Queue
+from agent.tunnel.scheduler cimport Scheduler as Queue
 
 cdef long long _PUMP_BYTES, _JOIN_BYTES, _UNREAD_ANSWER_BYTES, _HIGH_BYTES, _LEAST_ROOM_BYTES, _COPIED_BYTES
 cdef long long _MAX_WINDOW
@@ -82,6 +82,7 @@ cdef class TunnelFlow:
     cdef public frozenset features
     cdef readonly long long packets_received
     cdef readonly long long packets_sent
+    cdef public object unknown_packets
     cdef public object receiver
     cdef public object _afterwards
     cdef readonly Queue _scheduler
