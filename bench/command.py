@@ -17,9 +17,10 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 def all_cases() -> list[Case]:
     """Every case, in the order of the report."""
-    from . import hop, pipe, resources, streams, tunnel, whole_path
+    from . import hop, pipe, pooling, resources, streams, tunnel, uploads, whole_path
 
-    return [case for room in (pipe, streams, tunnel, hop, whole_path, resources) for case in room.CASES]
+    rooms = (pipe, streams, tunnel, hop, uploads, pooling, whole_path, resources)
+    return [case for room in rooms for case in room.CASES]
 
 
 def main(arguments: list[str] | None = None) -> int:

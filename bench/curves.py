@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 from unittest import mock
 
 from agent.config import AgentConfig
@@ -131,7 +132,7 @@ def hop_requests(stack: contextlib.ExitStack, clients: int, n: int = 4_000) -> C
     """loop, mode, options -> what requests on kept-alive connections cost."""
     server = stack.enter_context(nginx())
 
-    def turn(loop: str, mode: str, **options: object) -> Samples:
+    def turn(loop: str, mode: str, **options: Any) -> Samples:
         found = pipe.on_loop(loop, hop.requests(mode, server, n, clients, close=False, **options))
         return {metric: found[metric] for metric in (hop.CPU, hop.RATE)}
 

@@ -69,7 +69,14 @@ GOALS = (
     Goal("MB/s of them there", "tunnel 32 KiB, grpcio hub", "throughput", "compiled", "grpc.aio", 0.8),
     Goal("MB/s of 32 KiB packets, own to own", "tunnel 32 KiB, own hub", "throughput", "compiled", "grpc.aio", 2),
     Goal("CPU per request of the hop, 1 KiB", "hop kept-alive", "CPU per request", "memory", "", 20, "µs", True),
+    Goal("the same, no two heads alike", "hop kept-alive, heads that differ", "CPU per request", "memory", "", 20, "µs",
+         True),
+    Goal("the same against UDS (−25%)", "hop kept-alive, heads that differ", "CPU per request", "memory", "UDS", 1.333),
     Goal("1 GiB through the hop against the yardstick", "hop 1 GiB download", "throughput", "memory", "yardstick", 0.8),
+    Goal("the same, upload", "hop 1 GiB upload", "throughput", "memory", "yardstick", 0.8),
+    Goal("memory that either takes at its peak", "hop 1 GiB *load", "memory grown at its peak", "memory", "", 32, "MiB",
+         True, True),
+    Goal("requests/s to a TLS target, pooled", "hop TLS target", "requests/s", "pooled", "connection per request", 10),
 )
 
 

@@ -39,7 +39,7 @@ class Holding(Clients):
             receiver,  # type: ignore[arg-type]
             packets,  # type: ignore[arg-type]
             itertools.count(1),
-            request=KEPT % b"1k",
+            requests=itertools.repeat(KEPT % b"1k"),
             expected_bytes=len(SMALL),
             close=False,
         )

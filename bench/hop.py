@@ -31,12 +31,18 @@ from fastpipe._limits import DEFAULT_LIMIT
 from .measuring import Case, Metric, Samples, Scale, Turn, latency, no_collection
 from .peers import SMALL, Nginx, nginx
 from .pipe import on_loop
+from .resources import GROWTH, growing
 
-__all__ = ["CASES", "Clients", "House", "Packets", "TinyTarget", "house", "in_process"]
+__all__ = [
+    "CASES", "CPU", "KEPT", "MODES", "RATIOS", "SPEED", "Clients", "House", "Packets", "Receiver", "TinyTarget",
+    "Yardstick", "YardstickConnection", "YardstickTarget", "counted", "house", "in_process", "requests",
+]  # fmt: skip
 
 DATA, ERROR, CLOSE = 0, 1, 3
 KEPT = b"GET /c1/%s HTTP/1.1\r\nHost: hub.example.com\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
 CLOSED = KEPT[:-2] + b"Connection: close\r\n\r\n"
+VARIED = KEPT[:-2] % b"varied/1k?n=%08d" + b"X-Request-Id: %032x\r\n\r\n"
+"""A head that its number makes different in target and fields; nginx gives each answer a number of its own."""
 
 CPU = Metric("CPU per request", "µs")
 RATE = Metric("requests/s", "1/s", more_is_better=True)
@@ -91,7 +97,8 @@ class Outbound:
 class Clients:
     """Sends `requests` requests by `count` clients, each when its last answer is whole; checks every answer's length.
 
-    expected_bytes: of a body. close: a connection for each request. samples: µs of each, in no order.
+    requests: their heads, one after another. expected_bytes: of a body. close: a connection for each request. samples:
+    µs of each, in no order.
     """
 
     def __init__(
@@ -100,12 +107,12 @@ class Clients:
         packets: Packets,
         ids: Iterator[int],
         *,
-        request: bytes,
+        requests: Iterator[bytes],
         expected_bytes: int,
         close: bool,
     ) -> None:
         self.receiver, self.packets, self.ids = receiver, packets, ids
-        self.request, self.expected_bytes, self.close = request, expected_bytes, close
+        self.requests, self.expected_bytes, self.close = requests, expected_bytes, close
         self.loop = asyncio.get_running_loop()
         self.left = self.running = 0
         self.samples: list[float] = []
@@ -144,8 +151,9 @@ class Client:
             self._conn_id = next(of.ids)
             of.packets.clients[self._conn_id] = self
         self._got, self._whole = 0, False
+        request = next(of.requests)
         self._sent = time.perf_counter_ns()
-        of.receiver.packet_received(self._conn_id, DATA, of.request, "")
+        of.receiver.packet_received(self._conn_id, DATA, request, "")
 
     def received(self, data: bytes | memoryview) -> None:
         self._got += len(data)
@@ -196,11 +204,13 @@ async def house(
     *,
     limits: ProxyLimits | None = None,
     buffer_size: int = DEFAULT_LIMIT,
+    packets: Packets | None = None,
+    upstreams: Upstreams | None = None,
 ) -> AsyncIterator[House]:
-    """mode: "memory" or "UDS". buffer_size: of the pipe."""
-    made = House(Packets())
+    """mode: "memory" or "UDS". buffer_size: of the pipe. packets, upstreams: instead of the usual ones."""
+    made = House(packets or Packets())
     limits = limits or ProxyLimits()
-    upstreams = Upstreams(limits=limits)
+    upstreams = upstreams or Upstreams(limits=limits)
     made.proxy = Proxy(
         route=route, process=Anonymous().process, upstreams=upstreams, limits=limits, cluster="c1",
         max_connections=20_000,
@@ -376,43 +386,58 @@ async def receiver(mode: str, server: Nginx | None, **options: Any) -> AsyncIter
 # -- the cases
 
 
-async def requests(mode: str, server: Nginx | None, n: int, count: int, *, close: bool, **options: Any) -> Samples:
-    """n requests for 1 KiB by `count` clients: CPU of this process per request, requests/s, latency."""
+async def counted(takes: Receiver, packets: Packets, sent: Iterator[bytes], n: int, count: int, close: bool) -> Samples:
+    """n requests for 1 KiB by `count` clients, after n // 10 uncounted ones: CPU of this process, rate, latency."""
+    clients = Clients(takes, packets, itertools.count(1), requests=sent, expected_bytes=len(SMALL), close=close)
+    await clients.run(max(count, n // 10), count)
+    with no_collection():
+        cpu, began = time.process_time(), time.perf_counter()
+        await clients.run(n, count)
+        cpu, took = time.process_time() - cpu, time.perf_counter() - began
+    if len(clients.samples) != n:
+        raise AssertionError(f"{len(clients.samples)} answers to {n} requests")
+    return {CPU: [cpu / n * 1e6], RATE: [n / took], **latency("latency", clients.samples)}
+
+
+async def requests(
+    mode: str, server: Nginx | None, n: int, count: int, *, close: bool, varied: bool = False, **options: Any
+) -> Samples:
+    """As `counted`, through one receiver. varied: no two request heads are the same, nor their answers'."""
+    sent: Iterator[bytes] = itertools.repeat((CLOSED if close else KEPT) % b"1k")
+    if varied:  # made beforehand: what it takes is not the hop's
+        sent = iter([VARIED % (number, number * 0x9E3779B97F4A7C15) for number in range(n + max(count, n // 10))])
     async with receiver(mode, server, **options) as (takes, packets):
-        request = (CLOSED if close else KEPT) % b"1k"
-        clients = Clients(takes, packets, itertools.count(1), request=request, expected_bytes=len(SMALL), close=close)
-        await clients.run(max(count, n // 10), count)
-        with no_collection():
-            cpu, began = time.process_time(), time.perf_counter()
-            await clients.run(n, count)
-            cpu, took = time.process_time() - cpu, time.perf_counter() - began
-        if len(clients.samples) != n:
-            raise AssertionError(f"{len(clients.samples)} answers to {n} requests")
-        return {CPU: [cpu / n * 1e6], RATE: [n / took], **latency("latency", clients.samples)}
+        return await counted(takes, packets, sent, n, count, close)
 
 
 async def download(mode: str, server: Nginx, **options: Any) -> Samples:
     """1 GiB at once, with the allocator as the command line has it."""
     keep_freed_memory()
     async with receiver(mode, server, **options) as (takes, packets):
-        clients = Clients(takes, packets, itertools.count(1), request=KEPT % b"1g", expected_bytes=1 << 30, close=False)
-        cpu, began = time.process_time(), time.perf_counter()
-        await clients.run(1, 1)
-        cpu, took = time.process_time() - cpu, time.perf_counter() - began
-        return {SPEED: [(1 << 30) / took / 1e6], Metric("CPU", "ms"): [cpu * 1e3]}
+        sent = itertools.repeat(KEPT % b"1g")
+        clients = Clients(takes, packets, itertools.count(1), requests=sent, expected_bytes=1 << 30, close=False)
+        with growing() as growth:
+            cpu, began = time.process_time(), time.perf_counter()
+            await clients.run(1, 1)
+            cpu, took = time.process_time() - cpu, time.perf_counter() - began
+        return {SPEED: [(1 << 30) / took / 1e6], Metric("CPU", "ms"): [cpu * 1e3], GROWTH: growth}
 
 
 MODES = ("memory", "UDS", "yardstick")
 RATIOS = (("memory", "UDS"), ("memory", "yardstick"))
 
 
-def nginx_case(name: str, title: str, n: int, count: int, *, close: bool = False, quick: bool = True) -> Case:
+def nginx_case(
+    name: str, title: str, n: int, count: int, *, close: bool = False, varied: bool = False, quick: bool = True
+) -> Case:
     @contextlib.contextmanager
     def open_case(scale: Scale) -> Iterator[Mapping[str, Turn]]:
         with nginx() as server:
             amount = scale.of(n, n // 4)
             yield {
-                mode: lambda mode=mode: on_loop("uvloop", requests(mode, server, amount, count, close=close))  # type: ignore[misc]
+                mode: lambda mode=mode: on_loop(  # type: ignore[misc]
+                    "uvloop", requests(mode, server, amount, count, close=close, varied=varied)
+                )
                 for mode in MODES
             }
 
@@ -436,7 +461,15 @@ def open_download(scale: Scale) -> Iterator[Mapping[str, Turn]]:
 
 CASES: Sequence[Case] = (
     nginx_case("hop kept-alive", "The agent's hop, 16 kept-alive clients, 1 KiB from nginx", 12_000, 16),
-    nginx_case("hop connection per request", "The same, a connection for each request", 6_000, 16, close=True),
+    nginx_case(
+        "hop kept-alive, heads that differ",
+        "The same, no two request heads and no two response heads alike",
+        12_000,
+        16,
+        varied=True,
+        quick=False,
+    ),
+    nginx_case("hop connection per request", "16 clients, a connection for each request", 6_000, 16, close=True),
     Case(
         "hop in-process target",
         "One client at a time, the target on a pipe in the same process",

@@ -97,6 +97,7 @@ def free_ports(count: int) -> list[int]:
 
 class Nginx:
     """Debian's nginx, one process: `/1k`, `/1m`, `/1g` (sparse). files: by name, what it serves of the first two.
+    Below `/varied/` the same, each answer with a random X-Request-Id.
 
     url, tls_url: where, in plaintext and over TLS; ca_file: who has signed its certificate, in PEM.
     """
@@ -131,6 +132,7 @@ class Nginx:
                 listen 127.0.0.1:{self.port} backlog=4096; listen 127.0.0.1:{tls_port} ssl backlog=4096; root {www};
                 ssl_certificate {folder}/server.pem; ssl_certificate_key {folder}/server.pem;
                 ssl_session_cache shared:sessions:1m;
+                location /varied/ {{ alias {www}/; add_header X-Request-Id $request_id; }}
               }}
             }}
             """

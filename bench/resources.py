@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from .measuring import Case, Metric, Samples, Scale, Turn
 from .peers import Program, agent_command, hub
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "GROWTH", "growing"]
 
 PROCESS = Metric("memory in the process", "bytes")
 KERNEL = Metric("memory in the kernel", "bytes")
@@ -21,6 +21,7 @@ BOTH = Metric("memory with the kernel's", "bytes")
 DESCRIPTORS = Metric("descriptors", "")
 READY = Metric("time to ready", "ms")
 IDLE = Metric("idle memory", "MiB")
+GROWTH = Metric("memory grown at its peak", "MiB")
 
 SPARE_DESCRIPTORS = 200
 """Of a process that holds connections: its loop, its libraries, the target's."""
@@ -30,6 +31,23 @@ def slab_bytes() -> int:
     """/proc/meminfo's Slab: what the kernel's objects take, sockets and their buffers among them, all processes'."""
     with open("/proc/meminfo") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Slab:"))
+
+
+def status_bytes(name: str) -> int:
+    """A size of this process, as the kernel counts it: `VmRSS` now, `VmHWM` at its peak."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{name}:"))
+
+
+@contextlib.contextmanager
+def growing() -> Iterator[list[float]]:
+    """By how many MiB this process is larger at its peak within than before; in the list once it is over."""
+    growth: list[float] = []
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak begins anew; proc(5)
+    before = status_bytes("VmRSS")
+    yield growth
+    growth.append((status_bytes("VmHWM") - before) / (1 << 20))
 
 
 def holders_for(connections: int) -> int:

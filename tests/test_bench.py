@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fnmatch
+import itertools
 import json
 import pathlib
 import subprocess
@@ -138,6 +140,57 @@ def test_requests_go_through_the_hop_over_both_carriers() -> None:
     for mode in ("memory", "UDS"):
         found = pipe.on_loop("uvloop", hop.requests(mode, None, 40, 4, close=False))
         assert len(found[measuring.Metric("latency", "µs")]) == 40
+
+
+def test_heads_that_differ_all_do() -> None:
+    from bench import hop, pipe
+
+    heads = {hop.VARIED % (number, number) for number in range(100)}
+    assert len({head.split(b"\r\n")[0] for head in heads}) == len({head.partition(b"\r\n")[2] for head in heads}) == 100
+    found = pipe.on_loop("uvloop", hop.requests("memory", None, 40, 4, close=False, varied=True))
+    assert len(found[measuring.Metric("latency", "µs")]) == 40
+
+
+def test_an_upload_arrives_whole_through_each_rival_and_its_memory_is_told() -> None:
+    from bench import hop, pipe, resources, uploads
+
+    with uploads.sink() as port:
+        for mode in hop.MODES:
+            found = pipe.on_loop("uvloop", uploads.upload(mode, port, 3_000_001))
+            assert len(found[resources.GROWTH]) == 1
+
+
+def test_a_peak_of_memory_is_seen_after_it_has_gone() -> None:
+    from bench import resources
+
+    with resources.growing() as growth:
+        held = bytearray(b"x") * (64 << 20)
+        del held
+    assert growth[0] >= 60
+
+
+def test_without_a_pool_each_request_dials() -> None:
+    from bench import hop, pipe, pooling
+
+    from agent.messages import Target
+    from agent.proxy import Upstreams
+
+    async def dials(kind: type[Upstreams]) -> int:
+        made = 0
+
+        async def connect(protocol: asyncio.Protocol) -> asyncio.Transport:
+            nonlocal made
+            made += 1
+            return await hop.in_process(protocol)
+
+        target = Target("http://in-process/1k", connect=connect)
+        async with hop.house("memory", lambda _: target, upstreams=kind()) as made_house:
+            sent = itertools.repeat(hop.KEPT % b"1k")
+            await hop.counted(made_house.manager, made_house.packets, sent, 20, 2, False)
+        return made
+
+    assert pipe.on_loop("uvloop", dials(Upstreams)) == 2
+    assert pipe.on_loop("uvloop", dials(pooling.Unpooled)) == 22
 
 
 def test_a_constant_is_changed_wherever_it_is_used() -> None:
