@@ -143,6 +143,7 @@ def test_requests_go_through_the_hop_over_both_carriers() -> None:
 
 
 def test_heads_that_differ_all_do() -> None:
+    pytest.importorskip("fastpipe._pipe_c")
     from bench import hop, pipe
 
     heads = {hop.VARIED % (number, number) for number in range(100)}
@@ -152,6 +153,7 @@ def test_heads_that_differ_all_do() -> None:
 
 
 def test_an_upload_arrives_whole_through_each_rival_and_its_memory_is_told() -> None:
+    pytest.importorskip("fastpipe._pipe_c")
     from bench import hop, pipe, resources, uploads
 
     with uploads.sink() as port:
@@ -170,6 +172,7 @@ def test_a_peak_of_memory_is_seen_after_it_has_gone() -> None:
 
 
 def test_without_a_pool_each_request_dials() -> None:
+    pytest.importorskip("fastpipe._pipe_c")
     from bench import hop, pipe, pooling
 
     from agent.messages import Target
