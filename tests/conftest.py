@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+import fastpipe
+
 try:
     import uvloop
 except ImportError:  # not on Windows and PyPy
@@ -34,13 +36,12 @@ if uvloop is not None:
 
 def pytest_sessionstart() -> None:
     """In a checkout, refuse to test extensions that are older than their sources: what was built would be tested."""
-    checkout = Path(__file__).parent.parent
-    if os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0") or not (checkout / "setup.py").exists():
+    source = Path(__file__).parent.parent / "src"
+    if os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0") or source not in Path(fastpipe.__file__).parents:
         return
-    for built in (checkout / "src").rglob(f"*{sysconfig.get_config_var('EXT_SUFFIX')}"):
-        source = built.with_name(built.name.partition(".")[0])
+    for built in source.rglob(f"*{sysconfig.get_config_var('EXT_SUFFIX')}"):
         for suffix in (".py", ".pyx", ".pxd"):
-            path = source.with_suffix(suffix)
+            path = built.with_name(built.name.partition(".")[0] + suffix)
             if path.exists() and path.stat().st_mtime > built.stat().st_mtime:
                 pytest.exit(f"{path} is newer than what was built of it: run make .venv/.tested", returncode=4)
 
