@@ -18,7 +18,7 @@ from agent.tunnel.client import HubEndpoint, TunnelClient
 from agent.tunnel.server import TunnelServer
 from agent.tunnel.session import Tunnel
 
-DATA, DRAIN = 0, 2
+DATA, ERROR, DRAIN = 0, 1, 2
 ours = pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
 
 
@@ -214,6 +214,43 @@ async def test_a_draining_session_hands_connections_to_its_successor() -> None:
         await until(lambda: (1, DATA, False) in new.seen[0].packets)
         assert not old.seen[0].packets
         transport.abort()
+
+
+async def test_a_connection_that_is_opened_while_its_session_is_lost_is_its_successor_s() -> None:
+    others: list[AgentSession] = []
+    async with (
+        Pair(successor=lambda _: next(iter(others), None)) as old, Pair(successor=lambda _: None) as new,
+        asyncio.timeout(20),
+    ):  # fmt: skip
+        session = old.sessions[0]
+        connecting = [asyncio.ensure_future(session.connect(asyncio.Protocol())) for _ in range(2)]
+        await asyncio.sleep(0)  # they have begun, and their `connection_made` is due in the loop's next turn
+        session.tunnel._side.end_call()
+        others += new.sessions
+        for each in connecting:
+            (await each).write(b"x")
+        await until(lambda: {(1, DATA, False), (2, DATA, False)} <= set(new.seen[0].packets))
+        assert not old.seen[0].packets
+        assert not session.open_connections
+        for each in connecting:
+            each.result().abort()
+
+
+async def test_an_agent_that_ends_what_has_not_begun_ends_it() -> None:
+    lost = asyncio.Event()
+
+    class Waits(asyncio.Protocol):
+        def connection_lost(self, exc: Exception | None) -> None:
+            lost.set()
+
+    async with Pair() as pair, asyncio.timeout(20):
+        session = pair.sessions[0]
+        connecting = asyncio.ensure_future(session.connect(Waits()))
+        await asyncio.sleep(0)
+        session.packet_received(1, ERROR, b"", "")
+        (await connecting).write(b"x")
+        await lost.wait()
+        await until(lambda: not session.open_connections)
 
 
 async def test_a_stream_that_its_agent_leaves_open_is_ended_by_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,9 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         end = cast(PipeEnd, transport)
         self._end = end
+        if self._ending:  # before it began: the session was lost meanwhile
+            end.close()
+            return
         self._outbound = self._session.tunnel.outbound(self.conn_id, end.pause_reading, end.resume_reading)
         self._window = self._session.tunnel.receive_window(self.conn_id)
 
@@ -206,17 +209,24 @@ class _Connection(asyncio.Protocol):
 
 
 class _Opening(asyncio.Protocol):
-    """The first protocol of the proxy's end: hands it on when it is connected, and says so."""
+    """The first protocol of the proxy's end: hands it on when it is connected, unless the session is lost by then.
 
-    def __init__(self, protocol: asyncio.Protocol) -> None:
+    opened: done then; whether it was handed on.
+    """
+
+    def __init__(self, protocol: asyncio.Protocol, is_lost: Callable[[], bool]) -> None:
         self._protocol = protocol
-        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_lost = is_lost
+        self.opened: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if not self.opened.done():  # else nobody waits for it any more
+        if self.opened.done():
+            return  # nobody waits for it any more
+        lost = self._is_lost()
+        if not lost:
             cast(asyncio.Transport, transport).set_protocol(self._protocol)
             self._protocol.connection_made(transport)
-            self.opened.set_result(None)
+        self.opened.set_result(not lost)
 
 
 class AgentSession:
@@ -288,13 +298,16 @@ class AgentSession:
         near, far = create_pipe(limit=PIPE_LIMIT_BYTES)
         self._connections[connection.conn_id] = connection
         far.set_protocol(connection)
-        opening = _Opening(protocol)
+        opening = _Opening(protocol, lambda: self._lost)
         near.set_protocol(opening)
         try:
-            await opening.opened
+            opened = await opening.opened
         except asyncio.CancelledError:
             near.abort()
             raise
+        if not opened:
+            near.abort()
+            return await self.connect(protocol)
         return cast(asyncio.Transport, near)
 
     def drain(self) -> None:
