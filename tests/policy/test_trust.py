@@ -247,6 +247,48 @@ def test_agent_and_hub_show_each_other_certificates(tmp_path: Path, ca: trustme.
     assert not seen.getpeercert()
 
 
+def test_a_port_serves_new_connections_with_its_files_of_that_time(
+    tmp_path: Path, ca: trustme.CA, other_ca: trustme.CA, caplog: pytest.LogCaptureFixture
+) -> None:
+    def chain(name: str) -> tuple[bytes, bytes]:
+        issued = ca.issue_cert(name)
+        return b"".join(blob.bytes() for blob in issued.cert_chain_pems), issued.private_key_pem.bytes()
+
+    first, second = chain("first.test"), chain("second.test")
+    cert, key, clients = tmp_path / "hub.pem", tmp_path / "hub.key", tmp_path / "clients.pem"
+    roots = write(tmp_path / "roots.pem", pem(ca))
+    ours = write(tmp_path / "ours.pem", ca.issue_cert("c1").private_key_and_cert_chain_pem.bytes())
+    theirs = write(tmp_path / "theirs.pem", other_ca.issue_cert("c1").private_key_and_cert_chain_pem.bytes())
+    failures: list[str] = []
+    port = server_context(
+        write(cert, first[0]), write(key, first[1]), cert_field="grpc_cert_file",
+        client_ca_file=write(clients, pem(ca)), alpn=["h2"], check_interval_s=0,
+    )  # fmt: skip
+    port.on_failure = failures.append
+
+    def connect(name: str, shown: str) -> None:
+        _, seen = handshake(client_context(ca_file=roots, cert_file=shown), port, name)
+        assert seen.selected_alpn_protocol() == "h2"
+
+    connect("first.test", ours)
+    write(cert, second[0])  # and not yet its key
+    connect("first.test", ours)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    write(key, second[1])
+    connect("second.test", ours)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        connect("first.test", ours)
+
+    with pytest.raises(ssl.SSLError):
+        connect("second.test", theirs)
+    write(clients, pem(other_ca))
+    connect("second.test", theirs)
+    failures.clear()
+    with pytest.raises(ssl.SSLError):
+        connect("second.test", ours)
+    assert [each for each in failures if "refused" in each]  # whichever context it was
+
+
 def test_a_wrong_certificate_or_key_is_a_config_error(tmp_path: Path, ca: trustme.CA) -> None:
     cert = write(tmp_path / "cert.pem", ca.issue_cert("a").cert_chain_pems[0].bytes())
     other_key = write(tmp_path / "other.key", ca.issue_cert("b").private_key_pem.bytes())

@@ -173,10 +173,30 @@ class _ReportingTLS(ssl.SSLObject):
 
 
 class ServerContext(ssl.SSLContext):
-    """A server's context. on_failure: called with what went wrong in words whenever a peer's handshake fails."""
+    """A server's context. on_failure: called with what went wrong in words whenever a peer's handshake fails.
+
+    files: where what is to be served with comes from. Each new connection is served with a whole context of its time: a
+    context can't forget a CA that it has been given, and would let clients in again by their session tickets.
+    """
 
     sslobject_class = _ReportingTLS
     on_failure: Callable[[str], None] | None = None
+    files: Reloaded[ServerContext] | None = None
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """One connection's TLS: what event loops call for each that they accept."""
+        if self.files is None:
+            return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+        current = self.files.refresh()
+        current.on_failure = self.on_failure
+        return current.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
 
 
 def _reason(error: ssl.SSLError) -> str:
@@ -196,12 +216,41 @@ def server_context(
     client_ca_field: str = "agent_ca_file",
     client_required: bool = True,
     alpn: Sequence[str] = (),
+    check_interval_s: float = 1.0,
 ) -> ServerContext:
-    """The context of a port of the hub's, from files as they are now.
+    """The context of a port of the hub's, from files as they are at each new connection.
 
     client_ca_file: ask peers for a certificate that one of these signed; client_required: refuse a peer without one.
-    Raises ConfigError, naming the field.
+    check_interval_s: how long a change may go unseen. Files that turn bad leave the last good ones in force, which is
+    said as an ERROR. Raises ConfigError, naming the field, for files that can't be used now.
     """
+
+    def make() -> ServerContext:
+        return _context_now(
+            cert_file, key_file, cert_field, client_ca_file, client_ca_field, client_required, alpn
+        )  # fmt: skip
+
+    def remake(_: list[bytes]) -> ServerContext:
+        try:
+            return make()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    context = make()
+    paths = [path for path in (cert_file, key_file, client_ca_file) if path]
+    context.files = Reloaded(paths, remake, field=cert_field, check_interval_s=check_interval_s)
+    return context
+
+
+def _context_now(
+    cert_file: str,
+    key_file: str,
+    cert_field: str,
+    client_ca_file: str,
+    client_ca_field: str,
+    client_required: bool,
+    alpn: Sequence[str],
+) -> ServerContext:
     context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if alpn:
