@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
 import statistics
+import time
 from typing import Any
 
 import psutil
@@ -22,6 +24,7 @@ READERS = 20 if SOAK else 5
 BYTES_EACH = 1 << 30 if SOAK else 8 << 20
 STALL_S = 60.0 if SOAK else 1.0
 OTHERS = 200  # round trips of the one that reads
+NOTICED_S = 0.008  # what a busy machine may add to a p99: two of the kernel's time slices
 BLOCK = os.urandom(1 << 16)
 SLACK_BYTES = 24 << 20  # allocators', and what the test itself keeps
 
@@ -106,17 +109,20 @@ class Agent:
 
 async def round_trips(hub: Any, first_id: int) -> list[float]:
     """1 KiB there and back, each on a connection of its own."""
-    loop = asyncio.get_running_loop()
     took_s = []
     payload = os.urandom(1024)
     for conn_id in range(first_id, first_id + OTHERS):
-        began_s = loop.time()
+        began_s = time.perf_counter()  # uvloop's own clock counts milliseconds
         hub.tunnel.outbound(conn_id, int, int).write(payload)
         await hub.until(lambda conn_id=conn_id: len(hub.bytes_of(conn_id)) == 1024)
-        took_s.append(loop.time() - began_s)
+        took_s.append(time.perf_counter() - began_s)
         assert hub.bytes_of(conn_id) == payload
         hub.packets.clear()
     return took_s
+
+
+def p99(samples: list[float]) -> float:
+    return sorted(samples)[int(len(samples) * 0.99)]
 
 
 @pytest.mark.timeout(1800 if SOAK else 120)
@@ -132,7 +138,7 @@ async def test_stalled_readers_hold_their_windows_and_no_more(tunnels: Any) -> N
         ends.start(ends.client())
         await ends.until(lambda: ends.ready)
         (agent,), hub = agents, ends.hub_sessions[-1]
-        alone_s = await round_trips(hub, 1_000)
+        alone_s = [await round_trips(hub, 1_000 * n) for n in range(1, 5)]
         before_bytes = psutil.Process().memory_info().rss
         sources = {conn_id: Source(hub.tunnel, conn_id) for conn_id in range(1, READERS + 1)}
         for source in sources.values():
@@ -140,15 +146,17 @@ async def test_stalled_readers_hold_their_windows_and_no_more(tunnels: Any) -> N
         async with asyncio.timeout(60):
             while sum(r.waiting_bytes for r in agent.readers.values()) < READERS * INITIAL_WINDOW_BYTES:  # noqa: ASYNC110
                 await asyncio.sleep(0)
-        beside_s = await round_trips(hub, 10_000)
+        beside_s = [await round_trips(hub, 1_000 * n) for n in range(10, 12)]
         await asyncio.sleep(STALL_S)
-        beside_s += await round_trips(hub, 20_000)
+        beside_s += [await round_trips(hub, 1_000 * n) for n in range(20, 22)]
         # Both ends are in this process: the windows of one, and what the other's sources have queued behind them.
         grown_bytes = psutil.Process().memory_info().rss - before_bytes
         assert [reader.waiting_bytes for reader in agent.readers.values()] == [INITIAL_WINDOW_BYTES] * READERS
         queued_bytes = hub.tunnel.bytes_buffered
         assert grown_bytes <= READERS * INITIAL_WINDOW_BYTES + queued_bytes + SLACK_BYTES
-        assert statistics.median(beside_s) < 5 * statistics.median(alone_s) + 0.005
+        # A busy machine's pauses are longer than a round trip: what counts is the best of four runs, on both sides.
+        assert statistics.median(itertools.chain(*beside_s)) < 5 * statistics.median(itertools.chain(*alone_s)) + 0.005
+        assert min(map(p99, beside_s)) < 2 * min(map(p99, alone_s)) + NOTICED_S
 
         for reader in agent.readers.values():
             reader.take()
