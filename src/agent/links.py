@@ -34,18 +34,17 @@ class Link(NamedTuple):
 
 
 async def resolve(host: str) -> list[str]:
-    """The addresses of a name that are to have a link each; none where dialling the name itself is as good.
+    """The addresses of a name, of one family: each is a hub's.
 
-    That is so unless a family of addresses has more than one: an IPv4 and an IPv6 address are most likely one hub's. Of
-    two families the larger one is taken, for the same reason. Raises OSError, UnicodeError, TimeoutError.
+    An IPv4 and an IPv6 address are most likely one hub's, so the family that has more is taken. Raises OSError,
+    UnicodeError, TimeoutError.
     """
     async with asyncio.timeout(RESOLVE_TIMEOUT_S):
         found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     families: dict[int, list[str]] = {}
     for family, _, _, _, address in found:
         families.setdefault(family, []).append(str(address[0]))
-    largest = max((list(dict.fromkeys(ips)) for ips in families.values()), key=len, default=[])
-    return largest if len(largest) > 1 else []
+    return max((list(dict.fromkeys(ips)) for ips in families.values()), key=len, default=[])
 
 
 class HubLinks:
@@ -118,7 +117,7 @@ class HubLinks:
         if self._held:
             return
         for link in (link for links in wanted for link in links or ()):
-            if link not in self._links:
+            if link not in self._links and not self._is_reached(link):
                 client = self._make(link.number, link.ip)
                 self._links[link] = client, asyncio.ensure_future(client.run())
         for link, (client, _) in self._links.items():
@@ -127,6 +126,11 @@ class HubLinks:
             # One that DNS doesn't name just now, and that answers, goes on: not every answer has all addresses.
             if now is not None and link not in now and (moved or not client.ready):
                 client.retire()
+
+    def _is_reached(self, link: Link) -> bool:
+        """Whether this address has a tunnel already, dialled by the name alone when it had no other."""
+        named = self._links.get(Link(link.number, "", ""))
+        return named is not None and link.ip in named[0].peers
 
     async def _of(self, number: int, address: Address) -> set[Link] | None:
         """The links of one configured address; None for those that there are, where its name can't be looked up."""
@@ -139,4 +143,9 @@ class HubLinks:
             logger.debug("a hub's name can't be looked up", extra={"hub": str(address), "reason": str(error)})
             known = any(link.number == number and link.host in ("", address.host) for link in self._links)
             return None if known else itself  # dialling it says what is wrong
-        return {Link(number, address.host, ip) for ip in ips} or itself
+        links = {Link(number, address.host, ip) for ip in ips}
+        if len(links) > 1:
+            return links
+        # One hub: dialling the name is as good, but where it has a tunnel from a time when there were more. A base hub
+        # would give that one up for a second, with what is in flight.
+        return links if any(link in self._links and self._links[link][0].ready for link in links) else itself

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from typing import Any
 
 import aiohttp
 import pytest
@@ -32,6 +33,10 @@ class RunningHub:
         if kind == "http":
             self.http_port = port
 
+    def tunnels(self) -> int:
+        """So far."""
+        return self._hub.sessions_opened
+
     def agents(self) -> int:
         return len(self._hub._sessions.get("c1", ()))
 
@@ -49,7 +54,7 @@ async def test_each_address_of_a_name_has_a_tunnel(monkeypatch: pytest.MonkeyPat
     names = {"hubs.test": ["127.0.0.1"]}
 
     async def known(host: str) -> list[str]:
-        return names[host] if len(names[host]) > 1 else []
+        return names[host]
 
     monkeypatch.setattr(agent.links, "resolve", known)
     monkeypatch.setattr(agent.links, "RESOLVE_INTERVAL_S", 0.05)
@@ -79,6 +84,54 @@ async def test_each_address_of_a_name_has_a_tunnel(monkeypatch: pytest.MonkeyPat
                 await hub.stop()
 
 
+async def test_addresses_that_come_and_go_leave_the_others_their_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"hubs.test": ["127.0.0.1"]}
+    loop = asyncio.get_running_loop()
+    create = loop.create_connection
+
+    async def connect(factory: Any, host: Any = None, *args: Any, **options: Any) -> Any:
+        return await create(factory, names["hubs.test"][0] if host == "hubs.test" else host, *args, **options)
+    asked = 0
+
+    async def known(host: str) -> list[str]:
+        nonlocal asked
+        asked += 1
+        return names[host]
+
+    monkeypatch.setattr(loop, "create_connection", connect, raising=False)
+    monkeypatch.setattr(agent.links, "resolve", known)
+    monkeypatch.setattr(agent.links, "RESOLVE_INTERVAL_S", 0.05)
+    port = free_port()
+    async with running_origin() as origin, asyncio.timeout(30):
+        hubs = {number: RunningHub(f"127.0.0.{number}", port) for number in (1, 2)}
+        running = RunningAgent(
+            hub_address=f"hubs.test:{port}", cluster_name="c1", insecure=True, routes=(f"/={origin.url}",),
+            use_memory_comm=True, drain_grace_s=2.0,
+        )  # fmt: skip
+        try:
+            await hubs[1].serves()
+            names["hubs.test"] = ["127.0.0.1", "127.0.0.2"]
+            await hubs[2].serves()
+            seen = asked
+            await until(lambda: asked >= seen + 3)
+            assert hubs[1].tunnels() == hubs[2].tunnels() == 1
+            names["hubs.test"] = ["127.0.0.2"]
+            await hubs[1].stop()
+            await until(lambda: len(running.agent.clients) == 1)
+            seen = asked
+            await until(lambda: asked >= seen + 3)
+            await hubs[2].serves()
+            assert hubs[2].tunnels() == 1
+            await hubs[2].stop()  # and where that one is lost, the name is dialled
+            hubs[2] = RunningHub("127.0.0.2", port)
+            names["hubs.test"] = ["127.0.0.1"]
+            await until(lambda: [link.ip for link in running.agent.links._links] == [""])
+        finally:
+            await running.stop()
+            for hub in hubs.values():
+                await hub.stop()
+
+
 async def test_a_name_that_nobody_knows_is_said_and_dialled_again(caplog: pytest.LogCaptureFixture) -> None:
     running = RunningAgent(
         hub_address="hub.invalid:8443", cluster_name="c1", insecure=True, routes=("/=http://127.0.0.1:9",),
@@ -90,8 +143,8 @@ async def test_a_name_that_nobody_knows_is_said_and_dialled_again(caplog: pytest
 
 
 async def test_localhost_is_one_hub_whatever_its_families() -> None:
-    assert await resolve("localhost") == []
-    assert await resolve("127.0.0.1") == []
+    assert len(await resolve("localhost")) == 1
+    assert await resolve("127.0.0.1") == ["127.0.0.1"]
 
 
 async def test_of_two_families_the_one_with_more_addresses_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

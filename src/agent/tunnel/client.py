@@ -113,6 +113,12 @@ class TunnelClient:
         """Whether the hub has answered a probe of a session that still goes on."""
         return bool(self._up)
 
+    @property
+    def peers(self) -> set[str]:
+        """The addresses of the hubs that have a session, but for those that are being left."""
+        found = [call.tunnel.peername for call in self._up if not call.left.done()]
+        return {str(peer[0]) for peer in found if peer}
+
     async def run(self) -> None:
         """Keep a session with the hub until cancelled, or `drain` has ended the last. Cancelled: all are dropped."""
         try:
