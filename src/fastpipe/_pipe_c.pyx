@@ -980,8 +980,9 @@ cdef int pipe_write(PipeEnd end, object data) except -1:
     return send(end, piece)
 
 
-cdef int write_inline(PipeEnd end, PipeEnd peer, object data) except -1:
+cdef int write_inline(PipeEnd end, PipeEnd borrowed, object data) except -1:
     cdef Home home = end.home
+    cdef PipeEnd peer = borrowed  # a callback may let go of it: the link's is no reference
     if peer.busy or peer.queued:
         append_piece(peer, bytes_piece(home, data))
     elif (

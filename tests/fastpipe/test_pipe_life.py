@@ -207,6 +207,32 @@ async def test_inline_bytes_wait_until_the_receivers_callback_returns(twin, reco
     await ended(a, b)
 
 
+async def test_an_end_that_is_let_go_of_within_its_inline_callback_lives_until_that_returns(twin, recorder):
+    a, b = twin.create_pipe(inline=True)
+
+    def let_go(protocol, data):
+        if data == b"go":
+            transport, protocol.transport = protocol.transport, None
+            transport.set_protocol(None)  # the pipe holds it no longer: nobody does
+            del transport
+            for end in twin.create_pipe():  # takes its memory, where that is free already
+                end.close()
+
+    writer, reader = recorder(), recorder(data_received=let_go)
+    a.set_protocol(writer)
+    b.set_protocol(reader)
+    del b
+    await turns()
+    for data in (b"1", b"2"):
+        a.write(data)
+    with pytest.warns(ResourceWarning, match="unclosed transport"):
+        a.write(b"go")
+    await turns()
+    assert [data for name, *data in reader.log if name == "data_received"] == [[b"1"], [b"2"], [b"go"]]
+    assert writer.calls == ["connection_made", "eof_received", "connection_lost"]
+    await ended(a)
+
+
 async def test_inline_runs_in_the_receivers_context(twin, recorder):
     var = contextvars.ContextVar("var", default="none")
     seen = []

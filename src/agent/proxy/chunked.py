@@ -71,7 +71,7 @@ class ChunkedDecoder:
         while position < size:
             state = self._state
             if state is State.DATA:
-                end = min(position + self._left, size)
+                end = position + min(self._left, size - position)  # a sum with what is left may pass a C integer
                 self._left -= end - position
                 long = end - position > SLICE_BYTES
                 pieces.append(memoryview(raw)[position:end] if long else raw[position:end])

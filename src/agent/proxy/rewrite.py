@@ -45,7 +45,13 @@ def head_for_target(request: Request, own_target: bytes, fields: Fields, target:
 
 
 def _is_immutable(fields: Fields) -> bool:
-    return all(type(part) is bytes for field in fields for part in field)
+    for field in fields:
+        if type(field) is not tuple:
+            return False
+        for part in field:
+            if type(part) is not bytes:
+                return False
+    return True
 
 
 def _tail(request: Request, fields: Fields) -> bytes:
