@@ -7,6 +7,7 @@ looked up again and again, so new hubs are dialled soon after they are known by 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import socket
 from collections.abc import Callable
@@ -25,12 +26,14 @@ RESOLVE_TIMEOUT_S = 5.0
 
 class Link(NamedTuple):
     """What a client dials. number: of the configured address, from 0. host, ip: a name and which of its addresses; both
-    "" where what is configured is dialled as it is.
+    "" where what is configured is dialled as it is. left: 0, or a number of its own where it is being left: its
+    address may be wanted again before its last connection has gone.
     """
 
     number: int
     host: str
     ip: str
+    left: int = 0
 
 
 async def resolve(host: str) -> list[str]:
@@ -64,6 +67,7 @@ class HubLinks:
         self._addresses = addresses
         self._is_proxied = is_proxied
         self._links: dict[Link, tuple[TunnelClient, asyncio.Task[None]]] = {}
+        self._lefts = itertools.count(1)
         self._look = asyncio.Event()
         self._held = False
 
@@ -120,12 +124,15 @@ class HubLinks:
             if link not in self._links and not self._is_reached(link):
                 client = self._make(link.number, link.ip)
                 self._links[link] = client, asyncio.ensure_future(client.run())
-        for link, (client, _) in self._links.items():
+        for link, (client, _) in list(self._links.items()):
+            if link.left:
+                continue
             now = wanted[link.number]
             moved = link.host not in ("", addresses[link.number].host)
             # One that DNS doesn't name just now, and that answers, goes on: not every answer has all addresses.
             if now is not None and link not in now and (moved or not client.ready):
                 client.retire()
+                self._links[link._replace(left=next(self._lefts))] = self._links.pop(link)
 
     def _is_reached(self, link: Link) -> bool:
         """Whether this address has a tunnel already, dialled by the name alone when it had no other."""

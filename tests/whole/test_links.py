@@ -16,6 +16,7 @@ import agent.links
 from agent import HubConfig
 from agent.hub.hub import Hub
 from agent.links import resolve
+from agent.syntax import Address
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is no address of other systems' loopback")
 
@@ -130,6 +131,40 @@ async def test_addresses_that_come_and_go_leave_the_others_their_tunnel(monkeypa
             await running.stop()
             for hub in hubs.values():
                 await hub.stop()
+
+
+async def test_an_address_that_is_left_can_be_wanted_again_before_it_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    configured = ["hubs.test"]
+
+    async def known(host: str) -> list[str]:
+        return {"hubs.test": ["127.0.0.1", "127.0.0.2"], "others.test": ["127.0.0.3", "127.0.0.4"]}[host]
+
+    monkeypatch.setattr(agent.links, "resolve", known)
+    port = free_port()
+    async with running_origin() as origin, aiohttp.ClientSession() as client, asyncio.timeout(30):
+        hub = RunningHub("127.0.0.1", port)
+        running = RunningAgent(
+            hub_address=f"hubs.test:{port}", cluster_name="c1", insecure=True, routes=(f"/={origin.url}",),
+            use_memory_comm=True, drain_grace_s=2.0,
+        )  # fmt: skip
+        links = running.agent.links
+        monkeypatch.setattr(links, "_addresses", lambda: (Address(configured[0], port),))
+        try:
+            await hub.serves()
+            held = asyncio.ensure_future(client.post(f"http://127.0.0.1:{hub.http_port}/c1/hold", data=b"held"))
+            await origin.arrived.acquire()
+            for host in ("others.test", "hubs.test"):
+                configured[0] = host
+                links.look_again()
+                await until(lambda host=host: {each.host for each in links._links if not each.left} == {host})
+            await until(lambda: hub.tunnels() == 2)
+            await hub.serves()
+            origin.go_on.release()
+            assert await (await held).read() == b"held"
+            await until(lambda: not [each for each in links._links if each.left])
+        finally:
+            await running.stop()
+            await hub.stop()
 
 
 async def test_a_name_that_nobody_knows_is_said_and_dialled_again(caplog: pytest.LogCaptureFixture) -> None:
