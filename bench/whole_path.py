@@ -196,6 +196,8 @@ def open_download(scale: Scale) -> Iterator[Mapping[str, Turn]]:
 @contextlib.contextmanager
 def open_beside(scale: Scale) -> Iterator[Mapping[str, Turn]]:
     shared = scale.shared.get(PATHS[False])
+    for mode in MODES:
+        shared.download(mode)  # the first GiB through a hub goes at a third of the others' speed
     yield {who: functools.partial(shared.beside_download, who) for who in (*MODES, ALONE)}
 
 
