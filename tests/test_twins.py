@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,16 @@ def test_an_extension_that_is_there_and_broken_raises(tmp_path: Path, monkeypatc
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{SOURCE.parent}")
     assert "ImportError" in file_of("room.module", None)
     assert file_of("room.module", "1") == str(room / "module.py")
+
+
+@pytest.mark.parametrize("variable", [None, "1"])
+def test_an_archive_is_imported_from_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None) -> None:
+    archive = tmp_path / "room.zip"
+    with zipfile.ZipFile(archive, "w") as room:
+        room.writestr("room/__init__.py", "from agent.twins import choose_twins\nchoose_twins(__path__)\n")
+        room.writestr("room/module.py", "")
+    monkeypatch.setenv("PYTHONPATH", f"{archive}{os.pathsep}{SOURCE.parent}")
+    assert file_of("room.module", variable) == str(archive / "room" / "module.py")
 
 
 def declared(types: Path) -> dict[str, set[str]]:

@@ -20,4 +20,5 @@ def choose_twins(package_path: Iterable[str]) -> None:
     extensions are not seen, where the variable says so."""
     if os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0"):
         for folder in package_path:
-            sys.path_importer_cache[folder] = FileFinder(folder, (SourceFileLoader, SOURCE_SUFFIXES))
+            if os.path.isdir(folder):  # an archive has sources alone, and an importer of its own
+                sys.path_importer_cache[folder] = FileFinder(folder, (SourceFileLoader, SOURCE_SUFFIXES))
