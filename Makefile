@@ -36,7 +36,7 @@ test-pythons:
 
 # The transport's and the tunnel's tests on extensions that the address and undefined-behaviour sanitizers watch. They
 # are made from the sdist, since this tree's own objects are without; what they find ends the run.
-SANITIZE_SUITE ?= tests/fastpipe tests/tunnel/test_framing.py
+SANITIZE_SUITE ?= tests/fastpipe tests/tunnel/test_framing.py tests/proxy/test_heads.py
 SANITIZERS = $(shell gcc -print-file-name=libasan.so):$(shell gcc -print-file-name=libubsan.so)
 sanitize: $(VENV)-sanitize/.packaging
 	rm -rf build/sanitize

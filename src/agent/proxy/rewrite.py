@@ -6,7 +6,7 @@ import functools
 
 from agent.messages import Target
 from agent.proxy.headers import SPECIAL, Fields, check_fields, serialize
-from agent.proxy.heads import CHUNKED, Request, Response
+from agent.proxy.heads import CHUNKED, KEPT_BYTES, Request, Response
 
 __all__ = ["UPGRADE_NAMES", "head_for_client", "head_for_target", "switching_head"]
 
@@ -35,7 +35,7 @@ def head_for_target(request: Request, own_target: bytes, fields: Fields, target:
         if fields is not request.fields:
             check_fields(fields)
         tail = _tail(request, [field for field in fields if field[0].lower() not in SPECIAL])
-        if _is_immutable(fields):  # else they could change under the copy
+        if len(tail) <= KEPT_BYTES and _is_immutable(fields):  # else they could change under the copy
             request.given, request.tail = fields.copy(), tail
     if request.expects_continue and not target.answers_expect:
         tail = b"Expect: 100-continue\r\n" + tail  # not in the tail that is kept: the next target may be another's

@@ -216,11 +216,14 @@ class Connection:
         try:
             head, rest = heads.take(data)
             if head is not None:
-                if head != self._last_head:
-                    self._last, self._last_target = parse_request(head, self.proxy.limits, self._last)
-                    self._last_head = head if self._last.block else b""
-                assert self._last is not None
-                self._begin(self._last, self._last_target)
+                request, target = self._last, self._last_target
+                if request is None or head != self._last_head:
+                    request, target = parse_request(head, self.proxy.limits, request)
+                    if request.block:
+                        self._last, self._last_target, self._last_head = request, target, head
+                    else:  # a long one would be held while the connection idles
+                        self._last, self._last_target, self._last_head = None, b"", b""
+                self._begin(request, target)
             elif not begun:
                 self._deadline = self.proxy.clock.later(self.proxy.limits.head_timeout_s)
             return rest

@@ -1,0 +1,45 @@
+"""What a connection keeps of a request that is over: the head of one that may come again, and nothing large."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from agent.errors import Refused
+from agent.messages import RequestHead, Target
+from agent.proxy import Proxy, Upstreams
+from agent.proxy.heads import KEPT_BYTES
+from fastpipe import create_pipe
+
+
+def refuse(head: RequestHead) -> Target:
+    raise Refused(404, "no route for this path")
+
+
+class Answers(asyncio.Protocol):
+    def __init__(self) -> None:
+        self.answered = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self.answered.set()
+
+
+@pytest.mark.parametrize(("bytes_in_field", "kept"), [(10, True), (KEPT_BYTES, False)], ids=["short", "long"])
+async def test_an_idle_connection_holds_no_long_head(bytes_in_field: int, kept: bool) -> None:
+    upstreams = Upstreams()
+    proxy = Proxy(route=refuse, upstreams=upstreams)
+    near, far = create_pipe()
+    connection = proxy.connection(1, lambda *_: None)
+    far.set_protocol(connection)
+    answers = Answers()
+    near.set_protocol(answers)
+    for _ in range(3):
+        answers.answered.clear()
+        near.write(b"GET /x HTTP/1.1\r\nHost: a\r\nCookie: " + b"c" * bytes_in_field + b"\r\n\r\n")
+        await answers.answered.wait()
+        assert (connection._last is not None) is kept
+        assert bool(connection._last_head) is kept
+    near.close()
+    proxy.close()
+    await upstreams.close()
