@@ -301,8 +301,34 @@ cdef int schedule(Home home, object loop) except -1:
     return 0
 
 
+cdef inline void hold(Home home, PipeEnd end) noexcept:
+    """Leave the end's next callback to the next turn. The list has a reference of its own, as the queue."""
+    end.held = True
+    end.queued = True
+    Py_INCREF(end)
+    end.next_due = NULL
+    if home.last_held == NULL:
+        home.first_held = <void*>end
+    else:
+        (<PipeEnd>home.last_held).next_due = <void*>end
+    home.last_held = <void*>end
+
+
+cdef inline void release_held(Home home) noexcept:
+    """Put what is held behind the queue."""
+    if home.first_held != NULL:
+        if home.last_due == NULL:
+            home.first_due = home.first_held
+        else:
+            (<PipeEnd>home.last_due).next_due = home.first_held
+        home.last_due = home.last_held
+        home.first_held = NULL
+        home.last_held = NULL
+
+
 cdef void forget(Home home) noexcept:
     home.scheduled = False
+    release_held(home)
     while home.first_due != NULL:
         Py_XDECREF(<PyObject*>pop_due(home))
 
@@ -318,6 +344,7 @@ cdef int drain(Home home, object loop) except -1:
         return 0
     home.thread = thread_ident()
     home.draining = True
+    home.told = False
     home.calls = 0
     home.bytes = 0
     try:
@@ -332,6 +359,7 @@ cdef int drain(Home home, object loop) except -1:
                 Py_XDECREF(<PyObject*>end)
     finally:
         home.draining = False
+        release_held(home)
         if home.first_due != NULL and not home.scheduled:
             schedule(home, loop)
     return 0
@@ -572,6 +600,11 @@ cdef inline int step(PipeEnd end) except -1:
 
 cdef int step_slowly(PipeEnd end) except -1:
     cdef Event event = next_event(end)
+    cdef Home home = end.home
+    if (event == TELL_EOF or event == TELL_LOST) and (home.bytes or home.told) and not end.held:  # I10
+        hold(home, end)
+        return 0
+    end.held = False
     if event == DELIVER:
         deliver(end)
     elif event == CONNECT:
@@ -579,6 +612,7 @@ cdef int step_slowly(PipeEnd end) except -1:
     elif event == RESUME:
         resume_protocol(end)
     elif event == TELL_EOF:
+        home.told = True
         tell_eof(end)
     elif event == TELL_LOST:
         tell_lost(end)

@@ -67,6 +67,8 @@ Invariants, named where the code keeps them:
         counts: nothing but bytes can be due, so they are passed on without another question. What waits there is one
         whole `bytes` that max_chunk allows, or nothing. Any call that changes one of these ends it; a delivery by the
         long way, having asked, begins it.
+    I10 eof_received and connection_lost come in a turn of their own where a turn has brought bytes, or an EOF: a task
+        that those woke runs first, as on a socket, whose end is another event of the loop.
 """
 
 from __future__ import annotations
@@ -126,7 +128,7 @@ class PipeEnd(Waiting):
 
     __slots__ = (
         "__dict__", "__weakref__", "_accepts_views", "_buffered", "_busy", "_context", "_detach", "_eof_sent",
-        "_eof_told", "_home", "_inline", "_made", "_max_chunk", "_paused", "_peer_ref",
+        "_eof_told", "_held", "_home", "_inline", "_made", "_max_chunk", "_paused", "_peer_ref",
         "_peer_strong", "_queued", "_receive", "_swift",
     )  # fmt: skip
 
@@ -163,7 +165,7 @@ class PipeEnd(Waiting):
         self._state = OPEN
         self._error: BaseException | None = None
         self._made = self._eof_sent = self._eof_in = self._eof_told = False
-        self._paused = self._protocol_paused = self._queued = self._busy = False
+        self._paused = self._protocol_paused = self._queued = self._busy = self._held = False
         self._extra: dict[str, Any] | None = None
         self._stats: PipeStatistics | None = None
         self._detach: Callable[[PipeEnd], None] | None = None
@@ -623,7 +625,7 @@ class PipeEnd(Waiting):
             self._fatal(error, "Fatal error: protocol.buffer_updated() call failed.")
 
     def _tell_eof(self) -> None:
-        self._eof_told = True
+        self._eof_told = self._home.told = True
         try:
             keep_open = self._call(self._protocol, "eof_received")
         except (SystemExit, KeyboardInterrupt):

@@ -3,7 +3,7 @@
 The first wake-up is one `call_soon`. Everything that its callbacks cause joins the same queue and is made in the same
 turn, in the order in which `call_soon` would have made it, one callback an end at a time, so no pipe waits for a busy
 one. After TURN_CALLS callbacks or TURN_BYTES bytes the rest is left to the next turn, for which timers and sockets
-have not to wait longer.
+have not to wait longer. A stream's end alone waits for a turn where this one brought bytes or another's end (I10).
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ class Home:
     (It doesn't hold the loop, or neither would ever be freed: the ends do.)
     """
 
-    __slots__ = ("bytes", "calls", "depth", "draining", "due", "scheduled", "thread")
+    __slots__ = ("bytes", "calls", "depth", "draining", "due", "held", "scheduled", "thread", "told")
 
     def __init__(self) -> None:
         self.thread = get_ident()
         self.due: deque[PipeEnd] = deque()
+        self.held: list[PipeEnd] = []  # ends whose end is told in the next turn
+        self.told = False  # eof_received was called in this turn
         self.scheduled = False  # a Turn is with the loop
         self.draining = False
         self.depth = 0  # inline deliveries on the stack
@@ -57,6 +59,7 @@ class Home:
     def forget(self) -> None:
         """The loop won't give another turn: it was closed."""
         self.scheduled = False
+        self._release_held()
         while self.due:
             self.due.popleft()._queued = False
 
@@ -71,6 +74,7 @@ class Home:
             return
         self.thread = get_ident()
         self.draining = True
+        self.told = False
         self.calls = self.bytes = 0
         due, most_calls, most_bytes = self.due, TURN_CALLS, TURN_BYTES
         try:
@@ -95,6 +99,11 @@ class Home:
                         end._receiving_failed(error)
                     continue
                 callback = end._next()
+                if (self.bytes or self.told) and not end._held and callback in (end._tell_eof, end._tell_lost):  # I10
+                    end._held = end._queued = True
+                    self.held.append(end)
+                    continue
+                end._held = False
                 if callback is None:
                     continue
                 try:
@@ -106,8 +115,14 @@ class Home:
                         due.append(end)
         finally:  # SystemExit and KeyboardInterrupt pass through, as everywhere in asyncio
             self.draining = False
+            self._release_held()
             if due and not self.scheduled:
                 self.schedule(loop)
+
+    def _release_held(self) -> None:
+        """Put what is held behind the queue."""
+        self.due.extend(self.held)
+        self.held.clear()
 
 
 class Turn:

@@ -93,3 +93,73 @@ async def test_a_busy_pair_starves_nobody(twin, recorder, run_turns, inline):
     await run_turns()
     a.close()
     await run_turns()
+
+
+@pytest.mark.parametrize("half_closed", [True, False])
+async def test_a_task_that_the_last_bytes_woke_runs_before_the_end_is_told(twin, half_closed):
+    """So it is on a socket, where the end is another event of the loop: aiohttp's tests count on it."""
+    order: list[str] = []
+    woken, ended, lost = (asyncio.get_running_loop().create_future() for _ in range(3))
+
+    class Receiver(asyncio.Protocol):
+        def data_received(self, data: bytes) -> None:
+            woken.set_result(None)
+
+        def eof_received(self) -> None:
+            order.append("eof")
+            ended.set_result(None)
+
+        def connection_lost(self, error: Exception | None) -> None:
+            order.append("lost")
+            lost.set_result(None)
+
+    async def reader() -> None:
+        await woken
+        order.append("task of the bytes")
+        await ended
+        order.append("task of the eof")
+
+    a, b = twin.create_pipe()
+    task = asyncio.create_task(reader())
+    await asyncio.sleep(0)
+    b.set_protocol(Receiver())
+    a.write(b"last")
+    if half_closed:
+        a.write_eof()
+    else:
+        a.close()
+    await lost
+    await task
+    a.close()
+    assert order == ["task of the bytes", "eof", "task of the eof", "lost"]
+
+
+async def test_a_busy_pair_holds_no_end_of_another_for_long(twin):
+    class Echo(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(data)
+
+    class Ending(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.lost = asyncio.get_running_loop().create_future()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self.lost.set_result(error)
+
+    busy = twin.create_pipe()
+    for end in busy:
+        end.set_protocol(Echo())
+    busy[0].write(b"for ever")
+    a, b = twin.create_pipe()
+    ending = Ending()
+    b.set_protocol(ending)
+    a.close()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert ending.lost.done()
+    for end in busy:
+        end.abort()
+    await asyncio.sleep(0.01)
