@@ -135,7 +135,7 @@ async def test_where_all_addresses_fail_it_is_the_first_ones_failure(house, name
             with pytest.raises(TargetError) as caught:
                 await dial.dial(Target("http://name.test"), asyncio.Protocol(), limits, None)
             assert (caught.value.status, caught.value.stage) == (504, "connect")
-            assert time.monotonic() - began >= 0.6
+            assert time.monotonic() - began >= 0.59  # uvloop's timers count whole milliseconds
 
 
 async def test_a_name_that_moves_is_followed_by_the_next_connection(house, names):
