@@ -31,7 +31,7 @@ def environment(*, quick: bool, took_s: float, failed: Sequence[str]) -> dict[st
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "system": " ".join((platform.system(), *platform.release().split(".")[:2])),
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": platform.python_version(),
         "loop": f"uvloop {importlib.metadata.version('uvloop')}",
         "twin": fastpipe.IMPLEMENTATION,
