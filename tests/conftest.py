@@ -11,7 +11,6 @@ import inspect
 import itertools
 import os
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,10 @@ from typing import Any
 import pytest
 
 import fastpipe
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from staleness import stale
 
 try:
     import uvloop
@@ -39,11 +42,9 @@ def pytest_sessionstart() -> None:
     source = Path(__file__).parent.parent / "src"
     if os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0") or source not in Path(fastpipe.__file__).parents:
         return
-    for built in source.rglob(f"*{sysconfig.get_config_var('EXT_SUFFIX')}"):
-        for suffix in (".py", ".pyx", ".pxd"):
-            path = built.with_name(built.name.partition(".")[0] + suffix)
-            if path.exists() and path.stat().st_mtime > built.stat().st_mtime:
-                pytest.exit(f"{path} is newer than what was built of it: run make .venv/.tested", returncode=4)
+    path = stale(source)
+    if path is not None:
+        pytest.exit(f"{path} is newer than what was built of it: run make .venv/.tested", returncode=4)
 
 
 def pytest_sessionfinish() -> None:

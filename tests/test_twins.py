@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import agent
+from staleness import sources_of, stale
 
 SOURCE = Path(agent.__file__).parent
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
@@ -101,3 +102,62 @@ def test_the_types_have_every_attribute_that_the_source_sets(module: str) -> Non
                 and isinstance(each.value, ast.Name) and each.value.id == "self"
             }  # fmt: skip
             assert stored <= classes[node.name], f"{node.name} in {path.with_suffix('.pxd')}"
+
+
+def module_file(source: Path, name: str, suffix: str) -> Path:
+    path = source.joinpath(*name.split("."))
+    return path.with_name(path.name + suffix)
+
+
+def test_an_edit_of_anything_an_extension_is_built_of_is_seen(tmp_path: Path) -> None:
+    files = {
+        ("room.twin_c", SUFFIX): "", ("room.twin_py", ".py"): "", ("room.twin_c", ".pxd"): "",
+        ("room.one", SUFFIX): "", ("room.one", ".py"): "", ("room.one", ".pxd"): "from room.two cimport Two\n",
+        ("room.two", SUFFIX): "", ("room.two", ".py"): "",
+        ("room.two", ".pxd"): "from libc.stdint cimport uint8_t\nfrom other.three cimport Three as Third\n",
+        ("other.three", SUFFIX): "", ("other.three", ".pyx"): "", ("other.three", ".pxd"): "cimport room.one\n",
+        ("other.plain", ".py"): "",
+    }  # fmt: skip
+    for (name, suffix), text in files.items():
+        path = module_file(tmp_path, name, suffix)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        os.utime(path, (2000, 2000) if suffix == SUFFIX else (1000, 1000))
+    assert stale(tmp_path) is None
+    for (name, suffix) in files:
+        path = module_file(tmp_path, name, suffix)
+        if suffix != SUFFIX:
+            os.utime(path, (3000, 3000))
+            assert stale(tmp_path) == (None if name == "other.plain" else path), path
+            os.utime(path, (1000, 1000))
+    types = module_file(tmp_path, "other.three", ".pxd")
+    os.utime(types, (3000, 3000))
+    for name in ("room.two", "other.three"):  # rebuilt; what sees it by another's eyes is not
+        os.utime(module_file(tmp_path, name, SUFFIX), (4000, 4000))
+    assert stale(tmp_path) == types
+
+
+def test_every_extensions_own_source_is_known() -> None:
+    setup = SOURCE.parent.parent / "setup.py"
+    if not setup.exists():
+        pytest.skip("installed, and no checkout")
+    extensions = extensions_of(setup)
+    assert len(extensions) > 10
+    for name, path in extensions.items():
+        built = module_file(SOURCE.parent, name, SUFFIX)
+        assert setup.parent / path in sources_of(built, SOURCE.parent), name
+
+
+def extensions_of(setup: Path) -> dict[str, str]:
+    """setup.py's EXTENSIONS, without running more of it than their making."""
+    names = {"EXTENSIONS", "COMPILED"}
+    module = ast.parse(setup.read_text(encoding="utf-8"))
+    kept = [
+        node
+        for node in module.body
+        if (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in names)
+        or (isinstance(node, ast.AugAssign) and getattr(node.target, "id", "") in names)
+    ]
+    scope: dict[str, dict[str, str]] = {}
+    exec(compile(ast.Module(kept, []), str(setup), "exec"), scope)
+    return scope["EXTENSIONS"]
