@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, nonecheck=False, initializedcheck=False
 # cython: binding=False, embedsignature=False, freethreading_compatible=True
-"""The fast twin of `_pipe_py`, which explains what happens here and why; the names I1 to I9 are its invariants.
+"""The fast twin of `_pipe_py`, which explains what happens here and why; the names I1 to I10 are its invariants.
 
 The same calls make the same callbacks in the same order, with the same errors. What differs is how the books are kept:
 pieces are C structs that point into the bytes they hold a reference to, the queue of due ends is threaded through the
@@ -780,6 +780,8 @@ cdef int deliver_data(PipeEnd end) except -1:
     if end.receive is None:
         try:
             end.receive = end.protocol.data_received
+        except (SystemExit, KeyboardInterrupt):
+            raise
         except BaseException as error:
             return fatal(end, error, "Fatal error: protocol.data_received() call failed.")
     end.swift = swiftness(end)

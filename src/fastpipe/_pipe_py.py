@@ -627,7 +627,7 @@ class PipeEnd(Waiting):
     def _tell_eof(self) -> None:
         self._eof_told = self._home.told = True
         try:
-            keep_open = self._call(self._protocol, "eof_received")
+            keep_open = bool(self._call(self._protocol, "eof_received"))
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:

@@ -360,3 +360,52 @@ async def test_a_protocol_that_raises_is_heard_of_and_lost(twin, recorder, callb
     else:
         assert pa.log[-1] == ("connection_lost", None)
         assert pb.log[-1] == ("connection_lost", None)
+
+
+async def test_an_answer_to_eof_that_has_no_truth_is_the_protocols_fault(twin, recorder):
+    heard = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
+    error = ValueError("neither true nor false")
+
+    class Untold:
+        def __bool__(self):
+            raise error
+
+    a, b = twin.create_pipe()
+    pa, pb = recorder(eof_received=lambda *_: Untold()), recorder()
+    a.set_protocol(pa)
+    b.set_protocol(pb)
+    b.write_eof()
+    await turns()
+    [context] = heard
+    assert context["message"] == RAISING["eof_received"]
+    assert context["exception"] is error
+    assert pa.log[-1] == ("connection_lost", error)
+    assert isinstance(pb.log[-1][1], PipeBrokenError)
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_an_exit_passes_through_wherever_a_protocol_raises_it(twin, error):
+    class Leaving(asyncio.Protocol):
+        @property
+        def data_received(self):
+            raise error
+
+    async def main():
+        a, b = twin.create_pipe()
+        a.set_protocol(Leaving())
+        b.write(b"x")
+        try:
+            await turns()
+        finally:
+            a.close()
+            b.close()
+
+    loop = asyncio.new_event_loop()
+    try:
+        with pytest.raises(error):
+            loop.run_until_complete(main())
+        with contextlib.suppress(RuntimeError):
+            loop.run_until_complete(turns())
+    finally:
+        loop.close()
