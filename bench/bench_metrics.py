@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 CLIENTS = 50
@@ -37,12 +37,12 @@ BODY = b"hello from the target\n"
 
 async def serve_target() -> None:
     class Target(asyncio.Protocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        def connection_made(self, transport: Any) -> None:
             self.transport = transport
 
         def data_received(self, data: bytes) -> None:
             for _ in range(data.count(b"\r\n\r\n")):
-                self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY))  # type: ignore[attr-defined]
+                self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY))
 
     server = await asyncio.get_running_loop().create_server(Target, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
@@ -119,11 +119,11 @@ def told_at_each_event() -> dict[str, Any]:
     return found
 
 
-def run(main: object) -> None:
+def run(main: Coroutine[Any, Any, None]) -> None:
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, contextlib.suppress(asyncio.CancelledError):
-        runner.run(main)  # type: ignore[arg-type]
+        runner.run(main)
 
 
 # The load -------------------------------------------------------------------------------------------------------------

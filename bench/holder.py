@@ -19,7 +19,7 @@ import uvloop
 
 from agent.messages import Target
 
-from .hop import KEPT, Client, Clients, house, in_process
+from .hop import KEPT, Client, Clients, Packets, Receiver, house, in_process
 from .peers import SMALL
 
 SETTLE_S = 0.2
@@ -34,17 +34,17 @@ def state() -> dict[str, int]:
 class Holding(Clients):
     """Each client sends one request on a connection of its own, which stays."""
 
-    def __init__(self, receiver: object, packets: object, connections: int) -> None:
+    def __init__(self, receiver: Receiver, packets: Packets, connections: int) -> None:
         super().__init__(
-            receiver,  # type: ignore[arg-type]
-            packets,  # type: ignore[arg-type]
+            receiver,
+            packets,
             itertools.count(1),
             requests=itertools.repeat(KEPT % b"1k"),
             expected_bytes=len(SMALL),
             close=False,
         )
-        self.waiting = [OneRequest(self) for _ in range(connections + 1)]
-        packets.clients = dict.fromkeys(range(1, connections + 2))  # type: ignore[attr-defined]
+        self.waiting: list[Client] = [OneRequest(self) for _ in range(connections + 1)]
+        packets.clients = dict.fromkeys(range(1, connections + 2), self.waiting[0])  # it grows no more while counted
 
     async def open(self, connections: int) -> None:
         for _ in range(connections):
@@ -64,7 +64,8 @@ class OneRequest(Client):
         if self._of.left:
             super().start()
         else:
-            self._of.answered.set_result(None)  # type: ignore[attr-defined]
+            assert isinstance(self._of, Holding)
+            self._of.answered.set_result(None)
 
 
 async def main(mode: str, connections: int) -> None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import httptools
@@ -25,6 +26,7 @@ from agent.messages import RequestHead, Target
 from agent.policy.identity import Anonymous
 from agent.policy.router import StaticRouter
 from agent.proxy import Proxy, ProxyLimits, Upstreams
+from agent.tunnel.window import ReceiveWindow
 from fastpipe import create_pipe
 from fastpipe._limits import DEFAULT_LIMIT
 
@@ -35,7 +37,7 @@ from .resources import GROWTH, growing
 
 __all__ = [
     "CASES", "CPU", "KEPT", "MODES", "RATIOS", "SPEED", "Clients", "House", "Packets", "Receiver", "TinyTarget",
-    "Yardstick", "YardstickConnection", "YardstickTarget", "counted", "house", "in_process", "requests",
+    "Yardstick", "YardstickConnection", "YardstickTarget", "counted", "house", "in_process", "requests", "turns",
 ]  # fmt: skip
 
 DATA, ERROR, CLOSE = 0, 1, 3
@@ -71,6 +73,12 @@ class Packets:
     def send(self, conn_id: int, code: int, data: bytes = b"", error_message: str = "") -> None:
         if code == ERROR:
             raise AssertionError(f"connection {conn_id}: {error_message}")
+
+    def receive_window(self, conn_id: int) -> ReceiveWindow | None:
+        return None
+
+    def exceeded(self, conn_id: int) -> None:
+        raise AssertionError(f"connection {conn_id} was sent more than its credit")
 
     def is_closing(self) -> bool:
         return False
@@ -219,10 +227,10 @@ async def house(
     if mode == "UDS":
         acceptor = UDSAcceptor(lambda conn_id, outcome: made.proxy.connection(conn_id, outcome, "uds"))
         await acceptor.start()
-        made.manager = UDSConnManager(made.packets, acceptor)  # type: ignore[arg-type]
+        made.manager = UDSConnManager(made.packets, acceptor)
     else:
         made.manager = MemoryConnManager(
-            made.packets,  # type: ignore[arg-type]
+            made.packets,
             lambda conn_id, outcome: made.proxy.connection(conn_id, outcome, "memory"),
             buffer_size=buffer_size,
         )
@@ -321,6 +329,8 @@ class YardstickConnection:
 
 
 class YardstickTarget(asyncio.Protocol):
+    connection: Any  # whose answer it brings; None while it is idle
+
     def __init__(self, relay: Yardstick) -> None:
         self.relay = relay
 
@@ -348,7 +358,7 @@ class YardstickTarget(asyncio.Protocol):
         self.connection.outbound.write(body)
 
     def on_message_complete(self) -> None:
-        connection, self.connection = self.connection, None  # type: ignore[assignment]
+        connection, self.connection = self.connection, None
         self.relay.idle.append(self)
         if not connection.keeps:
             del self.relay.open[connection.conn_id]
@@ -427,6 +437,16 @@ MODES = ("memory", "UDS", "yardstick")
 RATIOS = (("memory", "UDS"), ("memory", "yardstick"))
 
 
+def turns(modes: Sequence[str], work: Callable[[str], Coroutine[Any, Any, Samples]]) -> dict[str, Turn]:
+    """Each mode's turn: its work on a fresh uvloop."""
+
+    def turn(mode: str) -> Samples:
+        found: Samples = on_loop("uvloop", work(mode))
+        return found
+
+    return {mode: functools.partial(turn, mode) for mode in modes}
+
+
 def nginx_case(
     name: str, title: str, n: int, count: int, *, close: bool = False, varied: bool = False, quick: bool = True
 ) -> Case:
@@ -434,12 +454,7 @@ def nginx_case(
     def open_case(scale: Scale) -> Iterator[Mapping[str, Turn]]:
         with nginx() as server:
             amount = scale.of(n, n // 4)
-            yield {
-                mode: lambda mode=mode: on_loop(  # type: ignore[misc]
-                    "uvloop", requests(mode, server, amount, count, close=close, varied=varied)
-                )
-                for mode in MODES
-            }
+            yield turns(MODES, lambda mode: requests(mode, server, amount, count, close=close, varied=varied))
 
     return Case(name, title, open_case, RATIOS, quick=quick)
 
@@ -447,16 +462,13 @@ def nginx_case(
 @contextlib.contextmanager
 def open_in_process(scale: Scale) -> Iterator[Mapping[str, Turn]]:
     amount = scale.of(10_000, 3_000)
-    yield {
-        mode: lambda mode=mode: on_loop("uvloop", requests(mode, None, amount, 1, close=False))  # type: ignore[misc]
-        for mode in ("memory", "UDS")
-    }
+    yield turns(("memory", "UDS"), lambda mode: requests(mode, None, amount, 1, close=False))
 
 
 @contextlib.contextmanager
 def open_download(scale: Scale) -> Iterator[Mapping[str, Turn]]:
     with nginx() as server:
-        yield {mode: lambda mode=mode: on_loop("uvloop", download(mode, server)) for mode in MODES}  # type: ignore[misc]
+        yield turns(MODES, lambda mode: download(mode, server))
 
 
 CASES: Sequence[Case] = (

@@ -17,7 +17,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import uvloop
@@ -89,7 +89,7 @@ async def agents_end(port: int, idle: int, count: int) -> dict[str, float]:
         HubEndpoint("127.0.0.1", port),
         cluster_name="bench",
         open_receiver=lambda tunnel: Receiver(tunnel, run, idle),
-        on_ready=lambda tunnel: ready.set_result(tunnel.receiver),  # type: ignore[arg-type]
+        on_ready=lambda tunnel: ready.set_result(cast(Receiver, tunnel.receiver)),
     )
     task = asyncio.ensure_future(client.run())
     receiver, found = await ready, {}

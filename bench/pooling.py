@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from agent.messages import Target
 from agent.policy.router import StaticRouter
 from agent.proxy import Upstreams
+from agent.proxy.upstream import Upstream
 
 from .hop import KEPT, counted, house
 from .measuring import Case, Samples, Scale, Turn
@@ -28,8 +29,8 @@ class Unpooled(Upstreams):
     def take(self, target: Target) -> None:
         return None
 
-    def release(self, upstream: object) -> None:
-        upstream.abort()  # type: ignore[attr-defined]
+    def release(self, upstream: Upstream) -> None:
+        upstream.abort()
 
 
 async def requests(kind: type[Upstreams], server: Nginx, n: int) -> Samples:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import os
 import socket
@@ -286,8 +287,7 @@ def streams_case(name: str, title: str, measure: Measure, n: int, *, whole_laten
 
     def open_case(scale: Scale) -> contextlib.AbstractContextManager[Mapping[str, Turn]]:
         turns: dict[str, Turn] = {
-            who: lambda connect=connect: samples_of(connect, scale)  # type: ignore[misc]
-            for who, connect in RIVALS.items()
+            who: functools.partial(samples_of, connect, scale) for who, connect in RIVALS.items()
         }
         if whole_latencies:
             turns["anyio memory stream"] = lambda: latency("round trip", on_loop("uvloop", anyio_round_trips(n // 4)))

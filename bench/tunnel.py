@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,7 @@ def packets(size: int, hub: str, count: int) -> Case:
                 found = bench_tunnel.client(rival, ports[kind], size, amount, messages)
                 return {CPU: [found["CPU"]], SPEED: [found["MB/s"]]}
 
-            yield {rival: lambda rival=rival: turn(rival) for rival in ("compiled", "python", "grpc.aio")}  # type: ignore[misc]
+            yield {rival: functools.partial(turn, rival) for rival in ("compiled", "python", "grpc.aio")}
 
     amount = f"{size} B" if size < 1024 else f"{size // 1024} KiB"
     who = "a grpcio hub" if hub == "grpcio" else "a hub of its own kind"

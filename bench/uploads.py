@@ -21,10 +21,21 @@ from agent.policy.router import StaticRouter
 from agent.proxy import ProxyLimits
 from agent.tunnel.window import INITIAL_WINDOW_BYTES, ReceiveWindow, WindowBudget
 
-from .hop import DATA, MODES, RATIOS, SPEED, Packets, Receiver, Yardstick, YardstickConnection, YardstickTarget, house
+from .hop import (
+    DATA,
+    MODES,
+    RATIOS,
+    SPEED,
+    Packets,
+    Receiver,
+    Yardstick,
+    YardstickConnection,
+    YardstickTarget,
+    house,
+    turns,
+)
 from .measuring import Case, Metric, Samples, Scale, Turn
 from .peers import Program
-from .pipe import on_loop
 from .resources import GROWTH, growing
 
 __all__ = ["CASES", "sink", "upload"]
@@ -108,6 +119,8 @@ class Upload:
 
 
 class UploadYardstick(Yardstick):
+    packets: CreditedPackets
+
     def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
         connection: Any = self.open.get(conn_id)
         if connection is None:
@@ -135,7 +148,7 @@ class UploadConnection(YardstickConnection):
 
     def __init__(self, relay: UploadYardstick, conn_id: int) -> None:
         super().__init__(relay, conn_id)
-        self.window = relay.packets.receive_window(conn_id)  # type: ignore[attr-defined]
+        self.window = relay.packets.receive_window(conn_id)
         self.target: UploadTarget | None = None
         self.waiting: list[bytes] = []  # what comes before the target is there
         self.keeps = True
@@ -217,7 +230,7 @@ async def upload(mode: str, port: int, size: int) -> Samples:
 @contextlib.contextmanager
 def open_upload(scale: Scale) -> Iterator[Mapping[str, Turn]]:
     with sink() as port:
-        yield {mode: lambda mode=mode: on_loop("uvloop", upload(mode, port, 1 << 30)) for mode in MODES}  # type: ignore[misc]
+        yield turns(MODES, lambda mode: upload(mode, port, 1 << 30))
 
 
 CASES: Sequence[Case] = (
