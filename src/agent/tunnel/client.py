@@ -159,8 +159,9 @@ class TunnelClient:
     async def announce_drain(self, timeout_s: float = _DRAIN_ANSWER_TIMEOUT_S) -> bool:
         """Begin to leave for good: nothing is dialled any more, and hubs with `goaway` are asked to open nothing more.
 
-        Returns when they have answered, or after timeout_s seconds; until then what they open is to be served. True
-        where there is a session that was asked. Cancelled: the sessions go on as they are.
+        Returns when they have answered, or timeout_s seconds after they were asked, however often this is called; until
+        then what they open is to be served. True where there is a session that was asked. Cancelled: the sessions go on
+        as they are.
         """
         self._draining = True
         self._kick.set()
@@ -172,9 +173,12 @@ class TunnelClient:
                 call.drain()
                 asked.append(call)
             call.leave()
-        waiting = [call for call in asked if not call.drained.done()]
+        waiting = [call for call in asked if not (call.drained.done() or call.ended.done())]
+        left_s = timeout_s - max((call.drain_age_s for call in waiting), default=0.0)
+        if left_s < 0.002:  # uvloop's clock counts whole milliseconds
+            return bool(asked)  # and said when it was so
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(left_s):
                 for call in waiting:
                     await asyncio.wait((call.drained, call.ended), return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
@@ -184,17 +188,19 @@ class TunnelClient:
     async def drain(self, timeout_s: float) -> None:
         """Leave for good: say DRAIN on every session, and wait for the streams' end, by force after timeout_s seconds.
 
-        `run` then returns. The connections' own affairs (what is in flight, what the hub knows) are to be in order
-        before. Cancelled: the sessions are dropped at once.
+        A hub that has left a DRAIN without an answer for so long isn't waited for again. `run` then returns. The
+        connections' own affairs (what is in flight, what the hub knows) are to be in order before. Cancelled: the
+        sessions are dropped at once.
         """
         try:
             async with asyncio.timeout(timeout_s):
                 await self.announce_drain(timeout_s)
-                for call in self._calls:
+                answering = [call for call in self._calls if call.drained.done() or not call.drains_first]
+                for call in answering:
                     if call in self._up:
                         call.finish()
-                if self._calls:
-                    await asyncio.wait([call.ended for call in self._calls])
+                if answering:
+                    await asyncio.wait([call.ended for call in answering])
         except TimeoutError:
             logger.warning("the hub did not end the stream within %g s", timeout_s)
         finally:
