@@ -46,7 +46,8 @@ __all__ = ["Agent"]
 logger = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT_S = 5.0
-"""How long the hub may take to answer DRAIN, and to end the stream after the last connection."""
+"""How long the hub may take to answer DRAIN, and to end the stream after the last connection: but for the first second
+the answer is waited for within `drain_grace_s`."""
 
 QUIET_S = 5.0
 """How long what a hub wrote before its DRAIN may be on its way: until then idle connections are open to requests. A hub
@@ -208,7 +209,8 @@ class Agent:
         loop = asyncio.get_running_loop()
         grace_s = self.config.drain_grace_s
         deadline_s = loop.time() + grace_s
-        asked = await asyncio.gather(*(client.announce_drain(DRAIN_TIMEOUT_S) for client in self.clients))
+        answer_s = min(DRAIN_TIMEOUT_S, max(1.0, grace_s))
+        asked = await asyncio.gather(*(client.announce_drain(answer_s) for client in self.clients))
         if any(asked):
             self.proxy.close_behind_answers()
             quiet_s = min(QUIET_S, grace_s / 2)
@@ -216,9 +218,10 @@ class Agent:
             await asyncio.gather(*(manager.wait_idle(quiet_s) for manager in drained))
         logger.info("draining", extra={"connections": self.open_connections, "grace_s": grace_s})
         self.proxy.start_draining()
+        self._apps.start_draining(self.upstreams.end_connect)
         left_s = max(0.0, deadline_s - loop.time())
         await asyncio.gather(*(manager.drain(left_s) for manager in self.managers.values()))
-        await asyncio.gather(*(client.drain(DRAIN_TIMEOUT_S) for client in self.clients))
+        await asyncio.gather(*(client.drain(answer_s) for client in self.clients))
 
     # -- while it runs
 

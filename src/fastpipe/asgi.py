@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import uvicorn
 from uvicorn.server import ServerState
@@ -20,6 +21,9 @@ from uvicorn.server import ServerState
 from fastpipe.listener import Listener
 
 POLL_S = 0.05  # uvicorn has no way to be told that its background tasks are done; its own server asks twice as seldom
+
+
+_states: WeakKeyDictionary[Listener, ServerState] = WeakKeyDictionary()  # of those where an app is served
 
 
 class DatedState(ServerState):
@@ -84,9 +88,11 @@ async def serve(
         server.close()
         raise
     await server.start_serving()  # who came early waits in its backlog until here
+    _states[server] = state
     try:
         yield server
     finally:
+        del _states[server]
         server.close()
         try:
             async with asyncio.timeout(shutdown_timeout_s):
@@ -98,6 +104,17 @@ async def serve(
             await server.wait_closed()
             await asyncio.gather(*state.tasks, return_exceptions=True)
         await lifespan.shutdown()
+
+
+def shut_down_connections(listener: Listener) -> None:
+    """Tell the connections that an app's server has now to end: WebSockets at once, by "service restart" (1012 of RFC
+    6455's registry), HTTP behind the answer in flight. New ones are served as ever, until `serve` is left.
+
+    listener: what `serve` gave; where it serves no app any more, nothing happens.
+    """
+    state = _states.get(listener)
+    for connection in list(state.connections) if state is not None else ():
+        connection.shutdown()
 
 
 async def _finish(server: Listener, state: ServerState) -> None:

@@ -23,7 +23,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from fastpipe import Listener, open_streams
 from fastpipe.aiohttp import PipeConnector
-from fastpipe.asgi import serve
+from fastpipe.asgi import serve, shut_down_connections
 from fastpipe.httpx import PipeTransport
 
 
@@ -317,6 +317,24 @@ async def test_an_open_websocket_is_told_of_the_shutdown() -> None:
         message = await closing
         assert message.type is aiohttp.WSMsgType.CLOSE
         assert message.data == 1012
+
+
+async def test_connections_can_be_told_to_end_while_the_app_is_served_on(http: str) -> None:
+    app = make_app()
+    async with serve(app, http=http) as listener:
+        session = aiohttp.ClientSession(connector=PipeConnector(listener))
+        async with session:
+            ws = await session.ws_connect("http://app/ws")
+            await ws.send_str("a")
+            await ws.receive_str()
+            held = asyncio.ensure_future(session.get("http://app/slow"))
+            await app.state.started.wait()
+            shut_down_connections(listener)
+            assert (await ws.receive(timeout=5)).data == 1012
+            app.state.go_on.set()
+            assert await (await held).text() == "late"
+            assert (await session.get("http://app/hello/later")).status == 200
+    shut_down_connections(listener)  # nothing is served there any more: nothing to be told
 
 
 async def test_aiohttps_own_server_protocol_runs_on_a_pipe() -> None:

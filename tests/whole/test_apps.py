@@ -140,6 +140,33 @@ async def test_an_apps_websockets_end_as_either_side_says(rig: Rig) -> None:
         await vanishing.close()
 
 
+async def test_an_apps_websockets_hear_of_a_drain_and_its_requests_finish(rig: Rig) -> None:
+    served = Served()
+    async with rig.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(30):
+        agent = await whole.start_agent(app=served.app, drain_grace_s=25.0)
+        async with client.get(f"{whole.url}/hello/idle") as idle:
+            assert idle.status == 200
+        answer = await client.get(f"{whole.url}/steps", headers={"Connection": "close"})
+        assert await answer.content.readuntil(b"\n\n") == b"data: 0\n\n"
+        socket = await client.ws_connect(f"{whole.url}/ws")
+        await socket.send_str("one")
+        assert await socket.receive_str() == "echo one"
+        stopping = asyncio.ensure_future(agent.stop(timeout_s=20))
+        message = await socket.receive()
+        assert message.type is aiohttp.WSMsgType.CLOSE, message
+        assert socket.close_code == 1012
+        assert not stopping.done()
+        served.go_on.release()
+        assert await answer.content.readuntil(b"\n\n") == b"data: 1\n\n"  # what is in flight goes on
+        assert served.closed == [1012]
+        answer.close()
+        while "steps ended" not in served.events:
+            served.go_on.release()
+            await asyncio.sleep(0.002)
+        await stopping
+    assert served.events == ["startup", "steps ended", "shutdown"]
+
+
 @pytest.mark.parametrize(("hub_kind", "mode"), [("ours", "memory")], indirect=True)
 async def test_a_users_router_may_send_each_request_to_another_app(rig: Rig) -> None:
     one, two = Served(), Served()

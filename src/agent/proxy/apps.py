@@ -67,6 +67,13 @@ class _App:
             raise TargetError(502, "the application could not be started", stage="connect") from error
         return cast(asyncio.Transport, transport)
 
+    def shut_down_connections(self) -> None:
+        """Tell the app's connections to end: WebSockets at once, by 1012, the others behind their answer."""
+        if self._listener is not None and self._listener.done() and self._listener.exception() is None:
+            from fastpipe.asgi import shut_down_connections
+
+            shut_down_connections(self._listener.result())
+
     async def close(self) -> None:
         """Let requests in flight finish, then the lifespan's shutdown. Cancelled: both are cut short."""
         self._stop.set()
@@ -106,6 +113,15 @@ class Apps:
             return later(target, request) if inspect.isawaitable(target) else target
 
         return routed
+
+    def start_draining(self, end_connect: Callable[[Connect], None]) -> None:
+        """End what can be: WebSockets hear of it, and idle connections close. What is new is served all the same.
+
+        end_connect: closes the connections of one `Target.connect` that are idle, and the others when they are.
+        """
+        for _, app in self._apps.values():
+            end_connect(app.connect)
+            app.shut_down_connections()
 
     async def close(self) -> None:
         """End every app: requests in flight finish first. Cancelled: they are cut short."""
