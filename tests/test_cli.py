@@ -272,8 +272,37 @@ def test_an_address_in_use_exits_1_with_the_reason(log: Path) -> None:
         ended = finished("proxy", "--listen", f"127.0.0.1:{port}", "--route", "/=http://127.0.0.1:9")
     assert ended.returncode == 1
     assert ended.stdout == ""
-    assert "in use" in ended.stderr
+    assert ended.stderr.endswith(f"listen: 127.0.0.1:{port} can't be listened on: Address already in use\n")
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("field", ["grpc_address", "http_address", "health_address"])
+def test_an_address_that_is_no_machines_is_named_by_its_field(field: str) -> None:
+    given = {"grpc_address": "127.0.0.1:0", "http_address": "127.0.0.1:0", field: "192.0.2.1:0"}  # RFC 5737
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    ended = finished("hub", "--allow-any-agent", *options)
+    assert ended.returncode == 1
+    said = [line for line in ended.stderr.splitlines() if line.startswith("fastpipe-agent: ")]
+    assert said == [f"fastpipe-agent: {field}: 192.0.2.1:0 can't be listened on: Cannot assign requested address"]
+
+
+def test_an_address_that_is_no_name_is_named_by_its_field() -> None:
+    ended = finished("proxy", "--listen", "no.such.host.invalid:0", "--route", "/=http://127.0.0.1:9")
+    assert ended.returncode == 1
+    assert "fastpipe-agent: listen: no.such.host.invalid:0 can't be listened on: " in ended.stderr
+    assert "Errno" not in ended.stderr
+
+
+def test_the_version_is_an_option_too() -> None:
+    ended = finished("--version")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == finished("version").stdout.splitlines(keepends=True)[0]
+
+
+def test_the_list_of_commands_is_cut_nowhere() -> None:
+    commands = finished("--help").stdout.partition("Commands:")[2]
+    assert commands.count("\n") == 7
+    assert "..." not in commands
 
 
 def test_the_hub_says_both_addresses_in_order(log: Path) -> None:

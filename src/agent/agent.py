@@ -23,7 +23,7 @@ from .connections.manager import ConnManager
 from .connections.mixed import MixedConnManager
 from .dialling import Dialling
 from .effective import changed, merged, shown
-from .errors import ConfigError
+from .errors import ConfigError, listening
 from .links import HubLinks
 from .policy.identity import RequestProcessor
 from .policy.router import Router
@@ -160,8 +160,8 @@ class Agent:
         """Serve until cancelled; then drain: not ready, answers say `Connection: close`, requests in flight finish.
 
         Draining takes at most `drain_grace_s` and some seconds; a second cancellation ends it at once. Runs once.
-        Raises ConfigError where the Unix socket can't be made, AgentError where the app does not start, OSError where
-        the health address can't be listened on.
+        Raises ConfigError where the Unix socket can't be made, AgentError where the app does not start, ListenError
+        where the health address can't be listened on.
         """
         config = self.config
         health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
@@ -187,7 +187,8 @@ class Agent:
             await self.carriage.start()
             if config.health_address:
                 address = parse_address(config.health_address, listen=True)
-                port = await health.start(address.host, address.port)
+                with listening("health_address", address):
+                    port = await health.start(address.host, address.port)
                 logger.info("health checks are answered", extra={"address": str(Address(address.host, port))})
             sessions.append(asyncio.create_task(self.links.run()))
             try:

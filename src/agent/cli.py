@@ -43,7 +43,19 @@ def main() -> None:
     _commands(prog_name=PROGRAM)
 
 
+def _say_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        from importlib.metadata import version as version_of
+
+        _say(f"{PROGRAM} {version_of(PROGRAM)}")
+        context.exit(DONE)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_say_version,
+    help="Print the version and exit; the command `version` says more.",
+)
 def _commands() -> None:
     """A tunnel agent and its hub.
 
@@ -150,7 +162,7 @@ _print_config = click.option(
 )
 
 
-@_commands.command()
+@_commands.command(short_help="The agent: dial a hub, serve what it sends.")
 @_options(AgentConfig, ProcessConfig)
 @_print_config
 def run(config_file: str, print_config: bool, **given: Any) -> None:
@@ -181,7 +193,7 @@ def run(config_file: str, print_config: bool, **given: Any) -> None:
     sys.exit(_serve(body, process, configured.sources))
 
 
-@_commands.command()
+@_commands.command(short_help="A hub: for agents, and for their users.")
 @_options(HubConfig, ProcessConfig)
 @_print_config
 def hub(config_file: str, print_config: bool, **given: Any) -> None:
@@ -201,7 +213,7 @@ def hub(config_file: str, print_config: bool, **given: Any) -> None:
     sys.exit(_serve(body, process, configured.sources))
 
 
-@_commands.command()
+@_commands.command(short_help="The agent's proxy alone, on a TCP port.")
 @_options(ProxyConfig, ProcessConfig)
 @_print_config
 def proxy(config_file: str, print_config: bool, **given: Any) -> None:
@@ -220,12 +232,12 @@ def proxy(config_file: str, print_config: bool, **given: Any) -> None:
     sys.exit(_serve(body, process, configured.sources))
 
 
-@_commands.command()
+@_commands.command(short_help="Hub, agent and target in one process: try it.")
 @_options(ProcessConfig)
 def demo(config_file: str, **given: Any) -> None:
     """Send real requests through hub, agent and target in one process, over UDS and over memory; print a table."""
     if not os.environ.get("AGENT_LOG_LEVEL"):
-        given["log_level"] = given["log_level"] or "warning"  # the table is what this is for
+        given["log_level"] = given["log_level"] or "error"  # the table is what this is for
     try:
         (process,), _ = load((ProcessConfig,), flags=given, environ=os.environ, config_file=config_file)
         _set_up_logging(process)
@@ -236,7 +248,7 @@ def demo(config_file: str, **given: Any) -> None:
         sys.exit(_report(error))
 
 
-@_commands.command()
+@_commands.command(short_help="Try what `run` needs with these options.")
 @_options(AgentConfig, ProcessConfig)
 def check(config_file: str, **given: Any) -> None:
     """Try what `run` needs with these options: hubs, targets, API servers and rights there. One line for each thing.
@@ -262,7 +274,7 @@ def check(config_file: str, **given: Any) -> None:
     sys.exit(_serve(body, process, configured.sources) or (FAILED if failed else DONE))
 
 
-@_commands.command()
+@_commands.command(short_help="Versions, fastpipe's twin and the loop.")
 def version() -> None:
     """Print the versions of what is running, the twin of fastpipe that was picked, and the event loop."""
     import platform

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["AgentError", "ConfigError", "HubError", "PolicyFault", "Refused", "TargetError", "WireError"]
+import contextlib
+import os
+from collections.abc import Iterator
+
+__all__ = [
+    "AgentError", "ConfigError", "HubError", "ListenError", "PolicyFault", "Refused", "TargetError", "WireError",
+    "listening",
+]  # fmt: skip
 
 
 class AgentError(Exception):
@@ -21,6 +28,30 @@ class ConfigError(AgentError):
         self.field = field
         self.source = source
         self.expected = expected
+
+
+class ListenError(AgentError, OSError):
+    """An address can't be listened on: it is in use, isn't this machine's, or is nobody's. errno: as the system has it.
+
+    field: the configuration field's name; address: HOST:PORT.
+    """
+
+    def __init__(self, field: str, address: str, error: OSError) -> None:
+        known = error.errno is not None and error.errno > 0  # a name that isn't resolved has another kind of number
+        reason = os.strerror(error.errno) if known and error.errno is not None else error.strerror or str(error)
+        super().__init__(f"{field}: {address} can't be listened on: {reason}")
+        self.errno = error.errno
+        self.field = field
+        self.address = address
+
+
+@contextlib.contextmanager
+def listening(field: str, address: object) -> Iterator[None]:
+    """Within the block an OSError is that of listening on this address, and raised as ListenError."""
+    try:
+        yield
+    except OSError as error:
+        raise ListenError(field, str(address), error) from error
 
 
 class WireError(AgentError):

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 
 from .config import ProxyConfig, limits_of
+from .errors import listening
 from .outcome import Kind, Stage
 from .policy.selection import select_policy
 from .policy.trust import FileTrust
@@ -23,7 +24,7 @@ async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int],
     """Serve static routes on a TCP port until cancelled; then let requests in flight finish.
 
     on_listening: called with "proxy", the host as configured and the port. A second cancellation ends the drain at
-    once. Raises ConfigError for a wrong route or CA file, OSError where the address can't be listened on.
+    once. Raises ConfigError for a wrong route or CA file, ListenError where the address can't be listened on.
     """
     router, processor = select_policy(cluster=None, routes=config.static_routes)
     trust = FileTrust(config.target_ca_files)
@@ -39,9 +40,10 @@ async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int],
     ids = itertools.count(1)
     address = parse_address(config.listen, listen=True)
     try:
-        server = await asyncio.get_running_loop().create_server(
-            lambda: proxy.connection(next(ids), _ended), address.host or None, address.port, backlog=4096
-        )
+        with listening("listen", address):
+            server = await asyncio.get_running_loop().create_server(
+                lambda: proxy.connection(next(ids), _ended), address.host or None, address.port, backlog=4096
+            )
         try:
             on_listening("proxy", address.host, server.sockets[0].getsockname()[1])
             await asyncio.get_running_loop().create_future()  # until cancelled

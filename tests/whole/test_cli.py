@@ -274,6 +274,7 @@ def test_demo_exits_0_with_a_table_of_both_modes(processes: type[Process]) -> No
     assert rows[0][:3] == ["mode", "requests", "failures"]
     assert [row[0] for row in rows[1:3]] == ["uds", "memory"]
     assert [row[2] for row in rows[1:3]] == ["0", "0"]
+    assert demo.log == ""
 
 
 def test_version_names_program_twin_and_loop(processes: type[Process]) -> None:

@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 import trustme
@@ -34,6 +35,8 @@ class Files:
         pair.private_key_pem.write_to_path(self.key)
         for blob in pair.cert_chain_pems:
             blob.write_to_path(self.cert, append=True)
+        self.named = str(directory / "named.pem")  # certificate and key of localhost alone
+        self.authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(self.named)
         agent = self.authority.issue_cert("c1", common_name="c1")
         self.agent = str(directory / "agent.pem")
         agent.private_key_and_cert_chain_pem.write_to_path(self.agent)
@@ -56,8 +59,8 @@ def tls_base_hub(files: Files) -> Iterator[BaseHubProcess]:
 @contextlib.asynccontextmanager
 async def running_agent(mode: str, port: int, target: str, **config: object) -> AsyncIterator[RunningAgent]:
     agent = RunningAgent(
-        hub_address=f"127.0.0.1:{port}", routes=(f"/={target}",), use_memory_comm=mode == "memory", drain_grace_s=2.0,
-        **({"cluster_name": "c1"} | config),
+        routes=(f"/={target}",), use_memory_comm=mode == "memory", drain_grace_s=2.0,
+        **({"cluster_name": "c1", "hub_address": f"127.0.0.1:{port}"} | config),
     )
     try:
         yield agent
@@ -121,6 +124,29 @@ async def test_hub_that_another_ca_has_signed_is_not_spoken_to(
         said = "unable to get local issuer certificate"
         await until(lambda: [each for each in caplog.records if said in each.getMessage()])
         assert not agent.ready.is_set()
+
+
+MISTAKES = [
+    ("no ca", {}, "unable to get local issuer certificate (hub_ca_file says whose certificates are trusted)"),
+    ("by address", {"hub_ca_file": "ca", "host": "127.0.0.1"}, "(hub_server_name says another name)"),
+    ("plaintext", {"insecure": True}, "before it said anything: does it speak TLS there? Then without insecure"),
+    ("tls", {"hub_ca_file": "ca", "plain": True}, "the hub doesn't speak TLS there (insecure dials in plaintext)"),
+]
+
+
+@pytest.mark.loops("uvloop")  # as above
+@pytest.mark.parametrize(("given", "said"), [each[1:] for each in MISTAKES], ids=[each[0] for each in MISTAKES])
+async def test_what_is_wrong_with_a_dial_is_said_with_what_helps(
+    given: dict[str, Any], said: str, files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = {} if given.get("plain") else {"grpc_cert_file": files.named, "grpc_key_file": ""}
+    config = {"insecure": given.get("insecure", False)}
+    if "hub_ca_file" in given:
+        config["hub_ca_file"] = files.ca
+    async with running_hub(**served) as (port, _):
+        address = f"{given.get('host', 'localhost')}:{port}"
+        async with running_agent("memory", port, "http://127.0.0.1:9", hub_address=address, **config):
+            await until(lambda: [each for each in caplog.records if said in each.getMessage()])
 
 
 @pytest.mark.loops("uvloop")

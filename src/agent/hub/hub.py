@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from ..config import HubConfig, limits_of
-from ..errors import ConfigError, PolicyFault, Refused
+from ..errors import ConfigError, PolicyFault, Refused, listening
 from ..messages import RequestHead, Target
 from ..outcome import Kind, Stage
 from ..policy.agents import AgentPolicy
@@ -109,6 +109,8 @@ class Hub:
             client_required=not config.allow_any_user,
             alpn=["http/1.1"],
         )
+        if self._http_tls:
+            self._http_tls.on_failure = _user_tls_failed
         given = cluster_parser or config.cluster_parser or cluster_of_path
         self._cluster_of: ClusterParser = load_reference("cluster_parser", given) if isinstance(given, str) else given
         if not callable(self._cluster_of):
@@ -117,7 +119,7 @@ class Hub:
     async def run(self) -> None:
         """Listen and serve until cancelled; then let requests in flight finish for up to `drain_grace_s`.
 
-        A second cancellation ends the drain at once. Raises OSError where an address can't be listened on.
+        A second cancellation ends the drain at once. Raises ListenError where an address can't be listened on.
         """
         loop = asyncio.get_running_loop()
         limits = ProxyLimits(
@@ -141,27 +143,30 @@ class Hub:
         http = parse_address(self._config.http_address, listen=True)
         servers: list[asyncio.Server] = []
         try:
-            servers.append(
-                await loop.create_server(
-                    tunnels.protocol, grpc.host or None, grpc.port, ssl=self._grpc_tls or None, backlog=1024
+            with listening("grpc_address", grpc):
+                servers.append(
+                    await loop.create_server(
+                        tunnels.protocol, grpc.host or None, grpc.port, ssl=self._grpc_tls or None, backlog=1024
+                    )
                 )
-            )
-            servers.append(
-                await loop.create_server(
-                    lambda: proxy.connection(next(self._ids), _ended, CARRIER),
-                    http.host or None,
-                    http.port,
-                    ssl=self._http_tls or None,
-                    backlog=4096,
+            with listening("http_address", http):
+                servers.append(
+                    await loop.create_server(
+                        lambda: proxy.connection(next(self._ids), _ended, CARRIER),
+                        http.host or None,
+                        http.port,
+                        ssl=self._http_tls or None,
+                        backlog=4096,
+                    )
                 )
-            )
             if not (is_loopback(http.host) or self._config.user_ca_file):
                 logger.warning(UNGUARDED, extra={"http_address": str(http)})
             self._on_listening("grpc", grpc.host, _port(servers[0].sockets))
             self._on_listening("http", http.host, _port(servers[1].sockets))
             if self._config.health_address:
                 address = parse_address(self._config.health_address, listen=True)
-                port = await health.start(address.host, address.port)
+                with listening("health_address", address):
+                    port = await health.start(address.host, address.port)
                 logger.info("health checks are answered", extra={"address": str(Address(address.host, port))})
             self.ready = True
             try:
@@ -191,15 +196,15 @@ class Hub:
                 cluster, found.get(b"authorization"), tunnel.get_extra_info("peercert")
             )
         except Refused as refused:
-            logger.warning(
-                "agent refused", extra={"cluster": cluster[:63].decode("latin-1"), "reason": refused.reason}
-            )
+            extra = {"cluster": cluster[:63].decode("latin-1"), "peer": tunnel.peername, "reason": refused.reason}
+            logger.warning("agent refused", extra=extra)
             self.refused += 1
             raise GrpcStatus(GRPC_STATUS[refused.status], refused.reason) from None
         name = cluster.decode("ascii")
         sessions = self._sessions.setdefault(name, [])
         if any(session.identity != identity for session in sessions):
-            logger.warning("agent refused: another identity holds the cluster", extra={"cluster": name})
+            extra = {"cluster": name, "peer": tunnel.peername}
+            logger.warning("agent refused: another identity holds the cluster", extra=extra)
             self.refused += 1
             raise GrpcStatus(Status.PERMISSION_DENIED, "another identity holds this cluster")
         session = AgentSession(
@@ -282,6 +287,10 @@ def cluster_of_path(request: RequestHead) -> str:
 
 def _ended(conn_id: int, kind: Kind, stage: Stage) -> None:
     logger.debug("client connection ended", extra={"conn_id": conn_id, "kind": kind, "stage": stage})
+
+
+def _user_tls_failed(reason: str) -> None:
+    logger.info("a user's TLS handshake failed", extra={"reason": reason})
 
 
 def _port(sockets: Sequence[object]) -> int:

@@ -51,6 +51,12 @@ _REFUSALS = {
 }
 """TLS alerts (RFC 8446, section 6.2) by which a hub says that it doesn't want our certificate, and what they mean."""
 
+_HINTS = dict.fromkeys((18, 19, 20, 21), "hub_ca_file says whose certificates are trusted") | dict.fromkeys(
+    (62, 64), "hub_server_name says another name"
+)
+"""What helps where a hub's certificate isn't accepted, by OpenSSL's codes (x509_vfy.h): an unknown issuer, its own,
+none to be had, a leaf alone; a name or an address that isn't in it."""
+
 _REJECTED = (Status.UNAUTHENTICATED, Status.PERMISSION_DENIED)
 
 logger = logging.getLogger(__name__)
@@ -138,8 +144,7 @@ class Call:
         except HubError as error:
             self.fail(error)
         except ssl.SSLError as error:
-            reason = getattr(error, "verify_message", "") or error.reason or error
-            self.fail(_refused(error) or HubError(f"TLS with {endpoint}{through}: {reason}", cause="tls"))
+            self.fail(_refused(error) or HubError(f"TLS with {endpoint}{through}: {_tls_reason(error)}", cause="tls"))
         except (OSError, UnicodeError) as error:  # the latter for a name that DNS can't have
             reason = getattr(error, "strerror", "") or error
             hint = self._tls_hint if isinstance(error, ConnectionResetError) else ""  # in a handshake of TLS 1.2
@@ -292,7 +297,10 @@ class Call:
 
     def _why(self, error: Exception | None) -> HubError:
         refused = _refused(error)
-        if refused is None and self._tls_hint and not self.connection.heard and isinstance(error, ConnectionError):
+        if refused is None and not self.connection.heard and isinstance(error, ConnectionError):
+            if not self._tls_hint:
+                reason = f"{_hub_error(error)} before it said anything: does it speak TLS there? Then without insecure"
+                return HubError(reason, cause="connection")
             return HubError(f"the hub ended the connection behind the TLS handshake{self._tls_hint}", cause="tls")
         return refused or _hub_error(error)
 
@@ -332,6 +340,16 @@ def _refused(error: Exception | None) -> HubError | None:
         return None
     reason = f"the hub refused our certificate (hub_client_cert_file): {_REFUSALS[alert]}"
     return HubError(reason, retryable=False, cause="rejected")
+
+
+def _tls_reason(error: ssl.SSLError) -> object:
+    """Why a handshake failed, and what may be done about it here."""
+    if error.reason == "WRONG_VERSION_NUMBER":
+        return "the hub doesn't speak TLS there (insecure dials in plaintext)"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        hint = _HINTS.get(error.verify_code, "")
+        return error.verify_message.rstrip(".") + (f" ({hint})" if hint else "")
+    return error.reason or error
 
 
 def _hub_error(error: Exception | None) -> HubError:
