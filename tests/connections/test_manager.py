@@ -351,6 +351,19 @@ async def test_open_connections_are_probed_with_empty_data(open_house: OpenHouse
         assert ERROR not in house.tunnel.codes(1)
 
 
+@pytest.mark.parametrize(("text", "reason"), [("", "gone"), ("client gone", "client gone"), ("x" * 300, "x" * 200)])
+async def test_what_the_hub_ends_a_connection_for_is_in_the_log(
+    open_house: OpenHouse, caplog: pytest.LogCaptureFixture, text: str, reason: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with open_house() as house:
+        peer = await house.opened(1)
+        house.error(1, text)
+        await until(lambda: peer.lost)
+        [said] = [each for each in caplog.records if each.getMessage() == "connection closed"]
+        assert said.reason == f"the hub says: {reason}"  # type: ignore[attr-defined]
+
+
 async def test_a_hub_with_close_needs_no_probes(open_house: OpenHouse) -> None:
     limits = ConnectionLimits(probe_interval_s=0.02)
     async with open_house(features=frozenset({"close"}), limits=limits) as house:

@@ -7,8 +7,10 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
 import socket
 import stat
+import sys
 
 import pytest
 
@@ -26,6 +28,10 @@ names = pytest.mark.parametrize("abstract", [True, False], ids=["abstract", "pat
 
 present = os.path.exists
 names_in = os.listdir
+
+
+def names_of(path: str) -> list[str]:
+    return pathlib.Path(path).read_text().splitlines()
 
 
 def refuse(conn_id: int, outcome: Outcome) -> Peer:
@@ -187,6 +193,36 @@ async def test_a_stranger_with_a_guess_of_a_name_meets_an_unguessable_part() -> 
     sock.close()
     await acceptor.close()
     await other.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract names are Linux's")
+async def test_names_that_a_stranger_has_taken_before_are_done_without() -> None:
+    peers: dict[int, Peer] = {}
+
+    def accept(conn_id: int, outcome: Outcome) -> Peer:
+        peers[conn_id] = EchoPeer(conn_id, outcome)
+        return peers[conn_id]
+
+    acceptor = UDSAcceptor(accept)
+    await acceptor.start()
+    tunnel = RecordingTunnel()
+    manager = UDSConnManager(tunnel, acceptor)
+    manager.packet_received(1, DATA, FIRST, "")
+    table = names_of("/proc/net/unix")
+    seen = next(line.partition("@")[2] for line in table if acceptor._token in line)
+    squatters = []
+    for conn_id in range(2, 12):  # what would come next
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind("\0" + re.sub(r"/1$", f"/{conn_id}", seen))
+        squatters.append(sock)
+    for conn_id in range(2, 12):
+        manager.packet_received(conn_id, DATA, FIRST, "")
+    await until(lambda: all(tunnel.sent(n) == FIRST for n in range(1, 12)))
+    manager.tunnel_lost(None)
+    await until(lambda: all(peer.lost for peer in peers.values()))
+    for sock in squatters:
+        sock.close()
+    await acceptor.close()
 
 
 @names

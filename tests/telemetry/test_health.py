@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 
 import httpx
+import pytest
 
 from agent.telemetry.health import HealthServer
 
@@ -23,6 +24,23 @@ async def test_readyz_follows_the_agent_and_healthz_does_not() -> None:
             assert (await client.post("/healthz")).status_code == 405
     finally:
         await server.close()
+
+
+async def test_a_page_that_fails_is_said_and_the_rest_answers_on(caplog: pytest.LogCaptureFixture) -> None:
+    def page(accept: str) -> tuple[str, bytes]:
+        raise LookupError(accept)
+
+    server = HealthServer(lambda: True, page)
+    port = await server.start("127.0.0.1", 0)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers={"Accept": "text/x"}) as client:
+            answer = await client.get("/metrics")
+            assert (answer.status_code, answer.headers["Content-Type"]) == (500, "text/plain")
+            assert "LookupError" not in answer.text
+            assert (await client.get("/healthz")).status_code == 200
+    finally:
+        await server.close()
+    assert "LookupError: text/x" in caplog.text
 
 
 async def test_closing_ends_a_client_that_says_nothing() -> None:

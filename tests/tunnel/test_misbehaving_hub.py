@@ -431,9 +431,8 @@ async def test_a_malformed_packet_ends_only_its_connection(raw_hub: Any, tunnels
         while len(hub.packets()) < 2:
             await hub.frame()
         assert hub.packets()[1] == Packet(4, ERROR, b"", "packet: data runs past the message's end")
-        assert [r.message for r in caplog.records if "connection 4 ends" in r.message] == [
-            "connection 4 ends: packet: data runs past the message's end"
-        ]
+        [said] = [each for each in caplog.records if "broke a rule" in each.message]
+        assert (said.conn_id, said.reason) == (4, "packet: data runs past the message's end")
 
 
 async def test_an_unknown_code_is_ignored_and_counted(raw_hub: Any, tunnels: Any) -> None:

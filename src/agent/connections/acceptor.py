@@ -206,19 +206,35 @@ class UDSAcceptor:
         return announced
 
     def bind(self, announced: Announced) -> socket.socket:
-        """A non-blocking socket bound to the announced name. Raises OSError; then the announcement is withdrawn."""
+        """A non-blocking socket bound to the announced name. Raises OSError; then the announcement is withdrawn.
+
+        Abstract names in use are there to be read (/proc/net/unix), and a stranger may take the next ones before they are
+        needed. So where one is taken, it and all that follow have another part that nobody can guess.
+        """
         sock = None
         try:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.setblocking(False)
             self._bound_kernel(sock)
-            sock.bind(announced.name)
+            try:
+                sock.bind(announced.name)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not self._abstract:
+                    raise
+                self._rename(announced)
+                sock.bind(announced.name)
         except OSError:
             if sock is not None:
                 sock.close()
             self._announced.pop(announced.name, None)
             raise
         return sock
+
+    def _rename(self, announced: Announced) -> None:
+        del self._announced[announced.name]
+        old, self._token = self._token, secrets.token_hex(16)
+        announced.name = announced.name.replace(old, self._token)
+        self._announced[announced.name] = announced
 
     def _withdrawn(self, announced: Announced, dialled: bool) -> None:
         if announced.transport is not None:

@@ -35,6 +35,7 @@ _CREDITED_BYTES = 2**31 - 1  # no bound of ours where the hub sends only what it
 _TICKS_PER_PROBE = 10  # connections are probed in turn, not all in one burst
 _DRAIN_PROBE_INTERVAL_S = 1.0
 _SETTLE_PROBE_INTERVAL_S = 0.25
+_SAID_CHARS = 200  # of a peer's words, in the log
 
 
 class Tunnel(Protocol):
@@ -164,7 +165,7 @@ class ConnManager:
                     self.tunnel.exceeded(conn_id)
         elif code == ERROR:
             if connection is not None:
-                connection.gone("the hub says that its client is gone")  # never answered
+                connection.gone(f"the hub says: {error_message[:_SAID_CHARS] or 'gone'}")  # never answered
             elif conn_id in self._unsettled:
                 self._unsettled.discard(conn_id)
                 self._notify()
@@ -187,7 +188,7 @@ class ConnManager:
             return None
         if self.tunnel.opens_no_more:  # wire.md, "goaway": an error of this connection, which was never one
             self.counters.invalid_ids += 1
-            logger.warning("connection %d: the hub opened it after its DRAIN", conn_id, extra={"conn_id": conn_id})
+            logger.warning("the hub opened a connection after its DRAIN", extra={"conn_id": conn_id})
             self._closed.add(conn_id)
             self._answered.add(conn_id)
             self.tunnel.send(conn_id, ERROR, error_message="the hub opened this connection after its DRAIN")
@@ -375,11 +376,8 @@ class ConnManager:
         while not self._lost and (self.tunnel.bytes_buffered or (self._unsettled and not self.hub_closes)):
             left_s = deadline_s - self._loop.time()
             if left_s <= 0:
-                logger.warning(
-                    "drain: the hub still holds %d connections, %d bytes are unsent",
-                    len(self._unsettled),
-                    self.tunnel.bytes_buffered,
-                )
+                extra = {"connections": len(self._unsettled), "unsent_bytes": self.tunnel.bytes_buffered}
+                logger.warning("the hub still holds connections at the end of the drain", extra=extra)
                 return
             if not self.tunnel.bytes_buffered:  # else the probe would only queue behind them
                 for conn_id in self._unsettled:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 from collections.abc import Callable
 
 __all__ = ["HealthServer"]
+
+logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 5.0
 HEAD_BYTES = 8192
@@ -70,8 +73,12 @@ class HealthServer:
             status, text = ("200 OK", b"ready\n") if self._ready() else ("503 Service Unavailable", b"not ready\n")
         elif path == b"/metrics" and self._metrics is not None:
             accept = _ACCEPT.search(head)
-            content_type, text = self._metrics(accept[1].decode("latin-1") if accept else "")
-            status = "200 OK"
+            try:
+                content_type, text = self._metrics(accept[1].decode("latin-1") if accept else "")
+                status = "200 OK"
+            except Exception:  # it reads off every room; what is wrong in one is to be seen, and ends no health checks
+                logger.exception("the page of metrics could not be made")
+                status, text = "500 Internal Server Error", b"the page could not be made: the log says why\n"
         else:
             status, text = "404 Not Found", b"not found\n"
         fields = (f"Content-Type: {content_type}", f"Content-Length: {len(text)}", "Connection: close")

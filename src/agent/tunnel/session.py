@@ -179,7 +179,7 @@ class Tunnel(TunnelFlow):
 
         What is queued of it is dropped.
         """
-        logger.warning("connection %d ends: %s", conn_id, error, extra={"conn_id": conn_id})
+        logger.warning("the peer broke a rule: its connection ends", extra={"conn_id": conn_id, "reason": error.rule})
         self._scheduler.drop(conn_id)
         self.send(conn_id, ControlCode.ERROR, b"", error.rule)
         self.receiver.packet_received(conn_id, ControlCode.ERROR, b"", error.rule)
