@@ -122,8 +122,25 @@ def limits_of(config: LimitsConfig) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
+class Targets:
+    """What configurations with routes say of where these lead."""
+
+    routes: Any
+    target_ca_file: Any
+
+    @property
+    def static_routes(self) -> tuple[Route, ...]:
+        """routes as (prefix, URL), without trailing slashes."""
+        return cast("tuple[Route, ...]", self.routes)  # the field has made them so, however they were written
+
+    @property
+    def target_ca_files(self) -> tuple[str, ...]:
+        """target_ca_file as paths."""
+        return tuple(self.target_ca_file)
+
+
 @dataclasses.dataclass(frozen=True)
-class AgentConfig(Checked):
+class AgentConfig(Targets, Checked):
     """`fastpipe-agent run`: the hub, how it is dialled, and where requests go."""
 
     hub_address: str | Sequence[str] = kind.addresses("the hub's gRPC address; with several, a tunnel to each")
@@ -210,16 +227,6 @@ class AgentConfig(Checked):
         """hub_address as hosts and ports, at least one."""
         return tuple(map(parse_address, self.hub_address))
 
-    @property
-    def static_routes(self) -> tuple[Route, ...]:
-        """routes as (prefix, URL), without trailing slashes."""
-        return cast("tuple[Route, ...]", self.routes)  # the field has made them so, however they were written
-
-    @property
-    def target_ca_files(self) -> tuple[str, ...]:
-        """target_ca_file as paths."""
-        return tuple(self.target_ca_file)
-
 
 @dataclasses.dataclass(frozen=True)
 class HubConfig(Checked):
@@ -294,7 +301,7 @@ class HubConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class ProxyConfig(Checked):
+class ProxyConfig(Targets, Checked):
     """`fastpipe-agent proxy`: the agent's proxy alone on a TCP port, no cluster name in the paths."""
 
     listen: str = kind.address("where the proxy listens (port 0: a free one)", default="127.0.0.1:8080")
@@ -308,16 +315,6 @@ class ProxyConfig(Checked):
     drain_grace_s: float = kind.seconds(_DRAIN_HELP, default=DRAIN_GRACE_S, low=0, high=3600)
 
     rules: ClassVar = (Rule(("route",), lambda routes: not routes, "must be set: at least one PREFIX=URL"),)
-
-    @property
-    def static_routes(self) -> tuple[Route, ...]:
-        """routes as (prefix, URL), without trailing slashes."""
-        return cast("tuple[Route, ...]", self.routes)  # the field has made them so, however they were written
-
-    @property
-    def target_ca_files(self) -> tuple[str, ...]:
-        """target_ca_file as paths."""
-        return tuple(self.target_ca_file)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,7 +66,7 @@ async def test_idle_connections_do_not_hold_a_drain_up(rig: Rig) -> None:
         clock = asyncio.get_running_loop().time
         began_s = clock()
         await whole.agent.stop()
-        assert clock() - began_s < 5
+        assert clock() - began_s < 4  # a hub of ours ends its idle connections: no quiet time is waited for
 
 
 async def test_end_of_the_grace_ends_what_is_left_cleanly(rig: Rig) -> None:

@@ -70,20 +70,6 @@ async def test_what_the_hub_opens_before_it_hears_of_a_drain_is_served(rig: Rig)
         assert len(origin.seen) == 9
 
 
-@ours
-async def test_an_agent_that_nobody_uses_leaves_at_once(rig: Rig) -> None:
-    async with (
-        running_origin() as origin, rig.running(origin.url, drain_grace_s=60.0) as whole,
-        aiohttp.ClientSession() as client, asyncio.timeout(30),
-    ):
-        for _ in range(3):
-            assert (await client.get(f"{whole.url}/hello")).status == 200
-        clock = asyncio.get_running_loop().time
-        began_s = clock()
-        await whole.agent.stop()
-        assert clock() - began_s < 4  # the hub ends its idle connections: no quiet time is waited for
-
-
 async def test_a_hub_that_stops_says_so_and_its_requests_finish(mode: str) -> None:
     async with (
         running_origin() as origin, line(origin.url, mode) as found, aiohttp.ClientSession() as client,

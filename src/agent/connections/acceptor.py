@@ -208,8 +208,8 @@ class UDSAcceptor:
     def bind(self, announced: Announced) -> socket.socket:
         """A non-blocking socket bound to the announced name. Raises OSError; then the announcement is withdrawn.
 
-        Abstract names in use are there to be read (/proc/net/unix), and a stranger may take the next ones before they are
-        needed. So where one is taken, it and all that follow have another part that nobody can guess.
+        Abstract names in use are there to be read (/proc/net/unix), and a stranger may take the next ones before they
+        are needed. So where one is taken, it and all that follow have another part that nobody can guess.
         """
         sock = None
         try:
