@@ -7,13 +7,14 @@ import sysconfig
 from pathlib import Path
 
 SUFFIX: str = sysconfig.get_config_var("EXT_SUFFIX")
+_INCLUDE = re.compile(r'^include "([^"]+)"$', re.MULTILINE)
 _CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+cimport\b|cimport\s+([\w.]+))", re.MULTILINE)
 
 
 def sources_of(built: Path, source: Path) -> set[Path]:
-    """What an extension is built of: its own source, plain or Cython's, and each .pxd it sees, others' included.
+    """What an extension is built of: its own source, plain or Cython's with its parts, and each .pxd it sees.
 
-    source: the folder that packages' names begin at.
+    Other packages' .pxd, too. source: the folder that packages' names begin at.
     """
     stem = built.with_name(built.name.removesuffix(SUFFIX))
     plain = stem.name.removesuffix("_c") + "_py.py"  # a twin that is compiled from the plain one's own source
@@ -25,7 +26,9 @@ def sources_of(built: Path, source: Path) -> set[Path]:
         if path in found or not path.exists():
             continue
         found.add(path)
-        for names in _CIMPORT.findall(path.read_text(encoding="utf-8")):
+        text = path.read_text(encoding="utf-8")
+        waiting += [path.with_name(name) for name in _INCLUDE.findall(text)]
+        for names in _CIMPORT.findall(text):
             waiting.append(source.joinpath(*"".join(names).split(".")).with_suffix(".pxd"))
     return found
 

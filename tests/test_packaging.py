@@ -123,7 +123,7 @@ def expected_sources(*suffixes: str) -> set[str]:
 def test_the_sdist_has_what_builds_tests_and_measures(sdist: Path) -> None:
     root = f"fastpipe_agent-{VERSION}/"
     names = {name.removeprefix(root) for name in names_in(sdist)}
-    wanted = {f"src/{name}" for name in expected_sources("*.py", "*.pyx", "*.pxd", "*.pyi", "py.typed")}
+    wanted = {f"src/{name}" for name in expected_sources("*.py", "*.pyx", "*.pxi", "*.pxd", "*.pyi", "py.typed")}
     wanted |= {name for name in COPIED if not (CHECKOUT / name).is_dir()} | {"PKG-INFO"}
     for folder in ("tests", "bench", "docs"):
         paths = [path for path in (CHECKOUT / folder).rglob("*") if path.suffix in (".py", ".md", ".proto")]
@@ -149,7 +149,7 @@ def test_a_platform_wheel_has_its_extensions_and_their_types(compiled) -> None:
     assert built == PLAIN | modules
     assert "none-any" not in wheel.name
     assert expected_sources("*.py", "*.pxd", "*.pyi", "py.typed") <= names
-    assert not [name for name in names if name.endswith((".pyx", ".c"))]
+    assert not [name for name in names if name.endswith((".pyx", ".pxi", ".c"))]
 
 
 def test_a_compiler_that_fails_on_our_code_is_an_error(compiled) -> None:
@@ -164,7 +164,7 @@ def test_the_pure_wheel_is_for_every_machine_and_has_the_python_twins(pure: Path
     assert pure.name == f"fastpipe_agent-{VERSION}-py3-none-any.whl"
     assert "Root-Is-Purelib: true" in read(pure, "WHEEL")
     assert expected_sources("*.py", "*.pyi", "py.typed") <= names
-    assert not [name for name in names if name.endswith((".so", ".pyd", ".pyx", ".c"))]
+    assert not [name for name in names if name.endswith((".so", ".pyd", ".pyx", ".pxi", ".c"))]
 
 
 def test_a_wheel_holds_two_packages_and_its_papers(pure: Path) -> None:

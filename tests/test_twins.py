@@ -115,7 +115,8 @@ def test_an_edit_of_anything_an_extension_is_built_of_is_seen(tmp_path: Path) ->
         ("room.one", SUFFIX): "", ("room.one", ".py"): "", ("room.one", ".pxd"): "from room.two cimport Two\n",
         ("room.two", SUFFIX): "", ("room.two", ".py"): "",
         ("room.two", ".pxd"): "from libc.stdint cimport uint8_t\nfrom other.three cimport Three as Third\n",
-        ("other.three", SUFFIX): "", ("other.three", ".pyx"): "", ("other.three", ".pxd"): "cimport room.one\n",
+        ("other.three", SUFFIX): "", ("other.three", ".pyx"): 'include "part.pxi"\n', ("other.part", ".pxi"): "",
+        ("other.three", ".pxd"): "cimport room.one\n",
         ("other.plain", ".py"): "",
     }  # fmt: skip
     for (name, suffix), text in files.items():

@@ -164,7 +164,6 @@ class _Call:
         self.ended: list[Callable[[], None]] = []
         self._server = server
         self._stream: Http2Stream | None = None
-        self._unknown_ids = 0
 
     def begin(self, stream: Http2Stream, headers: Headers, ended: bool) -> None:
         """Check the call; open the tunnel, or refuse."""
