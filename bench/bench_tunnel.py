@@ -2,6 +2,7 @@
 
     python bench/bench_tunnel.py [--rounds N] [--quick]
 
+Beside them, where packets are small, what no client can be below: bare, a uvloop protocol that sends bytes made before.
 Each client runs in a process of its own and keeps 64 packets in flight, one on each of 64 connections: every packet is
 sent back by the hub, looked at, and followed by the next. CPU is the client process's, all threads. Hubs are processes
 too: one made with grpcio, the same for every rival, and one of ours. Take the ratios, not the figures.
@@ -53,8 +54,13 @@ class Run:
         """A packet is back; whether that was the last."""
         assert len(data) == len(self.payload)
         assert self.payload.startswith(data)  # one memcmp, for bytes and views
-        self.received += 1
-        if self.received == self.begin:
+        return self.counted(1)
+
+    def counted(self, packets: int) -> bool:
+        """So many more are back; whether that was all."""
+        self.received += packets
+        if not self.began[1] and self.received >= self.begin:
+            self.begin = self.received
             self.began = time.process_time(), time.perf_counter()
         elif self.received == self.count:
             cpu_s, took_s = time.process_time() - self.began[0], time.perf_counter() - self.began[1]
@@ -132,6 +138,54 @@ async def grpc_aio(run: Run, port: int) -> None:
         call.cancel()
 
 
+async def bare(run: Run, port: int) -> None:
+    """The floor: the same bytes with nothing between them and the event loop.
+
+    What came is searched for payloads, and answered by as many packets made before; flow control is one large window,
+    and everything else goes unread. So only where all packets in flight fit the hub's first window (64 KiB).
+    """
+    import h2.connection
+    import h2.settings
+
+    from agent.tunnel.frames import frame
+    from agent.tunnel.grpc import request_headers
+    from agent.tunnel.packet import encode_packet
+
+    connection = h2.connection.H2Connection()
+    window = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1}
+    connection.local_settings = h2.settings.Settings(client=True, initial_values=window)
+    connection.initiate_connection()
+    connection.increment_flow_control_window(2**31 - 1 - 65535)
+    connection.send_headers(1, request_headers("http", "bench", "bare", [("cluster-name", "bench")]))
+    message = encode_packet(1, 0, run.payload)
+    packet = frame(0, 0, 1, message)
+    assert len(packet) * CONNECTIONS < 2**16
+    mark = run.payload[:16]
+    done = asyncio.Event()
+
+    class Bare(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+            self.rest = b""
+            transport.write(connection.data_to_send() + packet * CONNECTIONS)
+            run.sent = CONNECTIONS
+
+        def data_received(self, data: bytes) -> None:
+            self.rest += data
+            came = self.rest.count(mark)
+            self.rest = self.rest[-15:]  # a mark may be cut
+            if came and run.counted(came):
+                done.set()
+            elif run.sent < run.count:
+                more = min(came, run.count - run.sent)
+                run.sent += more
+                self.transport.write(packet * more)
+
+    transport, _ = await asyncio.get_running_loop().create_connection(Bare, "127.0.0.1", port)
+    await done.wait()
+    transport.abort()
+
+
 async def own_hub() -> None:
     """A hub of ours that sends every packet back; ends with its standard input."""
     from agent.tunnel.server import TunnelServer
@@ -159,6 +213,11 @@ async def own_hub() -> None:
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     listening.close()
     await server.close()
+
+
+def rivals(size: int, hub: str) -> tuple[str, ...]:
+    """Who takes turns at packets of this size with this kind of hub."""
+    return ("compiled", "python", "grpc.aio", *(("bare",) if size * CONNECTIONS < 2**16 and hub == "grpcio" else ()))
 
 
 def environment(twin: str, messages: str) -> dict[str, str]:
@@ -190,11 +249,11 @@ def client(rival: str, port: int, size: int, count: int, messages: str) -> dict[
 
 def run_client(rival: str, port: int, size: int, count: int) -> None:
     run = Run(size, count)
-    if rival != "grpc.aio":
+    if rival in ("compiled", "python"):
         from agent.tunnel.framing import IMPLEMENTATION
 
         assert rival.startswith({"c": "compiled", "python": "python"}[IMPLEMENTATION]), "this twin isn't the one"
-    uvloop.run((grpc_aio if rival == "grpc.aio" else ours)(run, port))
+    uvloop.run({"grpc.aio": grpc_aio, "bare": bare}.get(rival, ours)(run, port))
     assert run.received == run.count
     print(json.dumps(run.result))
 
@@ -207,7 +266,7 @@ def main(rounds: int, scale: float) -> None:
         hubs = {kind: start_hub(kind, messages) for kind in ("grpcio", "compiled", "python")}
         print(f"Python {platform.python_version()}, {os.cpu_count()} cores, median of {rounds} rounds")
         for size, hub, count in cases:
-            found: dict[str, list[dict[str, float]]] = {"compiled": [], "python": [], "grpc.aio": []}
+            found: dict[str, list[dict[str, float]]] = {rival: [] for rival in rivals(size, hub)}
             for _ in range(rounds):
                 for rival, results in found.items():
                     peer = "grpcio" if hub == "grpcio" or rival == "grpc.aio" else rival

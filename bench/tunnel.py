@@ -40,11 +40,14 @@ def packets(size: int, hub: str, count: int) -> Case:
                 found = bench_tunnel.client(rival, ports[kind], size, amount, messages)
                 return {CPU: [found["CPU"]], SPEED: [found["MB/s"]]}
 
-            yield {rival: functools.partial(turn, rival) for rival in ("compiled", "python", "grpc.aio")}
+            yield {rival: functools.partial(turn, rival) for rival in rivals}
 
     amount = f"{size} B" if size < 1024 else f"{size // 1024} KiB"
     who = "a grpcio hub" if hub == "grpcio" else "a hub of its own kind"
+    rivals = bench_tunnel.rivals(size, hub)
     ratios = [("compiled", "grpc.aio"), ("python", "grpc.aio"), ("compiled", "python")]
+    if "bare" in rivals:
+        ratios += [("bare", "grpc.aio"), ("compiled", "bare")]
     title = f"Packets of {amount} sent and received, 64 in flight, {who}"
     return Case(f"tunnel {amount}, {hub} hub", title, open_case, ratios, rounds=(3, 1))
 

@@ -46,10 +46,15 @@ class Trace:
         if len(self.events) == self.stop_at:
             self.reader.stop()
 
-    def feed(self, parts: Iterable[bytes | memoryview]) -> Trace:
+    def feed(self, parts: Iterable[bytes | memoryview], *, room: bytearray | None = None) -> Trace:
+        """room: where the parts are received into, one over the other."""
         try:
             for part in parts:
-                self.reader.feed(part)
+                if room is None:
+                    self.reader.feed(part)
+                else:
+                    room[: len(part)] = part
+                    self.reader.feed_part(memoryview(room), len(part))
         except WireError as error:
             self.events.append((type(error), str(error), error.http2_code))
             self.reader.stop()
@@ -162,6 +167,8 @@ def compare(data: bytes, marks: list[int], **options: Any) -> None:
     events, *_ = cut = Trace(COMPILED, **options).feed(parts).books()
     assert events == expected[0], "compiled, cut"
     assert cut == Trace(PYTHON, **options).feed(parts).books(), "both, cut"
+    for twin in (COMPILED, PYTHON):
+        assert Trace(twin, **options).feed(parts, room=bytearray(len(data))).books() == cut, "received into one place"
 
 
 @pytest.mark.timeout(3600)
@@ -213,6 +220,10 @@ def test_writers_cut_the_same_frames(seed: int) -> None:
             limit, size = pick(100_000) - 5, 1 + pick(20_000)
             taken = [writer.take(limit, size) for writer in writers]
             assert list(map(bytes, taken[0])) == list(map(bytes, taken[1]))
+            limit = pick(40_000) - 5
+            joined = [writer.take_joined(limit, size) for writer in writers]
+            assert type(joined[1]) is bytes
+            assert joined[0] == joined[1]
         assert writers[0].pending == writers[1].pending
 
 

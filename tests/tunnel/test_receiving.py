@@ -71,19 +71,23 @@ def test_a_payload_is_a_view_of_the_chunk_where_it_is_a_quarter_of_it(payload_by
 
 def test_a_chunk_comes_again_only_when_its_last_view_has_gone() -> None:
     pool = ReceivePool()
-    first = pool.take()
-    first.writable()[:4] = b"kept"
-    view = first.commit(4)
-    pool.give_back(first)
-    second = pool.take()
+    buffer = pool.take()
+    first = buffer.chunk
+    assert buffer.room is not None
+    buffer.room[:4] = b"kept"
+    view = buffer.keep(4)
+    pool.give_back(buffer)
+    buffer = pool.take()
+    second = buffer.chunk
     assert second is not first
-    second.writable()[:4] = b"over"
-    pool.give_back(second)
-    assert pool.take() is second
+    assert buffer.room is not None
+    buffer.room[:4] = b"over"
+    pool.give_back(buffer)
+    assert pool.take() is buffer, "of which no view was given"
     assert view == b"kept"
     del view
-    pool.give_back(second)
-    both = {id(pool.take()), id(pool.take())}
+    pool.give_back(buffer)
+    both = {id(pool.take().chunk), id(pool.take().chunk)}
     assert both == {id(first), id(second)}
 
 
@@ -92,10 +96,10 @@ def test_few_chunks_rest_whoever_kept_views_of_them() -> None:
     tracemalloc.start()
     try:
         for _ in range(50):
-            chunk = pool.take()
-            views.append(chunk.commit(40_000))
-            pool.give_back(chunk)
-        del chunk
+            buffer = pool.take()
+            views.append(buffer.keep(40_000))
+            pool.give_back(buffer)
+        del buffer
         assert tracemalloc.get_traced_memory()[0] > 40 * RECEIVE_BYTES
         views.clear()
         assert tracemalloc.get_traced_memory()[0] < 7 * RECEIVE_BYTES

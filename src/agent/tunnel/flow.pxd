@@ -9,12 +9,21 @@ cdef long long _MAX_WINDOW
 
 
 @cython.final
+cdef class ReceiveBuffer:
+    cdef readonly object chunk
+    cdef readonly object room
+
+    cpdef keep(self, Py_ssize_t size_bytes)
+
+
+@cython.final
 cdef class ReceivePool:
-    cdef object _next
+    cdef ReceiveBuffer _next
     cdef object _pool
 
-    cpdef take(self)
-    cpdef give_back(self, chunk)
+    @cython.locals(buffer=ReceiveBuffer)
+    cpdef ReceiveBuffer take(self)
+    cpdef give_back(self, ReceiveBuffer buffer)
 
 
 @cython.final
@@ -32,6 +41,8 @@ cdef class Http2Stream:
     cdef public bint finishing
     cdef public bint gone
     cdef public bint queued
+
+    cpdef wake(self)
 
 
 @cython.final
@@ -56,7 +67,7 @@ cdef class Sender:
     cdef _schedule(self)
 
     @cython.locals(budget="long long", stream=Http2Stream, writer=Writer, room="long long", more="bint",
-                   before="long long", sent="long long", buffers=list)
+                   sent="long long", pieces=list, joined=bytes)
     cpdef _pump(self)
 
 
@@ -68,10 +79,17 @@ cdef class ConnectionFlow:
     cdef readonly long long _window_bytes
     cdef readonly Reader _frames
     cdef public object _transport
-    cdef ReceivePool _chunks
-    cdef object _chunk
+    cdef ReceivePool _buffers
+    cdef ReceiveBuffer _buffer
 
-    @cython.locals(stream=Http2Stream)
+    @cython.locals(buffer=ReceiveBuffer)
+    cpdef get_buffer(self, sizehint)
+
+    @cython.locals(buffer=ReceiveBuffer)
+    cpdef buffer_updated(self, Py_ssize_t nbytes)
+    cpdef window_update(self, unsigned int stream_id, long long increment)
+
+    @cython.locals(stream=Http2Stream, waited="bint")
     cdef _credited(self, unsigned int stream_id, long long increment)
 
     @cython.locals(reader=Messages, frames=Reader)
@@ -87,3 +105,8 @@ cdef class TunnelFlow:
     cdef public object _afterwards
     cdef readonly Queue _scheduler
     cdef public Http2Stream _stream
+
+    @cython.locals(number="long long", kind="long long")
+    cpdef packet(self, conn_id, code, data, error_message)
+    cpdef bint fill(self, Writer writer) except -1
+    cpdef _wake(self)

@@ -8,10 +8,10 @@
 The classes whose names end in Flow are the hot halves of `Http2Connection` and `Tunnel`, which inherit from them.
 Cython compiles this file as it stands, with the types of `flow.pxd` (agent/twins.py).
 
-Receiving: the transport writes into a Chunk of RECEIVE_BYTES. Little is copied out of it, so that it is free again at
-once; of much, payloads go on as read-only views, and the Chunk is written into again only when the last of them has
+Receiving: the transport writes into a Chunk of RECEIVE_BYTES. Of little, payloads are copied, and the Chunk is never
+asked; of much, they go on as read-only views, and the Chunk is written into again only when the last of them has
 gone (`framing_py`, I3, has what may be a view). Chunks are shared by all connections of a thread: one has a Chunk only
-from `get_buffer` to `buffer_updated`.
+from `get_buffer` to `buffer_updated` (longer where TLS waits for the rest of a record: half of what TLS has besides).
 """
 
 from __future__ import annotations
@@ -54,31 +54,49 @@ _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 logger = logging.getLogger("agent.tunnel.flow")
 
 
+class ReceiveBuffer:
+    """A Chunk to receive into. room: all of it, to write into; None once views of what came have been handed out."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk = chunk
+        self.room: memoryview | None = chunk.writable()
+
+    def keep(self, size_bytes: int) -> memoryview:
+        """A read-only view of the first bytes, which don't change as long as it, or a view of it, is alive."""
+        self.room = None
+        return self.chunk.commit(size_bytes)
+
+
 class ReceivePool:
-    """The Chunks that the connections of one thread receive into."""
+    """The buffers that the connections of one thread receive into."""
 
     def __init__(self) -> None:
-        self._next: Chunk | None = None  # the one most likely free: given back last
+        self._next: ReceiveBuffer | None = None  # the one most likely free: given back last
         self._pool = ChunkPool(RECEIVE_BYTES, _SPARE_CHUNKS)
 
-    def take(self) -> Chunk:
-        """An empty Chunk of which no view is left; the caller's until it is given back."""
-        chunk = self._next
-        if chunk is None:
-            return self._pool.take()
+    def take(self) -> ReceiveBuffer:
+        """An empty buffer of which no view is left; the caller's until it is given back."""
+        buffer = self._next
+        if buffer is None:
+            return ReceiveBuffer(self._pool.take())
         self._next = None
-        if not chunk.in_use:
+        if buffer.room is not None:
+            return buffer
+        chunk = buffer.chunk
+        try:
             chunk.clear()
-            return chunk
-        self._pool.give_back(chunk)
-        return self._pool.take()
+        except BufferError:  # a view is left
+            self._pool.give_back(chunk)
+            chunk = self._pool.take()
+        return ReceiveBuffer(chunk)
 
-    def give_back(self, chunk: Chunk) -> None:
+    def give_back(self, buffer: ReceiveBuffer) -> None:
         """The caller receives no more into it; views of it may be alive."""
         if self._next is None:
-            self._next = chunk
+            self._next = buffer
         else:
-            self._pool.give_back(chunk)
+            buffer.room = None
+            self._pool.give_back(buffer.chunk)
 
 
 class _PoolOfThread(threading.local):
@@ -252,9 +270,13 @@ class Sender:
             if room <= 0 or not writer.pending or stream.gone:
                 stream.queued = False  # its credit, or its user, wakes it
                 continue
-            before = writer.pending
-            buffers = writer.take(room, self._frame_bytes)
-            sent = before - writer.pending
+            sent = min(room, writer.pending)
+            pieces: list[bytes | memoryview] | None = None
+            joined = b""
+            if sent <= _JOIN_BYTES:
+                joined = writer.take_joined(sent, self._frame_bytes)
+            else:
+                pieces = writer.take(sent, self._frame_bytes)
             if more or writer.pending:
                 self._round.append(stream)
             else:
@@ -263,10 +285,10 @@ class Sender:
             self.window -= sent
             self.sent_bytes += sent
             budget -= sent
-            if sent <= _JOIN_BYTES:
-                transport.write(b"".join(buffers))
+            if pieces is None:
+                transport.write(joined)
             else:
-                transport.writelines(buffers)
+                transport.writelines(pieces)
             if stream.finishing and not writer.pending:
                 self._finish(stream)
 
@@ -285,8 +307,8 @@ class ConnectionFlow:
         self._window_bytes = window_bytes
         self._frames = frames
         self._transport: asyncio.Transport | None = None
-        self._chunks: ReceivePool = _pools.pool
-        self._chunk: Chunk | None = None  # ours, from `get_buffer` on
+        self._buffers: ReceivePool = _pools.pool
+        self._buffer: ReceiveBuffer | None = None  # ours, from `get_buffer` on
 
     # ------------------------------------------------------------ what its subclass has besides
 
@@ -321,29 +343,31 @@ class ConnectionFlow:
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the transport receives next: asyncio's BufferedProtocol. sizehint: of no consequence."""
-        if self._chunk is None:
-            self._chunk = self._chunks.take()
-        return self._chunk.writable()
+        buffer = self._buffer
+        if buffer is None:
+            buffer = self._buffer = self._buffers.take()
+        assert buffer.room is not None
+        return buffer.room
 
     def buffer_updated(self, nbytes: int) -> None:
         """nbytes were received into the buffer."""
-        chunk = self._chunk
-        assert chunk is not None
-        self._chunk = None
+        buffer = self._buffer
+        assert buffer is not None
+        assert buffer.room is not None
+        self._buffer = None
         self.heard = True
-        view = chunk.commit(nbytes)
         self.sender.corked = True
         try:
             if nbytes <= _COPIED_BYTES:
-                self._frames.feed(bytes(view))
+                self._frames.feed_part(buffer.room, nbytes)
             else:
-                self._frames.feed(view, RECEIVE_BYTES)
+                self._frames.feed(buffer.keep(nbytes), RECEIVE_BYTES)
         except WireError as error:
             self.fail(error)
         except Exception as error:
             logger.exception("a receiver failed; the connection ends")
             self.fail(error)
-        self._chunks.give_back(chunk)
+        self._buffers.give_back(buffer)
         if self.sender.answering:
             self._flush()
         self._return_credit()
@@ -351,9 +375,9 @@ class ConnectionFlow:
 
     def _drop_buffer(self) -> None:
         """Nothing more is received."""
-        chunk, self._chunk = self._chunk, None
-        if chunk is not None:
-            self._chunks.give_back(chunk)
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            self._buffers.give_back(buffer)
 
     def window_update(self, stream_id: int, increment: int) -> None:
         """The peer gave credit. Raises WireError where that breaks a rule (RFC 9113, section 6.9)."""
@@ -375,8 +399,10 @@ class ConnectionFlow:
             rule = f"WINDOW_UPDATE frame overflows the window of stream {stream_id}"
             self.stream_error(stream_id, WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR))
         else:
+            waited = stream.window <= 0
             stream.window += increment
-            self.sender.wake(stream)
+            if waited:
+                self.sender.wake(stream)
 
     def return_credit(self) -> None:
         """Give back what was received, in few and large steps; not that of readers which hold it."""
@@ -455,11 +481,12 @@ class TunnelFlow:
 
     def packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
         self.packets_received += 1
-        if conn_id > 0 and (0 <= code <= 1 or (code == 3 and CLOSE in self.features)):
+        number, kind = conn_id, code  # as C integers
+        if number > 0 and (0 <= kind <= 1 or (kind == 3 and CLOSE in self.features)):
             self.receiver.packet_received(conn_id, code, data, error_message)
-            if code == 1:
-                self._scheduler.drop(conn_id)  # whoever it was for
-        elif conn_id <= 0 and 0 <= code <= 2:
+            if kind == 1:
+                self._scheduler.drop(number)  # whoever it was for
+        elif number <= 0 and 0 <= kind <= 2:
             self._tunnel_packet(conn_id, code, data, error_message)
         else:
             self._ignore(conn_id, code)

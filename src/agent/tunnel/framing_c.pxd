@@ -66,6 +66,7 @@ cdef class FrameReader:
     cdef unsigned char stash[9]
 
     cpdef feed(self, data, Py_ssize_t kept_bytes=*)
+    cpdef feed_part(self, buffer, Py_ssize_t size)
     cdef int take(self, Received* received, Py_ssize_t end) except -1
     cdef int begin(self, const unsigned char* header) except -1
     cdef int begin_data(self, Py_ssize_t length) except -1
@@ -73,6 +74,7 @@ cdef class FrameReader:
     cdef int data_done(self, MessageReader reader) except -1
     cdef int fail_stream(self, MessageReader reader, object error) except -1
     cdef int control_done(self) except -1
+    cdef int credited(self, const unsigned char* whole) except -1
 
 
 cdef class FrameWriter:
@@ -85,3 +87,6 @@ cdef class FrameWriter:
     cpdef append(self, piece)
     cpdef append_packet(self, bytes field, list pieces, Py_ssize_t size)
     cpdef list take(self, Py_ssize_t limit, Py_ssize_t max_frame_size)
+    cpdef bytes take_joined(self, Py_ssize_t limit, Py_ssize_t max_frame_size)
+    cdef int frame_head(self, unsigned char* header, Py_ssize_t size) noexcept
+    cdef int spent(self) except -1

@@ -11,6 +11,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
+from cpython.pyport cimport PY_SSIZE_T_MAX
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.string cimport memcmp, memcpy
 
@@ -47,6 +48,12 @@ cdef int SPENT_PIECES = 64                  # that may stand in front of a write
 
 cdef inline const unsigned char* octets(bytes buffer) noexcept:
     return <const unsigned char*>PyBytes_AS_STRING(buffer)
+
+
+cdef inline unsigned int big_endian(const unsigned char* source) noexcept:
+    """The lower 31 bits of four bytes."""
+    return (<unsigned int>(source[0] & 0x7F) << 24 | <unsigned int>source[1] << 16 | <unsigned int>source[2] << 8
+            | <unsigned int>source[3])
 
 
 # ---------------------------------------------------------------- packets
@@ -267,6 +274,19 @@ cdef class FrameReader:
         finally:
             PyBuffer_Release(&view)
 
+    cpdef feed_part(self, buffer, Py_ssize_t size):
+        """Take buffer[:size], the next bytes received, of which nothing is kept: they may change after the call."""
+        cdef Py_buffer view
+        cdef Received received
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+        try:
+            if not 0 <= size <= view.len:
+                raise ValueError(f"the buffer has {view.len} bytes, not {size}")
+            received = Received(<PyObject*>buffer, <const unsigned char*>view.buf, PY_SSIZE_T_MAX)  # I3: no views
+            self.take(&received, size)
+        finally:
+            PyBuffer_Release(&view)
+
     cdef int take(self, Received* received, Py_ssize_t end) except -1:
         cdef const unsigned char* source = received.octets
         cdef Py_ssize_t position = 0, take
@@ -289,6 +309,12 @@ cdef class FrameReader:
                     self.control_done()
                 continue
             if not self.stash_size and end - position >= 9:
+                if (end - position >= 13 and source[position + 3] == WINDOW_UPDATE and self.settings_seen
+                        and not self.block_stream and not source[position] and not source[position + 1]
+                        and source[position + 2] == 4):  # the most frequent frame besides DATA: not collected first
+                    position += 13
+                    self.credited(source + position - 13)
+                    continue
                 position += 9
                 self.begin(source + position - 9)
             else:
@@ -312,8 +338,7 @@ cdef class FrameReader:
         """Check a frame's header, and choose where its payload goes."""
         cdef Py_ssize_t length = <Py_ssize_t>header[0] << 16 | <Py_ssize_t>header[1] << 8 | <Py_ssize_t>header[2]
         cdef int kind = header[3], flags = header[4]
-        cdef unsigned int stream_id = (<unsigned int>(header[5] & 0x7F) << 24 | <unsigned int>header[6] << 16
-                                       | <unsigned int>header[7] << 8 | <unsigned int>header[8])
+        cdef unsigned int stream_id = big_endian(header + 5)
         if not self.settings_seen:
             if kind != SETTINGS or flags & ACK:
                 raise frames.no_settings(kind)
@@ -420,37 +445,36 @@ cdef class FrameReader:
         """The control frame in hand is whole."""
         cdef bytes whole = self.control
         cdef const unsigned char* source = octets(whole)
-        cdef unsigned int increment
         self.control = None
         if source[3] != WINDOW_UPDATE:
             self.handler.control_frame(source[3], self.flags, self.stream_id, whole)
             return 0
         if PyBytes_GET_SIZE(whole) != 13:
             raise frames.window_update_size(PyBytes_GET_SIZE(whole) - 9)
-        increment = (<unsigned int>(source[9] & 0x7F) << 24 | <unsigned int>source[10] << 16
-                     | <unsigned int>source[11] << 8 | <unsigned int>source[12])
-        self.handler.window_update(self.stream_id, increment)
+        return self.credited(source)
+
+    cdef int credited(self, const unsigned char* whole) except -1:
+        """A WINDOW_UPDATE frame of 13 bytes."""
+        cdef unsigned int stream_id = big_endian(whole + 5), increment = big_endian(whole + 9)
+        self.handler.window_update(stream_id, increment)
         return 0
 
 
 # ---------------------------------------------------------------- frames, out
 
-cdef int copy_piece(object piece, char* target, Py_ssize_t room) except -1:
-    """All of the piece to `target`; how many bytes that was is at most `room`, or ValueError."""
+cdef Py_ssize_t copy_part(object piece, Py_ssize_t start, char* target, Py_ssize_t room) except -1:
+    """As much of piece[start:] to `target` as there is room for; how many bytes that was."""
     cdef Py_buffer view
+    cdef Py_ssize_t size
     if PyBytes_CheckExact(piece):
-        if PyBytes_GET_SIZE(piece) > room:
-            raise ValueError("the pieces are larger than their size")
-        memcpy(target, PyBytes_AS_STRING(piece), PyBytes_GET_SIZE(piece))
-        return 0
+        size = min(PyBytes_GET_SIZE(piece) - start, room)
+        memcpy(target, PyBytes_AS_STRING(piece) + start, size)
+        return size
     PyObject_GetBuffer(piece, &view, PyBUF_SIMPLE)
-    try:
-        if view.len > room:
-            raise ValueError("the pieces are larger than their size")
-        memcpy(target, view.buf, view.len)
-    finally:
-        PyBuffer_Release(&view)
-    return 0
+    size = min(view.len - start, room)
+    memcpy(target, <char*>view.buf + start, size)
+    PyBuffer_Release(&view)
+    return size
 
 
 cdef bytes joined(const char* head, Py_ssize_t head_size, list pieces, Py_ssize_t size):
@@ -460,8 +484,9 @@ cdef bytes joined(const char* head, Py_ssize_t head_size, list pieces, Py_ssize_
     cdef Py_ssize_t position = head_size, length
     memcpy(target, head, head_size)
     for piece in pieces:
-        length = len(piece)
-        copy_piece(piece, target + position, head_size + size - position)
+        length = copy_part(piece, 0, target + position, head_size + size - position)
+        if length < len(piece):
+            raise ValueError("the pieces are larger than their size")
         position += length
     if position != head_size + size:
         raise ValueError("the pieces are smaller than their size")
@@ -523,18 +548,11 @@ cdef class FrameWriter:
         cdef list pieces = self.pieces
         cdef Py_ssize_t size, length
         cdef unsigned char header[9]
-        header[3] = header[4] = 0  # DATA, no flags
-        header[5] = <unsigned char>(self.stream_id >> 24)
-        header[6] = <unsigned char>(self.stream_id >> 16 & 0xFF)
-        header[7] = <unsigned char>(self.stream_id >> 8 & 0xFF)
-        header[8] = <unsigned char>(self.stream_id & 0xFF)
         while limit > 0 and self.pending:
             size = min(min(limit, self.pending), max_frame_size)
             limit -= size
             self.pending -= size
-            header[0] = <unsigned char>(size >> 16)
-            header[1] = <unsigned char>(size >> 8 & 0xFF)
-            header[2] = <unsigned char>(size & 0xFF)
+            self.frame_head(header, size)
             out.append(PyBytes_FromStringAndSize(<char*>header, 9))
             while size:
                 piece = pieces[self.first]
@@ -549,13 +567,66 @@ cdef class FrameWriter:
                     out.append(framing_view(piece, self.gone, self.gone + size))
                     self.gone += size
                     size = 0
-        if self.first == len(pieces):
-            pieces.clear()
-            self.first = 0
-        elif self.first > SPENT_PIECES and self.first * 2 > len(pieces):
-            del pieces[:self.first]
-            self.first = 0
+        self.spent()
         return out
+
+    cpdef bytes take_joined(self, Py_ssize_t limit, Py_ssize_t max_frame_size):
+        """The same, copied into one."""
+        cdef list pieces = self.pieces
+        cdef Py_ssize_t left = max(min(limit, self.pending), 0), frames_number, size, take, part
+        cdef const unsigned char* source
+        cdef unsigned char* target
+        cdef bytes out
+        cdef Py_buffer view
+        if max_frame_size < 1:
+            raise ValueError("a frame holds at least 1 byte")
+        frames_number = left // max_frame_size + (left % max_frame_size > 0)
+        out = PyBytes_FromStringAndSize(NULL, left + 9 * frames_number)
+        target = <unsigned char*>PyBytes_AS_STRING(out)
+        while left:
+            size = min(left, max_frame_size)
+            left -= size
+            self.pending -= size
+            self.frame_head(target, size)
+            target += 9
+            while size:
+                piece = pieces[self.first]
+                part = copy_part(piece, self.gone, <char*>target, size)
+                target += part
+                size -= part
+                if part + self.gone == len(piece):
+                    pieces[self.first] = None
+                    self.first += 1
+                    self.gone = 0
+                else:
+                    self.gone += part
+        self.spent()
+        return out
+
+    cdef int frame_head(self, unsigned char* header, Py_ssize_t size) noexcept:
+        """A DATA frame's header, without flags."""
+        header[0] = <unsigned char>(size >> 16)
+        header[1] = <unsigned char>(size >> 8 & 0xFF)
+        header[2] = <unsigned char>(size & 0xFF)
+        header[3] = header[4] = 0
+        header[5] = <unsigned char>(self.stream_id >> 24)
+        header[6] = <unsigned char>(self.stream_id >> 16 & 0xFF)
+        header[7] = <unsigned char>(self.stream_id >> 8 & 0xFF)
+        header[8] = <unsigned char>(self.stream_id & 0xFF)
+        return 0
+
+    cdef int spent(self) except -1:
+        """Drop the places of pieces that have gone out."""
+        if self.first == len(self.pieces):
+            if self.first == 1:
+                self.pieces.pop()  # keeps the list's memory for the next message
+            else:
+                self.pieces.clear()
+            self.first = 0
+        elif self.first > SPENT_PIECES and self.first * 2 > len(self.pieces):
+            del self.pieces[:self.first]
+            self.first = 0
+        return 0
 
     def clear(self):
         """Forget what waits: the stream is gone."""

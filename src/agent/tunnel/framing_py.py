@@ -242,6 +242,13 @@ class FrameReader:
         if touched is not None:
             touched.settle()
 
+    def feed_part(self, buffer: memoryview, size: int) -> None:
+        """Take buffer[:size], the next bytes received, of which nothing is kept: they may change after the call.
+
+        Raises WireError as `feed` does.
+        """
+        self.feed(bytes(buffer[:size]))
+
     def stop(self) -> None:
         """Look at no further byte, whatever is fed (I6), and forget unfinished frames and messages."""
         self.stopped = True
@@ -416,6 +423,10 @@ class FrameWriter:
                     pieces[0] = view[size:]
                     size = 0
         return out
+
+    def take_joined(self, limit: int, max_frame_size: int) -> bytes:
+        """The same, copied into one."""
+        return b"".join(self.take(limit, max_frame_size))
 
     def clear(self) -> None:
         """Forget what waits: the stream is gone."""
