@@ -223,4 +223,4 @@ async def test_a_message_over_the_limit_ends_only_its_connection(linked: Any, li
         assert "the limit is 65536" in agent.packets[0][3]
         await hub.until(lambda: hub.packets)
         assert hub.packets[0][:2] == (4, ERROR)
-        assert sum("the limit is 65536" in record.message for record in caplog.records) == 1
+        assert sum("the limit is 65536" in getattr(record, "reason", "") for record in caplog.records) == 1
