@@ -574,10 +574,8 @@ cdef class FrameWriter:
         """The same, copied into one."""
         cdef list pieces = self.pieces
         cdef Py_ssize_t left = max(min(limit, self.pending), 0), frames_number, size, take, part
-        cdef const unsigned char* source
         cdef unsigned char* target
         cdef bytes out
-        cdef Py_buffer view
         if max_frame_size < 1:
             raise ValueError("a frame holds at least 1 byte")
         frames_number = left // max_frame_size + (left % max_frame_size > 0)
