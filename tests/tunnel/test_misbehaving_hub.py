@@ -215,12 +215,12 @@ async def test_a_hub_that_freezes_is_noticed_by_its_probe(raw_hub: Any, tunnels:
 
 async def test_a_late_answer_is_waited_for_while_packets_come(raw_hub: Any, tunnels: Any) -> None:
     async with raw_hub() as (port, accepted), tunnels() as ends:
-        ends.start(ends.client(port, probe_interval_s=0.02, probe_timeout_s=0.2))
+        ends.start(ends.client(port, probe_interval_s=0.02, probe_timeout_s=0.5))
         hub = await accepted()
         await hub.greet()
         await ends.until(lambda: ends.ready)
         agent = ends.agent_sessions[0]
-        for number in range(10):  # half a second of bulk in front of the answer
+        for number in range(20):  # a second of bulk in front of the answer
             hub.send(0, 0, 1, Packet(1, 0, b"bulk").encode())
             await agent.until(lambda number=number: len(agent.packets) > number)
             await asyncio.sleep(0.05)
