@@ -17,6 +17,7 @@ from whole_peers import until
 from whole_rig import Rig
 
 from agent import Agent, AgentConfig, AgentError, ConfigError, RequestHead, Target
+from agent.proxy.apps import Apps
 
 BIG_BYTES = 1_000_000
 
@@ -200,6 +201,49 @@ async def test_an_app_that_does_not_start_ends_the_agent(rig: Rig) -> None:
         agent = Agent(AgentConfig(**whole.agent_config, app=Lifespan()))
         with pytest.raises(AgentError, match="did not start"):
             await agent.run()
+
+
+@pytest.mark.parametrize(("hub_kind", "mode"), [("ours", "memory")], indirect=True)
+async def test_an_app_that_does_not_come_up_keeps_no_agent_from_stopping(rig: Rig) -> None:
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    async def app(scope, receive, send):  # type: ignore[no-untyped-def]
+        started.set()
+        await go_on.wait()
+
+    async with rig.hub() as whole:
+        running = asyncio.ensure_future(Agent(AgentConfig(**whole.agent_config, app=app)).run())
+        await started.wait()
+        running.cancel()
+        await asyncio.wait([running], timeout=5)
+        assert running.cancelled()
+    go_on.set()
+
+
+async def test_a_second_cancellation_cuts_every_app_short() -> None:
+    ended: list[str] = []
+
+    def slow(name: str):  # type: ignore[no-untyped-def]
+        async def app(scope, receive, send):  # type: ignore[no-untyped-def]
+            assert scope["type"] == "lifespan"
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            ended.append(name)
+            await go_on.wait()
+
+        return app
+
+    go_on = asyncio.Event()
+    apps = Apps()
+    for name in ("one", "two"):
+        await apps.start(slow(name))
+    closing = asyncio.ensure_future(apps.close())
+    await until(lambda: sorted(ended) == ["one", "two"])  # side by side: neither waits for the other
+    closing.cancel()
+    await asyncio.wait([closing], timeout=5)
+    assert closing.cancelled()
+    go_on.set()
 
 
 def test_an_app_that_cannot_be_imported_is_an_error_of_configuration() -> None:

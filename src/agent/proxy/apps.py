@@ -55,8 +55,11 @@ class _App:
             if listener.done():
                 logger.exception("the application's shutdown failed")
             else:
-                listener.set_exception(error)
-                listener.exception()  # whoever waits for it raises it; nobody may
+                _fail(listener, error)
+        except asyncio.CancelledError:
+            if not listener.done():
+                _fail(listener, RuntimeError("its startup was given up: the agent stops"))
+            raise
 
     async def connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         """A connection to the app, for `Target.connect`. Raises TargetError (502)."""
@@ -75,13 +78,23 @@ class _App:
             shut_down_connections(self._listener.result())
 
     async def close(self) -> None:
-        """Let requests in flight finish, then the lifespan's shutdown. Cancelled: both are cut short."""
+        """Let requests in flight finish, then the lifespan's shutdown. A startup that goes on is given up, and who
+        waits for it gets an error. Cancelled: all is cut short.
+        """
         self._stop.set()
-        if self._serving is not None:
-            try:
-                await self._serving
-            finally:
-                self._serving.cancel()
+        if self._serving is None or self._listener is None:
+            return
+        if not self._listener.done():
+            self._serving.cancel()
+        try:
+            await asyncio.wait([self._serving])
+        finally:
+            self._serving.cancel()
+
+
+def _fail(listener: asyncio.Future[Any], error: Exception) -> None:
+    listener.set_exception(error)
+    listener.exception()  # whoever waits for it raises it; nobody may
 
 
 class Apps:
@@ -126,8 +139,7 @@ class Apps:
     async def close(self) -> None:
         """End every app: requests in flight finish first. Cancelled: they are cut short."""
         apps, self._apps = list(self._apps.values()), {}
-        for _, app in apps:
-            await app.close()
+        await asyncio.gather(*(app.close() for _, app in apps))
 
     def _reachable(self, target: Target, request: RequestHead) -> Target:
         if not isinstance(target, Target) or target.app is None or target.connect is not None:
