@@ -196,7 +196,7 @@ async def test_any_id_of_0_or_less_is_answered_and_never_handed_on(tunnels: Any,
 
 
 async def test_an_agent_that_answers_no_ping_is_given_up(tunnels: Any, raw_agent: Any) -> None:
-    async with tunnels(keepalive_interval_s=0.02, keepalive_timeout_s=0.05) as ends, raw_agent(ends.port) as agent:
+    async with tunnels(keepalive_interval_s=0.02, keepalive_timeout_s=0.5) as ends, raw_agent(ends.port) as agent:
         hello(agent)
         agent.headers(*CALL)
         for _ in range(3):
@@ -204,6 +204,31 @@ async def test_an_agent_that_answers_no_ping_is_given_up(tunnels: Any, raw_agent
         hub = ends.hub_sessions[0]
         await hub.until(lambda: hub.lost)
         assert "did not answer a PING" in str(hub.lost[0])
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_peer_that_opens_no_tunnel_is_sent_away(tunnels: Any, raw_agent: Any, refused: bool) -> None:
+    """Anybody may connect, and answer PINGs for ever: only by a call does an agent say who it is."""
+    async with tunnels(keepalive_interval_s=0.02, keepalive_timeout_s=5) as ends, raw_agent(ends.port) as agent:
+        hello(agent)
+        if refused:
+            agent.headers(*but(path="/elsewhere"))
+            await agent.seen(1)
+        async with asyncio.timeout(10):
+            while (frame := await agent.frame())[0] != 7:  # GOAWAY
+                if frame[0] == 6:
+                    agent.send(6, 1, 0, frame[3])
+            assert frame[3][4:8] == bytes(4)  # NO_ERROR
+            assert await agent.reader.read() == b""
+
+
+async def test_an_agent_with_a_tunnel_is_kept_while_nothing_happens_on_it(tunnels: Any, raw_agent: Any) -> None:
+    async with tunnels(keepalive_interval_s=0.02, keepalive_timeout_s=5) as ends, raw_agent(ends.port) as agent:
+        hello(agent)
+        agent.headers(*CALL)
+        for _ in range(5):
+            agent.send(6, 1, 0, (await agent.seen(6))[3])
+        assert not ends.hub_sessions[0].lost
 
 
 async def test_held_credit_stops_the_agent_within_its_window(tunnels: Any, raw_agent: Any) -> None:

@@ -32,7 +32,8 @@ class TunnelServer:
     open_tunnel: called for each call before anything of it is handed on. window_bytes: receive window of each stream
     and connection, 65,535 to 2^31-1. message_bytes: the longest message that is taken. keepalive_interval_s,
     keepalive_timeout_s: an HTTP/2 PING goes to a connection this often, and its answer is due within that time, so that
-    an agent that vanished without a word is noticed. features: the extensions that are used with agents that offer
+    an agent that vanished without a word is noticed. One that has had no call for the whole of an interval is closed:
+    only with a call does a peer say who it is. features: the extensions that are used with agents that offer
     them. windows: the budget of all connections' windows.
     """
 
@@ -104,6 +105,7 @@ class _Peer:
     def __init__(self, server: TunnelServer) -> None:
         self._server = server
         self._calls: set[_Call] = set()
+        self._called = True  # there was a call, or the time for one, since the last PING
         self._timer: asyncio.TimerHandle | None = None
 
     def connected(self, connection: Http2Connection) -> None:
@@ -114,6 +116,7 @@ class _Peer:
         call = _Call(self._server)
         stream.user = call.tunnel
         self._calls.add(call)
+        self._called = True
         call.ended.append(lambda: self._calls.discard(call))
         call.begin(stream, headers, ended)
 
@@ -140,6 +143,11 @@ class _Peer:
         loop = asyncio.get_running_loop()
 
         def ask() -> None:
+            called, self._called = self._called, bool(self._calls)
+            if not called and not self._calls:
+                self._timer = None
+                self.connection.close()
+                return
             self._timer = loop.call_later(self._server.keepalive_timeout_s, dead)
             self.connection.ping(answered)
 
