@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agent import Agent
-    from .config import AgentConfig, ConfigErrors, HubConfig, MemoryCommConfig
-    from .errors import AgentError, ConfigError, HubError, Refused, TargetError, WireError
+    from .config import AgentConfig, ConfigErrors, HubConfig, LimitsConfig, MemoryCommConfig, TargetLimitsConfig
+    from .errors import AgentError, ConfigError, HubError, ListenError, Refused, TargetError, WireError
+    from .hub.hub import Hub
     from .messages import RequestHead, Target
     from .policy.identity import RequestProcessor
     from .policy.router import Router
@@ -22,8 +23,11 @@ __all__ = [
     "CertificateProvider",
     "ConfigError",
     "ConfigErrors",
+    "Hub",
     "HubConfig",
     "HubError",
+    "LimitsConfig",
+    "ListenError",
     "MemoryCommConfig",
     "Refused",
     "RequestHead",
@@ -31,6 +35,7 @@ __all__ = [
     "Router",
     "Target",
     "TargetError",
+    "TargetLimitsConfig",
     "WireError",
     "__version__",
 ]
@@ -42,8 +47,11 @@ _HOMES = {
     "CertificateProvider": "policy.trust",
     "ConfigError": "errors",
     "ConfigErrors": "config",
+    "Hub": "hub.hub",
     "HubConfig": "config",
     "HubError": "errors",
+    "LimitsConfig": "config",
+    "ListenError": "errors",
     "MemoryCommConfig": "config",
     "Refused": "errors",
     "RequestHead": "messages",
@@ -51,6 +59,7 @@ _HOMES = {
     "Router": "policy.router",
     "Target": "messages",
     "TargetError": "errors",
+    "TargetLimitsConfig": "config",
     "WireError": "errors",
 }
 
