@@ -6,10 +6,11 @@ import logging
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 
 import pytest
 
-from agent.telemetry.logs import KeyValueFormatter
+from agent.telemetry.logs import KeyValueFormatter, configure
 
 
 def line(message: str, *arguments: object, level: int = logging.INFO, **extra: object) -> str:
@@ -49,6 +50,29 @@ def test_no_value_forges_a_line_or_a_field(value: object) -> None:
     assert found.isascii()
     fields = shlex.split(found)
     assert [field.partition("=")[0] for field in fields] == ["time", "level", "logger", "msg", "peer"]
+
+
+@pytest.fixture
+def loggers() -> Iterator[None]:
+    """Puts back what `configure` changes for the whole process."""
+    root, others = logging.getLogger(), [logging.getLogger(name) for name in ("asyncio", "hpack", "httpx2")]
+    before = root.level, list(root.handlers), [each.level for each in others]
+    yield
+    root.setLevel(before[0])
+    root.handlers[:] = before[1]
+    for each, level in zip(others, before[2], strict=True):
+        each.setLevel(level)
+
+
+def test_libraries_say_what_is_worth_it_and_no_headers(loggers: None) -> None:
+    levels = {
+        "debug": {"agent": 10, "hpack": 20, "asyncio": 20, "httpx2": 10},
+        "info": {"agent": 20, "hpack": 20, "asyncio": 20, "httpx2": 30},
+        "error": {"agent": 40, "hpack": 40, "asyncio": 40, "httpx2": 40},
+    }
+    for level, expected in [*levels.items(), ("debug", levels["debug"])]:  # SIGHUP may change it, and back
+        configure(level)
+        assert {name: logging.getLogger(name).getEffectiveLevel() for name in expected} == expected, level
 
 
 def test_a_traceback_follows_indented() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -82,12 +83,13 @@ class Served:
             self.closed.append(end.code)
 
 
-async def test_an_app_is_served_behind_a_hub(rig: Rig) -> None:
+async def test_an_app_is_served_behind_a_hub(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     served = Served()
+    caplog.set_level(logging.INFO)
     async with rig.hub() as whole, aiohttp.ClientSession() as client:
         await whole.start_agent(app=served.app)
         assert served.events == ["startup"]
-        async with client.get(f"{whole.url}/hello/world") as answer:
+        async with client.get(f"{whole.url}/hello/world?token=of-a-user") as answer:
             assert await answer.text() == "hello world at 127.0.0.1"
         async with client.post(f"{whole.url}/length", data=b"y" * BIG_BYTES) as answer:
             assert await answer.text() == str(BIG_BYTES)
@@ -99,6 +101,9 @@ async def test_an_app_is_served_behind_a_hub(rig: Rig) -> None:
             await socket.send_str("one")
             assert await socket.receive_str() == "echo one"
         await whole.agent.stop()
+    ours = [each for each in caplog.records if not each.name.startswith("aiohttp")]  # the test's own client
+    assert "uvicorn.error" in {each.name for each in ours}  # what goes wrong in the app is heard of
+    assert not [each for each in ours if "of-a-user" in each.getMessage()]
     assert served.events == ["startup", "shutdown"]
 
 

@@ -48,7 +48,7 @@ class _App:
         from fastpipe.asgi import serve
 
         try:
-            async with serve(self._app) as serving:
+            async with serve(self._app, access_log=False) as serving:  # its lines have query strings: tokens, too
                 listener.set_result(serving)
                 await self._stop.wait()
         except Exception as error:

@@ -54,3 +54,7 @@ def configure(level: str) -> None:
     # asyncio's DEBUG names its selector and nothing else; hpack's has every header in it, tokens too.
     for name in ("asyncio", "hpack"):
         logging.getLogger(name).setLevel(max(logging.INFO, logging.getLogger().level))
+    # A line for each token review, of which there may be hundreds a second.
+    logging.getLogger("httpx2").setLevel(
+        logging.NOTSET if level == "debug" else max(logging.WARNING, logging.getLogger().level)
+    )
