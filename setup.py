@@ -25,7 +25,7 @@ EXTENSIONS = {
 }
 # Each is one source under one name, imported plain or compiled (agent/twins.py); the .pxd beside it has its types.
 COMPILED = {
-    "agent.proxy": ("chunked", "clock", "decide", "heads", "intake", "relay", "rewrite", "server", "upstream"),
+    "agent.proxy": ("chunked", "clock", "decide", "heads", "intake", "plain", "relay", "rewrite", "server", "upstream"),
     "agent.connections": ("connection", "inbound", "manager"),
     "agent.tunnel": ("flow", "scheduler"),
 }

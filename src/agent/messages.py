@@ -44,15 +44,17 @@ _URL = re.compile(r"(https?://[^/?#\s]+)((?:[/?][!\"$-~]*)?)", re.ASCII)
 
 
 @functools.lru_cache(maxsize=4096)
-def _origin(text: str) -> tuple[str, str, int]:
-    """(scheme, host, port) of an origin. Raises ValueError."""
+def _origin(text: str) -> tuple[str, str, int, bytes]:
+    """(scheme, host, port, authority) of an origin. Raises ValueError."""
     parts = urlsplit(text)
     if not text.isascii() or not text.isprintable() or not parts.hostname:
         raise ValueError(f"a Target's url must be an absolute http or https URL in visible ASCII, not {text!r}")
     if "@" in parts.netloc:
         raise ValueError("a Target's url can't hold user information")
     default_port = 443 if parts.scheme == "https" else 80
-    return parts.scheme, parts.hostname, default_port if parts.port is None else parts.port
+    port = default_port if parts.port is None else parts.port
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return parts.scheme, parts.hostname, port, (name if port == default_port else f"{name}:{port}").encode()
 
 
 @dataclasses.dataclass(slots=True)
@@ -67,8 +69,8 @@ class Target:
     for none; set from the processed head, and part of what connections are pooled by (wire.md, safety rule 5).
     answers_expect: the proxy answers `Expect: 100-continue` itself at once, and the target never sees it.
 
-    scheme, host, port, path: what url says, path with the query. Raises ValueError where neither url nor app is given,
-    or url isn't as said.
+    scheme, host, port, path: what url says, path with the query. origin: url without the path. authority: its `Host`,
+    without a port that is the scheme's own. Raises ValueError where neither url nor app is given, or url isn't as said.
     """
 
     url: str = ""
@@ -81,6 +83,8 @@ class Target:
     host: str = dataclasses.field(init=False, default="")
     port: int = dataclasses.field(init=False, default=0)
     path: bytes = dataclasses.field(init=False, default=b"")
+    origin: str = dataclasses.field(init=False, default="", repr=False, compare=False)
+    authority: bytes = dataclasses.field(init=False, default=b"", repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.url:
@@ -91,6 +95,32 @@ class Target:
         if match is None:
             raise ValueError(f"a Target's url must be an absolute http or https URL in visible ASCII, not {self.url!r}")
         origin, path = match.groups()
-        self.scheme, self.host, self.port = _origin(origin)
+        self.origin = origin
+        self.scheme, self.host, self.port, self.authority = _origin(origin)
         # As it stands, not put together from its parts: an empty query's "?" is part of the path and query too.
         self.path = (path if path[:1] == "/" else "/" + path).encode("ascii")
+
+    def with_path(self, path: bytes) -> Target:
+        """The same with another path and query.
+
+        path: begins with "/" and is visible ASCII without "#", as a checked request target is: not checked again.
+        """
+        made = self._copy()
+        made.url = self.origin + path.decode("ascii")
+        made.path = path
+        return made
+
+    def with_identity(self, client_identity: str) -> Target:
+        """The same with another client identity."""
+        made = self._copy()
+        made.client_identity = client_identity
+        return made
+
+    def _copy(self) -> Target:
+        made = object.__new__(Target)
+        made.url, made.app, made.connect = self.url, self.app, self.connect
+        made.preserve_host, made.client_identity = self.preserve_host, self.client_identity
+        made.answers_expect = self.answers_expect
+        made.scheme, made.host, made.port, made.path = self.scheme, self.host, self.port, self.path
+        made.origin, made.authority = self.origin, self.authority
+        return made

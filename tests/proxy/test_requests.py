@@ -79,6 +79,7 @@ REFUSED = [
     (b"GET / HTTP/1.1\nHost: a\n\n", 400),
     (b"GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n", 400),
     (b"GET / HTTP/1.1\r\nHost: a\r\nX: y\n\n", 400),
+    (b"GET / HTTP/1.1\r\nHost: a:99999\r\n\r\n", 400),
     (b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", 405),
     (b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
     (b"FOOBAR / HTTP/1.1\r\nHost: a\r\n\r\n", 501),

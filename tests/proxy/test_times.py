@@ -168,6 +168,29 @@ async def test_unused_target_connections_end(house, origin, eventually):
         await eventually(lambda: h.upstreams.open_connections == 0)
 
 
+async def test_a_generation_that_fails_stops_no_sweep(house, origin, eventually, caplog):
+    """It is a CertificateProvider's of one's own: connections end in their time all the same, and one line says so."""
+    fails = False
+
+    def generation():
+        if fails:
+            raise OSError("no roots")
+        return 1
+
+    async with origin() as o, house(o.url, limits={"upstream_idle_s": 0.1}, generation=generation) as h:
+        client = await h.open()
+        for _ in range(2):
+            fails = False
+            caplog.clear()
+            assert (await client.get()).status == 200
+            fails = True
+            await eventually(lambda: h.upstreams.open_connections == 0)
+            said = [record for record in caplog.records if "generation" in record.message]
+            assert [(record.levelname, record.stage) for record in said] == [("ERROR", "idle")]
+        answer = await client.get()
+        assert (answer.status, b"no roots" in answer.body) == (503, False)
+
+
 async def test_expect_is_passed_on_and_its_100_once(house, origin):
     seen = []
 

@@ -54,5 +54,22 @@ class Anonymous:
 
     def process(self, request: RequestHead, target: Target) -> RequestHead:
         """`request` without its identity headers; the same object where there is none."""
-        headers = [header for header in request.headers if not is_identity_header(header[0])]
-        return request if len(headers) == len(request.headers) else dataclasses.replace(request, headers=headers)
+        for header in request.headers:
+            if header[0] not in _HARMLESS and not _is_harmless(header[0]):
+                headers = [header for header in request.headers if not is_identity_header(header[0])]
+                return dataclasses.replace(request, headers=headers)
+        return request
+
+
+_HARMLESS: set[bytes] = set()  # names that were seen to claim nothing, as they were spelled: the same few come again
+_HARMLESS_NAMES, _HARMLESS_BYTES = 512, 64
+
+
+def _is_harmless(name: bytes) -> bool:
+    if is_identity_header(name):
+        return False
+    if len(name) <= _HARMLESS_BYTES:
+        if len(_HARMLESS) >= _HARMLESS_NAMES:
+            _HARMLESS.clear()
+        _HARMLESS.add(name)
+    return True

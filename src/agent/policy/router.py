@@ -23,7 +23,7 @@ from ..syntax import check_label, check_route, has_dot_segments, is_label
 __all__ = ["API_SERVER", "AppRouter", "KubernetesRouter", "Router", "StaticRouter"]
 
 # Everything but visible ASCII, and "#": RFC 9112 section 3.2.1 has no fragment in a request target.
-_UNFIT = re.compile(rb"[^!-~]|#")
+_UNFIT = re.compile(rb"[^!-\"$-~]")
 
 API_SERVER = "https://kubernetes.default.svc"
 _API_NAMESPACES = b"/api/v1/namespaces/"
@@ -64,11 +64,12 @@ class _ClusterPaths:
         if has_dot_segments(path):
             raise Refused(400, "the path must have no '.' or '..' segment")
         prefix = self._prefix
-        if prefix and not (path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in (b"", b"/")):
+        rest = path[len(prefix) :]
+        if not path.startswith(prefix) or (rest and not rest.startswith(b"/")):
             if not is_label(path[1:].partition(b"/")[0]):
                 raise Refused(400, "the path must start with a cluster's name, which is one RFC 1123 label")
             raise Refused(421, "this connection leads to another cluster")
-        return path[len(prefix) :] or b"/", mark + query
+        return rest or b"/", mark + query
 
 
 class StaticRouter:
@@ -85,7 +86,7 @@ class StaticRouter:
         is wrong).
         """
         self._paths = _ClusterPaths(cluster)
-        found: dict[bytes, tuple[str, str]] = {}  # by prefix: the URL before a rest, and the URL alone
+        found: dict[bytes, tuple[Target, bytes]] = {}  # by prefix: the URL, and its path before a rest
         for given_prefix, given_url in routes:
             try:
                 route = check_route(given_prefix, given_url)
@@ -94,9 +95,10 @@ class StaticRouter:
             prefix = route.prefix.rstrip("/").encode("ascii")  # b"" for "/", so that all prefixes end alike
             if prefix in found:
                 raise ConfigError("route", "argument", f"must have the prefix {route.prefix} once only")
-            found[prefix] = (route.url, route.url if "/" in route.url.partition("://")[2] else route.url + "/")
+            target = Target(route.url)
+            found[prefix] = target, target.path.rstrip(b"/")
         # Two prefixes that match one path are prefixes of each other, so the longer text has more segments.
-        self._routes = sorted(((prefix, *urls) for prefix, urls in found.items()), key=lambda item: -len(item[0]))
+        self._routes = sorted(((prefix, *url) for prefix, url in found.items()), key=lambda item: -len(item[0]))
         self._known: dict[bytes, Target] = {}  # what was decided lately, for it depends on the raw target alone
 
     def route(self, request: RequestHead) -> Target:
@@ -112,12 +114,11 @@ class StaticRouter:
 
     def _decide(self, target: bytes) -> Target:
         path, query = self._paths.split(target)
-        for prefix, url, whole in self._routes:
+        for prefix, url, above in self._routes:
             if path.startswith(prefix):
                 rest = path[len(prefix) :]
                 if not rest or rest.startswith(b"/"):
-                    # check_route has seen that `url` ends its authority, so a rest of "//x" stays a path.
-                    return Target(url + (rest + query).decode("ascii") if rest else whole + query.decode("ascii"))
+                    return url.with_path((above + rest or b"/") + query)
         raise Refused(404, "no route for this path")
 
 
@@ -126,14 +127,14 @@ class AppRouter:
 
     def __init__(self, app: Any, cluster: str | None) -> None:
         """app: an ASGI 3 application. cluster: as StaticRouter's. Raises ConfigError."""
-        self._app = app
+        # The host is never dialled; the application sees the client's own Host.
+        self._target = Target("http://app", app=app, preserve_host=True)
         self._paths = _ClusterPaths(cluster)
 
     def route(self, request: RequestHead) -> Target:
         """The application, with the path behind the cluster's name. Raises Refused: 400, 421."""
         path, query = self._paths.split(request.target)
-        # The host is never dialled; the application sees the client's own Host.
-        return Target("http://app" + (path + query).decode("ascii"), app=self._app, preserve_host=True)
+        return self._target.with_path(path + query)
 
 
 class KubernetesRouter:
@@ -159,7 +160,8 @@ class KubernetesRouter:
         """
         self._paths = _ClusterPaths(cluster)
         self._allows = allows
-        self._api_server = api_server
+        self._api_server = Target(api_server)
+        self._above = self._api_server.path.rstrip(b"/")
 
     def route(self, request: RequestHead) -> Target:
         """The service or the API server. Raises Refused: 400, 403, 421."""
@@ -174,7 +176,7 @@ class KubernetesRouter:
                 host = f"{name.decode('ascii')}.{parts[4].decode('ascii')}.svc"
                 rest = b"/" + (parts[8] if len(parts) > 8 else b"")
                 return Target(f"https://{host}:{port}" + (rest + query).decode("ascii"))
-        return Target(self._api_server + (path + query).decode("ascii"))
+        return self._api_server.with_path(self._above + path + query)
 
 
 def _service(namespace: bytes, service: bytes) -> tuple[bytes, int]:

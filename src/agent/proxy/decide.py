@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -71,5 +70,5 @@ def decide(head: RequestHead, route: Route, process: Process | None) -> Decision
 def decided(target: Target, head: RequestHead) -> Decision:
     """The connection to the target is one of the identity that the processor named."""
     if head.client_identity != target.client_identity:
-        target = dataclasses.replace(target, client_identity=head.client_identity)
+        target = target.with_identity(head.client_identity)
     return target, head

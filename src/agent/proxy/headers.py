@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from agent.errors import PolicyFault
 
 __all__ = [
+    "COMMON_OPTIONS",
     "NO_OPTIONS",
     "SPECIAL",
     "Fields",
     "check_fields",
-    "connection_options",
     "drop_named",
     "forwarded_trailers",
     "is_protected",
@@ -54,15 +54,6 @@ COMMON_OPTIONS = {b"keep-alive": KEEP_ALIVE, b"Keep-Alive": KEEP_ALIVE, b"close"
 def tokens(values: Iterable[bytes]) -> list[bytes]:
     """The elements of a comma-separated list field, all its lines joined, lower-case, empty ones left out."""
     return [token for value in values for part in value.split(b",") if (token := part.strip(b" \t").lower())]
-
-
-def connection_options(values: list[bytes]) -> frozenset[bytes]:
-    """What the values of all `Connection` lines name, lower-case."""
-    if len(values) == 1:
-        known = COMMON_OPTIONS.get(values[0])
-        if known is not None:
-            return known
-    return frozenset(tokens(values))
 
 
 def is_protected(option: bytes) -> bool:

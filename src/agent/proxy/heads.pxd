@@ -1,11 +1,15 @@
 # The types that `heads.py` has when it is compiled.
 cimport cython
 
+from agent.proxy.plain cimport Lines
+
+cdef bint IS_FAST
+cdef int ZERO
+
 
 @cython.final
 cdef class _Collector:
-    cdef public list fields
-    cdef public dict special
+    cdef public Lines lines
     cdef public bint complete
 
 
@@ -22,28 +26,40 @@ cdef class Request:
 
 @cython.final
 cdef class Response:
-    cdef public bytes block, reason, upgrade
-    cdef public list fields
+    cdef public bytes block, upgrade, lines, digits
     cdef public int status
+    cdef public Py_ssize_t line_bytes
     cdef public long long length, content_length
     cdef public bint keep_alive
     cdef public long long framing
     cdef public bytes closing, written
 
 
-@cython.locals(line_end=Py_ssize_t, block=bytes, collector=_Collector, request=Request)
+@cython.locals(
+    text=cython.p_uchar, line_end=Py_ssize_t, method_end=Py_ssize_t, is_1_0=bint, taken=bint, block=bytes, lines=Lines,
+    special=dict, request=Request,
+)
 cpdef tuple parse_request(bytes head, limits, Request last=*)
 
 
-@cython.locals(collector=_Collector, special=dict, response=Response)
+@cython.locals(
+    text=cython.p_uchar, line_end=Py_ssize_t, is_1_0=bint, lines=Lines, special=dict, response=Response, lengths=list
+)
 cpdef Response parse_response(bytes head)
 
 
 @cython.locals(collector=_Collector)
-cdef tuple _read_fields(object parser_type, bytes head)
+cpdef bint ask_llhttp(object parser_type, bytes head, Lines lines) except -1
 
 
+cdef tuple _ask_about_response(bytes head, Response response)
+
+@cython.locals(values=list)
+cdef object _options(dict special)
 cdef long long _content_length(list values) except? -2
 cdef object _set_connection(Request request, dict special)
 cdef object _set_host(Request request, list hosts)
+
+@cython.locals(end=Py_ssize_t, port=bytes)
+cdef bint _is_host(bytes value) except -1
 cdef object _set_framing(Request request, dict special)

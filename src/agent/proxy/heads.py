@@ -15,15 +15,22 @@ import re
 import httptools
 
 from agent.proxy.headers import (
+    COMMON_OPTIONS,
     NO_OPTIONS,
-    SPECIAL,
     Fields,
-    connection_options,
     drop_named,
     is_protected,
     tokens,
 )
 from agent.proxy.limits import ProxyLimits
+from agent.proxy.plain import (
+    IS_FAST,
+    PLAIN_METHODS,
+    Lines,
+    plain_host_end,
+    plain_request_line,
+    plain_status_line,
+)
 
 __all__ = ["CHUNKED", "METHODS", "UNFRAMED", "UNTIL_EOF", "Fault", "Request", "Response", "check_line",
            "check_line_so_far", "parse_request", "parse_response"]  # fmt: skip
@@ -50,6 +57,8 @@ PLAIN_OPTIONS = frozenset({b"keep-alive", b"close", b"upgrade", b"te"})  # they 
 # Not framing here, but for what hands names on as a CGI does, with "-" and "_" the same.
 DISGUISED = frozenset({b"content_length", b"transfer_encoding"})
 MAX_LENGTH = 2**63 - 1
+LENGTH_DIGITS = 19  # of the largest
+ZERO = b"0"[0]
 METHOD_BYTES = 32
 KEPT_BYTES = 4096  # of a head, on an idle connection
 FEED_BYTES = 16384  # more than that at once, and a long field costs llhttp's callbacks quadratic time
@@ -62,8 +71,8 @@ ORIGIN_FORM = re.compile(rb"/[!-\"$-\[\]-~]*")  # visible ASCII without "#" and 
 NOT_IN_LINE = re.compile(rb"[^ -~]")
 # A segment of one or two dots, raw or encoded, between slashes that are raw, encoded, or (some servers') backslashes.
 DOT_SEGMENT = re.compile(rb"(?:/|%2f|%5c)(?:\.|%2e){1,2}(?=/|%2f|%5c|;|%3b|$)", re.IGNORECASE)
-HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?")
-DIGITS = re.compile(rb"[0-9]{1,19}")
+HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)(?=:|\Z)")
+MAX_PORT = 65535
 CODING = re.compile(TOKEN)
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t -~\x80-\xff]*))?\r\n")
 
@@ -81,53 +90,29 @@ class Fault(Exception):
 
 
 class _Collector:
-    """Receives one head's fields from httptools, and parts the end-to-end ones from the special ones.
+    """Receives one head's fields from httptools. complete: the head's end was reached."""
 
-    fields: end-to-end, in order. special: lower-case name → values in order. count: of both. complete: the head's end
-    was reached.
-    """
-
-    __slots__ = ("complete", "fields", "special")
+    __slots__ = ("complete", "lines")
 
     # What httptools looks for in vain costs it an exception each.
     on_message_begin = on_url = on_status = on_body = on_message_complete = on_chunk_header = on_chunk_complete = None
 
-    def __init__(self) -> None:
-        self.fields: Fields = []
-        self.special: dict[bytes, list[bytes]] = {}
+    def __init__(self, lines: Lines) -> None:
+        self.lines = lines
         self.complete = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        lower = name.lower()
-        if lower in SPECIAL:
-            special = self.special
-            if lower in special:
-                special[lower].append(value)
-            else:
-                special[lower] = [value]
-        else:
-            self.fields.append((name, value))
+        self.lines.add(name, value.rstrip(b" \t"))  # llhttp keeps the white space at a value's end
 
     def on_headers_complete(self) -> None:
         self.complete = True
 
-    @property
-    def count(self) -> int:
-        return len(self.fields) + sum(map(len, self.special.values()))
 
-    def strip(self) -> None:
-        """Take off the white space that llhttp keeps at a value's end."""
-        self.fields = [(name, value.rstrip(b" \t")) for name, value in self.fields]
-        for values in self.special.values():
-            values[:] = [value.rstrip(b" \t") for value in values]
-
-
-def _read_fields(parser_type: type, head: bytes) -> tuple[_Collector, bool]:
-    """Feed a head to a fresh parser. Returns its fields and whether the parser took it. Raises ValueError where it
-    broke off before they were complete."""
-    collector = _Collector()
+def ask_llhttp(parser_type: type, head: bytes, lines: Lines) -> bool:
+    """Feed a head to a fresh parser, which fills `lines`. Returns whether it took the head. Raises ValueError where it
+    broke off before the fields were complete."""
+    collector = _Collector(lines)
     parser = parser_type(collector)
-    taken = True
     try:
         if len(head) <= FEED_BYTES:
             parser.feed_data(head)
@@ -139,10 +124,8 @@ def _read_fields(parser_type: type, head: bytes) -> tuple[_Collector, bool]:
     except httptools.HttpParserError as error:
         if not collector.complete:
             raise ValueError("malformed head") from error
-        taken = False
-    if head.find(b" \r") >= 0 or head.find(b"\t") >= 0:  # `in` would take each for a number first, and raise
-        collector.strip()
-    return collector, taken
+        return False
+    return True
 
 
 class Request:
@@ -184,16 +167,17 @@ class Response:
     """A checked response head. Targets send the same one again and again within a second, so it is immutable, and read
     once where it repeats.
 
-    status, reason: of the status line. fields: end-to-end, in order, without Content-Length. length: bytes of body,
-    CHUNKED or UNTIL_EOF, by the head alone: whether there is a body at all also depends on the request. content_length:
-    as the target gave it, -1 where it didn't. keep_alive: the target means to go on afterwards. upgrade: the protocol
-    it switches to, lower-case. block: the whole head as it came, b"" where that is too much to keep. framing, closing,
-    written: what a client was last sent of it, and for which length and `Connection`; b"" before.
+    status: of the status line. lines: status line and end-to-end fields as they go on, in order, a CRLF behind each;
+    without Content-Length. line_bytes: how long the first of them is. length: bytes of body, CHUNKED or UNTIL_EOF, by
+    the head alone: whether there is a body at all also depends on the request. content_length: as the target gave it,
+    -1 where it didn't; digits: in canonical form. keep_alive: the target means to go on afterwards. upgrade: the
+    protocol it switches to, lower-case. block: the whole head as it came, b"" where that is too much to keep. framing,
+    closing, written: what a client was last sent of it, and for which length and `Connection`; b"" before.
     """
 
     __slots__ = (
-        "block", "closing", "content_length", "fields", "framing", "keep_alive", "length", "reason", "status",
-        "upgrade", "written",
+        "block", "closing", "content_length", "digits", "framing", "keep_alive", "length", "line_bytes", "lines",
+        "status", "upgrade", "written",
     )  # fmt: skip
 
     block: bytes
@@ -201,10 +185,11 @@ class Response:
     closing: bytes
     written: bytes
     status: int
-    reason: bytes
-    fields: Fields
+    lines: bytes
+    line_bytes: int
     length: int
     content_length: int
+    digits: bytes
     keep_alive: bool
     upgrade: bytes
 
@@ -260,30 +245,42 @@ def parse_request(head: bytes, limits: ProxyLimits, last: Request | None = None)
     last: the one before on this connection, given back where all but the target is the same. What is checked behind the
     request line depends on nothing in it but method and version.
     """
+    text = head
     line_end = head.index(b"\r\n")
-    method, target, minor = check_line(head[:line_end], limits)
+    method_end = plain_request_line(head, limits.target_bytes) if IS_FAST else 0
+    method = text[:method_end]
+    name = PLAIN_METHODS.get(method)
+    if name is not None:
+        target = text[method_end + 1 : line_end - 9]
+        is_1_0 = text[line_end - 1] == ZERO
+    else:
+        method, target, minor = check_line(head[:line_end], limits)
+        name = method.decode()
+        is_1_0 = minor == b"0"
     block = head[line_end:]
-    if last is not None and block == last.block and method == last.method and (minor == b"0") is last.is_1_0:
+    if last is not None and block == last.block and method == last.method and is_1_0 == last.is_1_0:
         return last, target
-    try:
-        collector, taken = _read_fields(httptools.HttpRequestParser, head)
-    except ValueError as error:
-        raise Fault(400, "malformed request head") from error
-    special = collector.special
-    if len(head) > limits.request_fields and collector.count > limits.request_fields:
+    lines, taken = Lines(), True
+    if not IS_FAST or not lines.read(head, line_end + 2, False):
+        lines = Lines()
+        try:
+            taken = ask_llhttp(httptools.HttpRequestParser, head, lines)
+        except ValueError as error:
+            raise Fault(400, "malformed request head") from error
+    if lines.count > limits.request_fields:
         raise Fault(431, "too many header fields")
-
-    if block.find(b"_") >= 0 and _is_disguised(collector.fields):
+    if block.find(b"_") >= 0 and _is_disguised(lines.fields):
         raise Fault(400, "a header field is disguised as the body's length")
 
+    special = lines.special
     request = Request()
     request.method = method
-    request.name = method.decode()
+    request.name = name
     request.block = block if len(block) <= KEPT_BYTES else b""
     request.given = None
     request.tail = b""
-    request.is_1_0 = is_1_0 = minor == b"0"
-    request.fields = collector.fields
+    request.is_1_0 = is_1_0
+    request.fields = lines.fields
     request.upgrade = b""
     request.expects_continue = request.takes_trailers = False
     _set_host(request, special.pop(b"host", None))
@@ -305,7 +302,7 @@ def _is_disguised(fields: Fields) -> bool:
 
 def _set_connection(request: Request, special: dict[bytes, list[bytes]]) -> None:
     """What the request says about its connection: what ends here, whether it stays, what it may become."""
-    options = connection_options(special[b"connection"]) if b"connection" in special else NO_OPTIONS
+    options = _options(special)
     if options:
         if any(map(is_protected, options)):
             raise Fault(400, "a Connection field names one that belongs to the request")
@@ -334,10 +331,22 @@ def _set_host(request: Request, hosts: list[bytes] | None) -> None:
         if not request.is_1_0:
             raise Fault(400, "a Host field is missing")
         request.host = b""
-    elif len(hosts) != 1 or HOST.fullmatch(hosts[0]) is None:
+    elif len(hosts) != 1 or not _is_host(hosts[0]):
         raise Fault(400, "the Host field is not one valid host")
     else:
         request.host = hosts[0]
+
+
+def _is_host(value: bytes) -> bool:
+    """RFC 9110, section 7.2: a host and perhaps a port, which may be empty (RFC 3986, section 3.2.3)."""
+    end = plain_host_end(value) if IS_FAST else 0
+    if not end:
+        match = HOST.match(value)
+        if match is None:
+            return False
+        end = match.end()
+    port = value[end + 1 :]
+    return not port or (len(port) <= 5 and port.isdigit() and int(port) <= MAX_PORT)
 
 
 def _set_framing(request: Request, special: dict[bytes, list[bytes]]) -> None:
@@ -358,7 +367,7 @@ def _set_framing(request: Request, special: dict[bytes, list[bytes]]) -> None:
 
 def _content_length(values: list[bytes]) -> int:
     """The one Content-Length below 2^63; -1 where it isn't that."""
-    if len(values) != 1 or DIGITS.fullmatch(values[0]) is None:
+    if len(values) != 1 or len(values[0]) > LENGTH_DIGITS or not values[0].isdigit():
         return -1
     length = int(values[0])
     return length if length <= MAX_LENGTH else -1
@@ -366,36 +375,25 @@ def _content_length(values: list[bytes]) -> int:
 
 def parse_response(head: bytes) -> Response:
     """Check one response head, from its status line to its empty line. Raises ValueError, with words for the client."""
-    match = STATUS_LINE.match(head)
-    if match is None:
-        raise ValueError("the target sent a malformed status line")
-    try:
-        collector, taken = _read_fields(httptools.HttpResponseParser, head)
-    except ValueError:
-        taken = False
-    if not taken:
-        raise ValueError("the target sent a malformed response head")
-    minor, status, reason = match.groups()
-    is_1_0 = minor == b"0"
     response = Response()
     response.block = head if len(head) <= KEPT_BYTES else b""
     response.framing = 0
-    response.closing = response.written = b""
-    response.fields = collector.fields
-    special = collector.special
-    response.status = int(status)
-    response.reason = reason or b""
-    response.keep_alive = not is_1_0
-    response.upgrade = b""
+    response.closing = response.written = response.upgrade = response.digits = b""
     response.length = UNTIL_EOF
     response.content_length = -1
-    if not special:
-        return response
-    if b"connection" in special:
-        options = connection_options(special[b"connection"])
-        if not options <= PLAIN_OPTIONS:
-            response.fields = drop_named(response.fields, options)
-        response.keep_alive = (not is_1_0 or b"keep-alive" in options) and b"close" not in options
+    line_end = plain_status_line(head) if IS_FAST else 0
+    lines = Lines()
+    if line_end and lines.read(head, line_end + 2, True) and _options(lines.special) <= PLAIN_OPTIONS:
+        text = head
+        is_1_0 = False
+        response.status = (text[9] - ZERO) * 100 + (text[10] - ZERO) * 10 + text[11] - ZERO
+        response.line_bytes = line_end + 2
+        response.lines = lines.block
+    else:
+        lines, is_1_0 = _ask_about_response(head, response)
+    special = lines.special
+    options = _options(special)
+    response.keep_alive = (not is_1_0 or b"keep-alive" in options) and b"close" not in options
     if b"upgrade" in special:
         response.upgrade = b",".join(tokens(special[b"upgrade"]))
     lengths, codings = special.get(b"content-length"), special.get(b"transfer-encoding")
@@ -407,4 +405,37 @@ def parse_response(head: bytes) -> Response:
         response.length = response.content_length = _content_length(lengths)
         if response.length < 0:
             raise ValueError("the target sent a malformed Content-Length")
+        response.digits = lengths[0].lstrip(b"0") or b"0"
     return response
+
+
+def _options(special: dict[bytes, list[bytes]]) -> frozenset[bytes]:
+    """What all `Connection` lines name, lower-case."""
+    values = special.get(b"connection")
+    if values is None:
+        return NO_OPTIONS
+    known = COMMON_OPTIONS.get(values[0]) if len(values) == 1 else None
+    return known if known is not None else frozenset(tokens(values))
+
+
+def _ask_about_response(head: bytes, response: Response) -> tuple[Lines, bool]:
+    """What llhttp reads of a response's head, and whether it is HTTP/1.0's. Raises ValueError, with words for the
+    client."""
+    match = STATUS_LINE.match(head)
+    if match is None:
+        raise ValueError("the target sent a malformed status line")
+    lines = Lines()
+    try:
+        taken = ask_llhttp(httptools.HttpResponseParser, head, lines)
+    except ValueError:
+        taken = False
+    if not taken:
+        raise ValueError("the target sent a malformed response head")
+    minor, status, reason = match.groups()
+    line = b"HTTP/1.1 %b %b\r\n" % (status, reason or b"")
+    options = _options(lines.special)
+    fields = lines.fields if options <= PLAIN_OPTIONS else drop_named(lines.fields, options)
+    response.status = int(status)
+    response.line_bytes = len(line)
+    response.lines = b"".join([line, *(name + b": " + value + b"\r\n" for name, value in fields)])
+    return lines, minor == b"0"

@@ -43,7 +43,8 @@ class RequestHeadIntake:
         elif type(data) is bytes:
             raw = data
         else:
-            raw = bytes(data[: limit + 2 * self._limits.leading_blank_lines + 4])
+            most = limit + 2 * self._limits.leading_blank_lines + 4
+            raw = bytes(data) if len(data) <= most else bytes(data[:most])
         start = self._skip_blank_lines(raw) if raw[0] == CR else 0
         end = raw.find(b"\r\n\r\n", max(start, self._scanned - 3), start + limit)
         if end < 0:
@@ -58,7 +59,8 @@ class RequestHeadIntake:
             self._scanned = 0
             self._checked_line = False
             return bytes(raw[start:end]), bytes(raw[end:])
-        return bytes(raw[start:end]), data[end:]
+        rest = data[end:] if end < len(data) else b""
+        return bytes(raw if start == 0 and end == len(raw) else raw[start:end]), rest  # no copy where it is just that
 
     def _skip_blank_lines(self, raw: bytes | bytearray) -> int:
         """Where the request line begins, behind the few CRLFs that may come before it (RFC 9112, section 2.2)."""
@@ -119,7 +121,8 @@ class ResponseHeadIntake:
         response = parse_response(raw[:end])
         if response.block and response.status >= 200:
             self._last = response
-        return response, data[end - len(held) :]
+        end -= len(held)
+        return response, data[end:] if end < len(data) else b""
 
 
 class BodyIntake:

@@ -31,10 +31,10 @@ from agent.proxy.answers import CONTINUE
 from agent.proxy.chunked import LAST_CHUNK, ChunkedDecoder, ChunkError, encode_chunk, encode_last
 from agent.proxy.clock import NEVER
 from agent.proxy.decide import Decision, Undecided, decide
-from agent.proxy.headers import forwarded_trailers, serialize
+from agent.proxy.headers import forwarded_trailers
 from agent.proxy.heads import CHUNKED, IDEMPOTENT, UNFRAMED, Request, Response
 from agent.proxy.intake import Piece
-from agent.proxy.rewrite import head_for_client, head_for_target, switching_head
+from agent.proxy.rewrite import head_for_client, head_for_target, informational_head, switching_head
 from agent.proxy.upgrade import Upgraded
 
 if TYPE_CHECKING:
@@ -344,7 +344,7 @@ class Exchange:
             if self.awaits_continue:
                 self._say_continue()
         elif response.status == 103 and not self.request.is_1_0:
-            self.connection.write(serialize(b"HTTP/1.1 103 Early Hints", response.fields))
+            self.connection.write(informational_head(response))
 
     def _say_continue(self) -> None:
         self.continue_at = NEVER

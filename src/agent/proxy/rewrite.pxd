@@ -4,6 +4,9 @@ cimport cython
 from agent.proxy.heads cimport Request, Response
 
 
+cdef long long CHUNKED
+
+
 @cython.locals(tail=bytes)
 cpdef bytes head_for_target(Request request, bytes own_target, object fields, object target)
 
@@ -12,5 +15,5 @@ cpdef bytes head_for_target(Request request, bytes own_target, object fields, ob
 cdef bytes _tail(Request request, list fields)
 
 
-@cython.locals(fields=list, head=bytes)
+@cython.locals(out=list, head=bytes)
 cpdef bytes head_for_client(Response response, long long length, bytes connection)

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-
 from agent.messages import Target
-from agent.proxy.headers import SPECIAL, Fields, check_fields, serialize
+from agent.proxy.headers import SPECIAL, Fields, check_fields
 from agent.proxy.heads import CHUNKED, KEPT_BYTES, Request, Response
 
-__all__ = ["UPGRADE_NAMES", "head_for_client", "head_for_target", "switching_head"]
+__all__ = ["UPGRADE_NAMES", "head_for_client", "head_for_target", "informational_head", "switching_head"]
 
 UPGRADE_NAMES = {b"websocket": b"websocket", b"spdy/3.1": b"SPDY/3.1"}
 WITH_CONTENT = frozenset({b"POST", b"PUT", b"PATCH"})  # a bodyless one says so (RFC 9110, section 8.6)
-
-
-@functools.lru_cache(maxsize=256)
-def authority(scheme: str, host: str, port: int) -> bytes:
-    """The `Host` of a target: without the port where it is the scheme's own."""
-    name = f"[{host}]" if ":" in host else host
-    return (name if port == (443 if scheme == "https" else 80) else f"{name}:{port}").encode()
 
 
 def head_for_target(request: Request, own_target: bytes, fields: Fields, target: Target) -> bytes:
@@ -28,12 +19,15 @@ def head_for_target(request: Request, own_target: bytes, fields: Fields, target:
     Raises PolicyFault where one of them can't be written.
     """
     own_host = request.host if target.preserve_host or not target.host else b""
-    host = own_host or authority(target.scheme, target.host, target.port)
+    host = own_host or target.authority
     if fields == request.given:  # by value: a kept-alive client's head repeats, and so does what a policy makes of it
         tail = request.tail
+    elif fields is request.fields or fields == request.received:  # as they were checked
+        tail = _tail(request, request.fields)
+        if len(tail) <= KEPT_BYTES:
+            request.given, request.tail = request.fields if fields is request.fields else request.received, tail
     else:
-        if fields is not request.fields:
-            check_fields(fields)
+        check_fields(fields)
         tail = _tail(request, [field for field in fields if field[0].lower() not in SPECIAL])
         if len(tail) <= KEPT_BYTES and _is_immutable(fields):  # else they could change under the copy
             request.given, request.tail = fields.copy(), tail
@@ -56,19 +50,24 @@ def _is_immutable(fields: Fields) -> bool:
 
 def _tail(request: Request, fields: Fields) -> bytes:
     """All of a head behind its `Host`."""
-    out = list(map(b": ".join, fields))
+    out: list[bytes] = []
+    for name, value in fields:
+        out.append(name)
+        out.append(b": ")
+        out.append(value)
+        out.append(b"\r\n")
     if request.has_length:
-        out.append(b"Content-Length: %d" % request.length)
+        out.append(b"Content-Length: %d\r\n" % request.length)
     elif request.length == CHUNKED:
-        out.append(b"Transfer-Encoding: chunked")
+        out.append(b"Transfer-Encoding: chunked\r\n")
     elif request.method in WITH_CONTENT and not request.upgrade:
-        out.append(b"Content-Length: 0")
+        out.append(b"Content-Length: 0\r\n")
     if request.upgrade:
-        out.append(b"Connection: Upgrade\r\nUpgrade: " + UPGRADE_NAMES[request.upgrade])
+        out.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % UPGRADE_NAMES[request.upgrade])
     elif request.takes_trailers:
-        out.append(b"Connection: TE\r\nTE: trailers")
+        out.append(b"Connection: TE\r\nTE: trailers\r\n")
     out.append(b"\r\n")
-    return b"\r\n".join(out)
+    return b"".join(out)
 
 
 def head_for_client(response: Response, length: int, connection: bytes) -> bytes:
@@ -76,20 +75,31 @@ def head_for_client(response: Response, length: int, connection: bytes) -> bytes
     connection: the `Connection` field's value, b"" for none."""
     if response.written and length == response.framing and connection == response.closing:
         return response.written
-    fields = response.fields.copy()
+    out = [response.lines]
     if length >= 0:
-        fields.append((b"Content-Length", b"%d" % length))
+        out.append(b"Content-Length: ")
+        out.append(response.digits if length == response.content_length else b"%d" % length)
+        out.append(b"\r\n")
     elif length == CHUNKED:
-        fields.append((b"Transfer-Encoding", b"chunked"))
+        out.append(b"Transfer-Encoding: chunked\r\n")
     if connection:
-        fields.append((b"Connection", connection))
-    head = serialize(b"HTTP/1.1 %d %b" % (response.status, response.reason), fields)
+        out.append(b"Connection: ")
+        out.append(connection)
+        out.append(b"\r\n")
+    out.append(b"\r\n")
+    head = b"".join(out)
     if response.block:
         response.framing, response.closing, response.written = length, connection, head
     return head
 
 
+def informational_head(response: Response) -> bytes:
+    """The head of a 103."""
+    return b"HTTP/1.1 103 Early Hints\r\n" + response.lines[response.line_bytes :] + b"\r\n"
+
+
 def switching_head(response: Response) -> bytes:
     """The head of a 101."""
-    name = (b"Upgrade", UPGRADE_NAMES[response.upgrade])
-    return serialize(b"HTTP/1.1 101 Switching Protocols", [*response.fields, (b"Connection", b"Upgrade"), name])
+    return b"HTTP/1.1 101 Switching Protocols\r\n%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (
+        response.lines[response.line_bytes :], UPGRADE_NAMES[response.upgrade],
+    )  # fmt: skip

@@ -28,11 +28,11 @@ cdef class Upstream:
 
 cdef class Upstreams:
     cdef public object limits
-    cdef public object _ssl_context, _generation, _closed
+    cdef public object _ssl_context, _generation, _swept_generation, _closed
     cdef public dict _idle
     cdef public set _open, _ended
     cdef public Clock _clock
-    cdef public bint _closing
+    cdef public bint _closing, _generation_failed
 
     cpdef object key(self, target)
 

@@ -167,6 +167,8 @@ class Upstreams:
         self.limits = limits or ProxyLimits()
         self._ssl_context = ssl_context
         self._generation = generation
+        self._swept_generation: int | None = None  # the last one that a sweep was told
+        self._generation_failed = False
         self._idle: dict[Hashable, list[Upstream]] = {}
         self._ended: set[Connect] = set()
         self._open: set[Upstream] = set()
@@ -273,9 +275,18 @@ class Upstreams:
 
     def _sweep(self, now: float) -> bool:
         """Close what has been idle for too long, or was made under trust roots that are no longer in force."""
-        generation = self._generation()
+        generation: int | None
+        try:
+            generation = self._swept_generation = self._generation()
+            self._generation_failed = False
+        except Exception:  # it is the user's own; what is idle must still end in its time
+            if not self._generation_failed:
+                self._generation_failed = True
+                extra = {"stage": "idle"}
+                log.error("the certificate provider's generation failed: taken as unchanged", extra=extra, exc_info=True)
+            generation = self._swept_generation
         for key, idle in list(self._idle.items()):
-            old = _generation_of(key) != generation
+            old = generation is not None and _generation_of(key) != generation
             stale = [upstream for upstream in idle if old or upstream.idle_until <= now]
             for upstream in stale:
                 idle.remove(upstream)
