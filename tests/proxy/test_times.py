@@ -183,6 +183,7 @@ async def test_a_generation_that_fails_stops_no_sweep(house, origin, eventually,
             fails = False
             caplog.clear()
             assert (await client.get()).status == 200
+            await eventually(lambda: not h.upstreams._generation_failed)  # a sweep was told of it that it works
             fails = True
             await eventually(lambda: h.upstreams.open_connections == 0)
             said = [record for record in caplog.records if "generation" in record.message]

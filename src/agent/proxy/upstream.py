@@ -282,8 +282,8 @@ class Upstreams:
         except Exception:  # it is the user's own; what is idle must still end in its time
             if not self._generation_failed:
                 self._generation_failed = True
-                extra = {"stage": "idle"}
-                log.error("the certificate provider's generation failed: taken as unchanged", extra=extra, exc_info=True)
+                said = {"stage": "idle"}
+                log.error("the CertificateProvider's generation failed: taken as unchanged", extra=said, exc_info=True)
             generation = self._swept_generation
         for key, idle in list(self._idle.items()):
             old = generation is not None and _generation_of(key) != generation
