@@ -8,6 +8,7 @@ import datetime
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -296,3 +297,34 @@ async def test_a_body_that_comes_before_the_connection_waits_in_bounds(house, or
             assert client.writer.transport.get_write_buffer_size() > 1_000_000, "the rest waits at the client"
             gate.set()
             assert (await client.answer("POST")).body == body
+
+
+async def test_a_body_that_comes_byte_by_byte_before_the_connection_costs_by_the_byte(house, origin, eventually):
+    """Kept as pieces that were counted anew each time, 20,000 of them took 10 s of CPU time; whoever is asked may be
+    slow, and the client chooses the pieces."""
+    took_s: dict[int, float] = {}
+
+    async with origin() as o:
+        port = int(o.url.rsplit(":", 1)[1])
+
+        async def connect(protocol):
+            await gate.wait()
+            transport, _ = await asyncio.get_running_loop().create_connection(lambda: protocol, "127.0.0.1", port)
+            return transport
+
+        async with house(lambda head: Target("http://c1", connect=connect)) as h:
+            for pieces in (2_500, 20_000):
+                gate = asyncio.Event()
+                client = await h.open()
+                client.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
+                await eventually(lambda: h.proxy.requests_in_flight == 1)
+                (connection,) = h.proxy._connections
+                began_s = time.process_time()
+                for _ in range(pieces):
+                    connection.data_received(b"1\r\nx\r\n")
+                took_s[pieces] = time.process_time() - began_s
+                gate.set()
+                client.send(b"0\r\n\r\n")
+                assert (await client.answer("POST")).body == b"x" * pieces
+                await eventually(lambda: not h.proxy.open_connections)
+    assert took_s[20_000] < 32 * took_s[2_500], "8 times as much, and not 64 times"

@@ -25,7 +25,7 @@ cdef class Exchange:
     cdef public Upstream _upstream
     cdef public object _task
     cdef public bytes _head
-    cdef public list _unsent
+    cdef public bytearray _unsent
     cdef public bint _request_done, _retried, _answered, _body_came_later
     cdef public object _mode
     cdef public int _informational

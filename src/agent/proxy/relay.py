@@ -89,7 +89,7 @@ class Exchange:
         self._upstream: Upstream | None = None
         self._task: asyncio.Task[None] | None = None
         self._head = b""  # for the target
-        self._unsent: list[Piece] | None = None  # body that came before there was a connection to the target
+        self._unsent: bytearray | None = None  # body that came before there was a connection to the target
         self._request_done = request.length == 0
         self._retried = False
         self._mode = HEAD
@@ -224,7 +224,7 @@ class Exchange:
             upstream.pause_reading()
         if self._unsent is not None:
             unsent, self._unsent = self._unsent, None
-            self._write_upstream(unsent)
+            self._write_upstream([bytes(unsent)])
             if not upstream.writing_paused:
                 self.connection.resume_reading()
         if self._request_done:
@@ -254,8 +254,12 @@ class Exchange:
         if self._upstream is not None:
             self._write_upstream(pieces)
         elif self._mode is HEAD:
-            self._unsent = [*(self._unsent or ()), *pieces]
-            if sum(map(len, self._unsent)) > self.connection.proxy.limits.buffer_bytes:
+            # Joined: a client may send it byte by byte, which as pieces would be many times the memory, and time.
+            if self._unsent is None:
+                self._unsent = bytearray()
+            for piece in pieces:
+                self._unsent += piece
+            if len(self._unsent) > self.connection.proxy.limits.buffer_bytes:
                 self.connection.pause_reading()
         if ended:
             self._request_done = True

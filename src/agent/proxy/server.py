@@ -191,7 +191,9 @@ class Connection:
     # -- input
 
     def _hold_back(self, data: Piece) -> None:  # C1
-        self._backlog = bytearray(self._backlog) + data
+        if type(self._backlog) is not bytearray:
+            self._backlog = bytearray(self._backlog)
+        self._backlog += data
         if len(self._backlog) > self.proxy.limits.pipelined_bytes and not self._backlog_paused:
             self._backlog_paused = True
             if not self._exchange_paused:
