@@ -55,7 +55,7 @@ cdef class Sender:
     cdef object _flush
     cdef object _finish
     cdef object _transport
-    cdef object _loop
+    cdef readonly object loop
     cdef object _round
     cdef long long _frame_bytes
     cdef bint _due
@@ -81,6 +81,7 @@ cdef class ConnectionFlow:
     cdef public object _transport
     cdef ReceivePool _buffers
     cdef ReceiveBuffer _buffer
+    cdef readonly long long _turn_bytes
 
     @cython.locals(buffer=ReceiveBuffer)
     cpdef get_buffer(self, sizehint)

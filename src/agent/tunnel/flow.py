@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -30,8 +29,9 @@ from ..errors import WireError
 from .features import CLOSE, WINDOW
 from .framing import DEFAULT_WINDOW, MAX_WINDOW, MIN_MAX_FRAME_SIZE, WINDOW_UPDATE, FrameReader, FrameWriter, frame
 from .packet import ControlCode, PacketReceiver
+from .queues import keep_queues_short
 from .scheduler import Scheduler
-from .sizes import FRAME_BYTES, RECEIVE_BYTES, UNSENT_BYTES
+from .sizes import FRAME_BYTES, RECEIVE_BYTES, RECEIVE_TURN_BYTES, UNSENT_BYTES
 
 if TYPE_CHECKING:
     from .framing import MessageReader
@@ -47,9 +47,9 @@ _PUMP_BYTES = 2**20  # written in one go before the event loop gets its turn
 _JOIN_BYTES = 32 * 1024  # up to here one copy costs less than a gathered write
 _LEAST_ROOM_BYTES = MIN_MAX_FRAME_SIZE
 _UNREAD_ANSWER_BYTES = 2**20  # `http2`, I4
+_TURN_BYTES = RECEIVE_TURN_BYTES
 _MAX_WINDOW = MAX_WINDOW
 _FLOW_CONTROL_ERROR, _CANCEL, _ENHANCE_YOUR_CALM = 0x3, 0x8, 0xB  # RFC 9113, section 7
-_TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 
 logger = logging.getLogger("agent.tunnel.flow")
 
@@ -171,7 +171,7 @@ class Sender:
         self._flush = flush
         self._finish = finish
         self._transport: asyncio.Transport | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._round: deque[Http2Stream] = deque()  # streams with something to send
         self._due = False  # `_pump` is scheduled
         self.answering = False  # the control plane was fed: it may have something to say
@@ -181,11 +181,9 @@ class Sender:
     def start(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         """Write to this transport from now on, and keep its buffers and the kernel's small."""
         self._transport = transport
-        self._loop = loop
+        self.loop = loop
         transport.set_write_buffer_limits(high=UNSENT_BYTES, low=UNSENT_BYTES // 4)  # uvloop's default low is 16
-        sock = transport.get_extra_info("socket")
-        if sock is not None and _TCP_NOTSENT_LOWAT is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        keep_queues_short(transport)
         self._schedule()
 
     def stop(self) -> None:
@@ -242,9 +240,9 @@ class Sender:
         if self._due or self.corked or self._paused:
             return
         if self._round and self._transport is not None:
-            assert self._loop is not None
+            assert self.loop is not None
             self._due = True
-            self._loop.call_soon(self._pump)
+            self.loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         """Write a part of each stream that has something, in turn, as long as window, transport and budget allow."""
@@ -309,6 +307,7 @@ class ConnectionFlow:
         self._transport: asyncio.Transport | None = None
         self._buffers: ReceivePool = _pools.pool
         self._buffer: ReceiveBuffer | None = None  # ours, from `get_buffer` on
+        self._turn_bytes = 0  # received since the transport was last asked to wait
 
     # ------------------------------------------------------------ what its subclass has besides
 
@@ -372,6 +371,22 @@ class ConnectionFlow:
             self._flush()
         self._return_credit()
         self.sender.uncork()
+        self._turn_bytes += nbytes
+        if self._turn_bytes >= _TURN_BYTES:
+            self._turn_bytes = 0
+            self._let_others_turn()
+
+    def _let_others_turn(self) -> None:
+        """Receive nothing more before the event loop has been to its other sockets."""
+        transport, loop = self._transport, self.sender.loop
+        if transport is not None and loop is not None and not transport.is_closing():
+            transport.pause_reading()
+            loop.call_soon(self._receive_on)
+
+    def _receive_on(self) -> None:
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            transport.resume_reading()
 
     def _drop_buffer(self) -> None:
         """Nothing more is received."""

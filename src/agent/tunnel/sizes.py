@@ -10,7 +10,9 @@ __all__ = [
     "FRAME_BYTES",
     "HIGH_WATER_BYTES",
     "RECEIVE_BYTES",
+    "RECEIVE_TURN_BYTES",
     "SHARED_PACKET_BYTES",
+    "UNREAD_BYTES",
     "UNSENT_BYTES",
 ]
 
@@ -29,8 +31,14 @@ ALONE_PACKET_BYTES: Final = 1024 * 1024
 UNSENT_BYTES: Final = 128 * 1024
 """What may wait in the transport, and as much again unsent in the kernel: what is chosen next then goes out next."""
 
+UNREAD_BYTES: Final = 256 * 1024
+"""What may wait, received and not read, in the kernel, where the peer is near (`queues`); it takes the double of it."""
+
 FRAME_BYTES: Final = 256 * 1024
 """The largest frame that is sent, however large a one the peer takes: an answer to a PING waits no longer than that."""
 
 RECEIVE_BYTES: Final = 128 * 1024
 """The most that is received at once: it stays in the processor's cache, and a payload of 32 KiB may keep it."""
+
+RECEIVE_TURN_BYTES: Final = 256 * 1024
+"""What is received in one go before the event loop turns to other sockets: uvloop would read 32 times."""

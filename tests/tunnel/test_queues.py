@@ -1,0 +1,109 @@
+"""What waits below a session: in the kernel, where nobody can overtake it, and in one turn of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from typing import Any
+
+import pytest
+
+from agent.tunnel import queues
+from agent.tunnel.packet import Packet
+from agent.tunnel.sizes import RECEIVE_BYTES, RECEIVE_TURN_BYTES, UNREAD_BYTES, UNSENT_BYTES
+
+FRAME, FRAMES = 16_000, 256
+"""Bytes of a packet's payload, each packet in a frame of its own; and how many come at once."""
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells how near a peer is")
+
+
+class Above:
+    """What a transport tells of its socket."""
+
+    def __init__(self, sock: socket.socket | None) -> None:
+        self.sock = sock
+
+    def get_extra_info(self, name: str) -> socket.socket | None:
+        assert name == "socket"
+        return self.sock
+
+
+def bounds(sock: socket.socket) -> tuple[int, int]:
+    return (
+        sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT),
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF),
+    )
+
+
+def connected() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        return one, server.accept()[0]
+
+
+async def test_both_roles_bound_both_queues_of_a_near_peer(linked: Any) -> None:
+    async with linked() as (_, agent, hub):
+        for end in (agent, hub):
+            sock = end.tunnel._stream.connection._transport.get_extra_info("socket")
+            unsent, unread = bounds(sock)
+            assert unsent == UNSENT_BYTES
+            assert UNREAD_BYTES <= unread <= 2 * UNREAD_BYTES  # doubled, where the system allows so much
+
+
+@pytest.mark.parametrize("round_trip_s", [0.0, queues.NEAR_S * 2, 0.05])
+def test_a_far_peer_and_one_of_unknown_distance_keep_the_kernels_receive_queue(
+    round_trip_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queues, "_round_trip_s", lambda sock: round_trip_s)
+    one, other = connected()
+    with one, other:
+        before = bounds(one)
+        queues.keep_queues_short(Above(one))  # type: ignore[arg-type]  # all that is asked of it
+        assert bounds(one) == (UNSENT_BYTES, before[1])
+
+
+def test_a_round_trip_is_what_the_kernel_measured() -> None:
+    one, other = connected()
+    with one, other:
+        assert 0 < queues._round_trip_s(one) < 0.1
+    for family in (socket.AF_UNIX, socket.AF_INET):  # no TCP; not connected
+        with socket.socket(family) as sock:
+            assert queues._round_trip_s(sock) == 0
+
+
+def test_what_is_not_tcp_is_left_alone() -> None:
+    queues.keep_queues_short(Above(None))  # type: ignore[arg-type]  # as above
+    one, other = socket.socketpair()
+    with one, other:
+        before = one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        queues.keep_queues_short(Above(one))  # type: ignore[arg-type]  # as above
+        assert one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == before
+
+
+async def test_others_have_their_turn_while_a_peer_sends_megabytes(tunnels: Any, raw_hub: Any) -> None:
+    """uvloop would read on while there is something, up to 32 times RECEIVE_BYTES."""
+    loop = asyncio.get_running_loop()
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        peer = await accepted()
+        await peer.greet()
+        await ends.until(lambda: ends.ready)
+        agent, turns = ends.agent_sessions[-1], [0]
+
+        def turn() -> None:
+            if sum(turns) < FRAME * FRAMES:
+                turns.append(0)
+                loop.call_soon(turn)
+
+        def count(conn_id: int, code: int, data: Any, text: str) -> None:
+            turns[-1] += len(data)
+
+        agent.on_packet = count
+        turn()
+        for _ in range(FRAMES):
+            peer.send(0, 0, 1, Packet(7, 0, bytes(FRAME)).encode())
+        await agent.until(lambda: len(agent.packets) >= FRAMES)
+        assert sum(turns) == FRAME * FRAMES
+        assert max(turns) <= RECEIVE_TURN_BYTES + RECEIVE_BYTES
