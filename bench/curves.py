@@ -331,6 +331,12 @@ CURVES: Sequence[Curve] = (
         beside_bulk("agent.tunnel.sizes:UNSENT_BYTES"),
     ),
     sizes(
+        "unread", "1 KiB to 4 clients beside three downloads, by what may wait, received and not read, in the kernel",
+        "`agent.tunnel.sizes.UNREAD_BYTES`", tunnel_sizes.UNREAD_BYTES,
+        "a small answer waits behind all of it; less leaves a sender idle while its peer has its turn",
+        [32 * KIB, 64 * KIB, 128 * KIB, 256 * KIB, MIB], beside_bulk("agent.tunnel.sizes:UNREAD_BYTES"),
+    ),
+    sizes(
         "window, first", f"1 MiB on a new connection, the hub {LINK_MS:.0f} ms away, by the window it begins with",
         "`agent.tunnel.window.INITIAL_WINDOW_BYTES`", window.INITIAL_WINDOW_BYTES,
         "both sides must mean the same (wire.md), and each connection has a right to it",

@@ -95,6 +95,14 @@ def free_ports(count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
+def read_through(file: pathlib.Path) -> None:
+    """Read all of it, so that the kernel has its pages: who is first to fetch it would wait for them, others not."""
+    buffer = bytearray(1 << 20)
+    with open(file, "rb", buffering=0) as opened:
+        while opened.readinto(buffer):
+            pass
+
+
 class Nginx:
     """Debian's nginx, one process: `/1k`, `/1m`, `/1g` (sparse). files: by name, what it serves of the first two.
     Below `/varied/` the same, each answer with a random X-Request-Id.
@@ -110,6 +118,7 @@ class Nginx:
             (www / name).write_bytes(content)
         with open(www / "1g", "wb") as file:
             file.truncate(1 << 30)
+        read_through(www / "1g")
         self.port, tls_port = free_ports(2)
         self.url, self.tls_url = f"http://127.0.0.1:{self.port}", f"https://127.0.0.1:{tls_port}"
         authority = trustme.CA()
