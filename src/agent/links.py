@@ -81,7 +81,12 @@ class HubLinks:
         return [client for link, (client, _) in self._links.items() if link.number == number]
 
     def look_again(self) -> None:
-        """Look at the configuration, and look names up, now."""
+        """Look at the configuration, and look names up, now.
+
+        A link to an address of a name that isn't configured any more dials no more, from this call on: it would send
+        the token there, under the name that is configured now.
+        """
+        self._leave_moved()
         self._look.set()
 
     def hold(self) -> None:
@@ -118,21 +123,30 @@ class HubLinks:
         """Start the links that are missing, and leave those of no use any more."""
         addresses = self._addresses()
         wanted = await asyncio.gather(*(self._of(number, address) for number, address in enumerate(addresses)))
-        if self._held:
+        if self._held or addresses != self._addresses():  # in the latter case `_look` is set
             return
+        self._leave_moved()
         for link in (link for links in wanted for link in links or ()):
             if link not in self._links and not self._is_reached(link):
                 client = self._make(link.number, link.ip)
                 self._links[link] = client, asyncio.ensure_future(client.run())
         for link, (client, _) in list(self._links.items()):
-            if link.left:
-                continue
             now = wanted[link.number]
-            moved = link.host not in ("", addresses[link.number].host)
             # One that DNS doesn't name just now, and that answers, goes on: not every answer has all addresses.
-            if now is not None and link not in now and (moved or not client.ready):
-                client.retire()
-                self._links[link._replace(left=next(self._lefts))] = self._links.pop(link)
+            if not link.left and now is not None and link not in now and not client.ready:
+                self._leave(link)
+
+    def _leave_moved(self) -> None:
+        """Leave the links to addresses of names that aren't configured any more."""
+        addresses = self._addresses()
+        for link in list(self._links):
+            if not link.left and link.host not in ("", addresses[link.number].host):
+                self._leave(link)
+
+    def _leave(self, link: Link) -> None:
+        client, _ = self._links[link]
+        client.retire()
+        self._links[link._replace(left=next(self._lefts))] = self._links.pop(link)
 
     def _is_reached(self, link: Link) -> bool:
         """Whether this address has a tunnel already, dialled by the name alone when it had no other."""

@@ -33,6 +33,7 @@ async def test_reconnect_now_dials_anew_and_lets_the_old_session_finish(linked: 
         await old.until(lambda: old.lost)  # nothing holds it any more
         assert old.lost == [None]
         assert old_hub.packets == [(1, DATA, b"still answered", ""), (0, DRAIN, b"", "")]
+        assert old.tunnel.packets_sent == old_hub.tunnel.packets_received  # the DRAIN is counted, too
         assert ends.clients[0].ready
 
 

@@ -195,6 +195,28 @@ async def test_a_hub_that_never_answers_is_given_up(raw_hub: Any, tunnels: Any, 
         assert "no answer to a probe within 0.05 s" in caplog.text
 
 
+async def test_packets_put_a_probe_off_to_a_bound(
+    raw_hub: Any, tunnels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub that sends and sends and never answers: a minute (wire.md), here 0.6 s."""
+    monkeypatch.setattr("agent.tunnel.call._MAX_PROBE_S", 0.6)
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port, probe_interval_s=0.02, probe_timeout_s=0.3))
+        hub = await accepted()
+        await hub.greet()
+        await ends.until(lambda: ends.ready)
+        tunnel = ends.ready[0]
+        while not ends.lost:
+            hub.send(0, 0, 1, Packet(1, 99).encode())
+            seen = tunnel.packets_received
+            while not ends.lost and tunnel.packets_received == seen:
+                await asyncio.sleep(0)
+        error = ends.lost[0][1]
+        assert error.cause == "probe"
+        assert 0.6 <= float(str(error).split("within ")[1].removesuffix(" s"))
+        assert tunnel.unknown_packets > 10
+
+
 async def test_a_hub_that_freezes_is_noticed_by_its_probe(raw_hub: Any, tunnels: Any) -> None:
     async with raw_hub() as (port, accepted), tunnels() as ends:
         ends.start(ends.client(port, probe_interval_s=0.02, probe_timeout_s=0.1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 import sys
 from typing import Any
@@ -165,6 +166,45 @@ async def test_an_address_that_is_left_can_be_wanted_again_before_it_has_gone(mo
         finally:
             await running.stop()
             await hub.stop()
+
+
+async def test_the_addresses_of_a_name_that_was_replaced_are_not_dialled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not even while the new name is looked up: they would get the token, under the new name."""
+    names = {"old.test": ["127.0.0.1", "127.0.0.2"], "new.test": ["127.0.0.3", "127.0.0.4"]}
+    asked, known = asyncio.Event(), asyncio.Event()
+
+    async def look(host: str) -> list[str]:
+        if host == "new.test":
+            asked.set()
+            await known.wait()
+        return names[host]
+
+    monkeypatch.setattr(agent.links, "resolve", look)
+    port = free_port()
+    async with running_origin() as origin, asyncio.timeout(30):
+        hubs = {number: RunningHub(f"127.0.0.{number}", port) for number in (1, 2, 3, 4)}
+        running = RunningAgent(
+            hub_address=f"old.test:{port}", cluster_name="c1", insecure=True, routes=(f"/={origin.url}",),
+            use_memory_comm=True, drain_grace_s=2.0,
+        )  # fmt: skip
+        try:
+            await running.wait_ready()
+            await hubs[1].serves()
+            await hubs[2].serves()
+            await running.agent.reload(dataclasses.replace(running.agent.config, hub_address=f"new.test:{port}"))
+            await asked.wait()
+            await until(lambda: hubs[1].agents() == hubs[2].agents() == 0)  # what stood there has been left
+            known.set()
+            await hubs[3].serves()
+            await hubs[4].serves()
+            assert [hub.tunnels() for hub in hubs.values()] == [1, 1, 1, 1]
+        finally:
+            known.set()
+            await running.stop()
+            for hub in hubs.values():
+                await hub.stop()
 
 
 async def test_a_name_that_nobody_knows_is_said_and_dialled_again(caplog: pytest.LogCaptureFixture) -> None:

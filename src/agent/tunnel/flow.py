@@ -514,14 +514,15 @@ class TunnelFlow:
             self.fail(conn_id, WireError(f"window: an increment of {increment_bytes} bytes is none, or too much"))
 
     def fill(self, writer: FrameWriter) -> bool:
-        if self._scheduler.fill(writer):
-            self.packets_sent += 1
-            return True
-        if self._afterwards is not None:
+        if not self._scheduler.fill(writer):
+            if self._afterwards is None:
+                return False
             action, self._afterwards = self._afterwards, None
             action()
-            return self._scheduler.fill(writer)
-        return False
+            if not self._scheduler.fill(writer):
+                return False
+        self.packets_sent += 1
+        return True
 
     def _ignore(self, conn_id: int, code: int) -> None:
         self.unknown_packets += 1

@@ -573,7 +573,7 @@ cdef class FrameWriter:
     cpdef bytes take_joined(self, Py_ssize_t limit, Py_ssize_t max_frame_size):
         """The same, copied into one."""
         cdef list pieces = self.pieces
-        cdef Py_ssize_t left = max(min(limit, self.pending), 0), frames_number, size, take, part
+        cdef Py_ssize_t left = max(min(limit, self.pending), 0), frames_number, size, part
         cdef unsigned char* target
         cdef bytes out
         if max_frame_size < 1:
