@@ -28,8 +28,8 @@ try:
 except ImportError:  # not on Windows and PyPy
     uvloop = None
 
-TEST_TIMEOUT_S = 110.0
-"""Below pytest-timeout's, whose signal an idle uvloop would never handle."""
+SOONER_S = 10.0
+"""How far below pytest-timeout's limit a coroutine's is: an idle uvloop would never handle that one's signal."""
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 if uvloop is not None:
@@ -68,11 +68,19 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
     loop_name = pyfuncitem.callspec.params["loop_name"]
-    run_on(loop_name, pyfuncitem.obj(**arguments))
+    run_on(loop_name, pyfuncitem.obj(**arguments), allowed_s(pyfuncitem) - SOONER_S)
     return True
 
 
-def run_on(loop_name: str, coroutine: Any) -> None:
+def allowed_s(item: pytest.Item) -> float:
+    """pytest-timeout's limit for a test: its mark's, the command line's, or pyproject.toml's."""
+    mark = item.get_closest_marker("timeout")
+    if mark is not None:
+        return float(mark.args[0])
+    return float(item.config.getoption("timeout", None) or item.config.getini("timeout"))
+
+
+def run_on(loop_name: str, coroutine: Any, timeout_s: float) -> None:
     """Run a coroutine on a fresh loop; fail for unhandled errors and for tasks left alive."""
     unhandled: list[str] = []
 
@@ -82,7 +90,7 @@ def run_on(loop_name: str, coroutine: Any) -> None:
         loop.set_exception_handler(
             lambda _, context: unhandled.append(f"{context.get('message')}: {context.get('exception')!r}")
         )
-        async with asyncio.timeout(TEST_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             await coroutine
         for _ in range(3):  # callbacks already scheduled are no leak
             await asyncio.sleep(0)

@@ -125,6 +125,11 @@ def p99(samples: list[float]) -> float:
     return sorted(samples)[int(len(samples) * 0.99)]
 
 
+def milliseconds(runs: list[list[float]]) -> str:
+    """The median of all, and the best run's p99."""
+    return f"{statistics.median(itertools.chain(*runs)) * 1e3:.2f} / {min(map(p99, runs)) * 1e3:.2f}"
+
+
 @pytest.mark.timeout(1800 if SOAK else 120)
 async def test_stalled_readers_hold_their_windows_and_no_more(tunnels: Any) -> None:
     async with tunnels() as ends:
@@ -157,7 +162,13 @@ async def test_stalled_readers_hold_their_windows_and_no_more(tunnels: Any) -> N
         # A busy machine's pauses are longer than a round trip: what counts is the best of four runs, on both sides.
         assert statistics.median(itertools.chain(*beside_s)) < 5 * statistics.median(itertools.chain(*alone_s)) + 0.005
         assert min(map(p99, beside_s)) < 2 * min(map(p99, alone_s)) + NOTICED_S
+        print(
+            f"{READERS} readers stood still for {STALL_S:.0f} s: {grown_bytes >> 10} KiB more, of it the sender's "
+            f"{queued_bytes >> 10} KiB, the windows' {READERS * INITIAL_WINDOW_BYTES >> 10} KiB; round trips beside "
+            f"them, median and p99, {milliseconds(beside_s)} ms, alone {milliseconds(alone_s)} ms"
+        )
 
+        resumed_s = time.perf_counter()
         for reader in agent.readers.values():
             reader.take()
         async with asyncio.timeout(1500 if SOAK else 60):
@@ -166,3 +177,5 @@ async def test_stalled_readers_hold_their_windows_and_no_more(tunnels: Any) -> N
         for conn_id, source in sources.items():
             assert agent.readers[conn_id].received == BYTES_EACH
             assert agent.readers[conn_id].digest.digest() == source.digest.digest()
+        took_s = time.perf_counter() - resumed_s
+        print(f"then {READERS * BYTES_EACH >> 20} MiB came in {took_s:.0f} s, each connection's SHA-256 as sent")

@@ -1,0 +1,24 @@
+"""How long a coroutine test may take: `tests/conftest.py` ends it before pytest-timeout would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def allowed_s(request: pytest.FixtureRequest) -> float:
+    """What the suite's conftest allows this test, in seconds."""
+    plugins: set[Any] = request.config.pluginmanager.get_plugins()
+    (conftest,) = (plugin for plugin in plugins if hasattr(plugin, "allowed_s"))
+    return float(conftest.allowed_s(request.node))
+
+
+@pytest.mark.timeout(1234)
+def test_a_tests_own_limit_counts(allowed_s: float) -> None:
+    assert allowed_s == 1234
+
+
+def test_a_test_without_one_has_the_runs(allowed_s: float, request: pytest.FixtureRequest) -> None:
+    assert allowed_s == float(request.config.getoption("timeout") or request.config.getini("timeout"))
