@@ -23,6 +23,7 @@ Semantics are asyncio's (`IncompleteReadError`, `LimitOverrunError`, texts, limi
 from __future__ import annotations
 
 import asyncio
+import sys
 import warnings
 from asyncio import CancelledError, IncompleteReadError, LimitOverrunError, current_task
 from collections import deque
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 # 65,536 objects; and no joined one grows longer than the other, so that what was read of it is freed.
 SMALL_BYTES = 256
 JOINED_BYTES = 16384
+MOST_BYTES = sys.maxsize // 4  # of a limit, so that sums with it stay within a C integer
 
 # A step of a task is user code of any length, so the loop has its turn after this many of one reader; a turn costs
 # about as much as two short steps, which is hardly felt.
@@ -142,7 +144,7 @@ class PipeReader:
         """limit: bytes, at least 1. in_turn: the end is not `inline`, so its callbacks are made by the loop alone."""
         if limit <= 0:
             raise ValueError("Limit cannot be <= 0")
-        self._limit = limit
+        self._limit = min(limit, MOST_BYTES)
         self._loop = loop
         self._pieces: deque[bytes | bytearray] = deque()  # bytearray: small arrivals, joined here
         self._start = 0  # bytes of the first piece that were taken

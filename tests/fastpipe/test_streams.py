@@ -408,6 +408,23 @@ async def test_two_reads_at_once_are_refused(open_pair: Any) -> None:
     await close(writer, other)
 
 
+@pytest.mark.parametrize("limit", [2**62, 2**63 - 1, 2**63, 2**80])
+async def test_a_limit_beyond_every_integer_of_the_machine_is_none(
+    twin: ModuleType, streams: ModuleType, limit: int
+) -> None:
+    near, far = twin.create_pipe(max_chunk=None)
+    reader = streams.PipeReader(limit, asyncio.get_running_loop(), True)
+    near.set_protocol(reader)
+    far.write(b"a" * 300_000)
+    far.write(b"b\nand on")
+    async with asyncio.timeout(10):
+        assert await reader.readline() == b"a" * 300_000 + b"b\n"
+        far.write(b";")
+        assert await reader.readuntil(b";") == b"and on;"
+    assert near.is_reading()
+    near.abort()
+
+
 async def test_reading_goes_on_past_the_limit_when_asked_to(open_pair: Any) -> None:
     (_, writer), (reader, other) = open_pair(limit=100)
     data = bytes(i % 256 for i in range(100_000))

@@ -231,3 +231,18 @@ def test_pieces_that_are_not_of_the_size_that_was_said_are_refused() -> None:
     for size in (2, 4):
         with pytest.raises(ValueError, match="than their size"):
             COMPILED.FrameWriter(1).append_packet(data_field(1), [b"ab", memoryview(b"c")], size)
+
+
+@pytest.mark.parametrize("take", ["take", "take_joined"])
+def test_sizes_at_the_ends_of_the_integers_neither_hang_nor_pass_what_there_is(take: str) -> None:
+    most = 2**63 - 1
+    for twin in (PYTHON, COMPILED):
+        writer = twin.FrameWriter(1)
+        writer.append(b"message")
+        for size in (0, -1, -most):
+            with pytest.raises(ValueError, match="at least 1 byte"):
+                getattr(writer, take)(10, size)
+        assert not getattr(writer, take)(-most, 10)
+        taken = getattr(writer, take)(most, most)
+        assert (taken if take == "take_joined" else b"".join(taken)) == frame(0, 0, 1, b"message")
+        assert writer.pending == 0

@@ -28,8 +28,8 @@ cdef class MessageReader:
     cdef object credit
     cdef object bad_packet
     cdef Py_ssize_t limit       # bytes of the longest message that is kept
-    cdef Py_ssize_t length      # of the message in hand
-    cdef Py_ssize_t want        # bytes of it that are still to come; 0: between messages
+    cdef long long length       # of the message in hand: up to 2^32 - 1, also where Py_ssize_t has 32 bits
+    cdef long long want         # bytes of it that are still to come; 0: between messages
     cdef bytes whole            # where it is assembled; None: nothing of it has been kept
     cdef Py_ssize_t filled      # bytes of `whole` that have come
     cdef bint too_large         # it is passed over

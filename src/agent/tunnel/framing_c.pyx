@@ -165,8 +165,8 @@ cdef class MessageReader:
                 prefix = self.prefix
             if prefix[0]:
                 raise frames.message_flags(prefix[0])
-            self.length = (<Py_ssize_t>prefix[1] << 24 | <Py_ssize_t>prefix[2] << 16 | <Py_ssize_t>prefix[3] << 8
-                           | <Py_ssize_t>prefix[4])
+            self.length = (<long long>prefix[1] << 24 | <long long>prefix[2] << 16 | <long long>prefix[3] << 8
+                           | <long long>prefix[4])
             if self.length > self.limit:
                 self.want = self.length
                 self.too_large = True
@@ -548,6 +548,8 @@ cdef class FrameWriter:
         cdef list pieces = self.pieces
         cdef Py_ssize_t size, length
         cdef unsigned char header[9]
+        if max_frame_size < 1:
+            raise ValueError("a frame holds at least 1 byte")
         while limit > 0 and self.pending:
             size = min(min(limit, self.pending), max_frame_size)
             limit -= size

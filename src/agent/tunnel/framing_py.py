@@ -406,6 +406,8 @@ class FrameWriter:
         """Frames with up to `limit` bytes of what waits, none larger than max_frame_size: buffers, in order."""
         out: list[bytes | memoryview] = []
         pieces = self._pieces
+        if max_frame_size < 1:
+            raise ValueError("a frame holds at least 1 byte")
         while limit > 0 and self.pending:
             size = min(limit, self.pending, max_frame_size)
             limit -= size
