@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import random
+import time
 
 import h11
 import httptools
@@ -382,3 +383,16 @@ def test_httptools_still_has_the_gaps_that_are_closed_here():
 
     for line in (b"GET  / HTTP/1.1", b"GET / HTTP/0.9", b"GET /# HTTP/1.1", b"GET http://a/ HTTP/1.1"):
         httptools.HttpRequestParser(Nothing()).feed_data(line + b"\r\nHost: a\r\n\r\n")
+
+
+@pytest.mark.parametrize("begin", [b"1;", b"0\r\nX: "], ids=["line", "trailer"])
+def test_a_line_that_comes_byte_by_byte_costs_by_the_byte(begin: bytes) -> None:
+    took_s = {}
+    for size in (1_000, 16_000):
+        decoder = ChunkedDecoder(ProxyLimits(chunk_line_bytes=20_000, trailer_bytes=20_000))
+        decoder.feed(begin)
+        began_s = time.process_time()
+        for _ in range(size):
+            decoder.feed(b"x")
+        took_s[size] = time.process_time() - began_s
+    assert took_s[16_000] < 100 * took_s[1_000], "16 times as much, and not 256 times"

@@ -110,16 +110,18 @@ class ChunkedDecoder:
 
     def _take_line(self, raw: bytes, position: int) -> tuple[bytes | None, int]:
         """Take a line up to its CRLF: (line, position behind it), or (None, end) where it isn't whole yet."""
-        if self._partial:
-            raw, shift = self._partial + raw[position:], position - len(self._partial)
+        known = len(self._partial)  # has no end and no stray break, but perhaps the half of one in its last byte
+        if known:
+            raw, shift = self._partial + raw[position:], position - known
             start = 0
         else:
             start, shift = position, 0
+        fresh = start + known - 1 if known else start
         limit = self._limits.chunk_line_bytes if self._state is State.LINE else self._limits.trailer_bytes
-        end = raw.find(b"\r\n", start, start + limit + 2)
+        end = raw.find(b"\r\n", fresh, start + limit + 2)
         if end < 0:
             partial = raw[start:]
-            if STRAY_BREAK.search(partial, 0, limit):
+            if STRAY_BREAK.search(partial, fresh - start, limit):
                 raise ChunkError("a line of the chunked coding doesn't end in CRLF")
             if len(partial) > limit + 1 or (len(partial) > limit and partial[limit:] != b"\r"):
                 raise ChunkError("a line of the chunked coding is too long")
