@@ -40,6 +40,8 @@ _DAY_S = 86400.0
 _DRAIN_HELP = "how long requests in flight may go on after the first SIGTERM"
 _ROUTE_HELP = "requests below this path prefix go to this URL (several times; the longest prefix wins)"
 _TARGET_CA_HELP = "PEM certificates that targets are trusted by, beside the system's; reloaded when they change"
+_TARGET_CERT_HELP = "PEM certificate that the targets of routes are shown over TLS; reloaded when it changes"
+_TARGET_KEY_HELP = "its private key, where it isn't in the same file"
 
 
 def _check_socket_path(path: str) -> None:
@@ -122,6 +124,12 @@ def limits_of(config: LimitsConfig) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
+_TARGET_KEY_RULE = Rule(
+    ("target_client_key_file", "target_client_cert_file"), lambda key, cert: key and not cert,
+    "must be set together with target_client_cert_file",
+)
+
+
 class Targets:
     """What configurations with routes say of where these lead."""
 
@@ -161,6 +169,8 @@ class AgentConfig(Targets, Checked):
     routes: Routes = kind.routes(_ROUTE_HELP, name="route")
     app: Any = kind.reference("an ASGI application in this process that gets every request")
     target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP)
+    target_client_cert_file: str = kind.file(_TARGET_CERT_HELP)
+    target_client_key_file: str = kind.file(_TARGET_KEY_HELP)
     system_roots: bool = kind.boolean("trust the system's roots for Kubernetes' services, too (other routes always do)")
     router: Any = kind.reference(
         "a Router of one's own, in place of routes", what="an object with `route`", methods=("route",)
@@ -206,6 +216,15 @@ class AgentConfig(Targets, Checked):
         Rule(
             ("hub_client_key_file", "hub_client_cert_file"), lambda key, cert: key and not cert,
             "must be set together with hub_client_cert_file",
+        ),
+        _TARGET_KEY_RULE,
+        Rule(
+            ("target_client_cert_file", "route"), lambda cert, routes: cert and not routes,
+            "must be set together with route: other targets are shown a kubeconfig's, or a certificate_provider's",
+        ),
+        Rule(
+            ("target_client_cert_file", "certificate_provider"), lambda cert, provider: cert and provider is not None,
+            "must not be set with certificate_provider, which says itself what targets are shown",
         ),
         Rule(("app", "route"), lambda app, routes: app is not None and routes, "must not be set together with route"),
         Rule(
@@ -307,6 +326,8 @@ class ProxyConfig(Targets, Checked):
     listen: str = kind.address("where the proxy listens (port 0: a free one)", default="127.0.0.1:8080")
     routes: Routes = kind.routes(_ROUTE_HELP, name="route")
     target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP)
+    target_client_cert_file: str = kind.file(_TARGET_CERT_HELP)
+    target_client_key_file: str = kind.file(_TARGET_KEY_HELP)
     max_clients: int = kind.integer(
         "clients' connections at once; past it the answer is 503",
         default=10_000, low=1, high=1_000_000, unit="connections",
@@ -314,7 +335,10 @@ class ProxyConfig(Targets, Checked):
     limits: TargetLimitsConfig = kind.group(TargetLimitsConfig)
     drain_grace_s: float = kind.seconds(_DRAIN_HELP, default=DRAIN_GRACE_S, low=0, high=3600)
 
-    rules: ClassVar = (Rule(("route",), lambda routes: not routes, "must be set: at least one PREFIX=URL"),)
+    rules: ClassVar = (
+        Rule(("route",), lambda routes: not routes, "must be set: at least one PREFIX=URL"),
+        _TARGET_KEY_RULE,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

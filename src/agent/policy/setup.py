@@ -181,7 +181,9 @@ def make_policy(
         cluster=config.cluster_name, routes=config.static_routes, app=app, router=router, request_processor=processor
     )
     if trust is None:
-        files = FileTrust(config.target_ca_files)
+        files = FileTrust(
+            config.target_ca_files, cert_file=config.target_client_cert_file, key_file=config.target_client_key_file
+        )  # fmt: skip
         trust = files if kubernetes is None else _KubernetesTrust(kubernetes.managed, files, kubernetes.api_server)
     return Policy(router, processor, trust, app=app, kubernetes=kubernetes)
 

@@ -6,6 +6,7 @@ All contexts: TLS 1.2 or newer, verification and host name checks on. There is n
 from __future__ import annotations
 
 import binascii
+import hashlib
 import os
 import re
 import ssl
@@ -48,9 +49,10 @@ class CertificateProvider(Protocol):
 
 
 class FileTrust:
-    """Trusts the system's roots and the certificates in PEM files, read anew when the files change.
+    """Trusts the system's roots and the certificates in PEM files, and shows targets a certificate of the agent's where
+    there is one; read anew when the files change.
 
-    A file that turns bad leaves the last good roots in force, and is said as an ERROR. Sessions of an older generation
+    A file that turns bad leaves the last good ones in force, and is said as an ERROR. Sessions of an older generation
     are for the pool to close.
     """
 
@@ -59,19 +61,41 @@ class FileTrust:
         ca_files: Sequence[str | os.PathLike[str]] = (),
         *,
         system_roots: bool = True,
+        cert_file: str = "",
+        key_file: str = "",
         field: str = "target_ca_file",
+        cert_field: str = "target_client_cert_file",
         check_interval_s: float = 1.0,
     ) -> None:
         """ca_files: PEM files with one or more certificates each. system_roots: trust what the system trusts, too.
 
-        field: the configuration field that named the files. check_interval_s: how long a change may go unseen.
-        Raises ConfigError for a file that can't be read, or holds anything but whole certificates.
+        cert_file, key_file: the certificate that every target is shown, "" for none; key_file "" means that cert_file
+        holds both. field, cert_field: the configuration fields that named the files. check_interval_s: how long a
+        change may go unseen. Raises ConfigError for a file that can't be read, or holds anything but what it should.
         """
         self._system_roots = system_roots
+        self._cert_file, self._key_file, self._cert_field = cert_file, key_file, cert_field
+        if cert_file:  # once by itself, so that what is wrong with it is said of its own field
+            _load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert_file, key_file, cert_field)
+        paths = [os.fspath(path) for path in ca_files]
+        self._ca_files = len(paths)
+        self._shows: ssl.SSLContext | None = None
         self._files = Reloaded(
-            [os.fspath(path) for path in ca_files], _parse_all, field=field, check_interval_s=check_interval_s
+            [*paths, *filter(None, (cert_file, key_file))], self._parse, field=field, check_interval_s=check_interval_s
         )
         self._context: tuple[int, ssl.SSLContext] | None = None
+
+    def _parse(self, contents: list[bytes]) -> list[bytes]:
+        roots = _parse_all(contents[: self._ca_files])
+        if self._cert_file:  # a key may be there before its certificate: both are tried together before they count
+            shows = roots_context(roots, self._system_roots, ["http/1.1"])
+            try:
+                _load_chain(shows, self._cert_file, self._key_file, self._cert_field)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+            self._shows = shows
+        # Another certificate is another generation, as other roots are.
+        return [*roots, *(hashlib.sha256(content).digest() for content in contents[self._ca_files :])]
 
     @property
     def generation(self) -> int:
@@ -87,6 +111,8 @@ class FileTrust:
     def ssl_context(self, target: Target) -> ssl.SSLContext:
         """One context per generation, the same for every target. The first one loads the roots (some 20 ms)."""
         generation = self.generation
+        if self._shows is not None:
+            return self._shows
         if self._context is None or self._context[0] != generation:
             self._context = (generation, roots_context(self._files.value, self._system_roots, ["http/1.1"]))
         return self._context[1]
