@@ -74,6 +74,16 @@ GOALS = (
          "10,000 open", "", 6 << 10, "bytes", True),
     Goal("memory of one between tunnel and proxy", "open connections", "memory in the process", "memory", "", 6 << 10,
          "bytes", True),
+    *(
+        Goal(f"the agent's memory for each of 10,000 {who} users", "10,000 users", "agent's memory per connection",
+             f"memory, {who}", "", 6 << 10, "bytes", True)
+        for who in ("idle", "watching")
+    ),
+    *(
+        Goal(f"its CPU per request beside 10,000 {who}, to 10 alone (1 / 1.3)", "10,000 users",
+             "agent's CPU per request", f"memory, {who}", "memory, 10 open", 1 / 1.3)
+        for who in ("idle", "watching")
+    ),
     Goal("CPU per request of the hop, 1 KiB", "hop kept-alive", "CPU per request", "memory", "", 20, "µs", True),
     Goal("the same, no two heads alike", "hop kept-alive, heads that differ", "CPU per request", "memory", "", 20, "µs",
          True),

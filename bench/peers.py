@@ -177,10 +177,10 @@ def command(*arguments: str, tuned: Sequence[str] = ()) -> list[str]:
 
 
 @contextlib.contextmanager
-def hub(*, tuned: Sequence[str] = ()) -> Iterator[tuple[Program, str, str]]:
+def hub(*, options: Sequence[str] = (), tuned: Sequence[str] = ()) -> Iterator[tuple[Program, str, str]]:
     """The console script's hub: (it, its gRPC address, its HTTP address)."""
     ports = ("--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0", "--log-level", "warning")
-    running = Program(command("hub", *ports, tuned=tuned))
+    running = Program(command("hub", *ports, *options, tuned=tuned))
     try:
         yield running, running.wait_for("listening grpc "), running.wait_for("listening http ")
     finally:

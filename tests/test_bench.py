@@ -270,3 +270,11 @@ def test_a_failure_in_one_round_of_many_is_told() -> None:
         for how, worst in (("", 0.0), (", TLS target", 2.0))
     ]
     assert "| failures, 50 clients | ≤ 0 | 2.00 | worst of 6 | **no** |" in goals.table(measurements, [])
+
+
+@pytest.mark.parametrize("path", ["/c1/1k", "/c1/watch"])
+def test_users_stay_connected_while_ten_of_them_ask(path: str) -> None:
+    from bench import users
+
+    found = users.measured_with("memory", path, 20, 100)  # looks at every answer, and whether all are there at the end
+    assert set(found) == {users.MEMORY, users.HUB_MEMORY, users.CPU, users.HUB_CPU}
