@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # What the compiled twins are made of; a .pxd gives types to the .pyx or the plain source beside it, a .pxi is a part of one.
 TYPES := $(wildcard src/fastpipe/*.pxd src/agent/*/*.pxd)
-CYTHON := $(wildcard src/fastpipe/*.pyx src/fastpipe/*.pxi src/agent/*/*.pyx) $(TYPES)
+CYTHON := $(wildcard src/fastpipe/*.pyx src/fastpipe/*.pxi src/agent/*/*.pyx src/agent/*/*.pxi) $(TYPES)
 SOURCES := $(CYTHON) src/fastpipe/_streams_py.py $(wildcard $(patsubst %.pxd,%.py,$(TYPES)))
 
 OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)

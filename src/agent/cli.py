@@ -382,8 +382,10 @@ def _serve(
     import asyncio
 
     from .allocator import keep_freed_memory
+    from .descriptors import open_more_descriptors
 
     keep_freed_memory()
+    open_more_descriptors()
     try:
         with asyncio.Runner(loop_factory=_loop_factory(process.loop)) as runner:
             return runner.run(_until_signalled(body))

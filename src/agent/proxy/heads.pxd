@@ -54,11 +54,13 @@ cpdef bint ask_llhttp(object parser_type, bytes head, Lines lines) except -1
 
 cdef tuple _ask_about_response(bytes head, Response response)
 
+
 @cython.locals(values=list)
 cdef object _options(dict special)
 cdef long long _content_length(list values) except? -2
 cdef object _set_connection(Request request, dict special)
 cdef object _set_host(Request request, list hosts)
+
 
 @cython.locals(end=Py_ssize_t, port=bytes)
 cdef bint _is_host(bytes value) except -1

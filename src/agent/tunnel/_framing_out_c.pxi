@@ -1,0 +1,174 @@
+# Frames on their way out: a part of `framing_c.pyx`, which includes it.
+
+cdef Py_ssize_t copy_part(object piece, Py_ssize_t start, char* target, Py_ssize_t room) except -1:
+    """As much of piece[start:] to `target` as there is room for; how many bytes that was."""
+    cdef Py_buffer view
+    cdef Py_ssize_t size
+    if PyBytes_CheckExact(piece):
+        size = min(PyBytes_GET_SIZE(piece) - start, room)
+        memcpy(target, PyBytes_AS_STRING(piece) + start, size)
+        return size
+    PyObject_GetBuffer(piece, &view, PyBUF_SIMPLE)
+    size = min(view.len - start, room)
+    memcpy(target, <char*>view.buf + start, size)
+    PyBuffer_Release(&view)
+    return size
+
+
+cdef bytes joined(const char* head, Py_ssize_t head_size, list pieces, Py_ssize_t size):
+    """head and the pieces, of `size` bytes together, in one."""
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, head_size + size)
+    cdef char* target = PyBytes_AS_STRING(out)
+    cdef Py_ssize_t position = head_size, length
+    memcpy(target, head, head_size)
+    for piece in pieces:
+        length = copy_part(piece, 0, target + position, head_size + size - position)
+        if length < len(piece):
+            raise ValueError("the pieces are larger than their size")
+        position += length
+    if position != head_size + size:
+        raise ValueError("the pieces are smaller than their size")
+    return out
+
+
+@cython.final
+cdef class FrameWriter:
+    """One stream's way out. See the Python twin."""
+
+    def __init__(self, stream_id):
+        self.stream_id = stream_id
+        self.pieces = []
+
+    cpdef append(self, piece):
+        """Put a message's next piece behind what waits. piece: bytes or a view of single bytes; kept, not copied."""
+        cdef Py_ssize_t size = len(piece)
+        if size:
+            self.pieces.append(piece)
+            self.pending += size
+
+    cpdef append_packet(self, bytes field, list pieces, Py_ssize_t size):
+        """Put a DATA packet behind what waits. field: its connection's `data_field`; size: of all pieces together."""
+        cdef unsigned char head[64]
+        cdef Py_ssize_t position = 5 + PyBytes_GET_SIZE(field), length, left = size
+        cdef bytes message
+        if field is None or pieces is None:
+            raise TypeError("field is bytes and pieces a list")
+        if position > 50:
+            raise ValueError("field is from data_field")
+        memcpy(head + 5, PyBytes_AS_STRING(field), position - 5)
+        while left >= 0x80:
+            head[position] = <unsigned char>(left & 0x7F | 0x80)
+            left >>= 7
+            position += 1
+        head[position] = <unsigned char>left
+        position += 1
+        length = position - 5 + size
+        head[0] = 0
+        head[1] = <unsigned char>(length >> 24 & 0xFF)
+        head[2] = <unsigned char>(length >> 16 & 0xFF)
+        head[3] = <unsigned char>(length >> 8 & 0xFF)
+        head[4] = <unsigned char>(length & 0xFF)
+        if size <= JOIN_BYTES:
+            message = joined(<char*>head, position, pieces, size)
+        elif len(pieces) * 1024 > size:  # crumbs
+            message = joined(<char*>head, position, pieces, size)
+        else:
+            self.pieces.append(PyBytes_FromStringAndSize(<char*>head, position))
+            self.pieces.extend(pieces)
+            self.pending += position + size
+            return
+        self.pieces.append(message)
+        self.pending += position + size
+
+    cpdef list take(self, Py_ssize_t limit, Py_ssize_t max_frame_size):
+        """Frames with up to `limit` bytes of what waits, none larger than max_frame_size: buffers, in order."""
+        cdef list out = []
+        cdef list pieces = self.pieces
+        cdef Py_ssize_t size, length
+        cdef unsigned char header[9]
+        if max_frame_size < 1:
+            raise ValueError("a frame holds at least 1 byte")
+        while limit > 0 and self.pending:
+            size = min(min(limit, self.pending), max_frame_size)
+            limit -= size
+            self.pending -= size
+            self.frame_head(header, size)
+            out.append(PyBytes_FromStringAndSize(<char*>header, 9))
+            while size:
+                piece = pieces[self.first]
+                length = len(piece) - self.gone
+                if length <= size:
+                    out.append(framing_view(piece, self.gone, self.gone + length) if self.gone else piece)
+                    pieces[self.first] = None
+                    self.first += 1
+                    self.gone = 0
+                    size -= length
+                else:
+                    out.append(framing_view(piece, self.gone, self.gone + size))
+                    self.gone += size
+                    size = 0
+        self.spent()
+        return out
+
+    cpdef bytes take_joined(self, Py_ssize_t limit, Py_ssize_t max_frame_size):
+        """The same, copied into one."""
+        cdef list pieces = self.pieces
+        cdef Py_ssize_t left = max(min(limit, self.pending), 0), frames_number, size, part
+        cdef unsigned char* target
+        cdef bytes out
+        if max_frame_size < 1:
+            raise ValueError("a frame holds at least 1 byte")
+        frames_number = left // max_frame_size + (left % max_frame_size > 0)
+        out = PyBytes_FromStringAndSize(NULL, left + 9 * frames_number)
+        target = <unsigned char*>PyBytes_AS_STRING(out)
+        while left:
+            size = min(left, max_frame_size)
+            left -= size
+            self.pending -= size
+            self.frame_head(target, size)
+            target += 9
+            while size:
+                piece = pieces[self.first]
+                part = copy_part(piece, self.gone, <char*>target, size)
+                target += part
+                size -= part
+                if part + self.gone == len(piece):
+                    pieces[self.first] = None
+                    self.first += 1
+                    self.gone = 0
+                else:
+                    self.gone += part
+        self.spent()
+        return out
+
+    cdef int frame_head(self, unsigned char* header, Py_ssize_t size) noexcept:
+        """A DATA frame's header, without flags."""
+        header[0] = <unsigned char>(size >> 16)
+        header[1] = <unsigned char>(size >> 8 & 0xFF)
+        header[2] = <unsigned char>(size & 0xFF)
+        header[3] = header[4] = 0
+        header[5] = <unsigned char>(self.stream_id >> 24)
+        header[6] = <unsigned char>(self.stream_id >> 16 & 0xFF)
+        header[7] = <unsigned char>(self.stream_id >> 8 & 0xFF)
+        header[8] = <unsigned char>(self.stream_id & 0xFF)
+        return 0
+
+    cdef int spent(self) except -1:
+        """Drop the places of pieces that have gone out."""
+        if self.first == len(self.pieces):
+            if self.first == 1:
+                self.pieces.pop()  # keeps the list's memory for the next message
+            else:
+                self.pieces.clear()
+            self.first = 0
+        elif self.first > SPENT_PIECES and self.first * 2 > len(self.pieces):
+            del self.pieces[:self.first]
+            self.first = 0
+        return 0
+
+    def clear(self):
+        """Forget what waits: the stream is gone."""
+        self.pieces.clear()
+        self.first = 0
+        self.gone = 0
+        self.pending = 0
