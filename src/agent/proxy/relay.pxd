@@ -32,7 +32,7 @@ cdef class Exchange:
     cdef public Response _response
     cdef public long long _left
     cdef public ChunkedDecoder _decoder
-    cdef public list _collected
+    cdef public bytearray _collected
     cdef public double _began_s, _mark_s
 
     @cython.locals(request=Request, connection=Connection)
@@ -69,6 +69,8 @@ cdef class Exchange:
 
     @cython.locals(decoder=ChunkedDecoder, pieces=list, out=list, ended=bint, clean=bint)
     cpdef _relay_body(self, bytes head, data)
+
+    @cython.locals(collected=bytearray)
     cpdef _collect(self, list pieces)
     cpdef _send_collected(self, bint clean)
 

@@ -98,7 +98,7 @@ class Exchange:
         self._response: Response | None = None
         self._left = 0
         self._decoder: ChunkedDecoder | None = None
-        self._collected: list[Piece] | None = None  # the whole body, for an HTTP/1.0 client
+        self._collected: bytearray | None = None  # the whole body, for an HTTP/1.0 client
         self._body_came_later = False  # than the response's head
         self._began_s = self._mark_s = 0.0  # when it began, and the stage that is on; kept only where measured
 
@@ -388,7 +388,7 @@ class Exchange:
             else:
                 self._mode = TO_EOF
             if request.is_1_0:
-                self._collected = []
+                self._collected = bytearray()
                 self._left = connection.proxy.limits.collect_bytes
                 self._relay_body(b"", rest)
             else:
@@ -442,15 +442,16 @@ class Exchange:
 
     def _collect(self, pieces: list[Piece]) -> None:
         """Keep a body for an HTTP/1.0 client, who needs a Content-Length, up to a bound."""
-        assert self._collected is not None
-        self._collected += pieces
-        self._left -= sum(map(len, pieces))
-        if self._left < 0:
+        collected = self._collected
+        assert collected is not None
+        for piece in pieces:  # joined: sent byte by byte, it would be many times the memory as pieces
+            collected += piece
+        if len(collected) > self._left:
             self._collected = None
             self.fail(502, "the response has no length and is too large for an HTTP/1.0 client", "response body")
 
     def _send_collected(self, clean: bool) -> None:
-        body = b"".join(self._collected or [])
+        body = bytes(self._collected or b"")
         self.stage = IN_SIZED
         write_pieces(self.connection, [self._head_for_client(len(body)), body])
         self._complete(clean)
