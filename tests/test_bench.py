@@ -278,3 +278,11 @@ def test_users_stay_connected_while_ten_of_them_ask(path: str) -> None:
 
     found = users.measured_with("memory", path, 20, 100)  # looks at every answer, and whether all are there at the end
     assert set(found) == {users.MEMORY, users.HUB_MEMORY, users.CPU, users.HUB_CPU}
+
+
+def test_a_turns_budget_is_measured_in_a_process_of_its_own() -> None:
+    from bench import curves
+
+    found = curves.turn_of_budget("64")
+    assert set(found) == {curves.ROUND_TRIP, curves.ROUND_TRIP_P99, curves.LATE}
+    assert all(value > 0 for values in found.values() for value in values)
