@@ -386,7 +386,7 @@ async def receiver(mode: str, server: Nginx | None, **options: Any) -> AsyncIter
         return
     if server is None:
         target = Target("http://in-process/1k", connect=in_process)
-        route: Callable[[RequestHead], Any] = lambda _: target  # noqa: E731
+        route: Callable[[RequestHead], Any] = lambda _: target  # noqa: E731 - or the router's, below
     else:
         route = StaticRouter([("/", server.url)], "c1").route
     async with house(mode, route, **options) as made:

@@ -37,7 +37,7 @@ class Program:
 
     def __init__(self, command: Sequence[str], **environment: str) -> None:
         self.began = time.perf_counter()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
             env={**os.environ, **environment},

@@ -393,7 +393,7 @@ async def uds_lives(n: int, together: int = 1) -> list[float]:
             await live()
         else:
             await asyncio.gather(*(live() for _ in range(together)))
-        while len(accepted) < together:  # noqa: ASYNC110
+        while len(accepted) < together:  # noqa: ASYNC110 - no Event: setting one would be measured, too
             await asyncio.sleep(0)
         while accepted:
             await accepted.pop().lost
