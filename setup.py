@@ -27,7 +27,7 @@ EXTENSIONS = {
 COMPILED = {
     "agent.proxy": ("chunked", "clock", "decide", "heads", "intake", "plain", "relay", "rewrite", "server", "upstream"),
     "agent.connections": ("connection", "inbound", "manager"),
-    "agent.tunnel": ("flow", "scheduler"),
+    "agent.tunnel": ("coalescing", "flow", "scheduler"),
 }
 EXTENSIONS |= {
     f"{package}.{name}": f"src/{package.replace('.', '/')}/{name}.py"

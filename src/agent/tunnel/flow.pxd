@@ -1,6 +1,7 @@
 # The types that `flow.py` has when it is compiled: C fields where nobody outside looks.
 cimport cython
 
+from agent.tunnel.coalescing cimport ReceiveCoalescing
 from agent.tunnel.framing_c cimport FrameReader as Reader, FrameWriter as Writer, MessageReader as Messages
 from agent.tunnel.scheduler cimport Scheduler as Queue
 
@@ -81,6 +82,7 @@ cdef class ConnectionFlow:
     cdef public object _transport
     cdef ReceivePool _buffers
     cdef ReceiveBuffer _buffer
+    cdef public ReceiveCoalescing _coalescing
     cdef readonly long long _turn_bytes
 
     @cython.locals(buffer=ReceiveBuffer)

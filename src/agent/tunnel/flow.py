@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from fastpipe import Chunk, ChunkPool
 
 from ..errors import WireError
+from .coalescing import ReceiveCoalescing
 from .features import CLOSE, WINDOW
 from .framing import DEFAULT_WINDOW, MAX_WINDOW, MIN_MAX_FRAME_SIZE, WINDOW_UPDATE, FrameReader, FrameWriter, frame
 from .packet import ControlCode, PacketReceiver
@@ -307,6 +308,7 @@ class ConnectionFlow:
         self._transport: asyncio.Transport | None = None
         self._buffers: ReceivePool = _pools.pool
         self._buffer: ReceiveBuffer | None = None  # ours, from `get_buffer` on
+        self._coalescing: ReceiveCoalescing | None = None
         self._turn_bytes = 0  # received since the transport was last asked to wait
 
     # ------------------------------------------------------------ what its subclass has besides
@@ -371,6 +373,8 @@ class ConnectionFlow:
             self._flush()
         self._return_credit()
         self.sender.uncork()
+        if self._coalescing is not None:
+            self._coalescing.received(nbytes)
         self._turn_bytes += nbytes
         if self._turn_bytes >= _TURN_BYTES:
             self._turn_bytes = 0

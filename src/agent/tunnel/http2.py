@@ -40,6 +40,7 @@ import h2.settings
 import hyperframe.exceptions
 
 from ..errors import WireError
+from .coalescing import ReceiveCoalescing
 from .flood import FloodGuard
 from .flow import ConnectionFlow, Http2Stream, Sender
 from .framing import (
@@ -223,6 +224,7 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
             self.close()
             return
         self.sender.start(transport, self._loop)  # I3
+        self._coalescing = ReceiveCoalescing(transport, self._loop)
         self._h2.initiate_connection()
         if not self.client:
             self._h2.receive_data(PREFACE)  # the reader takes the client's
@@ -246,6 +248,8 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         self.closing = True
         self._frames.stop()
         self._drop_buffer()
+        if self._coalescing is not None:
+            self._coalescing.stop()
         self.streams.clear()
         self.sender.stop()
         for stream in lost:

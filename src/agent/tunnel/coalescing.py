@@ -1,0 +1,160 @@
+"""Being woken for several small packets at once, and not for each: receive coalescing, as network cards do it.
+
+A peer may send every packet in a write of its own. A wake-up then costs a switch of processes, three system calls and
+a write of the answer: many times the work on the packet. And who answers sooner finds fewer there each time. So where
+small ones come in quick succession the kernel is asked to wait until several are there (SO_RCVLOWAT, socket(7)), and a
+timer sees to it that nothing waits for long.
+
+                 LOOK_WAKEUPS within LOOK_S, of few bytes each
+      looking ──────────────────────────────────────────────► holding ──┐ each TICK_S: woken often, so wait
+         ▲                                                      │  ▲    │ for twice as much
+         └──── not woken within a tick, or woken for much ──────┘  └────┘
+               (tried again after REST_S, then four times that ...)
+
+A byte waits for less than two ticks, and only where others came just before it. Where too few are in flight for what
+the kernel waits for, a tick passes without a wake-up: then less is waited for, and soon nothing, for most of the time.
+Linux alone, since 4.18, wakes a reader when it is asked to wait for less than what is there.
+
+Cython compiles this file as it stands, with the types of `coalescing.pxd` (agent/twins.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import sys
+import time
+from typing import Any
+
+__all__ = ["ReceiveCoalescing"]
+
+TICK_S = 0.001
+"""The shortest that a timer of uvloop can be."""
+
+LOOK_WAKEUPS = 16
+LOOK_S = 0.003
+"""Many wake-ups: so many within so long."""
+
+FEW_BYTES = 2048
+"""A wake-up for fewer, on average, is one that may be saved."""
+
+FIRST_WAKEUPS = 2
+"""What has come in so many is what is waited for at first."""
+
+OFTEN = 2
+"""More wake-ups in a tick than these are still too many."""
+
+MOST_BYTES = 16 * 1024
+"""What is waited for at most: far less than any receive queue holds."""
+
+CALM_TICKS = 16
+"""A stall after so many without one is taken for the peer's: for a rest that its own processor took."""
+
+STEADY_TICKS = 64
+"""After so many without a stall more is tried again, and a rest is short again."""
+
+REST_S, LONGEST_REST_S, REST_GROWS = 0.25, 16.0, 4
+"""How long nothing is held once it didn't help: at first, at most, and how many times as long each time."""
+
+_look_wakeups = LOOK_WAKEUPS
+
+
+def _release() -> tuple[int, int]:
+    """The kernel's, (0, 0) where it is not Linux."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release) if sys.platform == "linux" else None
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+_WAKES_READERS = _release() >= (4, 18)
+
+
+class ReceiveCoalescing:
+    """For one transport, which has to be told of everything received. Does nothing where the system can't."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self.waiting_for_bytes = 1  # what the kernel was asked to wait for
+        self._loop = loop
+        self._transport = transport
+        sock: Any = transport.get_extra_info("socket")
+        tcp = sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6)
+        self._sock = sock if tcp and _WAKES_READERS else None
+        self._timer: asyncio.TimerHandle | None = None
+        self._wakeups = 0  # since we looked, or since the last tick, and what they brought
+        self._bytes = 0
+        self._looked_s = 0.0
+        self._held_bytes = 0  # what is waited for, 0 while looking
+        self._first_bytes = 0
+        self._most_bytes = MOST_BYTES
+        self._steady = 0  # ticks without a stall
+        self._rest_s = REST_S
+        self._rested_s = 0.0  # when we look again
+
+    def received(self, size_bytes: int) -> None:
+        """A wake-up brought so many bytes."""
+        self._wakeups += 1
+        self._bytes += size_bytes
+        if self._held_bytes:
+            if self.waiting_for_bytes != self._held_bytes:
+                self._wait_for(self._held_bytes)  # what had to wait was taken
+        elif self._wakeups >= _look_wakeups:
+            self._look()
+
+    def stop(self) -> None:
+        """Nothing is received any more."""
+        self._sock = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        now_s = time.monotonic()
+        mean_bytes = self._bytes // self._wakeups
+        often = now_s - self._looked_s <= LOOK_S
+        self._wakeups = self._bytes = 0
+        self._looked_s = now_s
+        if often and mean_bytes < FEW_BYTES and now_s >= self._rested_s and self._sock is not None:
+            self._steady = 0
+            self._first_bytes = self._held_bytes = max(mean_bytes, 1) * FIRST_WAKEUPS
+            self._wait_for(self._held_bytes)
+            self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        wakeups, size_bytes = self._wakeups, self._bytes
+        self._wakeups = self._bytes = 0
+        if not wakeups:
+            self._stalled()
+        elif size_bytes >= wakeups * MOST_BYTES:
+            self._held_bytes = 0  # each is for much already
+        else:
+            self._steady += 1
+            if self._steady % STEADY_TICKS == 0:
+                self._rest_s = REST_S
+                self._most_bytes = MOST_BYTES
+            if wakeups > OFTEN:
+                self._held_bytes = max(self._held_bytes, min(self._held_bytes * 2, self._most_bytes))
+        if not self._held_bytes:
+            self._wait_for(1)
+        if self._held_bytes and self._sock is not None:
+            self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    def _stalled(self) -> None:
+        """Take what is there, if anything is; and wait for less from now on, or for a while for nothing."""
+        self._wait_for(1)
+        steady, self._steady = self._steady, 0
+        if steady >= CALM_TICKS:
+            return
+        self._held_bytes //= 2
+        self._most_bytes = self._held_bytes
+        if self._held_bytes < self._first_bytes:
+            self._held_bytes = 0
+            self._most_bytes = MOST_BYTES
+            self._rested_s = time.monotonic() + self._rest_s
+            self._rest_s = min(self._rest_s * REST_GROWS, LONGEST_REST_S)
+
+    def _wait_for(self, size_bytes: int) -> None:
+        self.waiting_for_bytes = size_bytes
+        if self._sock is not None and not self._transport.is_closing():  # whose number may be another's by now
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size_bytes)
