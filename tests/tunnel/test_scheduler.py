@@ -10,7 +10,7 @@ import pytest
 from agent.tunnel.framing import FrameWriter
 from agent.tunnel.packet import Packet
 from agent.tunnel.scheduler import Scheduler
-from agent.tunnel.sizes import HIGH_WATER_BYTES
+from agent.tunnel.sizes import CREDITED_HIGH_WATER_BYTES, HIGH_WATER_BYTES
 
 DATA, ERROR = 0, 1
 
@@ -136,19 +136,21 @@ def test_abort_drops_what_is_queued() -> None:
     assert queue.scheduler.queued_bytes == 0
 
 
-def test_pause_above_the_mark_and_resume_below_a_quarter() -> None:
+@pytest.mark.parametrize("mark", [HIGH_WATER_BYTES, CREDITED_HIGH_WATER_BYTES])
+def test_pause_above_the_mark_and_resume_below_a_quarter(mark: int) -> None:
     queue = Queue()
+    queue.scheduler.high_water_bytes = mark
     told: list[Any] = []
     out = queue.scheduler.outbound(1, lambda: told.append("pause"), lambda: told.append(out.queued_bytes))
-    out.write(bytes(HIGH_WATER_BYTES))
+    out.write(bytes(mark))
     assert told == []
     out.write(b"x")
     assert told == ["pause"]
-    out.write(bytes(HIGH_WATER_BYTES))
+    out.write(bytes(mark))
     queue.outbound(2).write(b"another waits")
     while len(told) == 1:
         queue.next()
-    assert told[1] < HIGH_WATER_BYTES // 4
+    assert told[1] < mark // 4
 
 
 def test_resume_may_write_at_once() -> None:

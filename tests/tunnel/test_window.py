@@ -12,6 +12,7 @@ import pytest
 from agent.tunnel.framing import FrameWriter
 from agent.tunnel.packet import Packet
 from agent.tunnel.scheduler import Scheduler
+from agent.tunnel.sizes import CREDITED_HIGH_WATER_BYTES, HIGH_WATER_BYTES
 from agent.tunnel.window import INITIAL_WINDOW_BYTES, MAX_WINDOW_BYTES, ReceiveWindow, WindowBudget
 
 DATA, ERROR, CLOSE, WINDOW = 0, 1, 3, 4
@@ -270,3 +271,17 @@ async def test_window_packets_mean_nothing_where_they_were_not_negotiated(linked
         async with asyncio.timeout(5):
             while not hub.tunnel.unknown_packets:  # noqa: ASYNC110 - what is ignored tells nobody
                 await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(("features", "mark"), [({"window"}, CREDITED_HIGH_WATER_BYTES), (set(), HIGH_WATER_BYTES)])
+async def test_less_waits_of_a_connection_where_bytes_are_counted(linked: Any, features: set[str], mark: int) -> None:
+    async with linked(features=frozenset(features)) as (_, agent, hub):
+        for end in (agent, hub):
+            paused: list[bool] = []
+            out = end.tunnel.outbound(1, lambda paused=paused: paused.append(True), nothing)
+            out.write(bytes(mark))
+            assert not paused
+            out.write(b"x")
+            assert paused
+        for end in (agent, hub):
+            await end.until(lambda end=end: len(end.bytes_of(1)) == mark + 1)

@@ -34,6 +34,7 @@ cdef class Outbound:
 cdef class Scheduler:
     cdef public object initial_credit_bytes
     cdef public long long shared_packet_bytes
+    cdef public long long high_water_bytes
     cdef readonly bint closed
     cdef readonly long long queued_bytes
     cdef readonly long long control_bytes

@@ -66,8 +66,8 @@ class Outbound:
     def write(self, data: bytes | memoryview) -> None:
         """Queue the connection's next bytes. data: bytes, or a view of bytes nobody writes into; kept by reference.
 
-        Small writes of one turn of the event loop share a packet. Calls `pause` when the queue passes 256 KiB. Dropped
-        silently once the session is lost; RuntimeError after `finish` or `abort`.
+        Small writes of one turn of the event loop share a packet. Calls `pause` when the queue passes the scheduler's
+        `high_water_bytes`. Dropped silently once the session is lost; RuntimeError after `finish` or `abort`.
         """
         if self.finished:
             if self._scheduler.closed:
@@ -81,7 +81,7 @@ class Outbound:
         self._items.append(data)
         self.queued_bytes += size
         self._scheduler._grown(self, size)
-        if self.queued_bytes > HIGH_WATER_BYTES and not self.paused:
+        if self.queued_bytes > self._scheduler.high_water_bytes and not self.paused:
             self.paused = True
             self.pause()
 
@@ -162,6 +162,7 @@ class Scheduler:
             raise ValueError("packets must have 1 byte to 4 MiB, and one alone be no smaller than a shared one")
         self.initial_credit_bytes: int | None = None
         self.shared_packet_bytes = shared_packet_bytes
+        self.high_water_bytes = HIGH_WATER_BYTES  # of each outbound's queue; may be changed, too
         self.closed = False
         self.queued_bytes = 0  # of all outbounds and the control packets
         self.control_bytes = 0
@@ -256,7 +257,7 @@ class Scheduler:
             else:
                 outbound._place = _IDLE
                 self._forget(outbound)
-            if outbound.paused and outbound.queued_bytes < HIGH_WATER_BYTES // 4:
+            if outbound.paused and outbound.queued_bytes < self.high_water_bytes // 4:
                 outbound.paused = False
                 if not outbound.finished:
                     outbound.resume()  # I3

@@ -22,7 +22,7 @@ from .features import GOAWAY, WINDOW
 from .flow import NOBODY, TunnelFlow
 from .packet import ControlCode, PacketError, PacketReceiver
 from .scheduler import Outbound
-from .sizes import CREDITED_PACKET_BYTES
+from .sizes import CREDITED_HIGH_WATER_BYTES, CREDITED_PACKET_BYTES
 from .stream import Headers, Http2Stream
 from .window import INITIAL_WINDOW_BYTES, ReceiveWindow, WindowBudget
 
@@ -94,7 +94,7 @@ class Tunnel(TunnelFlow):
     def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound:
         """This connection's place in the queue. conn_id: 1 to 2^63-1.
 
-        pause is called when its queue passes 256 KiB, resume when it falls below a quarter of that. ValueError where it
+        pause is called when its queue passes 256 KiB, or 128 with `window`; resume when it falls below a quarter of that. ValueError where it
         has a place already.
         """
         return self._scheduler.outbound(conn_id, pause, resume)
@@ -196,6 +196,7 @@ class Tunnel(TunnelFlow):
         if WINDOW in features:
             self._scheduler.initial_credit_bytes = INITIAL_WINDOW_BYTES
             self._scheduler.shared_packet_bytes = CREDITED_PACKET_BYTES
+            self._scheduler.high_water_bytes = CREDITED_HIGH_WATER_BYTES
 
     def measured(self, round_trip_s: float) -> None:
         """A round trip took so long: an upper bound of what the link takes."""

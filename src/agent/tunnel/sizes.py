@@ -6,6 +6,7 @@ from typing import Final
 
 __all__ = [
     "ALONE_PACKET_BYTES",
+    "CREDITED_HIGH_WATER_BYTES",
     "CREDITED_PACKET_BYTES",
     "FRAME_BYTES",
     "HIGH_WATER_BYTES",
@@ -17,7 +18,11 @@ __all__ = [
 ]
 
 HIGH_WATER_BYTES: Final = 256 * 1024
-"""Queued bytes of one connection past which its source is asked to pause; it resumes below a quarter."""
+"""Queued bytes of one connection past which its source is asked to pause; it resumes below a quarter. A base hub's queue counts
+packets, so what can make a large one may wait here (wire.md)."""
+
+CREDITED_HIGH_WATER_BYTES: Final = 128 * 1024
+"""The same where the peer counts bytes: a packet is begun for what waits here, and a small answer waits for its end."""
 
 SHARED_PACKET_BYTES: Final = 256 * 1024
 """A packet's payload while another connection waits. A base hub's queue counts packets, so not smaller (wire.md)."""
