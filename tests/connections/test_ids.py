@@ -8,7 +8,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.connections.ids import IdRanges
+from agent.connections.ids import MAX_RANGES, IdRanges
 
 
 @given(st.lists(st.integers(1, 40)))
@@ -43,3 +43,17 @@ def test_the_largest_id_is_an_id() -> None:
     ranges.add(2**63 - 1)
     assert 2**63 - 1 in ranges
     assert 2**63 - 2 not in ranges
+
+
+def test_gaps_cost_no_more_than_a_bound_and_forget_no_id() -> None:
+    ranges = IdRanges()
+    ids = range(2, 6 * MAX_RANGES, 2)
+    for conn_id in ids:
+        ranges.add(conn_id)
+    assert len(list(ranges.ranges())) <= MAX_RANGES
+    assert all(conn_id in ranges for conn_id in ids)
+    spans = list(ranges.ranges())
+    assert all(a[0] <= a[1] < b[0] - 1 for a, b in itertools.pairwise(spans))
+    newest = ids[-1]
+    assert newest - 1 not in ranges  # what a hub opens next, or a little out of order, is not taken for closed
+    assert newest + 1 not in ranges

@@ -99,6 +99,22 @@ async def test_data_behind_the_proxys_word_is_answered_after_the_response(open_h
         assert house.tunnel.codes(1) == [ERROR]
 
 
+@pytest.mark.parametrize("features", [frozenset(), frozenset({"close"})])
+async def test_what_follows_an_error_for_an_id_that_never_opened_opens_nothing(
+    open_house: OpenHouse, features: frozenset[str]
+) -> None:
+    """Its first packet was too large, say: the next is the middle of a body, and may look like a request."""
+    async with open_house(features=features) as house:
+        house.error(3)
+        house.data(3, FIRST)
+        house.data(3)
+        house.data(4, FIRST)
+        await until(lambda: 4 in house.peers)
+        assert 3 not in house.peers
+        assert house.tunnel.codes(3) == []  # an ERROR is never answered
+        assert house.manager.counters.stray_data == 2
+
+
 @pytest.mark.parametrize("conn_id", [0, -1, -5, -(2**63)])
 async def test_ids_that_name_no_connection_never_open_one(open_house: OpenHouse, conn_id: int) -> None:
     async with open_house() as house:

@@ -170,3 +170,19 @@ async def test_an_error_follows_the_last_byte_on_the_wire_too(joined: Any) -> No
             hub.tunnel.send(1, DATA, b"the rest of an upload")
         await until(lambda: hub.errors)
         assert len(hub.received[1]) == 5_000_000
+
+
+async def test_a_first_packet_that_cannot_be_taken_leaves_its_id_closed(joined: Any) -> None:
+    """Its next bytes are the middle of a body, whatever they look like."""
+    async with joined(WordyPeer) as (sessions, managers, peers):
+        hub = sessions[0]
+        stream = hub.tunnel._stream
+        stream.writer.append(b"\0\0\0\0\4\x08\3\x1a\x7f")  # for id 3: 127 bytes of data, and none there
+        stream.wake()
+        for conn_id in (3, 4):
+            out = hub.tunnel.outbound(conn_id, lambda: None, lambda: None)
+            out.write(b"GET /c1/ HTTP/1.1\r\nHost: h\r\n\r\n")
+        await until(lambda: peers and peers[-1].received)
+        assert [peer.conn_id for peer in peers] == [4]
+        assert managers[0].counters.stray_data == 1
+        await until(lambda: 3 in hub.errors)

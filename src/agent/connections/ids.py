@@ -5,13 +5,18 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 
-__all__ = ["IdRanges"]
+__all__ = ["MAX_RANGES", "IdRanges"]
+
+MAX_RANGES = 32 * 1024
+"""About 3 MB. An honest hub leaves a gap for each connection that is open, and those are fewer."""
 
 
 class IdRanges:
     """Integers kept as ranges. Those a hub chooses come nearly in order, so the ranges stay few.
 
-    `add` and `in` take the logarithm of the number of ranges; an id that lies between two ranges joins them.
+    `add` and `in` take the logarithm of the number of ranges; an id that lies between two ranges joins them. Of more
+    than MAX_RANGES, by a hub that leaves gaps on purpose or a session of months, the lower half becomes one range: the
+    ids between them are then in it, too.
     """
 
     __slots__ = ("_firsts", "_lasts")
@@ -42,6 +47,9 @@ class IdRanges:
         else:
             self._firsts.insert(after, conn_id)
             self._lasts.insert(after, conn_id)
+            if len(self._firsts) > MAX_RANGES:
+                half = MAX_RANGES // 2
+                del self._firsts[1:half], self._lasts[: half - 1]
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """(first, last) of each range, rising, both included."""

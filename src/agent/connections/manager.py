@@ -169,6 +169,11 @@ class ConnManager:
             elif conn_id in self._unsettled:
                 self._unsettled.discard(conn_id)
                 self._notify()
+            elif conn_id > 0 and conn_id not in self._closed:
+                # It ended before it opened: its client is gone, or its first packet was none that could be read. What
+                # still comes of it is the middle of something, and must not open it.
+                self._closed.add(conn_id)
+                self._answered.add(conn_id)
         elif code == CLOSE and self.hub_closes:
             if connection is not None:
                 connection.hub_finished()
