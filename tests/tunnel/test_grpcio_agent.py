@@ -62,7 +62,7 @@ async def test_packets_keep_their_order_both_ways(grpcio: Any, tunnels: Any) -> 
 @pytest.mark.slow
 @pytest.mark.loops("uvloop")
 async def test_a_message_of_64_mib_is_one_packet(grpcio: Any, tunnels: Any) -> None:
-    async with tunnels() as ends, grpcio("agent", f"127.0.0.1:{ends.port}") as agent:
+    async with tunnels(message_bytes=2**27) as ends, grpcio("agent", f"127.0.0.1:{ends.port}") as agent:
         agent.do("open", metadata=[["cluster-name", "c1"]])
         await agent.said("headers")
         hub = ends.hub_sessions[0]

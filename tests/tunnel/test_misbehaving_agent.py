@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.tunnel.packet import Packet
+from agent.tunnel.packet import MAX_SENT_MESSAGE_BYTES, Packet
 
 DATA, ERROR, DRAIN = 0, 1, 2
 CALL = (
@@ -134,6 +134,31 @@ async def test_data_for_a_reset_stream_gives_its_credit_back(tunnels: Any, raw_a
         agent.headers(*CALL, stream_id=3)
         await agent.seen(1)
         assert len(ends.hub_sessions) == 2
+
+
+async def test_a_message_that_no_agent_sends_is_not_kept_and_ends_its_connection(tunnels: Any, raw_agent: Any) -> None:
+    """Each call of each connection may have one under way: 256 MiB of them would be the hub's memory."""
+    async with tunnels() as ends, raw_agent(ends.port) as agent:
+        hello(agent)
+        agent.headers(*CALL)
+        await agent.seen(4)
+        agent.ack()
+        await agent.seen(1)
+        hub = ends.hub_sessions[0]
+        largest = Packet(1, 0, bytes(MAX_SENT_MESSAGE_BYTES - 7)).encode()
+        too_large = Packet(2, 0, bytes(MAX_SENT_MESSAGE_BYTES - 6)).encode()
+        assert (len(largest) - 5, len(too_large) - 5) == (MAX_SENT_MESSAGE_BYTES, MAX_SENT_MESSAGE_BYTES + 1)
+        body = largest + too_large + Packet(3, 0, b"fine").encode()
+        for start in range(0, len(body), 16384):
+            agent.send(0, 0, 1, body[start : start + 16384])
+            await agent.writer.drain()
+        await hub.until(lambda: len(hub.packets) == 3)
+        rule = f"gRPC: a message of {MAX_SENT_MESSAGE_BYTES + 1} bytes, the limit is {MAX_SENT_MESSAGE_BYTES}"
+        assert [packet[:2] for packet in hub.packets] == [(1, DATA), (2, ERROR), (3, DATA)]
+        assert hub.packets[1][3] == rule
+        while not agent.packets():
+            await agent.frame()
+        assert agent.packets() == [Packet(2, ERROR, b"", rule)]
 
 
 async def test_the_end_in_the_middle_of_a_message_is_told(tunnels: Any, raw_agent: Any) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from ..errors import AgentError, WireError
 from .features import FEATURES, GOAWAY, WINDOW, read_features, write_features
 from .grpc import PATH, GrpcStatus, Status, is_grpc, metadata_of, response_headers, trailers
-from .http2 import MESSAGE_BYTES, WINDOW_BYTES, Http2Connection
-from .packet import ControlCode, PacketReceiver
+from .http2 import WINDOW_BYTES, Http2Connection
+from .packet import MAX_SENT_MESSAGE_BYTES, ControlCode, PacketReceiver
 from .session import Tunnel
 from .stream import Headers, Http2Stream
 from .window import WindowBudget
@@ -30,7 +30,8 @@ class TunnelServer:
     """Takes agents' connections, each of which may carry several calls (gRPC libraries share one among channels).
 
     open_tunnel: called for each call before anything of it is handed on. window_bytes: receive window of each stream
-    and connection, 65,535 to 2^31-1. message_bytes: the longest message that is taken. keepalive_interval_s,
+    and connection, 65,535 to 2^31-1. message_bytes: the longest message that is taken, of which each call may have one
+    under way: as base hubs, no more than agents send (wire.md, "agent → hub, DATA"). keepalive_interval_s,
     keepalive_timeout_s: an HTTP/2 PING goes to a connection this often, and its answer is due within that time, so that
     an agent that vanished without a word is noticed. One that has had no call for the whole of an interval is closed:
     only with a call does a peer say who it is. features: the extensions that are used with agents that offer
@@ -42,7 +43,7 @@ class TunnelServer:
         *,
         open_tunnel: OpenTunnel,
         window_bytes: int = WINDOW_BYTES,
-        message_bytes: int = MESSAGE_BYTES,
+        message_bytes: int = MAX_SENT_MESSAGE_BYTES,
         keepalive_interval_s: float = 30.0,
         keepalive_timeout_s: float = 20.0,
         features: frozenset[str] = FEATURES,
