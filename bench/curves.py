@@ -325,7 +325,7 @@ CURVES: Sequence[Curve] = (
         beside_bulk("agent.tunnel.sizes:CREDITED_PACKET_BYTES"),
     ),
     sizes(
-        "queue", "1 KiB to 4 clients beside three downloads, by what may wait of each connection before its source pauses",
+        "queue", "1 KiB to 4 clients beside three downloads, by what may wait of a connection before its source pauses",
         "`agent.tunnel.sizes.CREDITED_HIGH_WATER_BYTES`", tunnel_sizes.CREDITED_HIGH_WATER_BYTES,
         "a packet that has begun goes out whole", [16 * KIB, 64 * KIB, 128 * KIB, 256 * KIB, MIB],
         beside_bulk("agent.tunnel.sizes:CREDITED_HIGH_WATER_BYTES"),

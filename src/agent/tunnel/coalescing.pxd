@@ -24,5 +24,5 @@ cdef class ReceiveCoalescing:
     cpdef received(self, Py_ssize_t size_bytes)
     cpdef stop(self)
     cdef _look(self)
-    cdef _stalled(self)
+    cdef Py_ssize_t _after_silence(self, bint stalled) except -1
     cdef _wait_for(self, long long size_bytes)

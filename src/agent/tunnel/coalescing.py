@@ -6,14 +6,14 @@ small ones come in quick succession the kernel is asked to wait until several ar
 timer sees to it that nothing waits for long.
 
                  LOOK_WAKEUPS within LOOK_S, of few bytes each
-      looking ──────────────────────────────────────────────► holding ──┐ each TICK_S: woken often, so wait
-         ▲                                                      │  ▲    │ for twice as much
-         └──── not woken within a tick, or woken for much ──────┘  └────┘
-               (tried again after REST_S, then four times that ...)
+      looking ──────────────────────────────────────────────► holding ──┐ woken often in a tick: wait for
+         ▲                                                      │  ▲    │ twice as much
+         └──── two ticks without a wake-up; or it didn't help ──┘  └────┘
 
-A byte waits for less than two ticks, and only where others came just before it. Where too few are in flight for what
-the kernel waits for, a tick passes without a wake-up: then less is waited for, and soon nothing, for most of the time.
-Linux alone, since 4.18, wakes a reader when it is asked to wait for less than what is there.
+A byte waits for less than two ticks, and only where others came just before it: after a tick without a wake-up what is
+there is taken. Something that was there had to wait. Then less is waited for, or nothing for REST_S, and the next time
+for four times that: where few packets are in flight there are as few stalls. Linux alone, since 4.18, wakes a reader
+when it is asked to wait for no more than what is there.
 
 Cython compiles this file as it stands, with the types of `coalescing.pxd` (agent/twins.py).
 """
@@ -49,11 +49,8 @@ OFTEN = 2
 MOST_BYTES = 16 * 1024
 """What is waited for at most: far less than any receive queue holds."""
 
-CALM_TICKS = 16
-"""A stall after so many without one is taken for the peer's: for a rest that its own processor took."""
-
-STEADY_TICKS = 64
-"""After so many without a stall more is tried again, and a rest is short again."""
+STEADY_TICKS = 32
+"""After so many without a stall one is taken for the peer's own, more is tried again, and a rest is short again."""
 
 REST_S, LONGEST_REST_S, REST_GROWS = 0.25, 16.0, 4
 """How long nothing is held once it didn't help: at first, at most, and how many times as long each time."""
@@ -95,10 +92,7 @@ class ReceiveCoalescing:
         """A wake-up brought so many bytes."""
         self._wakeups += 1
         self._bytes += size_bytes
-        if self._held_bytes:
-            if self.waiting_for_bytes != self._held_bytes:
-                self._wait_for(self._held_bytes)  # what had to wait was taken
-        elif self._wakeups >= _look_wakeups:
+        if not self._held_bytes and self._wakeups >= _look_wakeups:
             self._look()
 
     def stop(self) -> None:
@@ -117,6 +111,7 @@ class ReceiveCoalescing:
         if often and mean_bytes < FEW_BYTES and now_s >= self._rested_s and self._sock is not None:
             self._steady = 0
             self._first_bytes = self._held_bytes = max(mean_bytes, 1) * FIRST_WAKEUPS
+            self._most_bytes = MOST_BYTES
             self._wait_for(self._held_bytes)
             self._timer = self._loop.call_later(TICK_S, self._tick)
 
@@ -124,35 +119,39 @@ class ReceiveCoalescing:
         self._timer = None
         wakeups, size_bytes = self._wakeups, self._bytes
         self._wakeups = self._bytes = 0
-        if not wakeups:
-            self._stalled()
+        if self.waiting_for_bytes == 1:  # the last tick was silent
+            self._held_bytes = self._after_silence(wakeups > 0)
+            if self._held_bytes:
+                self._wait_for(self._held_bytes)
+        elif not wakeups:
+            self._wait_for(1)  # what is there, if anything is, comes now
         elif size_bytes >= wakeups * MOST_BYTES:
             self._held_bytes = 0  # each is for much already
+            self._wait_for(1)
         else:
             self._steady += 1
-            if self._steady % STEADY_TICKS == 0:
+            if self._steady == STEADY_TICKS:
                 self._rest_s = REST_S
                 self._most_bytes = MOST_BYTES
-            if wakeups > OFTEN:
-                self._held_bytes = max(self._held_bytes, min(self._held_bytes * 2, self._most_bytes))
-        if not self._held_bytes:
-            self._wait_for(1)
+            if wakeups > OFTEN and self._held_bytes < self._most_bytes:
+                self._held_bytes = min(self._held_bytes * 2, self._most_bytes)
+                self._wait_for(self._held_bytes)
         if self._held_bytes and self._sock is not None:
             self._timer = self._loop.call_later(TICK_S, self._tick)
 
-    def _stalled(self) -> None:
-        """Take what is there, if anything is; and wait for less from now on, or for a while for nothing."""
-        self._wait_for(1)
+    def _after_silence(self, stalled: bool) -> int:
+        """Returns what to wait for from now on. stalled: there was something that had to wait."""
         steady, self._steady = self._steady, 0
-        if steady >= CALM_TICKS:
-            return
-        self._held_bytes //= 2
-        self._most_bytes = self._held_bytes
-        if self._held_bytes < self._first_bytes:
-            self._held_bytes = 0
-            self._most_bytes = MOST_BYTES
-            self._rested_s = time.monotonic() + self._rest_s
-            self._rest_s = min(self._rest_s * REST_GROWS, LONGEST_REST_S)
+        if not stalled:
+            return 0
+        if steady >= STEADY_TICKS:
+            return self._held_bytes
+        self._most_bytes = self._held_bytes // 2
+        if self._most_bytes >= self._first_bytes:
+            return self._most_bytes
+        self._rested_s = time.monotonic() + self._rest_s
+        self._rest_s = min(self._rest_s * REST_GROWS, LONGEST_REST_S)
+        return 0
 
     def _wait_for(self, size_bytes: int) -> None:
         self.waiting_for_bytes = size_bytes

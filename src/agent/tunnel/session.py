@@ -94,8 +94,8 @@ class Tunnel(TunnelFlow):
     def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound:
         """This connection's place in the queue. conn_id: 1 to 2^63-1.
 
-        pause is called when its queue passes 256 KiB, or 128 with `window`; resume when it falls below a quarter of that. ValueError where it
-        has a place already.
+        pause is called when its queue passes 256 KiB, or 128 where `window` was negotiated; resume when it falls below
+        a quarter of that. ValueError where it has a place already.
         """
         return self._scheduler.outbound(conn_id, pause, resume)
 

@@ -18,8 +18,9 @@ __all__ = [
 ]
 
 HIGH_WATER_BYTES: Final = 256 * 1024
-"""Queued bytes of one connection past which its source is asked to pause; it resumes below a quarter. A base hub's queue counts
-packets, so what can make a large one may wait here (wire.md)."""
+"""Queued bytes of one connection past which its source is asked to pause; it resumes below a quarter.
+
+A base hub's queue counts packets, so what makes a large one may wait here (wire.md)."""
 
 CREDITED_HIGH_WATER_BYTES: Final = 128 * 1024
 """The same where the peer counts bytes: a packet is begun for what waits here, and a small answer waits for its end."""
