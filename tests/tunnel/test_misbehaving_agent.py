@@ -61,6 +61,7 @@ async def test_response_headers_come_at_once(tunnels: Any, raw_agent: Any) -> No
         (but(content_type="text/plain"), {":status": "415"}),
         (but(content_type=None), {":status": "415"}),
         (but(path="/tunnel.v1.TunnelService/Other"), {":status": "200", "grpc-status": "12"}),
+        (but(path="/" + "x" * 9000), {"grpc-message": "there is no method /" + "x" * 199}),
         (but(cluster_name=None), {":status": "200", "grpc-status": "2"}),
         (but(content_length="5"), {":status": "200", "grpc-status": "3"}),
         (but(content_type="application/grpc+proto"), {":status": "200"}),

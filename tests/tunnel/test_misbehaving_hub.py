@@ -279,6 +279,8 @@ async def test_a_flood_for_id_0_means_replaced(raw_hub: Any, tunnels: Any, caplo
         ([(":status", "401"), ("content-type", "text/plain")], "UNAUTHENTICATED: the answer is HTTP 401", 60),
         ([(":status", "502"), ("content-type", "text/html"), ("content-length", "9")], "UNAVAILABLE: the answer", 0.5),
         ([(":status", "200"), ("content-type", "text/html")], "UNKNOWN: the answer is HTTP 200, but not gRPC", 0.5),
+        ([(":status", "9" * 5000), OK_HEAD[1]], "UNKNOWN: the answer has a :status that is none", 0.5),
+        ([(":status", "-200"), OK_HEAD[1]], "UNKNOWN: the answer has a :status that is none", 0.5),
     ],
 )
 async def test_an_answer_that_is_not_grpc(
@@ -293,6 +295,17 @@ async def test_an_answer_that_is_not_grpc(
         await ends.until(lambda: ends.delays_s)
         assert ends.delays_s == [delay_s]
         assert text in caplog.text
+        assert "a receiver failed" not in caplog.text
+
+
+async def test_a_status_s_words_are_bounded(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        hub.settings()
+        hub.headers(*OK_HEAD, ("grpc-status", "14"), ("grpc-message", "%0a" * 5000), end=True)
+        await ends.until(lambda: ends.delays_s)
+        assert str(ends.agent_sessions[0].lost[0]) == "the hub ended the tunnel with UNAVAILABLE: " + "\n" * 1000
 
 
 async def test_trailers_alone(raw_hub: Any, tunnels: Any) -> None:

@@ -30,6 +30,7 @@ PATH = b"/tunnel.v1.TunnelService/Tunnel"
 Metadata = list[tuple[str, str | bytes]]
 """Names in lower case; values are text, or bytes where the name ends in `-bin`."""
 
+_MAX_MESSAGE_BYTES = 3000  # of a status's words that are read: up to three bytes each; they are for a line of a log
 _CONTENT_TYPE = b"application/grpc"
 _NAME = re.compile(r"[0-9a-z_.\-]+\Z")
 _VALUE = re.compile(r"[\x20-\x7e]*\Z")
@@ -134,10 +135,10 @@ def is_grpc(headers: Headers) -> bool:
 
 
 def http_status(headers: Headers) -> int:
-    """The `:status` of a response's head; 0 where it has none."""
+    """The `:status` of a response's head; 0 where it has none, -1 where that isn't three digits (RFC 9110, 15)."""
     for name, value in headers:
-        if name == b":status" and value.isdigit():
-            return int(value)
+        if name == b":status":
+            return int(value) if value.isdigit() and len(value) == 3 else -1
     return 0
 
 
@@ -167,11 +168,12 @@ def response_status(headers: Headers) -> GrpcStatus | None:
         if name == b"grpc-status":
             code = int(value) if value.isdigit() and len(value) < 5 else Status.UNKNOWN
         elif name == b"grpc-message":
-            message = unquote_to_bytes(value).decode("utf-8", "replace")
+            message = unquote_to_bytes(value[:_MAX_MESSAGE_BYTES]).decode("utf-8", "replace")
     if code is not None:
         return GrpcStatus(code, message)
     status = http_status(headers)
     if status and (status != 200 or not is_grpc(headers)):
         text = f"the answer is HTTP {status}" + ("" if status != 200 else ", but not gRPC")
+        text = text if status > 0 else "the answer has a :status that is none"
         return GrpcStatus(_FROM_HTTP.get(status, Status.UNKNOWN), text)
     return None

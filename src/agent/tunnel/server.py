@@ -23,6 +23,9 @@ names in lower case. Raises GrpcStatus to refuse the call."""
 
 _HTTP_METHOD_NOT_ALLOWED, _HTTP_UNSUPPORTED_MEDIA_TYPE = b"405", b"415"
 
+_SAID_BYTES = 200
+"""Of a peer's words, in a status and in the log."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -187,7 +190,7 @@ class _Call:
             return
         try:
             if fields.get(b":path") != PATH:
-                path = fields.get(b":path", b"").decode("latin-1")
+                path = fields.get(b":path", b"")[:_SAID_BYTES].decode("latin-1")
                 raise GrpcStatus(Status.UNIMPLEMENTED, f"there is no method {path}")
             if b"content-length" in fields:
                 # h2 would hold its own count of bytes, of which it sees none, against it.
