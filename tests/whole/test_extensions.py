@@ -351,6 +351,48 @@ async def test_an_agent_that_sends_beyond_its_credit_loses_that_connection(mode:
         assert await other_answers(found)
 
 
+class Reader(asyncio.Protocol):
+    """Reads nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self.received = bytearray()
+        self.ended = asyncio.Event()
+
+    def connection_made(self, transport: Any) -> None:
+        transport.pause_reading()
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended.set()
+
+
+@pytest.mark.parametrize("code", [1, 3], ids=["error", "close"])
+async def test_what_an_agent_sends_behind_its_end_never_reaches_a_client(mode: str, code: int) -> None:
+    async with running_origin() as origin, line(origin.url, mode) as found, asyncio.timeout(20):
+        reader = Reader()
+        transport = await found.session.connect(reader)
+        [conn_id] = found.session._connections
+        tunnel = next(iter(found.agent.agent.managers))
+        body = bytes(range(256)) * 1024
+        for start in range(0, len(body), 65536):  # more than the pipe takes: the hub holds the rest
+            tunnel.send(conn_id, 0, body[start : start + 65536])
+        tunnel.send(conn_id, code, b"", "over" if code == 1 else "")
+        tunnel.send(conn_id, 0, b"late")
+        seen = tunnel.packets_received
+        tunnel.send(-1, 0)
+        await until(lambda: tunnel.packets_received > seen)  # the hub has them all
+        transport.resume_reading()
+        if code == 1:
+            await reader.ended.wait()
+        await until(lambda: len(reader.received) >= len(body))
+        assert reader.received == body
+        transport.abort()
+        await reader.ended.wait()
+        assert await other_answers(found)
+
+
 @pytest.mark.parametrize("features", [None, NONE], ids=["extended", "base"])
 async def test_expect_is_the_target_s_to_answer_but_a_base_agent_s_hub_answers_itself(mode: str, features: Any) -> None:
     heads: list[bytes] = []

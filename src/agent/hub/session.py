@@ -126,7 +126,7 @@ class _Connection(asyncio.Protocol):
 
     def deliver(self, data: bytes | memoryview) -> None:
         end = self._end
-        if end is None or self._agent_done:
+        if end is None or self._ending:  # the agent has said CLOSE or ERROR: this is nobody's
             return
         size = len(data)
         self.bytes_seen += size
