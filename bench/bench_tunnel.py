@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 import uvloop
@@ -234,10 +235,14 @@ def start_hub(kind: str, messages: str) -> tuple[subprocess.Popen[str], int]:
     return hub, json.loads(hub.stdout.readline())["port"]
 
 
-def client(rival: str, port: int, size: int, count: int, messages: str) -> dict[str, float]:
+def client(
+    rival: str, port: int, size: int, count: int, messages: str, *, tuned: Sequence[str] = ()
+) -> dict[str, float]:
+    """tuned: constants that are other there, as `bench.tuned` takes them."""
     arguments = ["--client", rival, str(port), str(size), str(count)]
     done = subprocess.run(
-        [sys.executable, __file__, *arguments],
+        [sys.executable, *(("-m", "bench.tuned", *tuned, "bench.bench_tunnel") if tuned else (__file__,)), *arguments],
+        cwd=ROOT,
         env=environment(rival, messages),
         check=True,
         stdout=subprocess.PIPE,

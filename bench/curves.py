@@ -25,7 +25,7 @@ from agent.tunnel import http2, window
 from agent.tunnel import sizes as tunnel_sizes
 from fastpipe import _limits, create_pipe
 
-from . import hop, pipe
+from . import bench_tunnel, hop, pipe, tunnel
 from .measuring import Case, Metric, Samples, Scale, Turn, no_collection, one
 from .peers import Program, agent, hub, load, nginx, program
 
@@ -261,6 +261,20 @@ def beside_bulk(where: str) -> Callable[[contextlib.ExitStack, Mapping[str, int]
     return open_turns
 
 
+def packets(where: str) -> Callable[[contextlib.ExitStack, Mapping[str, int]], Callable[[str], Samples]]:
+    def open_turns(stack: contextlib.ExitStack, values: Mapping[str, int]) -> Callable[[str], Samples]:
+        messages, settings = stack.enter_context(tunnel.messages()), settings_of(where, values)
+        port = stack.enter_context(tunnel.echo_hub("grpcio", messages))
+
+        def turn(at: str) -> Samples:
+            found = bench_tunnel.client("compiled", port, 256, 20_000, messages, tuned=settings[at])
+            return {tunnel.CPU: [found["CPU"]], tunnel.SPEED: [found["MB/s"]]}
+
+        return turn
+
+    return open_turns
+
+
 BUFFERS = [4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB]
 LIMITS = ProxyLimits()
 
@@ -341,6 +355,12 @@ CURVES: Sequence[Curve] = (
         "`agent.tunnel.sizes.UNREAD_BYTES`", tunnel_sizes.UNREAD_BYTES,
         "a small answer waits behind all of it; less leaves a sender idle while its peer has its turn",
         [32 * KIB, 64 * KIB, 128 * KIB, 256 * KIB, MIB], beside_bulk("agent.tunnel.sizes:UNREAD_BYTES"),
+    ),
+    sizes(
+        "coalesced", "Packets of 256 B sent and received, 64 in flight, a grpcio hub, by what is waited for at most",
+        "`agent.tunnel.sizes.COALESCED_BYTES`", tunnel_sizes.COALESCED_BYTES,
+        "each wake-up costs many times what a packet does; far less than a receive queue holds",
+        [1, KIB, 4 * KIB, 16 * KIB, 64 * KIB], packets("agent.tunnel.sizes:COALESCED_BYTES"),
     ),
     sizes(
         "window, first", f"1 MiB on a new connection, the hub {LINK_MS:.0f} ms away, by the window it begins with",

@@ -18,26 +18,41 @@ CPU = Metric("CPU per packet", "µs")
 SPEED = Metric("throughput", "MB/s", more_is_better=True)
 
 
+@contextlib.contextmanager
+def messages() -> Iterator[str]:
+    """A folder with the messages that grpcio's peers need."""
+    with tempfile.TemporaryDirectory() as folder:
+        proto = bench_tunnel.PROTO
+        command = ["-m", "grpc_tools.protoc", f"-I{proto.parent}", f"--python_out={folder}"]
+        subprocess.run([sys.executable, *command, f"--grpc_python_out={folder}", str(proto)], check=True)
+        yield folder
+
+
+@contextlib.contextmanager
+def echo_hub(kind: str, folder: str) -> Iterator[int]:
+    """The port of a hub that sends every packet back. kind: "grpcio", or the twin of ours."""
+    process, port = bench_tunnel.start_hub(kind, folder)
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def packets(size: int, hub: str, count: int) -> Case:
     """hub: "grpcio", the same for all, or "own": each rival its own kind."""
 
     @contextlib.contextmanager
     def open_case(scale: Scale) -> Iterator[Mapping[str, Turn]]:
         with contextlib.ExitStack() as stack:
-            messages = stack.enter_context(tempfile.TemporaryDirectory())
-            proto = bench_tunnel.PROTO
-            command = ["-m", "grpc_tools.protoc", f"-I{proto.parent}", f"--python_out={messages}"]
-            subprocess.run([sys.executable, *command, f"--grpc_python_out={messages}", str(proto)], check=True)
-            ports = {}
-            for kind in ("grpcio",) if hub == "grpcio" else ("grpcio", "compiled", "python"):
-                process, ports[kind] = bench_tunnel.start_hub(kind, messages)
-                stack.callback(process.wait)
-                stack.callback(process.terminate)
+            folder = stack.enter_context(messages())
+            kinds = ("grpcio",) if hub == "grpcio" else ("grpcio", "compiled", "python")
+            ports = {kind: stack.enter_context(echo_hub(kind, folder)) for kind in kinds}
 
             def turn(rival: str) -> Samples:
                 kind = rival if hub == "own" and rival != "grpc.aio" else "grpcio"
                 amount = scale.of(count, count // 5) // (4 if hub == "own" and rival == "grpc.aio" else 1)
-                found = bench_tunnel.client(rival, ports[kind], size, amount, messages)
+                found = bench_tunnel.client(rival, ports[kind], size, amount, folder)
                 return {CPU: [found["CPU"]], SPEED: [found["MB/s"]]}
 
             yield {rival: functools.partial(turn, rival) for rival in rivals}

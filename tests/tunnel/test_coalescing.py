@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from agent.tunnel import coalescing
-from agent.tunnel.coalescing import MOST_BYTES, ReceiveCoalescing
+from agent.tunnel.coalescing import ReceiveCoalescing
+from agent.tunnel.sizes import COALESCED_BYTES
 
 PACKET = bytes(range(256))
 APART_S = 0.0001
@@ -121,7 +122,7 @@ async def test_a_storm_wakes_us_for_several_packets_at_once() -> None:
         assert receiver.received == PACKET * (sent // len(PACKET) + 2000)
         packets = (len(receiver.received) - before[1]) / len(PACKET)
         assert receiver.wakeups - before[0] < packets / 2
-        assert 1 < max(receiver.sock.asked) <= MOST_BYTES
+        assert 1 < max(receiver.sock.asked) <= COALESCED_BYTES
 
 
 @linux

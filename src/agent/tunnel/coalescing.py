@@ -28,6 +28,8 @@ import sys
 import time
 from typing import Any
 
+from .sizes import COALESCED_BYTES
+
 __all__ = ["ReceiveCoalescing"]
 
 TICK_S = 0.001
@@ -45,9 +47,6 @@ FIRST_WAKEUPS = 2
 
 OFTEN = 2
 """More wake-ups in a tick than these are still too many."""
-
-MOST_BYTES = 16 * 1024
-"""What is waited for at most: far less than any receive queue holds."""
 
 STEADY_TICKS = 32
 """After so many without a stall one is taken for the peer's own, more is tried again, and a rest is short again."""
@@ -83,7 +82,7 @@ class ReceiveCoalescing:
         self._looked_s = 0.0
         self._held_bytes = 0  # what is waited for, 0 while looking
         self._first_bytes = 0
-        self._most_bytes = MOST_BYTES
+        self._most_bytes = COALESCED_BYTES
         self._steady = 0  # ticks without a stall
         self._rest_s = REST_S
         self._rested_s = 0.0  # when we look again
@@ -110,8 +109,8 @@ class ReceiveCoalescing:
         self._looked_s = now_s
         if often and mean_bytes < FEW_BYTES and now_s >= self._rested_s and self._sock is not None:
             self._steady = 0
-            self._first_bytes = self._held_bytes = max(mean_bytes, 1) * FIRST_WAKEUPS
-            self._most_bytes = MOST_BYTES
+            self._most_bytes = COALESCED_BYTES
+            self._first_bytes = self._held_bytes = min(max(mean_bytes, 1) * FIRST_WAKEUPS, COALESCED_BYTES)
             self._wait_for(self._held_bytes)
             self._timer = self._loop.call_later(TICK_S, self._tick)
 
@@ -125,14 +124,14 @@ class ReceiveCoalescing:
                 self._wait_for(self._held_bytes)
         elif not wakeups:
             self._wait_for(1)  # what is there, if anything is, comes now
-        elif size_bytes >= wakeups * MOST_BYTES:
+        elif size_bytes >= wakeups * COALESCED_BYTES:
             self._held_bytes = 0  # each is for much already
             self._wait_for(1)
         else:
             self._steady += 1
             if self._steady == STEADY_TICKS:
                 self._rest_s = REST_S
-                self._most_bytes = MOST_BYTES
+                self._most_bytes = COALESCED_BYTES
             if wakeups > OFTEN and self._held_bytes < self._most_bytes:
                 self._held_bytes = min(self._held_bytes * 2, self._most_bytes)
                 self._wait_for(self._held_bytes)

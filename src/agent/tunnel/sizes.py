@@ -6,6 +6,7 @@ from typing import Final
 
 __all__ = [
     "ALONE_PACKET_BYTES",
+    "COALESCED_BYTES",
     "CREDITED_HIGH_WATER_BYTES",
     "CREDITED_PACKET_BYTES",
     "FRAME_BYTES",
@@ -48,3 +49,6 @@ RECEIVE_BYTES: Final = 128 * 1024
 
 RECEIVE_TURN_BYTES: Final = 256 * 1024
 """What is received in one go before the event loop turns to other sockets: uvloop would read 32 times."""
+
+COALESCED_BYTES: Final = 16 * 1024
+"""What is waited for at most before we are woken, in a storm of small packets (`coalescing`); 1 waits for nothing."""
