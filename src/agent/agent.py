@@ -53,6 +53,9 @@ QUIET_S = 5.0
 """How long what a hub wrote before its DRAIN may be on its way: until then idle connections are open to requests. A hub
 of ours ends those that it doesn't use itself."""
 
+_SPARE_CONNECTIONS = 1000
+"""How many connections may wait for a 503 beside those that are served, and as many again as those."""
+
 HUB_SETTINGS = frozenset(
     {
         "hub_address", "insecure", "hub_ca_file", "hub_client_cert_file", "hub_client_key_file", "hub_server_name",
@@ -134,6 +137,7 @@ class Agent:
             memory_percent=config.memory_percent,
             buffer_size=config.memory_comm.buffer_size,
             socket_path=config.uds_socket_path,
+            most_connections=_most_connections(config),
         )
 
     @property
@@ -261,6 +265,7 @@ class Agent:
         self.proxy.route = self._apps.routed(router.route)
         self.proxy.limits = self.upstreams.limits = _limits(new)
         self.proxy.max_connections = new.memory_comm.max_connections
+        self.carriage.most_connections = _most_connections(new)
         for name in names:
             if name in kept:
                 extra = {"setting": name, "value": shown(config, name), "in_force": shown(old, name)}
@@ -303,6 +308,13 @@ class Agent:
         manager = MixedConnManager(tunnel, self.carriage, budget=self.budget, counters=self.counters)
         self.managers[tunnel] = manager
         return manager
+
+
+def _most_connections(config: AgentConfig) -> int:
+    """How many connections hubs may have open. Past `max_connections` each waits for its first request, which gets a
+    503: room for a crowd of those, but not for a hub that opens one after the other and asks nothing.
+    """
+    return 2 * config.memory_comm.max_connections + _SPARE_CONNECTIONS
 
 
 def _limits(config: AgentConfig) -> ProxyLimits:

@@ -23,7 +23,7 @@ from agent.connections.uds import UDSConnection
 from agent.errors import ConfigError
 from agent.outcome import Outcome
 
-from .conftest import DATA, EchoPeer, Peer, RecordingTunnel, SlowPeer, until
+from .conftest import DATA, ERROR, EchoPeer, Peer, RecordingTunnel, SlowPeer, until
 
 # The share ------------------------------------------------------------------------------------------------------------
 
@@ -103,6 +103,30 @@ async def test_a_change_is_for_new_connections_only() -> None:
     for conn_id in (1, 2, 3):
         session.manager.packet_received(conn_id, DATA, b"more", "")  # type: ignore[union-attr]
     await until(lambda: all(session.tunnel.sent(conn_id).endswith(b"more") for conn_id in (1, 2, 3)))
+    await session.close()
+
+
+@pytest.mark.parametrize("percent", [0, 100])
+async def test_a_hub_that_opens_one_after_the_other_opens_no_more_than_a_bound(percent: int, caplog: Any) -> None:
+    """They ask nothing, so the proxy has nothing to answer 503 to; over Unix sockets each has two descriptors."""
+    session = Session(percent)
+    session.carriage.most_connections = 5
+    await session.carriage.start()
+    for conn_id in range(1, 6):
+        await session.open(conn_id)
+    for conn_id in range(6, 1000):
+        session.manager.packet_received(conn_id, DATA, b"", "")  # type: ignore[union-attr]
+        session.manager.packet_received(conn_id, DATA, b"GET / HTTP/1.1\r\n", "")  # type: ignore[union-attr]
+    assert session.manager.open_connections == 5  # type: ignore[union-attr]
+    assert len(session.modes) == 5
+    said = "the agent takes no more than 5 connections at once"
+    refused = [packet for packet in session.tunnel.packets if packet[1] == ERROR]
+    assert refused == [(conn_id, ERROR, b"", said) for conn_id in range(6, 1000)]  # one each
+    assert sum("more connections than are taken" in record.message for record in caplog.records) == 1
+    session.manager.packet_received(1, ERROR, b"", "client gone")  # type: ignore[union-attr]
+    await session.open(1000)  # there is room again
+    session.manager.packet_received(2, DATA, b"more", "")  # type: ignore[union-attr]
+    await until(lambda: session.tunnel.sent(2).endswith(b"more"))
     await session.close()
 
 

@@ -45,14 +45,24 @@ class Carriage:
     new connections, over all sessions, that pipes carry. buffer_size: what each holds in each direction, in bytes.
     socket_path: as in UDSAcceptor. Raises ConfigError where a share is left for Unix sockets and there are none.
 
-    share: says for each new connection whether it is a pipe. acceptor: where the others connect to, None until needed.
+    most_connections: of all sessions together; past it no connection is opened. May be changed at any time; None for no
+    bound. share: says for each new connection whether it is a pipe. acceptor: where the others connect to, None until needed.
     """
 
-    def __init__(self, accept: Accept, *, memory_percent: int, buffer_size: int, socket_path: str = "") -> None:
+    def __init__(
+        self,
+        accept: Accept,
+        *,
+        memory_percent: int,
+        buffer_size: int,
+        socket_path: str = "",
+        most_connections: int | None = None,
+    ) -> None:
         _check(memory_percent)
         self._accept = accept
         self.share = Share(memory_percent)
         self.buffer_size = buffer_size
+        self.most_connections = most_connections
         self._socket_path = socket_path
         self.acceptor: UDSAcceptor | None = None
 

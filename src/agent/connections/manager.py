@@ -18,6 +18,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from ..errors import AgentError
 from ..outcome import Kind, Stage
 from .codes import CLOSE, DATA, ERROR, FEATURE_CLOSE, FEATURE_WINDOW
 from .connection import Connection, Outbound, State, Window
@@ -26,7 +27,7 @@ from .endings import Ending
 from .ids import IdRanges
 from .inbound import FirstPacketBudget, Inbound, Writable
 
-__all__ = ["ConnManager", "ConnectionLimits", "PacketConnManager", "Tunnel"]
+__all__ = ["ConnManager", "ConnectionLimits", "FullError", "PacketConnManager", "Tunnel"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,10 @@ class Tunnel(Protocol):
     def receive_window(self, conn_id: int) -> Window | None: ...
     def exceeded(self, conn_id: int) -> None: ...
     def send(self, conn_id: int, code: int, data: bytes = b"", error_message: str = "") -> None: ...
+
+
+class FullError(AgentError):
+    """No more connections are opened for now. The text is fit for the client."""
 
 
 class PacketConnManager(Protocol):
@@ -122,7 +127,9 @@ class ConnManager:
         self._unsettled: set[int] = set()  # closed, and the hub may still hold their request outstanding
 
     def make_connection(self, conn_id: int) -> Connection:
-        """A connection with its carrier attached. May raise: then the id is closed and the hub gets an ERROR."""
+        """A connection with its carrier attached. May raise: then the id is closed and the hub gets an ERROR, which has
+        the words of a FullError.
+        """
         raise NotImplementedError
 
     @property
@@ -201,12 +208,12 @@ class ConnManager:
         self.counters.opened += 1
         try:
             connection = self.make_connection(conn_id)
+        except FullError as error:
+            self._refuse(conn_id, str(error))
+            return None
         except Exception:
             logger.exception("a connection could not be opened", extra={"conn_id": conn_id})
-            self._closed.add(conn_id)
-            self._answered.add(conn_id)
-            self.counters.closed += 1
-            self.tunnel.send(conn_id, ERROR, error_message="the agent could not open the connection")
+            self._refuse(conn_id, "the agent could not open the connection")
             return None
         self._open[conn_id] = connection
         self.counters.opened_by[connection.mode] += 1
@@ -214,6 +221,12 @@ class ConnManager:
         if self._tick is None:
             self._schedule_tick()
         return connection
+
+    def _refuse(self, conn_id: int, text: str) -> None:
+        self._closed.add(conn_id)
+        self._answered.add(conn_id)
+        self.counters.closed += 1
+        self.tunnel.send(conn_id, ERROR, error_message=text)
 
     def _answer_stray(self, conn_id: int, *, asked: bool) -> None:
         """Tell a base hub, once, that an id is closed. It follows what the tunnel still holds of that id's bytes.

@@ -6,15 +6,19 @@ kinds are one session's.
 
 from __future__ import annotations
 
+import logging
+
 from .carriage import Carriage
 from .connection import Connection
 from .counters import ConnectionCounters
 from .inbound import FirstPacketBudget
-from .manager import ConnectionLimits, ConnManager, Tunnel
+from .manager import ConnectionLimits, ConnManager, FullError, Tunnel
 from .memory import MemoryConnManager
 from .uds import UDSConnManager
 
 __all__ = ["MixedConnManager"]
+
+logger = logging.getLogger(__name__)
 
 
 class MixedConnManager(MemoryConnManager, UDSConnManager):
@@ -37,9 +41,16 @@ class MixedConnManager(MemoryConnManager, UDSConnManager):
         self.accept = carriage.accept_memory
         self._carriage = carriage
         self._listens = False
+        self._full_said = False
 
     def make_connection(self, conn_id: int) -> Connection:
         carriage = self._carriage
+        most = carriage.most_connections
+        if most is not None and self.counters.opened - self.counters.closed > most:  # this one is counted already
+            if not self._full_said:
+                self._full_said = True
+                logger.warning("the hub opens more connections than are taken", extra={"connections": most})
+            raise FullError(f"the agent takes no more than {most} connections at once")
         self.buffer_size = carriage.buffer_size
         if carriage.share.next():
             return MemoryConnManager.make_connection(self, conn_id)
