@@ -27,7 +27,7 @@ EXTENSIONS = {
 COMPILED = {
     "agent.proxy": ("chunked", "clock", "decide", "heads", "intake", "plain", "relay", "rewrite", "server", "upstream"),
     "agent.connections": ("connection", "inbound", "manager"),
-    "agent.tunnel": ("coalescing", "flow", "scheduler"),
+    "agent.tunnel": ("coalescing", "flow", "receiving", "scheduler"),
 }
 EXTENSIONS |= {
     f"{package}.{name}": f"src/{package.replace('.', '/')}/{name}.py"

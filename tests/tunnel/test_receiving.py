@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import fastpipe
-from agent.tunnel.flow import ReceivePool
 from agent.tunnel.frames import frame
 from agent.tunnel.framing import FrameReader, MessageReader
 from agent.tunnel.packet import Packet
+from agent.tunnel.receiving import ReceivePool
 from agent.tunnel.sizes import RECEIVE_BYTES
 
 OF_A_CHUNK = ("Chunk", "Storage")

@@ -3,28 +3,11 @@ cimport cython
 
 from agent.tunnel.coalescing cimport ReceiveCoalescing
 from agent.tunnel.framing_c cimport FrameReader as Reader, FrameWriter as Writer, MessageReader as Messages
+from agent.tunnel.receiving cimport ReceiveBuffer, ReceivePool
 from agent.tunnel.scheduler cimport Scheduler as Queue
 
 cdef long long _PUMP_BYTES, _JOIN_BYTES, _UNREAD_ANSWER_BYTES, _HIGH_BYTES, _LEAST_ROOM_BYTES, _COPIED_BYTES
 cdef long long _MAX_WINDOW
-
-
-@cython.final
-cdef class ReceiveBuffer:
-    cdef readonly object chunk
-    cdef readonly object room
-
-    cpdef keep(self, Py_ssize_t size_bytes)
-
-
-@cython.final
-cdef class ReceivePool:
-    cdef ReceiveBuffer _next
-    cdef object _pool
-
-    @cython.locals(buffer=ReceiveBuffer)
-    cpdef ReceiveBuffer take(self)
-    cpdef give_back(self, ReceiveBuffer buffer)
 
 
 @cython.final

@@ -7,23 +7,15 @@
 
 The classes whose names end in Flow are the hot halves of `Http2Connection` and `Tunnel`, which inherit from them.
 Cython compiles this file as it stands, with the types of `flow.pxd` (agent/twins.py).
-
-Receiving: the transport writes into a Chunk of RECEIVE_BYTES. Of little, payloads are copied, and the Chunk is never
-asked; of much, they go on as read-only views, and the Chunk is written into again only when the last of them has
-gone (`framing_py`, I3, has what may be a view). Chunks are shared by all connections of a thread: one has a Chunk only
-from `get_buffer` to `buffer_updated` (longer where TLS waits for the rest of a record: half of what TLS has besides).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
-
-from fastpipe import Chunk, ChunkPool
 
 from ..errors import WireError
 from .coalescing import ReceiveCoalescing
@@ -31,6 +23,7 @@ from .features import CLOSE, WINDOW
 from .framing import DEFAULT_WINDOW, MAX_WINDOW, MIN_MAX_FRAME_SIZE, WINDOW_UPDATE, FrameReader, FrameWriter, frame
 from .packet import ControlCode, PacketReceiver
 from .queues import keep_queues_short
+from .receiving import ReceiveBuffer, ReceivePool, pool_of_thread
 from .scheduler import Scheduler
 from .sizes import FRAME_BYTES, RECEIVE_BYTES, RECEIVE_TURN_BYTES, UNSENT_BYTES
 
@@ -39,9 +32,8 @@ if TYPE_CHECKING:
     from .http2 import Http2Connection
     from .stream import Headers, StreamUser
 
-__all__ = ["NOBODY", "ConnectionFlow", "Http2Stream", "ReceivePool", "Sender", "TunnelFlow"]
+__all__ = ["NOBODY", "ConnectionFlow", "Http2Stream", "Sender", "TunnelFlow"]
 
-_SPARE_CHUNKS = 4  # of a thread, views of which may be alive
 _COPIED_BYTES = 16 * 1024  # up to here a copy of what came costs less than waiting for its views
 _HIGH_BYTES = UNSENT_BYTES
 _PUMP_BYTES = 2**20  # written in one go before the event loop gets its turn
@@ -53,59 +45,6 @@ _MAX_WINDOW = MAX_WINDOW
 _FLOW_CONTROL_ERROR, _CANCEL, _ENHANCE_YOUR_CALM = 0x3, 0x8, 0xB  # RFC 9113, section 7
 
 logger = logging.getLogger("agent.tunnel.flow")
-
-
-class ReceiveBuffer:
-    """A Chunk to receive into. room: all of it, to write into; None once views of what came have been handed out."""
-
-    def __init__(self, chunk: Chunk) -> None:
-        self.chunk = chunk
-        self.room: memoryview | None = chunk.writable()
-
-    def keep(self, size_bytes: int) -> memoryview:
-        """A read-only view of the first bytes, which don't change as long as it, or a view of it, is alive."""
-        self.room = None
-        return self.chunk.commit(size_bytes)
-
-
-class ReceivePool:
-    """The buffers that the connections of one thread receive into."""
-
-    def __init__(self) -> None:
-        self._next: ReceiveBuffer | None = None  # the one most likely free: given back last
-        self._pool = ChunkPool(RECEIVE_BYTES, _SPARE_CHUNKS)
-
-    def take(self) -> ReceiveBuffer:
-        """An empty buffer of which no view is left; the caller's until it is given back."""
-        buffer = self._next
-        if buffer is None:
-            return ReceiveBuffer(self._pool.take())
-        self._next = None
-        if buffer.room is not None:
-            return buffer
-        chunk = buffer.chunk
-        try:
-            chunk.clear()
-        except BufferError:  # a view is left
-            self._pool.give_back(chunk)
-            chunk = self._pool.take()
-        return ReceiveBuffer(chunk)
-
-    def give_back(self, buffer: ReceiveBuffer) -> None:
-        """The caller receives no more into it; views of it may be alive."""
-        if self._next is None:
-            self._next = buffer
-        else:
-            buffer.room = None
-            self._pool.give_back(buffer.chunk)
-
-
-class _PoolOfThread(threading.local):
-    def __init__(self) -> None:
-        self.pool = ReceivePool()
-
-
-_pools = _PoolOfThread()
 
 
 class Http2Stream:
@@ -306,7 +245,7 @@ class ConnectionFlow:
         self._window_bytes = window_bytes
         self._frames = frames
         self._transport: asyncio.Transport | None = None
-        self._buffers: ReceivePool = _pools.pool
+        self._buffers: ReceivePool = pool_of_thread()
         self._buffer: ReceiveBuffer | None = None  # ours, from `get_buffer` on
         self._coalescing: ReceiveCoalescing | None = None
         self._turn_bytes = 0  # received since the transport was last asked to wait

@@ -1,0 +1,79 @@
+"""What a session receives into: Chunks that all sessions of a thread share.
+
+The transport writes into a Chunk of RECEIVE_BYTES. Of little, payloads are copied, and the Chunk is never asked; of
+much, they go on as read-only views, and the Chunk is written into again only when the last of them has gone
+(`framing_py`, I3, has what may be a view). A session has a Chunk only from `get_buffer` to `buffer_updated` (longer
+where TLS waits for the rest of a record: half of what TLS has besides).
+
+Cython compiles this file as it stands, with the types of `receiving.pxd` (agent/twins.py).
+"""
+
+from __future__ import annotations
+
+import threading
+
+from fastpipe import Chunk, ChunkPool
+
+from .sizes import RECEIVE_BYTES
+
+__all__ = ["ReceiveBuffer", "ReceivePool", "pool_of_thread"]
+
+_SPARE_CHUNKS = 4  # of a thread, views of which may be alive
+
+
+class ReceiveBuffer:
+    """A Chunk to receive into. room: all of it, to write into; None once views of what came have been handed out."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk = chunk
+        self.room: memoryview | None = chunk.writable()
+
+    def keep(self, size_bytes: int) -> memoryview:
+        """A read-only view of the first bytes, which don't change as long as it, or a view of it, is alive."""
+        self.room = None
+        return self.chunk.commit(size_bytes)
+
+
+class ReceivePool:
+    """The buffers that the connections of one thread receive into."""
+
+    def __init__(self) -> None:
+        self._next: ReceiveBuffer | None = None  # the one most likely free: given back last
+        self._pool = ChunkPool(RECEIVE_BYTES, _SPARE_CHUNKS)
+
+    def take(self) -> ReceiveBuffer:
+        """An empty buffer of which no view is left; the caller's until it is given back."""
+        buffer = self._next
+        if buffer is None:
+            return ReceiveBuffer(self._pool.take())
+        self._next = None
+        if buffer.room is not None:
+            return buffer
+        chunk = buffer.chunk
+        try:
+            chunk.clear()
+        except BufferError:  # a view is left
+            self._pool.give_back(chunk)
+            chunk = self._pool.take()
+        return ReceiveBuffer(chunk)
+
+    def give_back(self, buffer: ReceiveBuffer) -> None:
+        """The caller receives no more into it; views of it may be alive."""
+        if self._next is None:
+            self._next = buffer
+        else:
+            buffer.room = None
+            self._pool.give_back(buffer.chunk)
+
+
+class _PoolOfThread(threading.local):
+    def __init__(self) -> None:
+        self.pool = ReceivePool()
+
+
+_pools = _PoolOfThread()
+
+
+def pool_of_thread() -> ReceivePool:
+    """The calling thread's."""
+    return _pools.pool
