@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from agent.errors import WireError
 from agent.tunnel.frames import frame
-from agent.tunnel.packet import Packet, PacketError
+from agent.tunnel.packet import MAX_TEXT_BYTES, Packet, PacketError, encode_varint
 
 DATA, ERROR, DRAIN = 0, 1, 2
 SETTINGS = frame(4, 0, 0)
@@ -231,6 +231,22 @@ def test_a_large_message_is_assembled_once(twin: Any) -> None:
     assert trace.events[-1][4] == message[-3_000_000:]
     assert kept <= len(message)
     assert reader.partial_bytes == 0
+
+
+@both
+@pytest.mark.parametrize("before", [b"", b"\x38\x01"], ids=["plain", "unknown_field"])
+def test_of_a_long_text_the_beginning_is_read(twin: Any, before: bytes) -> None:
+    """Decoded, a megabyte of bytes that are no UTF-8 would be two, and with one character of the astral planes four."""
+    trace = Trace(twin, max_message_bytes=2**26, window=2**26)
+    text = b"ab\n" + b"\xff" * 2**20
+    body = b"\x08\x07\x10\x01" + before + b"\x22" + encode_varint(len(text)) + text + b"\x1a\x02hi"
+    trace.feed(SETTINGS)
+    message = b"\0" + len(body).to_bytes(4, "big") + body
+    for start in range(0, len(message), 16384):
+        trace.feed(frame(0, 0, 1, message[start : start + 16384]))
+    event = trace.events[-1]
+    assert event[2:5] == (7, 1, b"hi")
+    assert event[5] == "ab\n" + "\ufffd" * (MAX_TEXT_BYTES - 3)
 
 
 @both

@@ -46,7 +46,8 @@ class Carriage:
     socket_path: as in UDSAcceptor. Raises ConfigError where a share is left for Unix sockets and there are none.
 
     most_connections: of all sessions together; past it no connection is opened. May be changed at any time; None for no
-    bound. share: says for each new connection whether it is a pipe. acceptor: where the others connect to, None until needed.
+    bound. share: says for each new connection whether it is a pipe. acceptor: where the others connect to, None until
+    needed.
     """
 
     def __init__(

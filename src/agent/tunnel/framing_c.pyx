@@ -17,7 +17,7 @@ from libc.string cimport memcmp, memcpy
 
 from ..errors import WireError
 from . import frames
-from .packet import ControlCode, PacketError, decode_packet as decode_any_packet
+from .packet import MAX_TEXT_BYTES, ControlCode, PacketError, decode_packet as decode_any_packet
 
 cdef extern from *:
     """
@@ -41,6 +41,7 @@ cdef int WINDOW = ControlCode.WINDOW
 cdef bytes PREFACE = frames.PREFACE
 cdef Py_ssize_t MAX_HEADER_BLOCK_BYTES = frames.MAX_HEADER_BLOCK_BYTES
 cdef Py_ssize_t VIEW_BYTES = frames.VIEW_BYTES, JOIN_BYTES = frames.JOIN_BYTES
+cdef Py_ssize_t TEXT_BYTES = MAX_TEXT_BYTES
 cdef int LARGE_HEAD_BYTES = frames.LARGE_HEAD_BYTES
 cdef Py_ssize_t FIRST_KEPT_BYTES = 2 ** 20  # set aside for a message before more than its length has come
 cdef int SPENT_PIECES = 64                  # that may stand in front of a writer's list
@@ -225,8 +226,8 @@ cdef class MessageReader:
         cdef object text = ""
         if decode_plain(source, start, end, &head) == 0:
             if head.text_end > head.text_start:
-                text = PyUnicode_DecodeUTF8(
-                    <const char*>source + head.text_start, head.text_end - head.text_start, "replace")
+                size = min(head.text_end - head.text_start, TEXT_BYTES)
+                text = PyUnicode_DecodeUTF8(<const char*>source + head.text_start, size, "replace")
         else:
             try:
                 head.conn_id, head.code, head.data_start, head.data_end, text, head.window = decode_any_packet(

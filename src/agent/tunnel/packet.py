@@ -21,6 +21,7 @@ from ..errors import WireError
 __all__ = [
     "MAX_INCREMENT_BYTES",
     "MAX_SENT_MESSAGE_BYTES",
+    "MAX_TEXT_BYTES",
     "PROBE_ID",
     "ControlCode",
     "Packet",
@@ -43,7 +44,9 @@ MAX_SENT_MESSAGE_BYTES = 4 * 2**20 - 1
 MAX_INCREMENT_BYTES = 2**31 - 1
 """The most that one WINDOW packet credits, and that a connection's credit may come to (wire.md, "window")."""
 
-_MAX_ERROR_TEXT_BYTES = 16 * 1024  # an error's text is for a person; far below the message limit
+MAX_TEXT_BYTES = 16 * 1024
+"""Of an error's text: it is for a person. So much is sent at most, and so much read: decoded, a text may be four times
+its size."""
 
 
 class ControlCode(enum.IntEnum):
@@ -147,8 +150,8 @@ def encode_packet(
         body += b"\x1a" + encode_varint(len(data)) + data
     if error_message:
         text = error_message.encode("utf-8", "replace")
-        if len(text) > _MAX_ERROR_TEXT_BYTES:  # cut at a character, or the peer's parser refuses the message
-            text = text[:_MAX_ERROR_TEXT_BYTES].decode("utf-8", "ignore").encode()
+        if len(text) > MAX_TEXT_BYTES:  # cut at a character, or the peer's parser refuses the message
+            text = text[:MAX_TEXT_BYTES].decode("utf-8", "ignore").encode()
         body += b"\x22" + encode_varint(len(text)) + text
     if window:
         body += b"\x28" + encode_varint(window)
@@ -213,7 +216,7 @@ def decode_packet(buffer: bytes | memoryview, start: int, end: int) -> tuple[int
     """Read the packet in buffer[start:end]: (conn_id, code, its data's start and end, error_message, window).
 
     The data itself is not touched. Raises PacketError, with the conn_id if it came before the mistake. A text that
-    isn't UTF-8 is read with replacement characters: an ERROR is one whatever its words.
+    isn't UTF-8 is read with replacement characters, of a long one the beginning: an ERROR is one whatever its words.
     """
     conn_id = code = window = 0
     data_start = data_end = start
@@ -242,7 +245,7 @@ def decode_packet(buffer: bytes | memoryview, start: int, end: int) -> tuple[int
             length, position = _varint(buffer, position, end, conn_id, "error_message's length")
             if length > end - position:
                 raise PacketError("packet: error_message runs past the message's end", conn_id)
-            text = str(buffer[position : position + length], "utf-8", "replace")
+            text = str(buffer[position : position + min(length, MAX_TEXT_BYTES)], "utf-8", "replace")
             position += length
         elif tag == 0x28:
             value, position = _varint(buffer, position, end, conn_id, "window")
