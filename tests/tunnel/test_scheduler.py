@@ -84,6 +84,27 @@ def test_many_small_ones_can_t_starve_the_bulk() -> None:
     assert min(turns.values()) >= 64
 
 
+def test_many_new_ones_that_answer_once_can_t_starve_the_bulk() -> None:
+    """A connection for each request, as many as the link takes: a download beside them goes on."""
+    queue = Queue(shared_packet_bytes=65536)
+    bulk = queue.outbound(1)
+    bulk.write(bytes(2**24))
+    sent = {True: 0, False: 0}
+    waited = longest = 0
+    for conn_id in range(2, 1002):
+        out = queue.outbound(conn_id)
+        out.write(bytes(20_000))
+        out.finish(3)
+        before = bulk.queued_bytes
+        packet = queue.next()
+        sent[packet.conn_id == 1] += len(packet.data)
+        waited = 0 if bulk.queued_bytes < before else waited + 1
+        longest = max(longest, waited)
+    assert sent[True] * 5 >= sent[False]  # a fifth of the link, but for the beginning
+    assert longest <= 4 * 65536 // 20_000 * 2 + 2  # each answer is a packet, and its CLOSE another
+    assert sent[False] >= sent[True] * 3  # and no more: they still go ahead
+
+
 def test_control_packets_go_first_but_for_their_own_connection_s_data() -> None:
     queue = Queue()
     queue.outbound(1).write(b"data 1")

@@ -41,6 +41,7 @@ cdef class Scheduler:
     cdef readonly dict outbounds
     cdef readonly object _starting
     cdef readonly object _going_on
+    cdef readonly long long _ahead_bytes
     cdef readonly Py_ssize_t _backlogged
     cdef object _wake
     cdef object _messages
@@ -56,7 +57,7 @@ cdef class Scheduler:
     cpdef drop(self, long long conn_id)
     cdef _say(self, bytes message)
 
-    @cython.locals(outbound=Outbound, before="long long")
+    @cython.locals(outbound=Outbound, before="long long", taken="long long", most="long long", begins="bint")
     cpdef bint fill(self, Writer writer) except -1
     cdef _grown(self, Outbound outbound, long long size)
     cdef _drop(self, Outbound outbound)

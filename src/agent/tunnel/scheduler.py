@@ -4,7 +4,8 @@ The bytes of a connection can be cut anywhere, so a connection's turn is exactly
 the deficit that the algorithm's name carries from turn to turn is always nothing (M. Shreedhar, G. Varghese: Efficient
 Fair Queuing using Deficit Round Robin, 1995). Two lists, as in RFC 8290, section 4: a connection that begins to send
 takes one turn ahead of those that have been sending, so that small answers don't queue behind bulk; and it passes
-through the second list before it can do so again, so that many small ones can't starve the bulk.
+through the second list before it can do so again, so that many small ones can't starve the bulk. Nor can many new ones,
+each of which answers once: for what the others send, those that begin may be ahead by _PACKETS_AHEAD times as much.
 
             write                  turn taken
     idle ───────────► starting ───────────────► going on ◄──┐
@@ -35,6 +36,7 @@ __all__ = ["Outbound", "Scheduler"]
 
 _UNLIMITED_BYTES = 2**62  # the credit of a connection where credit isn't counted
 _IDLE, _STARTING, _GOING_ON, _PARKED = range(4)
+_PACKETS_AHEAD = 4  # so a fifth of the link is left to those that have been sending
 
 
 class Outbound:
@@ -172,6 +174,7 @@ class Scheduler:
         self._messages: deque[bytes] = deque()  # control packets, ahead of everything
         self._starting: deque[Outbound] = deque()
         self._going_on: deque[Outbound] = deque()
+        self._ahead_bytes = 0  # that outbounds which begin have sent, less what the others have sent since
         self._backlogged = 0  # outbounds with something queued, those that are parked included
 
     def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound:
@@ -237,7 +240,9 @@ class Scheduler:
             writer.append(message)
             return True
         while self._starting or self._going_on:
-            outbound = (self._starting or self._going_on).popleft()
+            most = self.shared_packet_bytes * _PACKETS_AHEAD
+            begins = bool(self._starting) and (self._ahead_bytes < most or not self._going_on)
+            outbound = self._starting.popleft() if begins else self._going_on.popleft()
             if not outbound._items:
                 outbound._place = _IDLE
                 continue
@@ -246,7 +251,12 @@ class Scheduler:
                 continue
             before = outbound.queued_bytes
             outbound._take(writer, self._alone_bytes if self._backlogged == 1 else self.shared_packet_bytes)
-            self.queued_bytes -= before - outbound.queued_bytes
+            taken = before - outbound.queued_bytes
+            self.queued_bytes -= taken
+            if begins:
+                self._ahead_bytes = min(self._ahead_bytes + taken, most)
+            else:
+                self._ahead_bytes = max(self._ahead_bytes - taken * _PACKETS_AHEAD, 0)
             if not outbound._items:
                 self._backlogged -= 1
             if outbound._lacks_credit():
