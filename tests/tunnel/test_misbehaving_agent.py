@@ -162,14 +162,17 @@ async def test_a_message_that_no_agent_sends_is_not_kept_and_ends_its_connection
         assert agent.packets() == [Packet(2, ERROR, b"", rule)]
 
 
-async def test_the_end_in_the_middle_of_a_message_is_told(tunnels: Any, raw_agent: Any) -> None:
+@pytest.mark.parametrize("trailers", [False, True])
+async def test_the_end_in_the_middle_of_a_message_is_told(tunnels: Any, raw_agent: Any, trailers: bool) -> None:
     async with tunnels() as ends, raw_agent(ends.port) as agent:
         hello(agent)
         agent.headers(*CALL)
-        agent.send(0, 1, 1, Packet(1, 0, b"half").encode()[:-1])
+        agent.send(0, not trailers, 1, Packet(1, 0, b"half").encode()[:-1])
+        if trailers:
+            agent.headers(("grpc-status", "0"), end=True)
         await agent.seen(1)
-        trailers = dict(agent.decoder.decode((await agent.seen(1))[3]))
-        assert trailers["grpc-status"] == "13"
+        answer = dict(agent.decoder.decode((await agent.seen(1))[3]))
+        assert answer["grpc-status"] == "13"
         assert ends.hub_sessions[0].packets == []
         assert len(ends.hub_sessions[0].lost) == 1
 

@@ -241,8 +241,9 @@ class _Call:
     def headers_received(self, headers: Headers, ended: bool) -> None:
         pass  # an agent's head comes with the call itself
 
-    def trailers_received(self, headers: Headers) -> None:
-        self.stream_ended(in_message=False)
+    def trailers_received(self, headers: Headers) -> None:  # which no gRPC client sends
+        reader = None if self._stream is None else self._stream.reader
+        self.stream_ended(in_message=reader is not None and reader.in_message)
 
     def stream_ended(self, in_message: bool) -> None:
         if in_message:
