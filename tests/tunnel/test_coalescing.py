@@ -96,10 +96,15 @@ async def received_from() -> AsyncIterator[tuple[Receiver, socket.socket]]:
             await receiver.lost
 
 
-def storm(peer: socket.socket, packets: int) -> None:
+def storm(peer: socket.socket, packets: int) -> bool:
+    """Returns whether it was one: no pause in it, which a busy machine makes, was as long as a tick."""
+    steady, sent_s = True, time.monotonic()
     for _ in range(packets):
         peer.sendall(PACKET)
         time.sleep(APART_S)
+        before_s, sent_s = sent_s, time.monotonic()
+        steady = steady and sent_s - before_s < coalescing.TICK_S
+    return steady
 
 
 async def hold(receiver: Receiver, peer: socket.socket) -> int:
@@ -114,15 +119,39 @@ async def hold(receiver: Receiver, peer: socket.socket) -> int:
 
 @linux
 async def test_a_storm_wakes_us_for_several_packets_at_once() -> None:
+    for _ in range(20):
+        async with received_from() as (receiver, peer):
+            sent = await hold(receiver, peer)
+            before = receiver.wakeups, len(receiver.received)
+            steady = await asyncio.to_thread(storm, peer, 500)
+            await receiver.until(sent + 500 * len(PACKET))
+            assert receiver.received == PACKET * (sent // len(PACKET) + 500)
+            assert 1 < max(receiver.sock.asked) <= COALESCED_BYTES
+            if steady:
+                packets = (len(receiver.received) - before[1]) / len(PACKET)
+                assert receiver.wakeups - before[0] < packets / 2
+                return
+    pytest.skip("a busy machine interrupted twenty storms")
+
+
+@linux
+async def test_the_kernel_wakes_us_for_what_it_was_asked_to_wait_for() -> None:
     async with received_from() as (receiver, peer):
-        sent = await hold(receiver, peer)
-        before = receiver.wakeups, len(receiver.received)
-        await asyncio.to_thread(storm, peer, 2000)
-        await receiver.until(sent + 2000 * len(PACKET))
-        assert receiver.received == PACKET * (sent // len(PACKET) + 2000)
-        packets = (len(receiver.received) - before[1]) / len(PACKET)
-        assert receiver.wakeups - before[0] < packets / 2
-        assert 1 < max(receiver.sock.asked) <= COALESCED_BYTES
+        peer.sendall(PACKET)
+        await receiver.until(len(PACKET))
+        receiver.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 8 * len(PACKET))
+        peer.sendall(PACKET * 7)
+        await asyncio.sleep(0.05)
+        assert receiver.wakeups == 1
+        peer.sendall(PACKET)
+        await receiver.until(9 * len(PACKET))
+        assert receiver.wakeups == 2
+        receiver.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 8 * len(PACKET))
+        peer.sendall(PACKET * 7)
+        await asyncio.sleep(0.05)
+        assert receiver.wakeups == 2
+        receiver.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)  # so much is there: it wakes us for it
+        await receiver.until(16 * len(PACKET))
 
 
 @linux
