@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Literal
 
 __all__ = [
-    "AgentError", "ConfigError", "HubError", "ListenError", "PolicyFault", "Refused", "TargetError", "WireError",
-    "listening",
+    "AgentError", "ConfigError", "HubError", "ListenError", "Party", "PolicyFault", "Refused", "TargetError",
+    "WireError", "listening",
 ]  # fmt: skip
+
+Party = Literal["client", "target", "agent", "hub", "policy"]
+"""Whose fault a failed request is: the value of the log field `fault`. The text of the answer names the same party."""
 
 
 class AgentError(Exception):
@@ -85,15 +89,20 @@ class HubError(AgentError):
 class TargetError(AgentError):
     """A target could not be reached or broke HTTP. status: 502, 503 or 504, the answer that its client gets.
 
-    reason: the class of what happened, in words fit for the client's eyes. stage: where it happened (`connect`, `tls`,
-    `response head`, …), for the log.
+    reason: the class of what happened, in words fit for the client's eyes; it names the party at fault. stage: where it
+    happened (`connect`, `tls`, `response head`, …), for the log. fault: the party, for the log. limit: the setting that
+    bounds what was waited for, for the log (`limits.connect_timeout_s`); "" for none.
     """
 
-    def __init__(self, status: int, reason: str, *, stage: str = "") -> None:
+    def __init__(
+        self, status: int, reason: str, *, stage: str = "", fault: Party = "target", limit: str = ""
+    ) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
         self.stage = stage
+        self.fault: Party = fault
+        self.limit = limit
 
 
 class PolicyFault(AgentError):

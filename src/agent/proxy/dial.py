@@ -62,7 +62,8 @@ async def within(seconds: float, stage: str, opening: Awaitable[R]) -> R:
         async with asyncio.timeout(seconds):
             return await opening
     except TimeoutError as error:
-        raise TargetError(504, f"the target took too long ({stage})", stage=stage) from error
+        limit = f"limits.{stage}_timeout_s"
+        raise TargetError(504, f"the target took too long ({stage})", stage=stage, limit=limit) from error
 
 
 async def _connect(target: Target) -> socket.socket:

@@ -82,7 +82,7 @@ cdef class Exchange:
     cpdef client_lost(self)
 
     @cython.locals(connection=Connection)
-    cpdef fail(self, int status, str reason, str stage, bint close=*)
+    cpdef fail(self, int status, str reason, str stage, bint close=*, str fault=*, str limit=*)
 
     @cython.locals(upstream=Upstream)
     cpdef _end_upstream(self)

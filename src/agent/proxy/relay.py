@@ -24,7 +24,7 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from agent.errors import PolicyFault, Refused, TargetError
+from agent.errors import Party, PolicyFault, Refused, TargetError
 from agent.messages import RequestHead, Target
 from agent.outcome import Stage
 from agent.proxy.answers import CONTINUE
@@ -153,7 +153,7 @@ class Exchange:
             return
         self._task = None
         if isinstance(error, TargetError):
-            self.fail(error.status, error.reason, error.stage)
+            self.fail(error.status, error.reason, error.stage, fault=error.fault, limit=error.limit)
         else:
             self._policy_failed(error)
 
@@ -515,8 +515,12 @@ class Exchange:
             self.corked = self._head
             self.deadline = NEVER
             self._run(self._dial(target))
+            return
+        stage = "response body" if self._answered and self._mode is not HEAD else "response head"
+        failure = upstream.failure if upstream is not None else None
+        if failure is not None:
+            self.fail(failure.status, failure.reason, stage, fault=failure.fault, limit=failure.limit)
         elif self._answered:
-            stage = "response head" if self._mode is HEAD else "response body"
             self.fail(502, "the target closed the connection before its response was whole", stage)
         elif error is None:
             self.fail(502, "the target closed the connection before it answered", "response head")
@@ -527,13 +531,27 @@ class Exchange:
         """The client is gone: stop at once."""
         self._end_upstream()
 
-    def fail(self, status: int, reason: str, stage: str, close: bool = False) -> None:
-        """End the exchange: with an answer of the proxy's own where none has begun, by cutting it short otherwise."""
+    def fail(
+        self,
+        status: int,
+        reason: str,
+        stage: str,
+        close: bool = False,
+        fault: Party = "target",
+        limit: str = "",
+    ) -> None:
+        """End the exchange: with an answer of the proxy's own where none has begun, by cutting it short otherwise.
+
+        fault: the party that the log names; `reason` names it to the client. limit: the setting that ended the request.
+        """
         connection, target = self.connection, self.target
         extra = {
-            "conn_id": connection.conn_id, "stage": stage, "status": status, "method": self.request.method.decode(),
+            "conn_id": connection.conn_id, "stage": stage, "status": status, "fault": fault,
+            "method": self.request.method.decode(),
             "target": f"{target.host}:{target.port}" if target is not None else "-",
         }  # fmt: skip
+        if limit:
+            extra["limit"] = limit
         log.log(logging.WARNING if status >= 500 else logging.INFO, reason, extra=extra)
         self._end_upstream()
         if self.stage is BEFORE_HEAD:
@@ -557,9 +575,10 @@ class Exchange:
             self._say_continue()
         if now >= self.deadline:
             self.deadline = NEVER
-            self.fail(504, "the target did not answer in time", "response head")
+            limit = "limits.first_byte_timeout_s"
+            self.fail(504, "the target did not answer in time", "response head", limit=limit)
         elif self._upstream is not None and self._upstream.takes_nothing(now):
-            self.fail(504, "the target takes nothing", "request body")
+            self.fail(504, "the target takes nothing", "request body", limit="limits.write_timeout_s")
 
 
 def write_pieces(writer: Any, pieces: list[Piece]) -> None:

@@ -144,7 +144,7 @@ class Connection:
             return not self._is_tls
         if state is BODY:
             assert self._exchange is not None
-            self._exchange.fail(400, "the request's body ended early", "request body", True)
+            self._exchange.fail(400, "the request's body ended early", "request body", True, "client")
         elif state is HEAD and self._heads.begun:
             self._refuse(Fault(400, "the request's head ended early"))
         elif state is LINGERING:
@@ -262,7 +262,7 @@ class Connection:
             pieces, rest = body.take(data)
         except ChunkError as error:
             if exchange is not None:
-                exchange.fail(400, str(error), "request body", True)
+                exchange.fail(400, str(error), "request body", True, "client")
             else:
                 self._linger()
             return b""
@@ -518,7 +518,8 @@ class Connection:
                 self._deadline = self.proxy.clock.later(self.proxy.limits.body_timeout_s)
             else:
                 assert self._exchange is not None
-                self._exchange.fail(408, "the request's body did not come in time", "request body", True)
+                reason, limit = "the request's body did not come in time", "limits.body_timeout_s"
+                self._exchange.fail(408, reason, "request body", True, "client", limit)
         elif state is DRAINING:
             self._linger()  # C2
         elif state is LINGERING:

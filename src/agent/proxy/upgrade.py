@@ -90,7 +90,7 @@ class Upgraded:
             self.deadline = NEVER
             self._end()
         elif self._upstream is not None and self._upstream.takes_nothing(now):
-            self.fail(504, "the target takes nothing", "upgraded")
+            self._fail("the target takes nothing", "limits.write_timeout_s")
 
     # -- from the target
 
@@ -120,7 +120,7 @@ class Upgraded:
         if error is None:  # TLS ends both directions at once
             self._end()
             return
-        extra = {"conn_id": self.connection.conn_id, "stage": "upgraded"}
+        extra = {"conn_id": self.connection.conn_id, "stage": "upgraded", "fault": "target"}
         log.warning("the connection to the target was lost", extra=extra)
         self.connection.cut(Stage.UPGRADED)
 
@@ -132,9 +132,10 @@ class Upgraded:
 
     # -- the end
 
-    def fail(self, status: int, reason: str, stage: str) -> None:
+    def _fail(self, reason: str, limit: str) -> None:
         """End it by force: nothing can be said any more."""
-        log.warning(reason, extra={"conn_id": self.connection.conn_id, "stage": "upgraded"})
+        extra = {"conn_id": self.connection.conn_id, "stage": "upgraded", "fault": "target", "limit": limit}
+        log.warning(reason, extra=extra)
         self._drop_upstream()
         self.connection.cut(Stage.UPGRADED)
 

@@ -15,6 +15,7 @@ import ssl
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol, cast
 
+from agent.errors import TargetError
 from agent.messages import Connect, Target
 from agent.proxy.clock import Clock, Stall
 from agent.proxy.dial import dial, within
@@ -113,6 +114,12 @@ class Upstream:
         self.writing_paused = False
         if self.exchange is not None:
             self.exchange.resume_sending()
+
+    @property
+    def failure(self) -> TargetError | None:
+        """Why the connection ended, where its transport knows: the extra info `failure`, set by a `connect`."""
+        found: TargetError | None = None if self.transport is None else self.transport.get_extra_info("failure")
+        return found
 
     def takes_nothing(self, now: float) -> bool:
         """Whether the target has left the write buffer as it is for too long. Asked at each sweep."""
