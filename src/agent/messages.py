@@ -6,17 +6,31 @@ import dataclasses
 import functools
 import re
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Connect", "RequestHead", "Target"]
+__all__ = ["Connect", "Path", "RequestHead", "Target"]
 
 Connect = Callable[["asyncio.Protocol"], Awaitable["asyncio.Transport"]]
 """Opens a connection to a target that has no address: gets the protocol to drive, returns its transport when the
 protocol's `connection_made` has been called. Raises TargetError or OSError."""
+
+
+class Path(Protocol):
+    """The way that a `connect` opened a connection on, where that way can fall silent: its transport's extra info
+    `path`."""
+
+    @property
+    def connect(self) -> Connect:
+        """What opens connections on this way: another one may have opened it than was asked to."""
+
+    def waits(self) -> bool:
+        """A request has waited for `unanswered_s` without a response head. Returns whether the way is suspected to be
+        dead and there is another: then `connect` opens that one.
+        """
 
 
 @dataclasses.dataclass(slots=True)
@@ -67,7 +81,8 @@ class Target:
     the connection instead of dialling url's host and port (a hub reaches its agents so). preserve_host: the client's
     own Host header goes on, rather than url's. client_identity: which client certificate the connection presents, ""
     for none; set from the processed head, and part of what connections are pooled by (wire.md, safety rule 5).
-    answers_expect: the proxy answers `Expect: 100-continue` itself at once, and the target never sees it.
+    answers_expect: the proxy answers `Expect: 100-continue` itself at once, and the target never sees it. party: who is
+    at the other end of `connect`, and at fault where the connection fails.
 
     scheme, host, port, path: what url says, path with the query. origin: url without the path. authority: its `Host`,
     without a port that is the scheme's own. Raises ValueError where neither url nor app is given, or url isn't as said.
@@ -79,6 +94,7 @@ class Target:
     preserve_host: bool = False
     client_identity: str = ""
     answers_expect: bool = False
+    party: Literal["target", "agent"] = "target"
     scheme: str = dataclasses.field(init=False, default="")
     host: str = dataclasses.field(init=False, default="")
     port: int = dataclasses.field(init=False, default=0)
@@ -120,7 +136,7 @@ class Target:
         made = object.__new__(Target)
         made.url, made.app, made.connect = self.url, self.app, self.connect
         made.preserve_host, made.client_identity = self.preserve_host, self.client_identity
-        made.answers_expect = self.answers_expect
+        made.answers_expect, made.party = self.answers_expect, self.party
         made.scheme, made.host, made.port, made.path = self.scheme, self.host, self.port, self.path
         made.origin, made.authority = self.origin, self.authority
         return made

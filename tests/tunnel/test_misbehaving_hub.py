@@ -188,7 +188,7 @@ async def test_goaway_in_the_middle_of_a_message(raw_hub: Any, tunnels: Any, cap
 
 async def test_a_hub_that_never_answers_is_given_up(raw_hub: Any, tunnels: Any, caplog: Any) -> None:
     async with raw_hub() as (port, accepted), tunnels() as ends:
-        ends.start(ends.client(port, probe_timeout_s=0.05))
+        ends.start(ends.client(port, first_probe_timeout_s=0.05))
         await accepted()
         await accepted()
         assert ends.ready == []

@@ -140,7 +140,7 @@ class Pair:
         self._server = TunnelServer(open_tunnel=self._open)
 
     def _open(self, tunnel: Tunnel, _metadata: Any) -> AgentSession:
-        self.sessions.append(AgentSession(tunnel, "c1", "", lambda session: None, **self._options))
+        self.sessions.append(AgentSession(tunnel, "c1", "", lambda session, error: None, **self._options))
         return self.sessions[-1]
 
     def _receive(self, tunnel: Tunnel) -> Seen:

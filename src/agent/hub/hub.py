@@ -26,10 +26,11 @@ from ..telemetry.health import HealthServer
 from ..telemetry.metrics import MetricsPage
 from ..tunnel.features import FEATURES
 from ..tunnel.grpc import GrpcStatus, Status
+from ..tunnel.liveness import LivenessTimes
 from ..tunnel.server import TunnelServer
 from ..tunnel.session import Tunnel
 from .readings import read
-from .session import AgentSession
+from .session import AgentSession, readable
 
 __all__ = ["ClusterParser", "Hub", "cluster_of_path"]
 
@@ -60,7 +61,7 @@ class Hub:
 
     cluster_parser: the user's own, in place of what the configuration names. on_listening: called with "grpc" and then
     "http", the host as configured and the port that is listened on. tunnel_features: the extensions that are used with
-    agents that offer them; set before `run`.
+    agents that offer them; liveness: when silent agents are asked, suspected and given up. Both set before `run`.
     Raises ConfigError for certificate, key and token files that can't be used, and a parser that can't be imported.
     """
 
@@ -87,6 +88,7 @@ class Hub:
             if not config.health_address:
                 logger.warning("metrics are counted and shown nowhere: health_address isn't set")
         self.tunnel_features = FEATURES
+        self.liveness = LivenessTimes()
         self._agents = AgentPolicy(
             certificates=bool(config.agent_ca_file), token_file=config.agent_token_file, anyone=config.lets_anyone_in
         )
@@ -125,6 +127,7 @@ class Hub:
         limits = ProxyLimits(
             upstream_idle_s=UPSTREAM_IDLE_S,
             idle_upstreams_per_target=IDLE_CONNECTIONS,
+            unanswered_s=self.liveness.unanswered_s,
             **limits_of(self._config.limits),
         )
         self._upstreams = upstreams = Upstreams(limits=limits)
@@ -138,7 +141,9 @@ class Hub:
         )
         self.proxy = proxy
         health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
-        tunnels = TunnelServer(open_tunnel=self.open_tunnel, features=self.tunnel_features)
+        tunnels = TunnelServer(
+            open_tunnel=self.open_tunnel, features=self.tunnel_features, liveness=self.liveness
+        )
         grpc = parse_address(self._config.grpc_address, listen=True)
         http = parse_address(self._config.http_address, listen=True)
         servers: list[asyncio.Server] = []
@@ -222,6 +227,8 @@ class Hub:
     def route(self, request: RequestHead) -> Target:
         """The newest agent of the cluster that this request is for, whatever the one before it on its connection was.
 
+        Agents that drain get nothing new, and suspected ones only where no other is left.
+
         Raises Refused: 400, 503, and what the cluster parser refuses; PolicyFault where that names nothing.
         """
         cluster = self._cluster_of(request)
@@ -234,7 +241,11 @@ class Hub:
             # The host is never dialled: `connect` opens the connection, and the client's own Host goes on.
             url = "http://agent" + request.target.decode("ascii")
             return Target(
-                url, connect=session.connect, preserve_host=True, answers_expect=not session.tunnel.features
+                url,
+                connect=session.connect,
+                preserve_host=True,
+                answers_expect=not session.tunnel.features,
+                party="agent",
             )
         except ValueError:
             raise Refused(400, "the request target must be a path in visible ASCII, without a fragment") from None
@@ -254,11 +265,18 @@ class Hub:
         )
 
     def _newest_of(self, cluster: str) -> AgentSession | None:
-        """The session that new connections go to; None where no agent is there that isn't going away."""
+        """The session that new connections go to; None where no agent is there that isn't going away.
+
+        A suspected one only where all are: it may come back, and its requests end with it otherwise.
+        """
+        silent: AgentSession | None = None
         for session in reversed(self._sessions.get(cluster, ())):
-            if not session.draining:
+            if session.draining:
+                continue
+            if not session.suspected:
                 return session
-        return None
+            silent = silent or session
+        return silent
 
     def _newest(self, other: AgentSession) -> AgentSession | None:
         return self._newest_of(other.cluster)
@@ -267,14 +285,19 @@ class Hub:
         logger.info("agent drains", extra={"cluster": session.cluster, "connections": session.open_connections})
         self._upstreams.end_connect(session.connect)
 
-    def _lost(self, session: AgentSession) -> None:
+    def _lost(self, session: AgentSession, error: Exception | None) -> None:
         self._upstreams.forget_connect(session.connect)
         sessions = self._sessions[session.cluster]
         sessions.remove(session)
         self._past_bytes = [past + own for past, own in zip(self._past_bytes, session.carried_bytes, strict=True)]
         if not sessions:
             del self._sessions[session.cluster]
-        logger.info("agent disconnected", extra={"cluster": session.cluster})
+        extra = {"cluster": session.cluster, "peer": session.tunnel.peername}
+        if error is None:
+            logger.info("agent disconnected", extra=extra)
+        else:
+            reason = readable(str(error) or type(error).__name__)
+            logger.warning("agent disconnected", extra={**extra, "reason": reason, "fault": "agent"})
 
 
 def cluster_of_path(request: RequestHead) -> str:

@@ -43,9 +43,11 @@ def _agents(hub: Hub) -> Iterator[Metric]:
     for agents in by_cluster.values():
         clusters[str(agents) if agents < MANY else f"{MANY}+"] += 1
     draining = sum(session.draining for session in sessions)
+    suspected = sum(session.suspected and not session.draining for session in sessions)
+    serving = len(sessions) - draining - suspected
     yield Metric(
         "agents", "gauge", "Agents' tunnels that are open.", ("state",),
-        [(("serving",), len(sessions) - draining), (("draining",), draining)],
+        [(("serving",), serving), (("suspected",), suspected), (("draining",), draining)],
     )  # fmt: skip
     yield Metric(
         "clusters", "gauge", "Clusters with an agent, by how many each has.", ("agents",),

@@ -26,6 +26,9 @@ from ..tunnel.window import ReceiveWindow
 
 __all__ = ["AgentSession"]
 
+SAID_BYTES = 200
+"""Of an agent's words, in an answer and in the log."""
+
 logger = logging.getLogger(__name__)
 
 DATA, ERROR, DRAIN, CLOSE = ControlCode.DATA, ControlCode.ERROR, ControlCode.DRAIN, ControlCode.CLOSE
@@ -52,10 +55,11 @@ class _Connection(asyncio.Protocol):
 
     accepts_views = True
 
-    def __init__(self, session: AgentSession, conn_id: int) -> None:
+    def __init__(self, session: AgentSession, conn_id: int, near: PipeEnd) -> None:
         self.conn_id = conn_id
         self._session = session
         self._end: PipeEnd | None = None
+        self._near: PipeEnd | None = near  # the proxy's end, until ours is gone
         self._outbound: Outbound | None = None
         self._agent_done = False  # it has sent CLOSE
         self._window: ReceiveWindow | None = None  # the agent's credit, where credit is counted
@@ -96,6 +100,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The proxy is done with this connection, or its client is gone: either way the agent may forget it."""
         self._drop_held()
+        self._near = None
         outbound, self._outbound = self._outbound, None
         if outbound is not None:
             if self._agent_done and exc is None:
@@ -162,11 +167,14 @@ class _Connection(asyncio.Protocol):
             self._close_window()
             self._end_behind_held()
 
-    def end(self) -> None:
+    def end(self, failure: TargetError) -> None:
         """The agent is done with this connection, or lost: the proxy gets what had come, then sees its upstream end.
 
-        A whole response may stand right before the tunnel's end, as it does when an agent drains.
+        A whole response may stand right before the tunnel's end, as it does when an agent drains. failure: what the
+        proxy says where the response was not whole.
         """
+        if self._near is not None and not self._agent_done:
+            self._near.set_extra_info("failure", failure)
         self._drop_outbound()
         self._close_window()
         self._end_behind_held()
@@ -233,8 +241,10 @@ class AgentSession:
     """The connections of one tunnel.
 
     tunnel: the tunnel's hub role. cluster: the name its agent gave. identity: whom the agent was authenticated as, ""
-    where none was asked for. on_lost: called once, when the tunnel has ended. on_draining: called once, when nothing
-    more is opened here. successor: the session that connections go to then; None where there is none.
+    where none was asked for. on_lost: called once, when the tunnel has ended, with the error unless that was in order.
+    on_draining: called once, when nothing
+    more is opened here. successor: the session that connections go to then; None where there is none. It is also the
+    `Path` of each connection.
     """
 
     def __init__(
@@ -242,7 +252,7 @@ class AgentSession:
         tunnel: Tunnel,
         cluster: str,
         identity: str,
-        on_lost: Callable[[AgentSession], None],
+        on_lost: Callable[[AgentSession, Exception | None], None],
         *,
         on_draining: Callable[[AgentSession], None] = lambda session: None,
         successor: Callable[[AgentSession], AgentSession | None] = lambda session: None,
@@ -257,6 +267,10 @@ class AgentSession:
         self._successor = successor
         self._left_open: asyncio.TimerHandle | None = None
         self._lost = False
+        self._lost_reason = ""
+        self._liveness = tunnel.liveness
+        if self._liveness is not None:
+            self._liveness.watchers.append(self._suspicion_changed)
         self._ids = itertools.count(1)
         self._connections: dict[int, _Connection] = {}
         self._behind: dict[_Connection, asyncio.TimerHandle] = {}
@@ -281,21 +295,53 @@ class AgentSession:
             self._carried[1] + sum(connection.bytes_sent for connection in connections),
         )
 
+    @property
+    def suspected(self) -> bool:
+        """Whether the agent is silent though it was asked (tunnel/liveness.py). Of a lost one: whether that is why."""
+        return self._liveness is not None and self._liveness.suspected
+
+    @property
+    def silent_s(self) -> float:
+        """How long no byte has come from the agent; 0 where nobody watches."""
+        return 0.0 if self._liveness is None else self._liveness.silent_s
+
+    def waits(self) -> bool:
+        """A request has waited for its response's head: ask whether the agent lives. Part of `Path`.
+
+        Returns whether the agent is suspected, and another session of the cluster serves.
+        """
+        if self._liveness is None:
+            return False
+        self._liveness.ask()
+        return self._liveness.suspected and self._other is not None
+
+    @property
+    def _other(self) -> AgentSession | None:
+        """Another session that serves; None where there is none that isn't suspected too."""
+        other = self._successor(self)
+        return None if other is None or other is self or other.suspected else other
+
     async def connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         """Open a connection to the agent's proxy and give it to `protocol`.
 
-        Returns its transport when `connection_made` has been called. Where the session drains or is lost, another one
-        of the cluster opens it: nothing of the request has been sent. Raises TargetError (502, 503) where there is
-        none. Cancelled: the connection is aborted.
+        Returns its transport when `connection_made` has been called. Where the session drains, is lost or suspected,
+        another one of the cluster opens it: nothing of the request has been sent. Raises TargetError (502, 503) where
+        there is none; a session that is only suspected opens it then. Cancelled: the connection is aborted.
         """
         if self._lost or self.draining:
             other = self._successor(self)
             if other is not None:
                 return await other.connect(protocol)
-            status = 502 if self._lost else 503
-            raise TargetError(status, "no agent is connected for this cluster any more", stage="connect")
-        connection = _Connection(self, next(self._ids))
+            if self._lost:
+                raise TargetError(502, self._lost_reason, stage="connect", fault="agent")
+            raise TargetError(503, "the only agent of this cluster is being stopped", stage="connect", fault="agent")
+        if self.suspected:
+            other = self._other
+            if other is not None:
+                return await other.connect(protocol)
         near, far = create_pipe(limit=PIPE_LIMIT_BYTES)
+        near.set_extra_info("path", self)
+        connection = _Connection(self, next(self._ids), near)
         self._connections[connection.conn_id] = connection
         far.set_protocol(connection)
         opening = _Opening(protocol, lambda: self._lost)
@@ -351,13 +397,21 @@ class AgentSession:
         elif code == CLOSE:
             connection.agent_done()
         elif code == ERROR:
-            logger.info("agent ended a connection", extra={"conn_id": conn_id, "reason": error_message[:200]})
-            connection.end()
+            reason = readable(error_message)
+            extra = {"conn_id": conn_id, "cluster": self.cluster, "reason": reason, "fault": "agent"}
+            logger.info("agent ended a connection", extra=extra)
+            said = f"the agent says: {reason}" if reason else "the agent ended the connection"
+            connection.end(TargetError(502, said, stage="response head", fault="agent"))
         else:
             logger.debug("packet with an unknown code", extra={"conn_id": conn_id, "code": code})
 
     def tunnel_lost(self, error: Exception | None) -> None:
         self._lost = True
+        reason = readable(str(error)) if error is not None else "it ended its session"
+        self._lost_reason = f"the agent of this cluster was lost: {reason}"
+        failure = TargetError(502, self._lost_reason, stage="response head", fault="agent")
+        if self._liveness is not None and self._suspicion_changed in self._liveness.watchers:
+            self._liveness.watchers.remove(self._suspicion_changed)
         self._probe_timer.cancel()
         if self._left_open is not None:
             self._left_open.cancel()
@@ -365,8 +419,16 @@ class AgentSession:
             timer.cancel()
         self._behind.clear()
         for connection in list(self._connections.values()):
-            connection.end()
-        self._on_lost(self)
+            connection.end(failure)
+        self._on_lost(self, error)
+
+    def _suspicion_changed(self) -> None:
+        extra = {"cluster": self.cluster, "peer": self.tunnel.peername}
+        if self.suspected:
+            silent_s = round(self.silent_s, 1)
+            logger.warning("agent is silent: new requests go to another one", extra={**extra, "silent_s": silent_s})
+        else:
+            logger.info("agent was heard again", extra=extra)
 
     # -- what connections call
 
@@ -406,3 +468,8 @@ class AgentSession:
             if connection.probed_at_bytes == connection.bytes_seen:
                 self.tunnel.send(connection.conn_id, DATA)
             connection.probed_at_bytes = connection.bytes_seen
+
+
+def readable(text: str) -> str:
+    """A peer's words, fit for a log line and for an answer: one line of printable characters, bounded."""
+    return "".join(char if char.isprintable() else " " for char in text[:SAID_BYTES]).strip()

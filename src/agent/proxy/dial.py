@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
-from agent.errors import HubError, TargetError
+from agent.errors import HubError, Party, TargetError
 from agent.messages import Target
 from agent.proxy.limits import ProxyLimits
 
@@ -28,10 +28,11 @@ async def dial(target: Target, protocol: P, limits: ProxyLimits, context: ssl.SS
     certificate fail, 504 where they take too long. Cancelled: nothing stays open.
     """
     if target.connect is not None:
+        party = target.party
         try:
-            await within(limits.connect_timeout_s, "connect", target.connect(protocol))
+            await within(limits.connect_timeout_s, "connect", target.connect(protocol), party)
         except (OSError, HubError) as error:
-            raise TargetError(502, "the target could not be connected", stage="connect") from error
+            raise TargetError(502, f"the {party} could not be connected", stage="connect", fault=party) from error
         return protocol
     sock = await within(limits.connect_timeout_s, "connect", _connect(target))
     loop = asyncio.get_running_loop()
@@ -56,14 +57,15 @@ def protocol_transport(protocol: asyncio.Protocol) -> object | None:
     return getattr(protocol, "transport", None)
 
 
-async def within(seconds: float, stage: str, opening: Awaitable[R]) -> R:
-    """Await with a limit. Raises TargetError 504 when it is passed."""
+async def within(seconds: float, stage: str, opening: Awaitable[R], party: Party = "target") -> R:
+    """Await with a limit. Raises TargetError 504 when it is passed, which names the party that took too long."""
     try:
         async with asyncio.timeout(seconds):
             return await opening
     except TimeoutError as error:
         limit = f"limits.{stage}_timeout_s"
-        raise TargetError(504, f"the target took too long ({stage})", stage=stage, limit=limit) from error
+        reason = f"the {party} took too long ({stage})"
+        raise TargetError(504, reason, stage=stage, fault=party, limit=limit) from error
 
 
 async def _connect(target: Target) -> socket.socket:

@@ -29,6 +29,8 @@ class ProxyLimits:
         expect_timeout_s: how long a target may take to say 100 before the proxy does. retry_after_s: told with a 503.
     Targets:
         connect_timeout_s, tls_timeout_s, first_byte_timeout_s (the whole response head, from the request's end): 504.
+        unanswered_s: after so long without a response head the way to the target is asked whether it is alive, where it
+        can tell (`messages.Path`).
         upstream_idle_s, idle_upstreams_per_target: how long, and how many, unused connections are kept (as many as
         there may be clients: fewer, and a burst's end closes what its next moment dials, a quarter of an agent's CPU).
         half_closed_idle_s: silence after which an upgraded connection ends whose client has sent its end and whose
@@ -59,6 +61,7 @@ class ProxyLimits:
     connect_timeout_s: float = 10.0
     tls_timeout_s: float = 10.0
     first_byte_timeout_s: float = 60.0
+    unanswered_s: float = 1.5
     upstream_idle_s: float = 60.0
     idle_upstreams_per_target: int = 1000
     half_closed_idle_s: float = 10.0

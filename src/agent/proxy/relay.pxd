@@ -21,7 +21,7 @@ cdef class Exchange:
     cdef public object target
     cdef public object stage
     cdef public bytes corked
-    cdef public double deadline, continue_at
+    cdef public double deadline, continue_at, waits_at
     cdef public Upstream _upstream
     cdef public object _task
     cdef public bytes _head
@@ -77,8 +77,17 @@ cdef class Exchange:
     @cython.locals(upstream=Upstream, now_s=double, status=int)
     cpdef _complete(self, bint clean)
 
-    @cython.locals(upstream=Upstream, request=Request)
+    @cython.locals(upstream=Upstream)
     cpdef upstream_lost(self, error)
+
+    @cython.locals(request=Request)
+    cdef bint _may_retry(self) except -1
+
+    @cython.locals(upstream=Upstream)
+    cdef _retry(self, str why)
+
+    @cython.locals(upstream=Upstream)
+    cdef _look_at_path(self)
     cpdef client_lost(self)
 
     @cython.locals(connection=Connection)

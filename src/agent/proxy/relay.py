@@ -11,7 +11,8 @@ Invariants:
 E1. Nothing of a response goes out before its head was checked whole; the head goes out before its body.
 E2. After the first byte of a response head there is no other answer: the rest follows, or the connection is cut.
 E3. The target's connection goes back to the pool only when the request was sent whole and the response read to its end.
-E4. A request is sent again only if it is idempotent, has no body, and a reused connection broke before any byte came.
+E4. A request is sent again once at most, only if it is idempotent, has no body and no byte of a response has come, and
+    either a reused connection broke, or the way to its target is suspected to be dead and there is another.
 """
 
 from __future__ import annotations
@@ -69,13 +70,14 @@ class Exchange:
 
     connection: the client's. request, own_target: its checked head. target: where it goes, once known. stage: how far
     the response has come, for the connection's outcome. corked: the head, while it waits for body to go out with.
-    deadline: when the target is late with its response head. continue_at: when the proxy says 100 itself.
+    deadline: when the target is late with its response head. waits_at: when the way to it is asked whether it is alive.
+    continue_at: when the proxy says 100 itself.
     """
 
     __slots__ = (
         "_answered", "_began_s", "_body_came_later", "_collected", "_decoder", "_head", "_informational", "_left",
         "_mark_s", "_mode", "_request_done", "_response", "_retried", "_task", "_unsent", "_upstream",
-        "connection", "continue_at", "corked", "deadline", "own_target", "request", "stage", "target",
+        "connection", "continue_at", "corked", "deadline", "own_target", "request", "stage", "target", "waits_at",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, request: Request, own_target: bytes) -> None:
@@ -85,7 +87,7 @@ class Exchange:
         self.target: Target | None = None
         self.stage = BEFORE_HEAD
         self.corked = b""
-        self.deadline = self.continue_at = NEVER
+        self.deadline = self.continue_at = self.waits_at = NEVER
         self._upstream: Upstream | None = None
         self._task: asyncio.Task[None] | None = None
         self._head = b""  # for the target
@@ -217,9 +219,13 @@ class Exchange:
     def _attach(self, upstream: Upstream) -> None:
         """Use this connection to the target from now on."""
         if upstream.transport is None or upstream.transport.is_closing():
-            raise TargetError(502, "the target closed the connection at once", stage="connect")
+            party = self._party
+            raise TargetError(502, f"the {party} closed the connection at once", stage="connect", fault=party)
         self._upstream = upstream
         upstream.exchange = self
+        if upstream.path is not None:
+            proxy = self.connection.proxy
+            self.waits_at = proxy.clock.later(proxy.limits.unanswered_s)
         if self.connection.writing_paused:
             upstream.pause_reading()
         if self._unsent is not None:
@@ -375,7 +381,7 @@ class Exchange:
         """Send the head of the final response, with what has come of its body."""
         request, connection = self.request, self.connection
         self._response = response
-        self.deadline = NEVER
+        self.deadline = self.waits_at = NEVER
         length = response.length
         framing = length
         if request.method == b"HEAD" or response.status == 204 or response.status == 304:
@@ -458,7 +464,8 @@ class Exchange:
 
     def response_eof(self) -> bool:
         """The target sends no more. Returns False: the connection to it ends."""
-        if self._mode is not TO_EOF:
+        upstream = self._upstream
+        if self._mode is not TO_EOF or (upstream is not None and upstream.failure is not None):
             self.upstream_lost(None)
         elif self._collected is not None:
             self._send_collected(False)
@@ -496,36 +503,58 @@ class Exchange:
 
     def upstream_lost(self, error: Exception | None) -> None:
         """The connection to the target is gone before the response was whole."""
-        upstream, request, target = self._upstream, self.request, self.target
-        if (
-            not self._answered
-            and upstream is not None
-            and upstream.reused
-            and target is not None
-            and not self._retried
-            and request.length == 0
-            and not request.upgrade
-            and request.method in IDEMPOTENT
-        ):  # E4
-            extra = {"conn_id": self.connection.conn_id, "stage": "retry"}
-            log.warning("a pooled connection had gone stale", extra=extra)
-            self._retried = True
-            self._upstream = None
-            upstream.abort()
-            self.corked = self._head
-            self.deadline = NEVER
-            self._run(self._dial(target))
-            return
+        upstream = self._upstream
+        if upstream is not None and self._may_retry():
+            path = upstream.path
+            if path is not None and path.waits():
+                self._retry("the agent was lost in silence: the request goes to another")
+                return
+            if upstream.reused:
+                self._retry("a pooled connection had gone stale")
+                return
         stage = "response body" if self._answered and self._mode is not HEAD else "response head"
         failure = upstream.failure if upstream is not None else None
         if failure is not None:
             self.fail(failure.status, failure.reason, stage, fault=failure.fault, limit=failure.limit)
-        elif self._answered:
-            self.fail(502, "the target closed the connection before its response was whole", stage)
+            return
+        party = self._party
+        if self._answered:
+            reason = f"the {party} closed the connection before its response was whole"
         elif error is None:
-            self.fail(502, "the target closed the connection before it answered", "response head")
+            reason = f"the {party} closed the connection before it answered"
         else:
-            self.fail(502, "the connection to the target was lost", "response head")
+            reason = f"the connection to the {party} was lost"
+        self.fail(502, reason, stage, fault=party)
+
+    def _may_retry(self) -> bool:
+        """Whether the request may be sent again, if there is a reason to (E4)."""
+        request = self.request
+        return bool(
+            self._mode is HEAD
+            and not self._answered
+            and not self._retried
+            and request.length == 0
+            and not request.upgrade
+            and request.method in IDEMPOTENT
+        )
+
+    def _retry(self, why: str) -> None:
+        """Send the request again, on a new connection (E4)."""
+        upstream, target = self._upstream, self.target
+        assert upstream is not None
+        assert target is not None
+        log.warning(why, extra={"conn_id": self.connection.conn_id, "stage": "retry"})
+        self._retried = True
+        self._upstream = None
+        upstream.abort()
+        self.corked = self._head
+        self.deadline = self.waits_at = NEVER
+        self._run(self._dial(target))
+
+    @property
+    def _party(self) -> Party:
+        """Who is at the other end of the connection that the request goes out on."""
+        return "target" if self.target is None else self.target.party
 
     def client_lost(self) -> None:
         """The client is gone: stop at once."""
@@ -561,7 +590,7 @@ class Exchange:
 
     def _end_upstream(self) -> None:
         self._mode = DONE
-        self.deadline = NEVER
+        self.deadline = self.waits_at = NEVER
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.abort()
@@ -575,10 +604,22 @@ class Exchange:
             self._say_continue()
         if now >= self.deadline:
             self.deadline = NEVER
-            limit = "limits.first_byte_timeout_s"
-            self.fail(504, "the target did not answer in time", "response head", limit=limit)
+            limit, party = "limits.first_byte_timeout_s", self._party
+            self.fail(504, f"the {party} did not answer in time", "response head", fault=party, limit=limit)
         elif self._upstream is not None and self._upstream.takes_nothing(now):
-            self.fail(504, "the target takes nothing", "request body", limit="limits.write_timeout_s")
+            limit, party = "limits.write_timeout_s", self._party
+            self.fail(504, f"the {party} takes nothing", "request body", fault=party, limit=limit)
+        elif now >= self.waits_at:
+            self._look_at_path()
+
+    def _look_at_path(self) -> None:
+        """No response head yet: is the way to the target dead, and is there another? Asked at each sweep from now on.
+        """
+        upstream = self._upstream
+        if self._mode is not HEAD or upstream is None or upstream.path is None:
+            self.waits_at = NEVER
+        elif upstream.path.waits() and self._may_retry():
+            self._retry("the agent is silent: the request goes to another")
 
 
 def write_pieces(writer: Any, pieces: list[Piece]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from agent.errors import TargetError
 from agent.outcome import Stage
 from agent.proxy.clock import NEVER
 
@@ -103,6 +104,9 @@ class Upgraded:
     def response_eof(self) -> bool:
         """The target sends no more. Returns whether its connection stays open for what it still receives."""
         self._target_ended = True
+        if self._upstream is not None and self._upstream.failure is not None:
+            self._lose(self._upstream.failure)
+            return False
         if self._client_ended:
             self._end()
             return False
@@ -131,6 +135,13 @@ class Upgraded:
         self.connection.resume_reading()
 
     # -- the end
+
+    def _lose(self, failure: TargetError) -> None:
+        """The connection to the target has ended by a failure that is known: the client's is cut."""
+        extra = {"conn_id": self.connection.conn_id, "stage": "upgraded", "fault": failure.fault}
+        log.warning(failure.reason, extra=extra)
+        self._drop_upstream()
+        self.connection.cut(Stage.UPGRADED)
 
     def _fail(self, reason: str, limit: str) -> None:
         """End it by force: nothing can be said any more."""

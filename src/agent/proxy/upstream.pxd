@@ -12,6 +12,7 @@ cdef class Upstream:
     cdef public object key
     cdef public object made
     cdef public object transport
+    cdef public object path
     cdef public object exchange
     cdef public bint reused, is_tls, writing_paused
     cdef public Stall stall

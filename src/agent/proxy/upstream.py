@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, Protocol, cast
 
 from agent.errors import TargetError
-from agent.messages import Connect, Target
+from agent.messages import Connect, Path, Target
 from agent.proxy.clock import Clock, Stall
 from agent.proxy.dial import dial, within
 from agent.proxy.intake import ResponseHeadIntake
@@ -52,14 +52,14 @@ class Upstream:
 
     transport: None until connected; made: set then, where it is waited for. exchange: who uses it now. reused: it has
     served an exchange before. is_tls: it can't be half-closed. writing_paused: its write buffer is above the high-water
-    mark. heads: what finds the heads of its responses.
+    mark. heads: what finds the heads of its responses. path: the way it was opened on, where that can fall silent.
     """
 
     accepts_views = True
 
     __slots__ = (
-        "_reading_paused", "exchange", "heads", "idle_until", "is_tls", "key", "made", "pool", "reused", "stall",
-        "transport", "writing_paused",
+        "_reading_paused", "exchange", "heads", "idle_until", "is_tls", "key", "made", "path", "pool", "reused",
+        "stall", "transport", "writing_paused",
     )  # fmt: skip
 
     def __init__(self, pool: Upstreams, key: Hashable) -> None:
@@ -67,6 +67,7 @@ class Upstream:
         self.key = key
         self.made: asyncio.Future[None] | None = None
         self.transport: asyncio.Transport | None = None
+        self.path: Path | None = None
         self.exchange: UpstreamUser | None = None
         self.reused = False
         self.is_tls = False
@@ -79,6 +80,7 @@ class Upstream:
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.is_tls = transport.get_extra_info("ssl_object") is not None
+        self.path = transport.get_extra_info("path")
         high = self.pool.limits.buffer_bytes
         self.transport.set_write_buffer_limits(high=high, low=high // 4)
         self.pool.opened(self)
@@ -221,7 +223,9 @@ class Upstreams:
             await dial(target, cast(asyncio.Protocol, upstream), self.limits, context)
             if upstream.transport is None:  # a `connect` that returns before its transport's first callback
                 upstream.made = asyncio.get_running_loop().create_future()
-                await within(self.limits.connect_timeout_s, "connect", upstream.made)
+                await within(self.limits.connect_timeout_s, "connect", upstream.made, target.party)
+            if upstream.path is not None and upstream.path.connect != target.connect:  # U3: another one opened it
+                upstream.key = (*cast("tuple[Any, ...]", upstream.key)[:-1], upstream.path.connect)
             return upstream
         except BaseException:
             upstream.abort()

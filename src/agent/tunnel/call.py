@@ -38,6 +38,9 @@ _FLOOD_PACKETS = 1000
 _MAX_PROBE_S = 60.0
 """How late a probe's answer may be where something moves: 32 MB that a base hub has queued before it, at 0.5 MB/s."""
 
+_LATE_S = 1.0
+"""A wait that takes so much longer than it should shows that this process stood still."""
+
 _REFUSALS = {
     "CERTIFICATE_REQUIRED": "it asks for one",
     "UNKNOWN_CA": "it doesn't know who signed it",
@@ -128,19 +131,20 @@ class Call:
         self._drain_said_s = float("inf")
         self._ending = False  # the end of the stream is what we wait for
         self._probe: asyncio.Future[None] | None = None
+        self._probed_s = 0.0  # when the last probe went out
         self._for_id_0 = 0  # packets since the last answer to a probe
 
     # -- what the client calls
 
-    async def dial(self, timeout_s: float) -> None:
-        """Connect and send the call's head and the first probe. Raises HubError. Cancelled: nothing stays open."""
+    async def dial(self, timeout_s: float, tls_timeout_s: float) -> None:
+        """Connect and send the call's head. Raises HubError. Cancelled: nothing stays open.
+
+        timeout_s: until TCP stands. tls_timeout_s: for TLS from then on.
+        """
         endpoint = self.endpoint
         through = "" if endpoint.proxy is None else f" through the proxy {endpoint.proxy}"
         try:
-            async with asyncio.timeout(timeout_s):
-                await connect(endpoint, self.connection)
-        except TimeoutError:
-            self.fail(HubError(f"no connection to {endpoint}{through} within {timeout_s:g} s", cause="dial"))
+            await connect(endpoint, self.connection, dial_timeout_s=timeout_s, tls_timeout_s=tls_timeout_s)
         except HubError as error:
             self.fail(error)
         except ssl.SSLError as error:
@@ -160,29 +164,47 @@ class Call:
     async def probe(self, timeout_s: float) -> None:
         """Ask whether the tunnel is up; returns when the hub has answered.
 
-        Raises HubError where it doesn't within timeout_s, or the session ends. While packets come in, or bytes go out
-        that the probe waits behind, the hub has timeout_s more, up to a minute. Cancelled: the session goes on.
+        Raises HubError where it doesn't within timeout_s, or the session ends. While bytes come in, or the hub's TCP
+        acknowledges more of what the probe waits behind, the hub has timeout_s more, up to a minute. Cancelled: the
+        session goes on.
         """
         await self._raise_if_ended()
         loop = asyncio.get_running_loop()
         self._probe = loop.create_future()
         self.tunnel.send(PROBE_ID, ControlCode.DATA)
-        asked_s = loop.time()
-        seen = self._progress()
+        asked_s = looked_s = self._probed_s = loop.time()
+        heard_s, (taken_bytes, _) = self.connection.heard_s, self.connection.outgoing()
         while not self._probe.done():
             await asyncio.wait((self._probe, self.ended), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             await self._raise_if_ended()
             if not self._probe.done():
-                before, seen = seen, self._progress()
-                waited_s = loop.time() - asked_s
-                if seen == before or waited_s >= max(_MAX_PROBE_S, timeout_s):
-                    limit_s = timeout_s if seen == before else waited_s
+                before_s, looked_s = looked_s, loop.time()
+                heard_before_s, heard_s = heard_s, self.connection.heard_s
+                taken_before_bytes = taken_bytes
+                taken_bytes, waits = self.connection.outgoing()
+                moves = heard_s > heard_before_s or (
+                    # The probe alone moves nothing: a stopped hub's kernel acknowledges it.
+                    taken_bytes > taken_before_bytes and (waits or self.tunnel.bytes_buffered > 0)
+                )
+                if looked_s - before_s > timeout_s + _LATE_S:  # this process stood still: read what has come, first
+                    continue
+                waited_s = looked_s - asked_s
+                if not moves or waited_s >= max(_MAX_PROBE_S, timeout_s):
+                    limit_s = waited_s if moves else timeout_s
                     error = HubError(f"no answer to a probe within {limit_s:.3g} s", cause="probe")
                     self.fail(error)
                     self.connection.abort()  # it isn't reading: there is nobody to say goodbye to
                     raise error
         self.tunnel.measured(loop.time() - asked_s)
         self._for_id_0 = 0
+
+    def next_probe_s(self, interval_s: float) -> float:
+        """When the next probe is due, by the loop's clock, if nothing more comes.
+
+        A hub that names features is probed after interval_s without a byte: it PINGs a silent agent, so silence tells.
+        A base hub is probed interval_s after the last probe (wire.md, "liveness").
+        """
+        return (self.connection.heard_s if self.tunnel.features else self._probed_s) + interval_s
 
     def leave(self) -> None:
         """Open nothing more here; what is open goes on."""
@@ -319,12 +341,6 @@ class Call:
             rejected = status.code in _REJECTED
             cause = "rejected" if rejected else "ended"
             self.fail(HubError(f"the hub ended the tunnel with {status}", retryable=not rejected, cause=cause))
-
-    def _progress(self) -> tuple[int, int]:
-        """What has moved so far: packets in, and bytes out where a probe may stand behind them."""
-        connection = self.connection
-        out = connection.sender.sent_bytes - connection.buffered_bytes if self.tunnel.bytes_buffered else 0
-        return self.tunnel.packets_received, out
 
     async def _raise_if_ended(self) -> None:
         if self.ended.done():

@@ -43,8 +43,10 @@ class TunnelClient:
     as metadata, with `metadata` behind it (names in lower case; or a callable, asked before each dial, for tokens that
     change). open_receiver: called for each session, before anything of it arrives. on_ready(tunnel): the hub has
     answered the first probe. on_lost(tunnel, error): a session that had been ready is over.
-    probe_interval_s, probe_timeout_s: keepalive (wire.md, "liveness"). dial_timeout_s: TCP and TLS. stable_after_s: a
-    session that was ready for so long lets the back-off start over. slow_retry_s: the wait, ± 50 %, where the hub
+    probe_interval_s, probe_timeout_s: a hub so long without a byte is probed, and has so long to answer; base hubs are
+    probed each interval (wire.md, "liveness"). first_probe_timeout_s: for the first probe of a session. dial_timeout_s,
+    tls_timeout_s: until TCP stands, and TLS from then on. stable_after_s: a session that was ready for so long lets the
+    back-off start over. slow_retry_s: the wait, ± 50 %, where the hub
     rejected this agent's identity or has another agent for the cluster. wait: awaited with each delay; for tests.
     features: the extensions that hubs are offered. windows: the budget of connections' windows; shared by those it is
     given to. is_idle(tunnel): whether no connection of a session is open. sessions: how many were ready so far.
@@ -65,7 +67,9 @@ class TunnelClient:
         backoff: BackOff | None = None,
         probe_interval_s: float = 10.0,
         probe_timeout_s: float = 5.0,
+        first_probe_timeout_s: float = 20.0,
         dial_timeout_s: float = 10.0,
+        tls_timeout_s: float = 30.0,
         stable_after_s: float = 30.0,
         slow_retry_s: float = 60.0,
         window_bytes: int = WINDOW_BYTES,
@@ -88,7 +92,9 @@ class TunnelClient:
         self._backoff = backoff or BackOff()
         self._probe_interval_s = probe_interval_s
         self._probe_timeout_s = probe_timeout_s
+        self._first_probe_timeout_s = first_probe_timeout_s
         self._dial_timeout_s = dial_timeout_s
+        self._tls_timeout_s = tls_timeout_s
         self._stable_after_s = stable_after_s
         self._slow_retry_s = slow_retry_s
         self._window_bytes = window_bytes
@@ -225,8 +231,8 @@ class TunnelClient:
         self._calls.append(call)
         call.tunnel.open(self._open_receiver(call.tunnel))
         try:
-            await call.dial(self._dial_timeout_s)
-            await call.probe(self._probe_timeout_s)
+            await call.dial(self._dial_timeout_s, self._tls_timeout_s)
+            await call.probe(self._first_probe_timeout_s)
         except HubError as error:
             call.fail(error)
             await call.wait_closed()
@@ -261,19 +267,18 @@ class TunnelClient:
     async def _tend(self, call: Call) -> None:
         """Probe a session until it is over, and end it where the hub has stopped answering."""
         loop = asyncio.get_running_loop()
-        next_probe_s = loop.time() + self._probe_interval_s
         try:
             while not call.ended.done():
-                delay_s = next_probe_s - loop.time()
+                delay_s = call.next_probe_s(self._probe_interval_s) - loop.time()
                 waits: tuple[asyncio.Future[Any], ...] = (call.ended, call.left)
                 if call.left.done():
                     self._go_on_leaving(call)
                     delay_s = min(delay_s, _LEAVE_POLL_S)
                     waits = (call.ended,)
                 await asyncio.wait(waits, timeout=max(0.0, delay_s), return_when=asyncio.FIRST_COMPLETED)
-                if loop.time() >= next_probe_s and not call.ended.done():
+                late_s = loop.time() - call.next_probe_s(self._probe_interval_s)
+                if late_s >= 0 and not call.ended.done():
                     await call.probe(self._probe_timeout_s)
-                    next_probe_s = loop.time() + self._probe_interval_s
         except HubError as error:
             call.fail(error)
         finally:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
+from collections.abc import AsyncIterator
 from ssl import SSLContext
 from typing import Protocol, cast
 
@@ -47,36 +49,38 @@ class Endpoint(Protocol):
     def proxy_ssl(self) -> SSLContext | None: ...
 
 
-async def connect(endpoint: Endpoint, protocol: asyncio.BufferedProtocol) -> None:
+async def connect(
+    endpoint: Endpoint, protocol: asyncio.BufferedProtocol, *, dial_timeout_s: float, tls_timeout_s: float
+) -> None:
     """Connect `protocol` to the hub; returns when its `connection_made` has been called.
 
-    Raises OSError, ssl.SSLError and UnicodeError as asyncio does, and HubError for what a proxy has to do with.
-    Cancelled: nothing stays open.
+    dial_timeout_s: until TCP stands, through a proxy until the proxy has opened it. tls_timeout_s: for the handshake
+    with the hub from then on: a hub that takes in thousands of agents at once lets each wait. Raises OSError,
+    ssl.SSLError and UnicodeError as asyncio does, and HubError for what a proxy has to do with and for what takes too
+    long. Cancelled: nothing stays open.
     """
     loop = asyncio.get_running_loop()
-    name = (endpoint.server_hostname or endpoint.host) if endpoint.ssl is not None else None
     proxy = endpoint.proxy
-    if proxy is None:
-        await loop.create_connection(
-            lambda: protocol, endpoint.host, endpoint.port, ssl=endpoint.ssl, server_hostname=name
-        )
+    hub = _address(endpoint) if proxy is None else f"{_address(endpoint)} through the proxy {proxy}"
+    no_connection = f"no connection to {hub}"
+    if proxy is None and endpoint.ssl is None:
+        async with _within(dial_timeout_s, no_connection, "dial"):
+            await loop.create_connection(lambda: protocol, endpoint.host, endpoint.port)
         return
     waiting = _Waiting()
     transport: asyncio.Transport | None = None
     try:
-        try:
-            transport, _ = await loop.create_connection(lambda: waiting, proxy.host, proxy.port, ssl=endpoint.proxy_ssl)
-        except ssl.SSLError as error:
-            reason = getattr(error, "verify_message", "") or error.reason or error
-            raise HubError(f"TLS with the proxy {proxy}: {reason}", cause="dial") from None
-        except OSError as error:
-            raise HubError(f"no connection to the proxy {proxy}: {error.strerror or error}", cause="dial") from None
-        transport.write(_request(endpoint, proxy))
-        _check(await waiting.answer(proxy), proxy)
+        async with _within(dial_timeout_s, no_connection, "dial"):
+            if proxy is None:
+                transport, _ = await loop.create_connection(lambda: waiting, endpoint.host, endpoint.port)
+            else:
+                transport = await _open_through(endpoint, proxy, waiting)
         if endpoint.ssl is not None:
             inner = _Waiting()
-            # What follows the proxy's answer is the hub's, and a TLS server is silent until it is spoken to.
-            transport = await loop.start_tls(transport, inner, endpoint.ssl, server_hostname=name)
+            name = endpoint.server_hostname or endpoint.host
+            # What follows a proxy's answer is the hub's, and a TLS server is silent until it is spoken to.
+            async with _within(tls_timeout_s, f"no TLS handshake with {hub}", "tls"):
+                transport = await loop.start_tls(transport, inner, endpoint.ssl, server_hostname=name)
             assert transport is not None
             inner.transport = transport
             waiting = inner
@@ -85,6 +89,41 @@ async def connect(endpoint: Endpoint, protocol: asyncio.BufferedProtocol) -> Non
         if transport is not None:
             transport.abort()
         raise
+
+
+def _address(endpoint: Endpoint) -> str:
+    return f"[{endpoint.host}]:{endpoint.port}" if ":" in endpoint.host else f"{endpoint.host}:{endpoint.port}"
+
+
+@contextlib.asynccontextmanager
+async def _within(timeout_s: float, failure: str, cause: str) -> AsyncIterator[None]:
+    """Within the block everything takes at most timeout_s. Raises HubError that begins with `failure`."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError as error:
+        if error.errno is not None:  # the kernel's own: ETIMEDOUT
+            raise
+        raise HubError(f"{failure} within {timeout_s:g} s", cause=cause) from None
+
+
+async def _open_through(endpoint: Endpoint, proxy: Proxy, waiting: _Waiting) -> asyncio.Transport:
+    """A connection that the proxy has opened to the hub, with `waiting` for its protocol. Raises HubError."""
+    loop = asyncio.get_running_loop()
+    try:
+        transport, _ = await loop.create_connection(lambda: waiting, proxy.host, proxy.port, ssl=endpoint.proxy_ssl)
+    except ssl.SSLError as error:
+        reason = getattr(error, "verify_message", "") or error.reason or error
+        raise HubError(f"TLS with the proxy {proxy}: {reason}", cause="dial") from None
+    except OSError as error:
+        raise HubError(f"no connection to the proxy {proxy}: {error.strerror or error}", cause="dial") from None
+    try:
+        transport.write(_request(endpoint, proxy))
+        _check(await waiting.answer(proxy), proxy)
+    except BaseException:
+        transport.abort()
+        raise
+    return transport
 
 
 def _request(endpoint: Endpoint, proxy: Proxy) -> bytes:

@@ -60,6 +60,7 @@ cdef class ConnectionFlow:
     cdef readonly dict streams
     cdef public bint closing
     cdef readonly bint heard
+    cdef public double heard_s
     cdef readonly long long _window_bytes
     cdef readonly Reader _frames
     cdef public object _transport

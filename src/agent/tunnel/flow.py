@@ -21,8 +21,8 @@ from ..errors import WireError
 from .coalescing import ReceiveCoalescing
 from .features import CLOSE, WINDOW
 from .framing import DEFAULT_WINDOW, MAX_WINDOW, MIN_MAX_FRAME_SIZE, WINDOW_UPDATE, FrameReader, FrameWriter, frame
+from .kernel import prepare
 from .packet import ControlCode, PacketReceiver
-from .queues import keep_queues_short
 from .receiving import ReceiveBuffer, ReceivePool, pool_of_thread
 from .scheduler import Scheduler
 from .sizes import FRAME_BYTES, RECEIVE_BYTES, RECEIVE_TURN_BYTES, UNSENT_BYTES
@@ -123,7 +123,7 @@ class Sender:
         self._transport = transport
         self.loop = loop
         transport.set_write_buffer_limits(high=UNSENT_BYTES, low=UNSENT_BYTES // 4)  # uvloop's default low is 16
-        keep_queues_short(transport)
+        prepare(transport)
         self._schedule()
 
     def stop(self) -> None:
@@ -242,6 +242,7 @@ class ConnectionFlow:
         self.streams: dict[int, Http2Stream] = {}
         self.closing = False
         self.heard = False  # a byte of the peer's has come
+        self.heard_s = 0.0  # when the last one came, by the loop's clock; at first when the connection was made
         self._window_bytes = window_bytes
         self._frames = frames
         self._transport: asyncio.Transport | None = None
@@ -296,6 +297,8 @@ class ConnectionFlow:
         assert buffer.room is not None
         self._buffer = None
         self.heard = True
+        if self.sender.loop is not None:
+            self.heard_s = self.sender.loop.time()
         self.sender.corked = True
         try:
             if nbytes <= _COPIED_BYTES:

@@ -43,6 +43,7 @@ from ..errors import WireError
 from .coalescing import ReceiveCoalescing
 from .flood import FloodGuard
 from .flow import ConnectionFlow, Http2Stream, Sender
+from .frames import ACK, PING
 from .framing import (
     DATA,
     DEFAULT_WINDOW,
@@ -55,6 +56,7 @@ from .framing import (
     MessageReader,
     frame,
 )
+from .kernel import Link, size_receive_queue_freely
 from .sizes import FRAME_BYTES
 from .stream import ConnectionUser, GoAwayError, Headers, StreamReset, StreamUser
 
@@ -74,6 +76,8 @@ _SETTINGS = h2.settings.SettingCodes
 _NO_ERROR, _INTERNAL_ERROR, _FLOW_CONTROL_ERROR, _STREAM_CLOSED = 0x0, 0x2, 0x3, 0x5
 _FRAME_SIZE_ERROR, _REFUSED_STREAM, _ENHANCE_YOUR_CALM = 0x6, 0x7, 0xB
 _END_STREAM = 0x1
+_SIGN, _MEASURE = b"liveness", b"fastpipe"
+"""What PINGs hold: one whose ACK is only a sign of life, and one whose ACK somebody waits for."""
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +124,7 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         self._last_ours = 0
         self._error: Exception | None = None
         self._pings: deque[Callable[[], None]] = deque()
+        self._taken_bytes = 0
         self._linger: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------ what the users call
@@ -134,12 +139,14 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         self._flush()
         return stream
 
-    def ping(self, answered: Callable[[], None]) -> None:
+    def ping(self, answered: Callable[[], None] | None = None) -> None:
         """Send a PING; `answered` is called when its ACK comes."""
-        if not self.closing:
+        if self.closing:
+            return
+        if answered is not None:
             self._pings.append(answered)
-            self._h2.ping(b"fastpipe")
-            self._flush()
+        self._flush()  # I1
+        self._write(frame(PING, 0, 0, _SIGN if answered is None else _MEASURE))
 
     def refuse_streams(self) -> None:
         """Say GOAWAY NO_ERROR: open streams go on, new ones are refused, the connection closes with the last one."""
@@ -207,6 +214,21 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         """Bytes that wait in the transport."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
+    def outgoing(self) -> tuple[int, bool]:
+        """How many bytes the peer's TCP has acknowledged so far, and whether there are more that it has not.
+
+        The number never falls. If the system doesn't tell, it is the most that has left the transport so far.
+        """
+        link = None if self._transport is None else Link.of(self._transport)
+        buffered_bytes = self.buffered_bytes
+        taken_bytes = self.sender.sent_bytes - buffered_bytes if link is None else link.acknowledged_bytes
+        self._taken_bytes = max(self._taken_bytes, taken_bytes)
+        return self._taken_bytes, buffered_bytes > 0 or (link is not None and link.waiting)
+
+    def receive_from_afar(self) -> bool:
+        """Let the kernel hold what a long round trip brings, if the kernel measures a long one too. Returns whether."""
+        return self._transport is None or size_receive_queue_freely(self._transport)
+
     # ------------------------------------------------------------ what the transport calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -223,6 +245,7 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
             self._goaway_sent = True  # it would not understand one
             self.close()
             return
+        self.heard_s = self._loop.time()
         self.sender.start(transport, self._loop)  # I3
         self._coalescing = ReceiveCoalescing(transport, self._loop)
         self._h2.initiate_connection()
@@ -270,6 +293,9 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         self._flood.frame(kind, flags)  # I5
         if kind == GOAWAY:
             self._goaway(stream_id, whole[9:], whole)
+        elif kind == PING and flags & ACK and whole[9:] in (_SIGN, _MEASURE) and not stream_id:
+            if whole[9:] == _MEASURE and self._pings:
+                self._pings.popleft()()
         elif kind == RST_STREAM and stream_id and stream_id not in self.streams:
             # h2 would end the connection for one that crosses the end of the stream.
             if self._is_idle(stream_id):
@@ -348,9 +374,6 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
                 if stream is not None:
                     self._forget(stream)
                     stream.user.stream_lost(StreamReset(int(event.error_code)))
-            case h2.events.PingAckReceived():
-                if self._pings:
-                    self._pings.popleft()()
 
     def _settings_changed(self, event: h2.events.RemoteSettingsChanged) -> None:
         window = event.changed_settings.get(_SETTINGS.INITIAL_WINDOW_SIZE)

@@ -10,6 +10,7 @@ from ..errors import AgentError, WireError
 from .features import FEATURES, GOAWAY, WINDOW, read_features, write_features
 from .grpc import PATH, GrpcStatus, Status, is_grpc, metadata_of, response_headers, trailers
 from .http2 import WINDOW_BYTES, Http2Connection
+from .liveness import Liveness, LivenessTimes
 from .packet import MAX_SENT_MESSAGE_BYTES, ControlCode, PacketReceiver
 from .session import Tunnel
 from .stream import Headers, Http2Stream
@@ -34,11 +35,10 @@ class TunnelServer:
 
     open_tunnel: called for each call before anything of it is handed on. window_bytes: receive window of each stream
     and connection, 65,535 to 2^31-1. message_bytes: the longest message that is taken, of which each call may have one
-    under way: as base hubs, no more than agents send (wire.md, "agent → hub, DATA"). keepalive_interval_s,
-    keepalive_timeout_s: an HTTP/2 PING goes to a connection this often, and its answer is due within that time, so that
-    an agent that vanished without a word is noticed. One that has had no call for the whole of an interval is closed:
-    only with a call does a peer say who it is. features: the extensions that are used with agents that offer
-    them. windows: the budget of all connections' windows.
+    under way: as base hubs, no more than agents send (wire.md, "agent → hub, DATA"). liveness: when a silent agent is
+    asked, suspected and given up (`liveness`). A connection that has had no call for `idle_s` is closed: only with a
+    call does a peer say who it is. features: the extensions that are used with agents that offer them. windows: the
+    budget of all connections' windows.
     """
 
     def __init__(
@@ -47,16 +47,14 @@ class TunnelServer:
         open_tunnel: OpenTunnel,
         window_bytes: int = WINDOW_BYTES,
         message_bytes: int = MAX_SENT_MESSAGE_BYTES,
-        keepalive_interval_s: float = 30.0,
-        keepalive_timeout_s: float = 20.0,
+        liveness: LivenessTimes | None = None,
         features: frozenset[str] = FEATURES,
         windows: WindowBudget | None = None,
     ) -> None:
         self.open_tunnel = open_tunnel
         self.features = features
         self.windows = windows or WindowBudget()
-        self.keepalive_interval_s = keepalive_interval_s
-        self.keepalive_timeout_s = keepalive_timeout_s
+        self.liveness = liveness or LivenessTimes()
         self._window_bytes = window_bytes
         self._message_bytes = message_bytes
         self._peers: set[_Peer] = set()
@@ -109,28 +107,34 @@ class _Peer:
     def __init__(self, server: TunnelServer) -> None:
         self._server = server
         self._calls: set[_Call] = set()
-        self._called = True  # there was a call, or the time for one, since the last PING
-        self._timer: asyncio.TimerHandle | None = None
+        self._called_s = 0.0  # when the last call ended, or the connection began
+        self._liveness: Liveness | None = None
 
     def connected(self, connection: Http2Connection) -> None:
+        self._called_s = connection.heard_s
+        self._liveness = Liveness(connection, self._server.liveness, looked=self._looked)
         self._server._connected(self)
-        self._keep_alive()
+        if not connection.closing:
+            self._liveness.start()
 
     def stream_opened(self, stream: Http2Stream, headers: Headers, ended: bool) -> None:
         call = _Call(self._server)
+        call.tunnel.liveness = self._liveness
         stream.user = call.tunnel
         self._calls.add(call)
-        self._called = True
-        call.ended.append(lambda: self._calls.discard(call))
+        call.ended.append(lambda: self._call_ended(call))
         call.begin(stream, headers, ended)
+
+    def _call_ended(self, call: _Call) -> None:
+        self._calls.discard(call)
+        self._called_s = self.connection.heard_s
 
     def goaway_received(self, connection: Http2Connection) -> None:
         pass  # the agent opens no more; what it has goes on
 
     def connection_ended(self, connection: Http2Connection, error: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._liveness is not None:
+            self._liveness.stop()
         if isinstance(error, WireError):
             peer = connection.extra_info("peername")
             logger.warning("an agent's connection ends: %s", error, extra={"peer": peer})
@@ -143,29 +147,12 @@ class _Peer:
             agreed = call.tunnel.drain_sent and call.tunnel.drain_received
             call.end(GrpcStatus(Status.OK) if agreed else GrpcStatus(Status.UNAVAILABLE, "the hub is shutting down"))
 
-    def _keep_alive(self) -> None:
-        loop = asyncio.get_running_loop()
-
-        def ask() -> None:
-            called, self._called = self._called, bool(self._calls)
-            if not called and not self._calls:
-                self._timer = None
-                self.connection.close()
-                return
-            self._timer = loop.call_later(self._server.keepalive_timeout_s, dead)
-            self.connection.ping(answered)
-
-        def answered() -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = loop.call_later(self._server.keepalive_interval_s, ask)
-
-        def dead() -> None:
-            timeout_s = self._server.keepalive_timeout_s
-            self.connection.fail(AgentError(f"the agent did not answer a PING within {timeout_s:g} s"))
-            self.connection.abort()
-
-        self._timer = loop.call_later(self._server.keepalive_interval_s, ask)
+    def _looked(self) -> None:
+        """Close a connection that has had no call for long."""
+        now_s = asyncio.get_running_loop().time()
+        if not self._calls and now_s - self._called_s >= self._server.liveness.idle_s and self._liveness is not None:
+            self._liveness.stop()
+            self.connection.close()
 
 
 class _Call:
@@ -209,9 +196,7 @@ class _Call:
         self.tunnel.open(receiver)
         # At once, and so before any packet: the agent reads packets by what this says (wire.md, "Extensions").
         if WINDOW in self.tunnel.features:
-            loop = asyncio.get_running_loop()
-            asked_s = loop.time()
-            stream.connection.ping(lambda: self.tunnel.measured(loop.time() - asked_s))
+            self.tunnel.measure()
         stream.send_headers(response_headers() + write_features(self.tunnel.features))
 
     def end(self, status: GrpcStatus, error: Exception | None = None) -> None:
@@ -247,7 +232,8 @@ class _Call:
 
     def stream_ended(self, in_message: bool) -> None:
         if in_message:
-            self.end(GrpcStatus(Status.INTERNAL, "the stream ended in the middle of a message"))
+            reason = "the stream ended in the middle of a message"
+            self.end(GrpcStatus(Status.INTERNAL, reason), AgentError(reason))
         else:
             self.end(GrpcStatus(Status.OK))
 

@@ -14,13 +14,17 @@ once, and takes a second one for none.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from ..errors import WireError
 from .features import GOAWAY, WINDOW
 from .flow import NOBODY, TunnelFlow
+from .kernel import FAR_S
+from .liveness import Liveness
 from .packet import ControlCode, PacketError, PacketReceiver
+from .round_trip import RoundTrip
 from .scheduler import Outbound
 from .sizes import CREDITED_HIGH_WATER_BYTES, CREDITED_PACKET_BYTES
 from .stream import Headers, Http2Stream
@@ -63,6 +67,7 @@ class TunnelSide(Protocol):
 
 class Tunnel(TunnelFlow):
     """One session. role: which end this is. peername: the other's address. features: what both sides have named.
+    liveness: whether the agent lives, where this is the hub's end of a connection.
 
     windows: shared with other sessions. Its connections write through `outbound`, and hear through the receiver that
     the session was opened with; with `window` each has a `receive_window` besides.
@@ -72,13 +77,15 @@ class Tunnel(TunnelFlow):
         super().__init__()
         self.role: Role = role
         self.bad_packets = 0
-        self.round_trip_s = 0.05  # the fastest that was seen; a guess before
         self.windows = windows or WindowBudget()
         self.lost = False
         self.drain_sent = False  # `goaway`: we have said DRAIN
         self.drain_received = False  # `goaway`: so has the peer
+        self.liveness: Liveness | None = None  # the hub's watch over the connection; the agent has none
         self._side = side
-        self._measured = False
+        self._round_trip = RoundTrip()
+        self._measuring = False  # a PING is on its way
+        self._is_far = False  # the kernel sizes the receive queue
 
     # ------------------------------------------------------------ what connections use
 
@@ -106,7 +113,7 @@ class Tunnel(TunnelFlow):
         return ReceiveWindow(
             lambda increment_bytes: self._scheduler.give_credit(conn_id, increment_bytes),
             self.windows,
-            lambda: self.round_trip_s,
+            self._round_trip_of_data,
         )
 
     def exceeded(self, conn_id: int) -> None:
@@ -198,11 +205,36 @@ class Tunnel(TunnelFlow):
             self._scheduler.shared_packet_bytes = CREDITED_PACKET_BYTES
             self._scheduler.high_water_bytes = CREDITED_HIGH_WATER_BYTES
 
+    @property
+    def round_trip_s(self) -> float:
+        """The least round trip of the last seconds (`round_trip`)."""
+        return self._round_trip.least_s
+
     def measured(self, round_trip_s: float) -> None:
         """A round trip took so long: an upper bound of what the link takes."""
-        if self._measured:
-            round_trip_s = min(round_trip_s, self.round_trip_s)
-        self.round_trip_s, self._measured = round_trip_s, True
+        self._round_trip.add(round_trip_s)
+        if not self._is_far and self._stream is not None and self._round_trip.least_s > FAR_S:
+            self._is_far = self._stream.connection.receive_from_afar()
+
+    def measure(self) -> None:
+        """Ask how long a round trip takes, by a PING; one at a time. For peers that name features: others punish it."""
+        if self._measuring or self._stream is None:
+            return
+        self._measuring = True
+        asked_s = time.monotonic()
+
+        def answered() -> None:
+            self._measuring = False
+            if not self.lost:
+                self.measured(time.monotonic() - asked_s)
+
+        self._stream.connection.ping(answered)
+
+    def _round_trip_of_data(self) -> float:
+        """The round trip, for a window through which data flows: measured again where the last sample is old."""
+        if self._round_trip.is_stale:
+            self.measure()
+        return self._round_trip.least_s
 
     def attach(self, stream: Http2Stream) -> None:
         """The call's stream is there; what was queued before goes out."""

@@ -39,7 +39,7 @@ UNSENT_BYTES: Final = 128 * 1024
 """What may wait in the transport, and as much again unsent in the kernel: what is chosen next then goes out next."""
 
 UNREAD_BYTES: Final = 256 * 1024
-"""What may wait, received and not read, in the kernel, where the peer is near (`queues`); it takes the double of it."""
+"""What may wait, received and not read, in the kernel, where the peer is near (`kernel`); it takes the double of it."""
 
 FRAME_BYTES: Final = 256 * 1024
 """The largest frame that is sent, however large a one the peer takes: an answer to a PING waits no longer than that."""

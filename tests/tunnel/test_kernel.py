@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.tunnel import queues
+from agent.tunnel import kernel
 from agent.tunnel.packet import Packet
 from agent.tunnel.sizes import RECEIVE_BYTES, RECEIVE_TURN_BYTES, UNREAD_BYTES, UNSENT_BYTES
 
@@ -24,6 +24,9 @@ class Above:
 
     def __init__(self, sock: socket.socket | None) -> None:
         self.sock = sock
+
+    def is_closing(self) -> bool:
+        return False
 
     def get_extra_info(self, name: str) -> socket.socket | None:
         assert name == "socket"
@@ -52,33 +55,37 @@ async def test_both_roles_bound_both_queues_of_a_near_peer(linked: Any) -> None:
             assert UNREAD_BYTES <= unread <= 2 * UNREAD_BYTES  # doubled, where the system allows so much
 
 
-@pytest.mark.parametrize("round_trip_s", [0.0, queues.NEAR_S * 2, 0.05])
+@pytest.mark.parametrize("round_trip_s", [0.0, kernel.NEAR_S * 2, 0.05])
 def test_a_far_peer_and_one_of_unknown_distance_keep_the_kernels_receive_queue(
     round_trip_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queues, "_round_trip_s", lambda sock: round_trip_s)
+    monkeypatch.setattr(kernel, "_read", lambda sock: kernel.Link(0, False, round_trip_s))
     one, other = connected()
     with one, other:
         before = bounds(one)
-        queues.keep_queues_short(Above(one))  # type: ignore[arg-type]  # all that is asked of it
+        kernel.prepare(Above(one))  # type: ignore[arg-type]  # all that is asked of it
         assert bounds(one) == (UNSENT_BYTES, before[1])
 
 
 def test_a_round_trip_is_what_the_kernel_measured() -> None:
     one, other = connected()
     with one, other:
-        assert 0 < queues._round_trip_s(one) < 0.1
-    for family in (socket.AF_UNIX, socket.AF_INET):  # no TCP; not connected
-        with socket.socket(family) as sock:
-            assert queues._round_trip_s(sock) == 0
+        link = kernel.Link.of(Above(one))  # type: ignore[arg-type]  # all that is asked of it
+        assert link is not None
+        assert 0 < link.round_trip_s < 0.1
+    with socket.socket(socket.AF_UNIX) as sock:
+        assert kernel.Link.of(Above(sock)) is None  # type: ignore[arg-type]  # as above
+    with socket.socket() as sock:  # not connected
+        link = kernel.Link.of(Above(sock))  # type: ignore[arg-type]  # as above
+        assert link is None or link.round_trip_s == 0
 
 
 def test_what_is_not_tcp_is_left_alone() -> None:
-    queues.keep_queues_short(Above(None))  # type: ignore[arg-type]  # as above
+    kernel.prepare(Above(None))  # type: ignore[arg-type]  # as above
     one, other = socket.socketpair()
     with one, other:
         before = one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-        queues.keep_queues_short(Above(one))  # type: ignore[arg-type]  # as above
+        kernel.prepare(Above(one))  # type: ignore[arg-type]  # as above
         assert one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == before
 
 
@@ -107,3 +114,36 @@ async def test_others_have_their_turn_while_a_peer_sends_megabytes(tunnels: Any,
         await agent.until(lambda: len(agent.packets) >= FRAMES)
         assert sum(turns) == FRAME * FRAMES
         assert max(turns) <= RECEIVE_TURN_BYTES + RECEIVE_BYTES
+
+
+def test_a_peer_that_became_far_has_the_kernels_own_sizing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound that was set once would hold for the session's life."""
+    one, other = connected()
+    with one, other:
+        kernel.prepare(Above(one))  # type: ignore[arg-type]  # all that is asked of it
+        locked = one.getsockopt(socket.SOL_SOCKET, kernel._SO_BUF_LOCK)
+        assert not kernel.size_receive_queue_freely(Above(one))  # type: ignore[arg-type]  # as above
+        assert one.getsockopt(socket.SOL_SOCKET, kernel._SO_BUF_LOCK) == locked != 0
+        monkeypatch.setattr(kernel, "_read", lambda sock: kernel.Link(0, False, 0.2))
+        assert kernel.size_receive_queue_freely(Above(one))  # type: ignore[arg-type]  # as above
+        assert one.getsockopt(socket.SOL_SOCKET, kernel._SO_BUF_LOCK) == 0
+
+
+def test_what_the_peers_tcp_has_taken_is_counted() -> None:
+    one, other = connected()
+    with one, other:
+        before = kernel.Link.of(Above(one))  # type: ignore[arg-type]  # all that is asked of it
+        one.sendall(bytes(1000))
+        assert len(other.recv(1000, socket.MSG_WAITALL)) == 1000
+        after = kernel.Link.of(Above(one))  # type: ignore[arg-type]  # as above
+        assert before is not None
+        assert after is not None
+        assert after.acknowledged_bytes - before.acknowledged_bytes == 1000
+        assert not after.waiting
+
+
+async def test_both_roles_end_what_is_not_acknowledged_for_15_s(linked: Any) -> None:
+    async with linked() as (_, agent, hub):
+        for end in (agent, hub):
+            sock = end.tunnel._stream.connection._transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000

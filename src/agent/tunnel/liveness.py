@@ -1,0 +1,243 @@
+"""Whether an agent lives: the hub's watch over one connection.
+
+Every byte that comes is a sign of life. The hub asks a silent agent by an HTTP/2 PING: after `idle_s` of silence, or at
+once where a request has waited for `unanswered_s` and the agent has been silent as long.
+
+               ask: a PING goes out               `suspect_s` without a byte
+    ┌───────┐ ─────────────────────► ┌───────┐ ──────────────────────────► ┌───────────┐
+    │ HEARD │                        │ ASKED │                             │ SUSPECTED │
+    └───────┘ ◄───────────────────── └───────┘                             └───────────┘
+        ▲           a byte               │ `idle_s` + `answer_s` without a byte  │ │
+        └────────────────────────────────┼───────────────── a byte ──────────────┘ │
+                                         ▼                                         │
+                                     ┌───────┐                                     │
+                                     │ ENDED │ ◄───────────────────────────────────┘
+                                     └───────┘   `idle_s` + `answer_s` without a byte
+
+A suspected agent gets nothing new while another agent of its cluster serves (`hub`).
+
+Invariants:
+L1. A byte counts when it comes, not when the timer next looks: `suspected` compares times.
+L2. A timer that is late says nothing about the peer: what the kernel has received meanwhile is read first.
+L3. A slow link is no dead one: while more is acknowledged of what still waits to be, the end is put off, up to
+    MAX_SILENCE_S. The PING stands behind it.
+L4. One timer per connection; a received byte moves no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import enum
+import logging
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from ..errors import AgentError
+
+__all__ = ["Event", "Liveness", "LivenessTimes", "State", "TRANSITIONS"]
+
+MAX_SILENCE_S: Final = 60.0
+"""How long a connection may last without a byte from its agent, whatever its TCP acknowledges."""
+
+LATE_S: Final = 0.5
+"""A timer that fires so much later than it was set for shows that this process stood still."""
+
+TICK_S: Final = 0.001
+"""A timer of uvloop may fire so much too soon."""
+
+CATCH_UP_S: Final = 0.1
+"""What the loop then gets for reading, before the timer looks again."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LivenessTimes:
+    """When a hub asks, suspects and ends, in seconds. Raises ValueError where one isn't positive.
+
+    idle_s: a connection so long without a byte gets a PING. answer_s: the connection ends where no byte comes for so
+    much longer. unanswered_s: a request so long without a response head makes the hub ask at once, if the agent has
+    been silent as long. suspect_s: an agent that leaves a PING without a byte for so long is suspected.
+    """
+
+    idle_s: float = 8.0
+    answer_s: float = 8.0
+    unanswered_s: float = 1.5
+    suspect_s: float = 2.5
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not getattr(self, field.name) > 0:
+                raise ValueError(f"{field.name} must be positive, not {getattr(self, field.name)!r}")
+
+
+class State(enum.Enum):
+    HEARD = enum.auto()
+    ASKED = enum.auto()
+    SUSPECTED = enum.auto()
+    ENDED = enum.auto()
+
+
+class Event(enum.Enum):
+    """ask: a PING goes out. byte: one came after it. unanswered: none for `suspect_s`. over: none at all, or closed."""
+
+    ASK = enum.auto()
+    BYTE = enum.auto()
+    UNANSWERED = enum.auto()
+    OVER = enum.auto()
+
+
+TRANSITIONS: Final = {
+    (State.HEARD, Event.ASK): State.ASKED,
+    (State.HEARD, Event.BYTE): State.HEARD,
+    (State.HEARD, Event.OVER): State.ENDED,
+    (State.ASKED, Event.BYTE): State.HEARD,
+    (State.ASKED, Event.UNANSWERED): State.SUSPECTED,
+    (State.ASKED, Event.OVER): State.ENDED,
+    (State.SUSPECTED, Event.BYTE): State.HEARD,
+    (State.SUSPECTED, Event.OVER): State.ENDED,
+    (State.ENDED, Event.OVER): State.ENDED,
+}
+"""All transitions there are."""
+
+
+class Watched(Protocol):
+    """The connection that is watched, as far as it is used here."""
+
+    @property
+    def heard_s(self) -> float:
+        """When the last byte came, by the loop's clock."""
+
+    def outgoing(self) -> tuple[int, bool]:
+        """What the peer's TCP has acknowledged so far, which never falls, and whether more waits to be."""
+
+    def ping(self) -> None: ...
+    def fail(self, error: Exception) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Liveness:
+    """Watches one connection from `start` to `stop`.
+
+    looked: called whenever the timer looks. watchers: called when the agent becomes suspected, and when a suspected one
+    was heard again: each within a turn of the timer. state: as it was when the timer last looked, or `ask` was called.
+    """
+
+    def __init__(
+        self,
+        connection: Watched,
+        times: LivenessTimes,
+        *,
+        looked: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.times = times
+        self.state = State.HEARD
+        self.watchers: list[Callable[[], None]] = []
+        self._connection = connection
+        self._looked = looked
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_s = 0.0
+        self._asked_s = 0.0
+        self._taken_bytes = 0  # when the end was last put off, or the agent asked
+        self._end_s = 0.0
+        self._was_suspected = False  # when it ended
+
+    def start(self) -> None:
+        """Watch from now on."""
+        self._arm(self._connection.heard_s + self.times.idle_s)
+
+    def stop(self) -> None:
+        """The connection is over: nothing is called any more."""
+        self._was_suspected = self.suspected
+        self.state = TRANSITIONS[self.state, Event.OVER]
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @property
+    def silent_s(self) -> float:
+        """How long no byte has come."""
+        return self._loop.time() - self._connection.heard_s
+
+    @property
+    def suspected(self) -> bool:
+        """Whether the agent has left a PING unanswered for too long, and sent nothing since. Of a connection that is
+        over: whether it was so, or ended for its silence.
+        """
+        return self._was_suspected or (self.state is State.SUSPECTED and not self._is_heard)  # L1
+
+    def ask(self) -> None:
+        """A request has waited for `unanswered_s`: ask the agent whether it lives, if it has been silent as long."""
+        if self.state in (State.ASKED, State.SUSPECTED) and self._is_heard:
+            self._move(Event.BYTE)
+        if self.state is State.HEARD and self._timer is not None and self.silent_s >= self.times.unanswered_s:
+            self._ask()
+
+    # ------------------------------------------------------------ the machine
+
+    @property
+    def _is_heard(self) -> bool:
+        return self._connection.heard_s >= self._asked_s  # equal: clocks count whole milliseconds
+
+    def _ask(self) -> None:
+        now_s, times = self._loop.time(), self.times
+        self._move(Event.ASK)
+        self._asked_s = now_s
+        self._taken_bytes, _ = self._connection.outgoing()
+        self._end_s = max(self._connection.heard_s + times.idle_s, now_s) + times.answer_s
+        self._connection.ping()
+        self._arm(min(now_s + times.suspect_s, self._end_s))
+
+    def _look(self) -> None:
+        self._timer = None
+        now_s, times = self._loop.time() + TICK_S, self.times
+        if now_s - self._due_s > LATE_S:  # L2
+            self._arm(now_s + CATCH_UP_S)
+            return
+        self._looked()
+        if self.state is State.ENDED:
+            return
+        if self.state is not State.HEARD and self._is_heard:
+            self._move(Event.BYTE)
+        if self.state is State.HEARD:
+            due_s = self._connection.heard_s + times.idle_s
+            if now_s < due_s:
+                self._arm(due_s)
+            else:
+                self._ask()
+            return
+        if now_s >= self._end_s and not self._is_taking(now_s):
+            self._end()
+            return
+        if self.state is State.ASKED and now_s >= self._asked_s + times.suspect_s:
+            self._move(Event.UNANSWERED)
+        # A suspected agent is looked at as often, so that the log says soon when it was heard.
+        self._arm(min(now_s + times.suspect_s, max(self._end_s, now_s)))
+
+    def _is_taking(self, now_s: float) -> bool:
+        """Whether the agent's TCP has taken more since it was asked: then the end is put off."""
+        before = self._taken_bytes
+        self._taken_bytes, waits = self._connection.outgoing()
+        if self._taken_bytes <= before or not waits or now_s - self._connection.heard_s >= MAX_SILENCE_S:
+            return False
+        self._end_s = now_s + self.times.answer_s  # L3
+        return True
+
+    def _end(self) -> None:
+        silent_s = self.silent_s
+        self._was_suspected = True
+        self._move(Event.OVER)
+        self._connection.fail(AgentError(f"no byte came from it for {silent_s:.3g} s"))
+        self._connection.abort()
+
+    def _move(self, event: Event) -> None:
+        before, self.state = self.state, TRANSITIONS[self.state, event]
+        if (before is State.SUSPECTED and event is Event.BYTE) or self.state is State.SUSPECTED:
+            for watcher in list(self.watchers):
+                watcher()
+
+    def _arm(self, due_s: float) -> None:  # L4
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due_s = due_s
+        self._timer = self._loop.call_at(due_s, self._look)
