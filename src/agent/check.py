@@ -123,7 +123,7 @@ async def _hub(config: AgentConfig, dialling: Dialling, number: int, address: Ad
     call.tunnel.open(_Nobody(call.tunnel))
     stage = "connection"
     try:
-        await call.dial(DIAL_TIMEOUT_S)
+        await call.dial(DIAL_TIMEOUT_S, DIAL_TIMEOUT_S)
         yield Result(True, f"{what} {stage}", "plaintext" if config.insecure else "the TLS handshake succeeded")
         stage = "tunnel"
         await call.probe(PROBE_TIMEOUT_S)

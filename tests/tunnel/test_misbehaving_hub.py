@@ -504,3 +504,82 @@ async def test_a_hub_that_does_not_read_its_answers_is_given_up(
             pass
         await ends.until(lambda: ends.lost)
         assert "does not read the answers" in str(ends.lost[0][1])
+
+
+FEATURES = {"tunnel-features": "close,goaway,window"}
+
+
+async def named(hub: Any) -> None:
+    """A hub of ours begins: it names features and answers the first probe."""
+    await hub.reader.readexactly(24)
+    hub.settings()
+    hub.ack()
+    hub.credit(2**30)
+    hub.credit(2**30, stream_id=1)
+    hub.headers((":status", "200"), ("content-type", "application/grpc"), *FEATURES.items())
+    await hub.seen(1)
+    while not hub.packets():
+        hub.frames.append(await hub.frame())
+    hub.answer_probe()
+
+
+async def test_a_hub_that_names_features_is_probed_only_in_silence(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port, probe_interval_s=0.5, probe_timeout_s=5.0))
+        hub = await accepted()
+        await named(hub)
+        await ends.until(lambda: ends.ready)
+        began_s = asyncio.get_running_loop().time()
+        for _ in range(10):  # a second with a byte each 0.1 s, as a PING is
+            hub.send(6, 0, 0, b"12345678")
+            await hub.seen(6)
+            await asyncio.sleep(0.1)
+        if asyncio.get_running_loop().time() - began_s < 1.4:  # else the machine itself was silent
+            assert len(hub.packets()) == 1
+        while len(hub.packets()) < 2:
+            await hub.frame()
+        hub.answer_probe()
+        assert ends.lost == []
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pytest.param({"probe_interval_s": 0.4, "probe_timeout_s": 0.4}, id="short"),
+        pytest.param({}, id="product", marks=pytest.mark.loops("uvloop")),
+    ],
+)
+async def test_a_hub_that_swallows_everything_is_found_behind_an_open_download(
+    raw_hub: Any, tunnels: Any, times: dict[str, float]
+) -> None:
+    """It stops reading and answering. Frame heads that pile up in the transport are no progress."""
+    loop = asyncio.get_running_loop()
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port, **times))
+        hub = await accepted()
+        await named(hub)
+        await ends.until(lambda: ends.ready)
+        agent = ends.agent_sessions[0]
+        hub.send(0, 0, 1, Packet(1, 0, b"GET").encode())
+        await agent.until(lambda: agent.packets)
+        hub.reader._transport.pause_reading()
+        began_s = loop.time()
+        events = agent.tunnel.outbound(2, lambda: None, lambda: None)
+        download = agent.tunnel.outbound(1, lambda: None, lambda: None)
+        for _ in range(64):
+            download.write(bytes(256 * 1024))
+
+        def event() -> None:
+            if not agent.lost:
+                events.write(b"data: x")
+                agent.tunnel.send(3, 0)  # a packet ahead of the download: a frame head
+                loop.call_later(0.1, event)
+
+        event()
+        async with asyncio.timeout(40):
+            while not agent.lost:
+                agent.changed.clear()
+                await agent.changed.wait()
+        took_s = loop.time() - began_s
+        assert took_s <= 20
+        assert "no answer to a probe" in str(agent.lost[0])

@@ -15,6 +15,7 @@ import agent.hub.session
 from agent.errors import TargetError
 from agent.hub.session import AgentSession
 from agent.tunnel.client import HubEndpoint, TunnelClient
+from agent.tunnel.packet import ControlCode
 from agent.tunnel.server import TunnelServer
 from agent.tunnel.session import Tunnel
 
@@ -251,3 +252,39 @@ async def test_a_stream_that_its_agent_leaves_open_is_ended_by_the_hub(monkeypat
         assert not tunnel.lost  # a connection is open
         held.abort()
         await until(lambda: tunnel.lost)
+
+
+async def test_what_an_agent_says_of_a_connection_reaches_the_proxy_and_the_log(caplog: Any) -> None:
+    caplog.set_level("INFO")
+    async with Pair() as pair, asyncio.timeout(20):
+        session, seen = pair.sessions[0], pair.seen[0]
+        used = await session.connect(asyncio.Protocol())
+        used.write(b"hello")
+        await until(lambda: seen.packets)
+        hostile = "no descriptors\r\nlevel=ERROR \x1b[31m" + "x" * 1000
+        seen.tunnel.send(seen.packets[0][0], ControlCode.ERROR, error_message=hostile)
+        await until(lambda: used.get_extra_info("failure") is not None)
+        failure = used.get_extra_info("failure")
+        assert (failure.status, failure.fault) == (502, "agent")
+        assert failure.reason.startswith("the agent says: no descriptors  level=ERROR  [31mxxx")
+        assert failure.reason.isprintable()
+        assert len(failure.reason) < 250
+        record = next(record for record in caplog.records if record.message == "agent ended a connection")
+        assert record.__dict__["reason"] == failure.reason.removeprefix("the agent says: ")
+        assert record.__dict__["fault"] == "agent"
+
+
+async def test_a_connection_of_a_lost_agent_names_the_agent() -> None:
+    async with Pair() as pair, asyncio.timeout(20):
+        session, seen = pair.sessions[0], pair.seen[0]
+        used = await session.connect(asyncio.Protocol())
+        used.write(b"hello")
+        await until(lambda: seen.packets)
+        assert seen.tunnel._stream is not None
+        seen.tunnel._stream.connection.abort()
+        await until(lambda: used.get_extra_info("failure") is not None)
+        reason = used.get_extra_info("failure").reason
+        assert reason.startswith("the agent of this cluster was lost: ")
+        with pytest.raises(TargetError, match=reason) as caught:
+            await session.connect(asyncio.Protocol())
+        assert (caught.value.status, caught.value.fault) == (502, "agent")

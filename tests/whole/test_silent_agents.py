@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import signal
 import sys
@@ -28,6 +29,9 @@ SHORT = LivenessTimes(idle_s=2.0, answer_s=2.0, unanswered_s=0.4, suspect_s=0.6)
 
 SLACK_S = 5.0
 """What a busy machine may add to a short time."""
+
+PATIENT = LivenessTimes(idle_s=20.0, answer_s=20.0, unanswered_s=0.4, suspect_s=0.6)
+"""Suspects soon and ends late."""
 
 
 class Scene:
@@ -160,60 +164,56 @@ async def test_other_requests_are_502_when_the_session_ends(method: str, options
 
 @pytest.mark.loops("uvloop")
 async def test_requests_go_back_to_the_newest_agent_when_a_byte_comes() -> None:
-    async with scene(2, LivenessTimes(idle_s=20.0, answer_s=20.0, unanswered_s=0.4, suspect_s=0.6)) as found:
-        async with http_client() as client:
-            assert (await answered(client, "GET", f"{found.url}/hello"))[0] == 200  # leaves a pooled connection
-            found.stop(1)
-            assert (await answered(client, "GET", f"{found.url}/hello"))[0] == 200
-            assert (await answered(client, "GET", f"{found.url}/hello"))[2] < SLACK_S  # new ones don't wait
-            assert len(found.origins[0].seen) == 2
-            found.go_on(1)
-            await until(lambda: found.agents("suspected") == 0)
-            before = len(found.origins[1].seen)
-            assert (await answered(client, "GET", f"{found.url}/hello"))[0] == 200
-            assert len(found.origins[0].seen) == 2
-            assert len(found.origins[1].seen) > before
+    async with scene(2, PATIENT) as found, http_client() as client:
+        assert (await answered(client, "GET", f"{found.url}/hello"))[0] == 200  # leaves a pooled connection
+        found.stop(1)
+        assert (await answered(client, "GET", f"{found.url}/hello"))[0] == 200
+        assert (await answered(client, "GET", f"{found.url}/hello"))[2] < SLACK_S  # new ones don't wait
+        assert len(found.origins[0].seen) == 2
+        found.go_on(1)
+        await until(lambda: found.agents("suspected") == 0)
+        before = len(found.origins[1].seen)
+        assert (await answered(client, "GET", f"{found.url}/hello"))[0] == 200
+        assert len(found.origins[0].seen) == 2
+        assert len(found.origins[1].seen) > before
 
 
 @pytest.mark.loops("uvloop")
 async def test_requests_stay_with_a_lone_agent_that_comes_back() -> None:
-    async with scene(1, LivenessTimes(idle_s=20.0, answer_s=20.0, unanswered_s=0.4, suspect_s=0.6)) as found:
-        async with http_client() as client:
-            found.stop(0)
-            get = asyncio.ensure_future(answered(client, "GET", f"{found.url}/hello"))
-            await until(lambda: found.agents("suspected") == 1)
-            post = asyncio.ensure_future(answered(client, "POST", f"{found.url}/echo", data=b"x"))
-            found.go_on(0)
-            assert (await get)[0] == 200
-            assert (await post)[0] == 200
-            assert found.agents("suspected") == 0
-            assert len(found.origins[0].seen) == 2
+    async with scene(1, PATIENT) as found, http_client() as client:
+        found.stop(0)
+        get = asyncio.ensure_future(answered(client, "GET", f"{found.url}/hello"))
+        await until(lambda: found.agents("suspected") == 1)
+        post = asyncio.ensure_future(answered(client, "POST", f"{found.url}/echo", data=b"x"))
+        found.go_on(0)
+        assert (await get)[0] == 200
+        assert (await post)[0] == 200
+        assert found.agents("suspected") == 0
+        assert len(found.origins[0].seen) == 2
 
 
 @pytest.mark.loops("uvloop")
 async def test_an_agent_that_connects_takes_what_waits_for_a_suspected_one() -> None:
-    async with scene(1, LivenessTimes(idle_s=20.0, answer_s=20.0, unanswered_s=0.4, suspect_s=0.6)) as found:
-        async with http_client() as client, running_origin() as origin:
-            found.stop(0)
-            get = asyncio.ensure_future(answered(client, "GET", f"{found.url}/hello"))
-            await until(lambda: found.agents("suspected") == 1)
-            await found.start_agent(origin)
-            assert (await get)[0] == 200
-            assert found.origins[0].seen == []
-            assert len(origin.seen) == 1
+    async with scene(1, PATIENT) as found, http_client() as client, running_origin() as origin:
+        found.stop(0)
+        get = asyncio.ensure_future(answered(client, "GET", f"{found.url}/hello"))
+        await until(lambda: found.agents("suspected") == 1)
+        await found.start_agent(origin)
+        assert (await get)[0] == 200
+        assert found.origins[0].seen == []
+        assert len(origin.seen) == 1
 
 
 @pytest.mark.loops("uvloop")
 async def test_of_three_agents_the_newest_that_lives_serves() -> None:
-    async with scene(3, LivenessTimes(idle_s=3.0, answer_s=20.0, unanswered_s=0.4, suspect_s=0.6)) as found:
-        async with http_client() as client:
-            found.stop(2)
-            found.stop(1)
-            await until(lambda: found.agents("suspected") == 2)  # by the PING after 3 s of silence
-            status, _, took_s = await answered(client, "GET", f"{found.url}/hello")
-            assert status == 200
-            assert took_s < SLACK_S
-            assert len(found.origins[0].seen) == 1
+    async with scene(3, dataclasses.replace(PATIENT, idle_s=3.0)) as found, http_client() as client:
+        found.stop(2)
+        found.stop(1)
+        await until(lambda: found.agents("suspected") == 2)  # by the PING after 3 s of silence
+        status, _, took_s = await answered(client, "GET", f"{found.url}/hello")
+        assert status == 200
+        assert took_s < SLACK_S
+        assert len(found.origins[0].seen) == 1
 
 
 @pytest.mark.loops("uvloop")

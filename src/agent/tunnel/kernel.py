@@ -5,8 +5,8 @@ wait for all of them. TCP_NOTSENT_LOWAT bounds the send queue. A receive queue h
 it is bounded only where that is little: towards a near peer, and only while the peer stays near. A bound by SO_RCVBUF
 turns the kernel's own sizing off. Linux 5.14 and later can turn it on again (SO_BUF_LOCK); elsewhere no bound is set.
 
-What was sent and is not acknowledged for UNACKNOWLEDGED_S ends the connection (TCP_USER_TIMEOUT): packets that vanish on
-the way, or a hole in the path's MTU, are found while small packets still pass.
+What was sent and is not acknowledged for UNACKNOWLEDGED_S ends the connection (TCP_USER_TIMEOUT). So a hole in the
+path's MTU is found, through which small packets still pass.
 """
 
 from __future__ import annotations

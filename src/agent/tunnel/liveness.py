@@ -29,13 +29,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import enum
-import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from ..errors import AgentError
 
-__all__ = ["Event", "Liveness", "LivenessTimes", "State", "TRANSITIONS"]
+__all__ = ["TRANSITIONS", "Event", "Liveness", "LivenessTimes", "State"]
 
 MAX_SILENCE_S: Final = 60.0
 """How long a connection may last without a byte from its agent, whatever its TCP acknowledges."""
