@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
+
+import pytest
 
 from agent.tunnel import session
 from agent.tunnel.round_trip import GUESS_S, SAMPLE_S, WINDOW_S, RoundTrip
@@ -73,3 +78,91 @@ async def test_both_roles_measure_again_while_data_flows(linked: Any, monkeypatc
             end.lost.clear()
             window.close()
             assert len(tunnel._round_trip._samples) == before
+
+
+class Cable:
+    """Carries a connection to a port, at 8 MB/s each way; every byte is `delay_s` under way."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.delay_s = 0.0
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+        async def arrive() -> None:
+            while True:
+                due_s, data = await under_way.get()
+                await asyncio.sleep(max(0.0, due_s - loop.time()))
+                writer.write(data)
+
+        self.tasks.append(loop.create_task(arrive()))
+        free_s = loop.time()
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(32 * 1024):
+                free_s = max(free_s, loop.time()) + len(data) / 8e6
+                await asyncio.sleep(free_s - loop.time())
+                under_way.put_nowait((free_s + self.delay_s, data))
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def cable(to_port: int) -> AsyncIterator[Cable]:
+    found = Cable()
+    loop = asyncio.get_running_loop()
+    writers = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", to_port)
+        writers.extend((writer, far_writer))
+        found.tasks.append(loop.create_task(found.carry(reader, far_writer)))
+        found.tasks.append(loop.create_task(found.carry(far_reader, writer)))
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    found.port = listening.sockets[0].getsockname()[1]
+    try:
+        yield found
+    finally:
+        listening.close()
+        for writer in writers:
+            writer.transport.abort()
+        for task in found.tasks:
+            task.cancel()
+        await asyncio.wait(found.tasks)
+
+
+@pytest.mark.parametrize("role", ["hub", "agent"])
+async def test_a_window_grows_when_the_link_becomes_longer(
+    tunnels: Any, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    """By the smallest round trip ever seen it would stay as it was, for the session's life."""
+    monkeypatch.setattr("agent.tunnel.round_trip.WINDOW_S", 1.0)
+    monkeypatch.setattr("agent.tunnel.round_trip.SAMPLE_S", 0.2)
+    async with tunnels() as ends, cable(ends.port) as link:
+        ends.start(ends.client(link.port))
+        await ends.until(lambda: ends.ready)
+        hub, agent = ends.hub_sessions[0], ends.agent_sessions[0]
+        receiver, sender = (hub, agent) if role == "hub" else (agent, hub)
+        chunk = bytes(64 * 1024)
+        paused = [False]
+        outbound = sender.tunnel.outbound(1, lambda: paused.__setitem__(0, True), lambda: resume())
+
+        def resume() -> None:
+            paused[0] = False
+            asyncio.get_running_loop().call_soon(fill)
+
+        def fill() -> None:
+            while not paused[0] and not sender.lost:
+                outbound.write(chunk)
+
+        fill()
+        await receiver.until(lambda: 1 in receiver.windows and len(receiver.packets) > 20)
+        window = receiver.windows[1]
+        assert window is not None
+        before = window.size_bytes
+        link.delay_s = 0.2
+        await receiver.until(lambda: window.size_bytes >= max(2 * before, 2**21))  # of the 3.2 MB that it takes
+        assert receiver.tunnel.round_trip_s >= 0.4
+        outbound.abort()

@@ -426,7 +426,7 @@ class AgentSession:
         extra = {"cluster": self.cluster, "peer": self.tunnel.peername}
         if self.suspected:
             silent_s = round(self.silent_s, 1)
-            logger.warning("agent is silent: new requests go to another one", extra={**extra, "silent_s": silent_s})
+            logger.warning("agent is suspected: it is silent though it was asked", extra={**extra, "silent_s": silent_s})
         else:
             logger.info("agent was heard again", extra=extra)
 
