@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import os
@@ -14,6 +15,7 @@ from whole_peers import CUT, curl, running_cable, running_origin, until
 from whole_rig import Rig
 
 import fastpipe
+from agent.tunnel.client import TunnelClient
 
 RECONNECTS = 20
 CLIENTS = 8
@@ -249,7 +251,9 @@ async def test_flood_for_id_zero_ends_the_session_with_one_log_line(
 
 @only_base_hub
 @pytest.mark.loops("uvloop")
-async def test_hub_that_leaves_probes_unanswered_is_left(rig: Rig) -> None:
+async def test_hub_that_leaves_probes_unanswered_is_left(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    sooner = functools.partial(TunnelClient, first_probe_timeout_s=5.0)  # 20 s otherwise
+    monkeypatch.setattr("agent.agent.TunnelClient", sooner)
     async with rig.hub() as whole:
         rig.base.command(f"deaf {whole.cluster} on")
         starting = asyncio.ensure_future(whole.start_agent(routes=("/=http://127.0.0.1:9",)))

@@ -425,8 +425,8 @@ class AgentSession:
     def _suspicion_changed(self) -> None:
         extra = {"cluster": self.cluster, "peer": self.tunnel.peername}
         if self.suspected:
-            silent_s = round(self.silent_s, 1)
-            logger.warning("agent is suspected: it is silent though it was asked", extra={**extra, "silent_s": silent_s})
+            extra["silent_s"] = round(self.silent_s, 1)
+            logger.warning("agent is suspected: it is silent though it was asked", extra=extra)
         else:
             logger.info("agent was heard again", extra=extra)
 
