@@ -12,7 +12,7 @@ OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
 WHEEL_PYTHONS ?= $(or $(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python),$(PYTHON))
 WHEEL_SUITE ?= tests
 
-.PHONY: bench bench-curves bench-docs bench-quick demo test test-compiled test-python test-pythons fuzz soak sanitize lint types wheels wheels-quick sdist pure identifiers clean
+.PHONY: bench bench-curves bench-docs bench-quick chaos demo test test-compiled test-python test-pythons fuzz soak sanitize lint types wheels wheels-quick sdist pure identifiers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastpipe-agent demo
@@ -90,6 +90,11 @@ SOAK_SUITE := tests/tunnel/test_stalled.py tests/whole/test_kills.py
 soak: $(VENV)/.tested
 	FASTPIPE_SOAK=1 $(BIN)/python -m pytest -s $(SOAK_SUITE) $(PYTEST_ARGS)
 	FASTPIPE_SOAK=1 FASTPIPE_NO_EXTENSIONS=1 $(BIN)/python -m pytest -s $(SOAK_SUITE) $(PYTEST_ARGS)
+
+# Faults on links between real processes in network namespaces, one table, exit 1 if a bound is missed. Needs root and
+# iproute2, under 15 min. CHAOS_ARGS="--only blackhole" a part, CHAOS_ARGS=--list names them.
+chaos: $(VENV)/.tested
+	$(BIN)/python -m bench.chaos $(CHAOS_ARGS)
 
 lint: $(VENV)/.linted
 	$(BIN)/ruff check .
