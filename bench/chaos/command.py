@@ -127,6 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows = asyncio.run(_until_signalled(chosen, folder, max(1, given.at_once)))
     if rows is None:
         print("chaos: stopped by a signal", file=sys.stderr)
+        if given.logs is None:
+            shutil.rmtree(folder, ignore_errors=True)
         return 1
     print(table(rows))
     ok = bool(rows) and all(row.ok for row in rows)

@@ -2,7 +2,7 @@
 
 | path | response |
 | --- | --- |
-| `/small?bytes=N&after_s=S` | N bytes after S seconds, and the target's name in `X-Target` |
+| `/small?bytes=N&after_s=S` (GET, POST) | N bytes after S seconds, and the target's name in `X-Target` |
 | `/stream` | an event each 0.5 s |
 | `/bytes` | zeros without end |
 | `/sink` (PUT) | 200 once the body has arrived |
@@ -85,6 +85,7 @@ async def main(name: str) -> None:
     target = Target(name)
     app = web.Application()
     app.router.add_get("/small", target.small)
+    app.router.add_post("/small", target.small)
     app.router.add_get("/stream", target.stream)
     app.router.add_get("/bytes", target.bytes)
     app.router.add_put("/sink", target.sink)

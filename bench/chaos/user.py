@@ -3,6 +3,7 @@
 | WHAT | does | lines |
 | --- | --- | --- |
 | `gets URL EVERY_S` | a GET each EVERY_S, whatever became of those before | began, took_s, status, target |
+| `posts URL EVERY_S` | the same with a POST of one byte | the same |
 | `batch URL COUNT` | COUNT GETs at once | the same |
 | `reads URL` | one GET without end | at, received; at its end `ended` |
 | `writes URL BYTES EVERY_S FOR_S` | a PUT that sends BYTES each EVERY_S, FOR_S long | as `gets` |
@@ -48,12 +49,14 @@ def client() -> aiohttp.ClientSession:
     )
 
 
-async def ask(session: aiohttp.ClientSession, url: str, body: AsyncIterator[bytes] | None = None) -> None:
+async def ask(
+    session: aiohttp.ClientSession, url: str, method: str = "GET", body: AsyncIterator[bytes] | bytes | None = None
+) -> None:
     """One request, and its line. Status 0: no response."""
     began, status, target = time.time(), 0, ""
     started_s = time.monotonic()
     try:
-        async with session.request("GET" if body is None else "PUT", url, data=body) as response:
+        async with session.request(method, url, data=body) as response:
             await response.read()
             status, target = response.status, response.headers.get("X-Target", "")
     except (aiohttp.ClientError, OSError, TimeoutError):
@@ -62,12 +65,12 @@ async def ask(session: aiohttp.ClientSession, url: str, body: AsyncIterator[byte
         say(began=began, took_s=round(time.monotonic() - started_s, 4), status=status, target=target)
 
 
-async def gets(url: str, every_s: float) -> None:
+async def asks(url: str, every_s: float, method: str, body: bytes | None) -> None:
     stop = stopping()
     asked: set[asyncio.Task[None]] = set()
     async with client() as session:
         while not stop.is_set():
-            task = asyncio.ensure_future(ask(session, url))
+            task = asyncio.ensure_future(ask(session, url, method, body))
             asked.add(task)
             task.add_done_callback(asked.discard)
             with contextlib.suppress(TimeoutError):
@@ -106,7 +109,7 @@ async def writes(url: str, size: int, every_s: float, for_s: float) -> None:
             await asyncio.sleep(every_s)
 
     async with client() as session:
-        await ask(session, url, body())
+        await ask(session, url, "PUT", body())
 
 
 async def leaves(url: str, count: int) -> None:
@@ -129,7 +132,9 @@ async def main(what: str, url: str, *values: str) -> None:
     """The process."""
     numbers = [float(value) for value in values]
     if what == "gets":
-        await gets(url, *numbers)
+        await asks(url, numbers[0], "GET", None)
+    elif what == "posts":
+        await asks(url, numbers[0], "POST", b"1")
     elif what == "batch":
         await batch(url, int(numbers[0]))
     elif what == "reads":
