@@ -121,11 +121,13 @@ def test_packets_of_ipv6_are_dropped() -> None:
 
 def test_lost_requests_are_late_ones_and_others_than_200() -> None:
     def one(began: float, took_s: float, status: int) -> dict[str, object]:
-        return {"began": began, "took_s": took_s, "status": status, "target": "a1"}
+        said = "the target closed the connection" if status == 502 else ""
+        return {"began": began, "took_s": took_s, "status": status, "target": "a1", "said": said}
 
     requests = Requests([one(0, 0.1, 200), one(1, 6, 200), one(2, 0.1, 502), one(3, 45, 0), one(4, 1, 200)])
     assert str(requests) == "3 of 5 (200, late: 1, 502: 1, none: 1)"
     assert requests.latest_s == 45
+    assert requests.unnamed == ["the target closed the connection"]
     assert requests.first_success_s(0.5) == 4.5  # the one that began at 4 is whole before the late one
     assert requests.since(5).first_success_s(0) is None
 

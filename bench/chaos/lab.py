@@ -42,9 +42,13 @@ class Hub(Process):
         """Seconds from a moment until it said that it has lost an agent."""
         return _after(self.logged_s(r'msg="agent (disconnected|lost)', since_s), since_s)
 
+    def says_why(self, since_s: float) -> bool:
+        """Whether that line has a reason."""
+        return self.logged_s(r'msg="agent (disconnected|lost).* reason=', since_s) is not None
+
     def suspects_s(self, since_s: float) -> float | None:
         """Seconds from a moment until it said that it suspects one."""
-        return _after(self.logged_s(r"suspect", since_s), since_s)
+        return _after(self.logged_s(r"suspect|agent is silent", since_s), since_s)
 
 
 class Agent(Process):
@@ -81,13 +85,18 @@ class Users(Process):
 
 @dataclasses.dataclass(frozen=True)
 class Requests:
-    """Outcomes of requests, each with `began`, `took_s`, `status` (0: no response) and `target`."""
+    """Outcomes of requests, each with `began`, `took_s`, `status` (0: no response), `target`, `said`."""
 
     all: list[dict[str, Any]]
 
     @property
     def lost(self) -> list[dict[str, Any]]:
         return [one for one in self.all if one["status"] != 200 or one["took_s"] > LATE_S]
+
+    @property
+    def unnamed(self) -> list[str]:
+        """What 502 and 504 say without naming the agent."""
+        return [one["said"] for one in self.all if one["status"] in (502, 504) and "agent" not in one["said"]]
 
     @property
     def latest_s(self) -> float:

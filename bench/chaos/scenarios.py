@@ -126,13 +126,19 @@ async def _one_agent(
         row.lost, row.first_s = str(requests), requests.first_success_s(since_s)
         row.measured = f"latest after {requests.latest_s:.1f} s"
         _both_know(row)
-        within_s = KNOWN_WITHIN_S + BACK_WITHIN_S if heals else BACK_WITHIN_S
-        row.bind(f"first success in {within_s:.0f} s", row.first_s is not None and row.first_s <= within_s)
+        unnamed = requests.unnamed
+        row.bind("502 and 504 name the agent" + (f", not {unnamed[0].strip()!r}" if unnamed else ""), not unnamed)
+        row.bind("the hub logs why", hub.says_why(at_s))
+        _back(row, KNOWN_WITHIN_S + BACK_WITHIN_S if heals else BACK_WITHIN_S)
 
 
 def _both_know(row: Row) -> None:
     known = [took_s is not None and took_s <= KNOWN_WITHIN_S for took_s in (row.hub_s, row.agent_s)]
     row.bind(f"both know within {KNOWN_WITHIN_S:.0f} s", all(known))
+
+
+def _back(row: Row, within_s: float = BACK_WITHIN_S) -> None:
+    row.bind(f"first success in {within_s:.0f} s", row.first_s is not None and row.first_s <= within_s)
 
 
 async def blackhole(make: MakeLab, row: Row) -> None:
@@ -215,7 +221,7 @@ async def streams_cut(make: MakeLab, row: Row) -> None:
         await users.stop()
         _both_know(row)
         row.bind("users told", ended)
-        row.bind(f"first success in {BACK_WITHIN_S:.0f} s", row.first_s is not None and row.first_s <= BACK_WITHIN_S)
+        _back(row)
 
 
 def _received(process: Process, at_s: float) -> int:
@@ -279,7 +285,7 @@ async def _hub_stopped(make: MakeLab, row: Row, for_s: float, *, with_upload: bo
     limits = ("--limits-first-byte-timeout-s=5", "--limits-body-timeout-s=5")
     async with make() as lab:
         hub: Hub = await lab.hub("hub", *limits)
-        await lab.agent()
+        agent: Agent = await lab.agent()
         slow = lab.users("slow", "batch", "/small?after_s=4", 50)
         going: list[Users] = [slow]
         if with_upload:
@@ -292,6 +298,9 @@ async def _hub_stopped(make: MakeLab, row: Row, for_s: float, *, with_upload: bo
         await wait_until_s(stopped_s + for_s)
         hub.signal(signal.SIGCONT)
         again_s = time.time()
+        if not with_upload:
+            row.knowing, row.agent_s = "agent", agent.knows_s(stopped_s)
+            row.bind(f"agent knows within {for_s:.0f} s", row.agent_s is not None)
         users = lab.users("users", "gets", "/small", EVERY_S)
         for one in going:
             await one.ended(30)
@@ -303,7 +312,7 @@ async def _hub_stopped(make: MakeLab, row: Row, for_s: float, *, with_upload: bo
         await until(lambda: users.first_success_s(again_s) is not None, 60)
         requests = await users.stop()
         row.lost, row.first_s = str(requests), requests.first_success_s(again_s)
-        row.bind(f"first success in {BACK_WITHIN_S:.0f} s", row.first_s is not None and row.first_s <= BACK_WITHIN_S)
+        _back(row)
 
 
 def _all_200(users: Users) -> bool:
@@ -334,7 +343,28 @@ async def hub_killed(make: MakeLab, row: Row) -> None:
         row.knowing, row.agent_s = "agent", agent.knows_s(at_s)
         row.lost, row.first_s = str(requests), requests.first_success_s(again_s)
         row.bind("agent knows within 1 s", row.agent_s is not None and row.agent_s <= 1)
-        row.bind(f"first success in {BACK_WITHIN_S:.0f} s", row.first_s is not None and row.first_s <= BACK_WITHIN_S)
+        _back(row)
+
+
+async def agent_stopped(make: MakeLab, row: Row) -> None:
+    """The only agent, as a machine that is suspended: its kernel still takes what the hub sends."""
+    async with make() as lab:
+        hub: Hub = await lab.hub()
+        agent: Agent = await lab.agent()
+        users = lab.users("users", "gets", "/small", EVERY_S)
+        await wait_until_s(time.time() + BEFORE_S)
+        agent.signal(signal.SIGSTOP)
+        at_s = time.time()
+        await wait_until_s(at_s + FAULT_FOR_S)
+        row.knowing, row.hub_s = "hub", hub.knows_s(at_s)
+        agent.signal(signal.SIGCONT)
+        again_s = time.time()
+        await until(lambda: users.first_success_s(again_s) is not None, 60)
+        requests = (await users.stop()).since(at_s - 2 * EVERY_S)
+        row.lost, row.first_s = str(requests), requests.first_success_s(again_s)
+        row.measured = f"latest after {requests.latest_s:.1f} s"
+        row.bind(f"hub knows within {KNOWN_WITHIN_S:.0f} s", row.hub_s is not None and row.hub_s <= KNOWN_WITHIN_S)
+        _back(row)
 
 
 async def agent_killed(make: MakeLab, row: Row) -> None:
@@ -376,7 +406,7 @@ async def hub_vanishes(make: MakeLab, row: Row) -> None:
         row.measured = f"latest after {requests.latest_s:.1f} s"
         _both_know(row)
         row.bind("none lost at the other hub", bool(requests.all) and not requests.lost)
-        row.bind(f"first success in {BACK_WITHIN_S:.0f} s", row.first_s is not None and row.first_s <= BACK_WITHIN_S)
+        _back(row)
 
 
 async def clients_leave(make: MakeLab, row: Row) -> None:
@@ -418,6 +448,7 @@ SCENARIOS = (
     Scenario("hub-stopped-12", "hub stopped for 12 s, limits of 5 s", hub_stopped_12),
     Scenario("hub-stopped-20", "hub stopped for 20 s, limits of 5 s", hub_stopped_20),
     Scenario("hub-killed", "hub killed (SIGKILL), started again after 3 s", hub_killed),
+    Scenario("agent-stopped", "one agent, stopped (SIGSTOP) for 40 s", agent_stopped),
     Scenario("agent-killed", "two agents, the newer killed (SIGKILL)", agent_killed),
     Scenario("hub-vanishes", "two hubs, packets of one dropped for 40 s", hub_vanishes),
     Scenario("clients-leave", "500 clients of a silent target leave at once", clients_leave, alone=True),

@@ -2,7 +2,7 @@
 
 | WHAT | does | lines |
 | --- | --- | --- |
-| `gets URL EVERY_S` | a GET each EVERY_S, whatever became of those before | began, took_s, status, target |
+| `gets URL EVERY_S` | a GET each EVERY_S, whatever became of those before | began, took_s, status, target, said |
 | `posts URL EVERY_S` | the same with a POST of one byte | the same |
 | `batch URL COUNT` | COUNT GETs at once | the same |
 | `reads URL` | one GET without end | at, received; at its end `ended` |
@@ -30,6 +30,7 @@ LATE_S = 5.0
 
 _TIMEOUT_S = 120.0
 _REPORT_S = 0.25
+_SAID_BYTES = 200  # of a failure's text
 
 
 def say(**fields: object) -> None:
@@ -53,16 +54,17 @@ async def ask(
     session: aiohttp.ClientSession, url: str, method: str = "GET", body: AsyncIterator[bytes] | bytes | None = None
 ) -> None:
     """One request, and its line. Status 0: no response."""
-    began, status, target = time.time(), 0, ""
+    began, status, target, said = time.time(), 0, "", ""
     started_s = time.monotonic()
     try:
         async with session.request(method, url, data=body) as response:
-            await response.read()
+            content = await response.read()
             status, target = response.status, response.headers.get("X-Target", "")
+            said = "" if status == 200 else content[:_SAID_BYTES].decode("latin-1")
     except (aiohttp.ClientError, OSError, TimeoutError):
         pass  # status 0
     finally:
-        say(began=began, took_s=round(time.monotonic() - started_s, 4), status=status, target=target)
+        say(began=began, took_s=round(time.monotonic() - started_s, 4), status=status, target=target, said=said)
 
 
 async def asks(url: str, every_s: float, method: str, body: bytes | None) -> None:
