@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from . import target
 from .link import CLEAR, DOWN, Condition
@@ -28,6 +28,8 @@ CLUSTER = "c1"
 GRPC_PORT, HTTP_PORT = 8443, 8080
 _TOKEN = "chaos-token-of-no-value"
 _RELAY_TIMEOUT_S = 20.0
+
+P = TypeVar("P", bound=Process)
 
 
 class Hub(Process):
@@ -171,7 +173,7 @@ class Lab:
                 self._spaces[name].adopt(device(link, end), origin, _address(number, end), _address(number, other))
             await self.set_link(hub, agent, self._first_condition)
 
-    def _start(self, kind: type[Any], space: str, name: str, command: list[str]) -> Any:
+    def _start(self, kind: type[P], space: str, name: str, command: list[str]) -> P:
         process = kind(self._spaces[space], self._folder, name, command)
         self._processes[name] = process
         self._stack.callback(process.close)
@@ -184,7 +186,7 @@ class Lab:
         tokens = f"--agent-token-file={self._folder / 'tokens'}"
         addresses = (f"--grpc-address=0.0.0.0:{GRPC_PORT}", f"--http-address=127.0.0.1:{HTTP_PORT}")
         command = [sys.executable, "-m", "agent", "hub", *addresses, tokens, *arguments]
-        hub: Hub = self._start(Hub, name, name, command)
+        hub = self._start(Hub, name, name, command)
         await hub.listens(times)
         return hub
 
@@ -202,7 +204,7 @@ class Lab:
             f"--hub-token-file={self._folder / 'token'}", f"--route=/=http://127.0.0.1:{target.PORT}",
             "--use-memory-comm" if self._memory else "--no-use-memory-comm", *arguments,
         ]  # fmt: skip
-        started: Agent = self._start(Agent, name, name, command)
+        started = self._start(Agent, name, name, command)
         await started.printed("ready")
         await until(lambda: started.log.count("the tunnel is up") >= len(hubs), _RELAY_TIMEOUT_S)
         return started
@@ -210,8 +212,7 @@ class Lab:
     def users(self, name: str, what: str, path: str, *values: float, hub: str = "hub") -> Users:
         """Start users at a hub (user.py)."""
         command = _module("user", what, Hub.url + path, *(str(value) for value in values))
-        users: Users = self._start(Users, hub, name, command)
-        return users
+        return self._start(Users, hub, name, command)
 
     def target(self, agent: str = "a1") -> Process:
         """The target of an agent."""

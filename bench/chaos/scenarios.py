@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from .lab import Agent, Hub, Lab, Users, wait_until_s
+from .lab import Agent, Lab, Users, wait_until_s
 from .link import CLEAR, DOWN, Condition
 from .processes import Process, until
 from .table import Row
@@ -51,7 +51,7 @@ class Scenario:
 async def _two_agents(make: MakeLab, row: Row, silence: Callable[[Lab, Agent], Awaitable[float]]) -> None:
     """The newer of two agents goes silent for a minute: the older must serve."""
     async with make(links=TWO_AGENTS) as lab:
-        hub: Hub = await lab.hub()
+        hub = await lab.hub()
         await lab.agent("a1")
         newer = await lab.agent("a2")
         users = lab.users("users", "gets", "/small", EVERY_S)
@@ -61,7 +61,7 @@ async def _two_agents(make: MakeLab, row: Row, silence: Callable[[Lab, Agent], A
         await wait_until_s(at_s + SILENT_FOR_S)
         requests = (await users.stop()).since(at_s - 2 * EVERY_S)
         posts = (await posting.stop()).since(at_s - 2 * EVERY_S)
-        row.knowing, row.hub_s = "hub", hub.knows_s(at_s)
+        row.knowing, row.hub_s, row.agent_s = "hub", hub.knows_s(at_s), newer.knows_s(at_s)
         row.lost, row.first_s = str(requests), requests.first_success_s(at_s)
         suspected_s = hub.suspects_s(at_s)
         row.measured = f"latest after {requests.latest_s:.1f} s; POST {posts.latest_s:.1f} s, lost {posts}" + (
@@ -81,12 +81,13 @@ async def newer_stopped(make: MakeLab, row: Row) -> None:
 
 async def newer_cut(make: MakeLab, row: Row) -> None:
     await _two_agents(make, row, lambda lab, newer: lab.cut(agent="a2"))
+    row.knowing = "both"  # a stopped agent can't
 
 
 async def newer_paused(make: MakeLab, row: Row) -> None:
     """Suspected, not lost: after 6 s it serves again, in the same session."""
     async with make(links=TWO_AGENTS) as lab:
-        hub: Hub = await lab.hub()
+        hub = await lab.hub()
         await lab.agent("a1")
         newer = await lab.agent("a2")
         users = lab.users("users", "gets", "/small", EVERY_S)
@@ -112,8 +113,8 @@ async def _one_agent(
 ) -> None:
     """A link fails for 40 s under GETs; heals: new connections pass meanwhile, so that nothing is to be repaired."""
     async with make(memory=False) as lab:
-        hub: Hub = await lab.hub()
-        agent: Agent = await lab.agent()
+        hub = await lab.hub()
+        agent = await lab.agent()
         users = lab.users("users", "gets", path, EVERY_S)
         await wait_until_s(time.time() + BEFORE_S)
         at_s = await lab.set_link("hub", "a1", to_agent, to_hub)
@@ -166,8 +167,8 @@ async def nat_forgot(make: MakeLab, row: Row) -> None:
 async def _stays(make: MakeLab, row: Row, first: Condition, fault: Condition, for_s: float, *, full: bool) -> None:
     """A link that is bad but alive: neither side may give the session up. full: a download fills the link, too."""
     async with make(condition=first) as lab:
-        hub: Hub = await lab.hub()
-        agent: Agent = await lab.agent()
+        hub = await lab.hub()
+        agent = await lab.agent()
         users = lab.users("users", "gets", "/small", EVERY_S)
         if full:
             await lab.users("bytes", "reads", "/bytes").printed('"received"')
@@ -201,8 +202,8 @@ async def slow_link(make: MakeLab, row: Row) -> None:
 async def streams_cut(make: MakeLab, row: Row) -> None:
     """An event stream and a full download are open when all packets are dropped."""
     async with make(condition=LINK) as lab:
-        hub: Hub = await lab.hub()
-        agent: Agent = await lab.agent()
+        hub = await lab.hub()
+        agent = await lab.agent()
         readers = [lab.users(kind, "reads", f"/{kind}") for kind in ("stream", "bytes")]
         for reader in readers:
             await reader.printed('"received"')
@@ -284,8 +285,8 @@ async def _hub_stopped(make: MakeLab, row: Row, for_s: float, *, with_upload: bo
     """Responses lie in the hub's sockets while their deadlines pass."""
     limits = ("--limits-first-byte-timeout-s=5", "--limits-body-timeout-s=5")
     async with make() as lab:
-        hub: Hub = await lab.hub("hub", *limits)
-        agent: Agent = await lab.agent()
+        hub = await lab.hub("hub", *limits)
+        agent = await lab.agent()
         slow = lab.users("slow", "batch", "/small?after_s=4", 50)
         going: list[Users] = [slow]
         if with_upload:
@@ -329,8 +330,8 @@ async def hub_stopped_20(make: MakeLab, row: Row) -> None:
 
 async def hub_killed(make: MakeLab, row: Row) -> None:
     async with make() as lab:
-        hub: Hub = await lab.hub()
-        agent: Agent = await lab.agent()
+        hub = await lab.hub()
+        agent = await lab.agent()
         users = lab.users("users", "gets", "/small", EVERY_S)
         await wait_until_s(time.time() + BEFORE_S)
         at_s = time.time()
@@ -349,8 +350,8 @@ async def hub_killed(make: MakeLab, row: Row) -> None:
 async def agent_stopped(make: MakeLab, row: Row) -> None:
     """The only agent, as a machine that is suspended: its kernel still takes what the hub sends."""
     async with make() as lab:
-        hub: Hub = await lab.hub()
-        agent: Agent = await lab.agent()
+        hub = await lab.hub()
+        agent = await lab.agent()
         users = lab.users("users", "gets", "/small", EVERY_S)
         await wait_until_s(time.time() + BEFORE_S)
         agent.signal(signal.SIGSTOP)
@@ -370,7 +371,7 @@ async def agent_stopped(make: MakeLab, row: Row) -> None:
 async def agent_killed(make: MakeLab, row: Row) -> None:
     """The newer of two: the hub's kernel hears at once."""
     async with make(links=TWO_AGENTS) as lab:
-        hub: Hub = await lab.hub()
+        hub = await lab.hub()
         await lab.agent("a1")
         newer = await lab.agent("a2")
         users = lab.users("users", "gets", "/small", EVERY_S)
@@ -388,9 +389,9 @@ async def agent_killed(make: MakeLab, row: Row) -> None:
 async def hub_vanishes(make: MakeLab, row: Row) -> None:
     """One of two hubs; the users are at the other."""
     async with make(links=TWO_HUBS) as lab:
-        hub: Hub = await lab.hub("hub")
+        hub = await lab.hub("hub")
         await lab.hub("hub2")
-        agent: Agent = await lab.agent()
+        agent = await lab.agent()
         users = lab.users("users", "gets", "/small", EVERY_S, hub="hub2")
         await wait_until_s(time.time() + BEFORE_S)
         at_s = await lab.cut("hub", "a1")
