@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
 import signal
 import time
@@ -305,15 +306,20 @@ async def _hub_stopped(make: MakeLab, row: Row, for_s: float, *, with_upload: bo
         users = lab.users("users", "gets", "/small", EVERY_S)
         for one in going:
             await one.ended(30)
-        row.measured = f"responses that came in meanwhile: lost {slow.requests}"
+        row.measured = f"of those that came in meanwhile {_outcomes(slow)}"
         row.bind("responses in its sockets are 200", len(slow.requests.all) == 50 and _all_200(slow))
         if with_upload:
-            row.measured += f"; upload: lost {going[1].requests}"
+            row.measured += f"; upload: {_outcomes(going[1])}"
             row.bind("upload is 200", len(going[1].requests.all) == 1 and _all_200(going[1]))
         await until(lambda: users.first_success_s(again_s) is not None, 60)
         requests = await users.stop()
         row.lost, row.first_s = str(requests), requests.first_success_s(again_s)
         _back(row)
+
+
+def _outcomes(users: Users) -> str:
+    statuses = collections.Counter(one["status"] for one in users.requests.all)
+    return ", ".join(f"{count} are {status}" for status, count in sorted(statuses.items())) or "none ended"
 
 
 def _all_200(users: Users) -> bool:
