@@ -57,7 +57,7 @@ async def _two_agents(make: MakeLab, row: Row, silence: Callable[[Lab, Agent], A
         newer = await lab.agent("a2")
         users = lab.users("users", "gets", "/small", EVERY_S)
         posting = lab.users("posting", "posts", "/small", EVERY_S)
-        await wait_until_s(time.time() + BEFORE_S)
+        await _served(users, posting)
         at_s = await silence(lab, newer)
         await wait_until_s(at_s + SILENT_FOR_S)
         requests = (await users.stop()).since(at_s - 2 * EVERY_S)
@@ -92,7 +92,7 @@ async def newer_paused(make: MakeLab, row: Row) -> None:
         await lab.agent("a1")
         newer = await lab.agent("a2")
         users = lab.users("users", "gets", "/small", EVERY_S)
-        await wait_until_s(time.time() + BEFORE_S)
+        await _served(users)
         newer.signal(signal.SIGSTOP)
         at_s = time.time()
         await wait_until_s(at_s + 6)
@@ -117,7 +117,7 @@ async def _one_agent(
         hub = await lab.hub()
         agent = await lab.agent()
         users = lab.users("users", "gets", path, EVERY_S)
-        await wait_until_s(time.time() + BEFORE_S)
+        await _served(users)
         at_s = await lab.set_link("hub", "a1", to_agent, to_hub)
         await wait_until_s(at_s + FAULT_FOR_S)
         row.knowing, row.hub_s, row.agent_s = "both", hub.knows_s(at_s), agent.knows_s(at_s)
@@ -132,6 +132,13 @@ async def _one_agent(
         row.bind("502 and 504 name the agent" + (f", not {unnamed[0].strip()!r}" if unnamed else ""), not unnamed)
         row.bind("the hub logs why", hub.says_why(at_s))
         _back(row, KNOWN_WITHIN_S + BACK_WITHIN_S if heals else BACK_WITHIN_S)
+
+
+async def _served(*users: Users) -> None:
+    """Wait until users have been served for a while: each process takes its time to start."""
+    for each in users:
+        await each.printed('"status": 200')
+    await wait_until_s(time.time() + BEFORE_S)
 
 
 def _both_know(row: Row) -> None:
@@ -173,7 +180,7 @@ async def _stays(make: MakeLab, row: Row, first: Condition, fault: Condition, fo
         users = lab.users("users", "gets", "/small", EVERY_S)
         if full:
             await lab.users("bytes", "reads", "/bytes").printed('"received"')
-        await wait_until_s(time.time() + BEFORE_S)
+        await _served(users)
         at_s = await lab.set_link("hub", "a1", fault)
         await wait_until_s(at_s + for_s)
         repaired_s = await lab.repair()
@@ -288,13 +295,13 @@ async def _hub_stopped(make: MakeLab, row: Row, for_s: float, *, with_upload: bo
     async with make() as lab:
         hub = await lab.hub("hub", *limits)
         agent = await lab.agent()
-        slow = lab.users("slow", "batch", "/small?after_s=4", 50)
-        going: list[Users] = [slow]
+        going: list[Users] = []
         if with_upload:
-            going.append(lab.users("upload", "writes", "/sink", 1024, 0.5, for_s + 6))
-            await lab.target().printed('"received"', 2)
-        else:
-            await wait_until_s(time.time() + BEFORE_S)
+            going.append(lab.users("upload", "writes", "/sink", 1024, 0.5, for_s + 10))
+            await lab.target().printed('"received"')
+        slow = lab.users("slow", "batch", "/small?after_s=4", 50)
+        going.append(slow)
+        await lab.target().printed('"waiting": 50')
         hub.signal(signal.SIGSTOP)
         stopped_s = time.time()
         await wait_until_s(stopped_s + for_s)
@@ -309,8 +316,8 @@ async def _hub_stopped(make: MakeLab, row: Row, for_s: float, *, with_upload: bo
         row.measured = f"of those that came in meanwhile {_outcomes(slow)}"
         row.bind("responses in its sockets are 200", len(slow.requests.all) == 50 and _all_200(slow))
         if with_upload:
-            row.measured += f"; upload: {_outcomes(going[1])}"
-            row.bind("upload is 200", len(going[1].requests.all) == 1 and _all_200(going[1]))
+            row.measured += f"; upload: {_outcomes(going[0])}"
+            row.bind("upload is 200", len(going[0].requests.all) == 1 and _all_200(going[0]))
         await until(lambda: users.first_success_s(again_s) is not None, 60)
         requests = await users.stop()
         row.lost, row.first_s = str(requests), requests.first_success_s(again_s)
@@ -339,7 +346,7 @@ async def hub_killed(make: MakeLab, row: Row) -> None:
         hub = await lab.hub()
         agent = await lab.agent()
         users = lab.users("users", "gets", "/small", EVERY_S)
-        await wait_until_s(time.time() + BEFORE_S)
+        await _served(users)
         at_s = time.time()
         hub.kill()
         await wait_until_s(at_s + 3)
@@ -359,7 +366,7 @@ async def agent_stopped(make: MakeLab, row: Row) -> None:
         hub = await lab.hub()
         agent = await lab.agent()
         users = lab.users("users", "gets", "/small", EVERY_S)
-        await wait_until_s(time.time() + BEFORE_S)
+        await _served(users)
         agent.signal(signal.SIGSTOP)
         at_s = time.time()
         await wait_until_s(at_s + FAULT_FOR_S)
@@ -381,7 +388,7 @@ async def agent_killed(make: MakeLab, row: Row) -> None:
         await lab.agent("a1")
         newer = await lab.agent("a2")
         users = lab.users("users", "gets", "/small", EVERY_S)
-        await wait_until_s(time.time() + BEFORE_S)
+        await _served(users)
         at_s = time.time()
         newer.kill()
         await wait_until_s(at_s + 5)
@@ -399,7 +406,7 @@ async def hub_vanishes(make: MakeLab, row: Row) -> None:
         await lab.hub("hub2")
         agent = await lab.agent()
         users = lab.users("users", "gets", "/small", EVERY_S, hub="hub2")
-        await wait_until_s(time.time() + BEFORE_S)
+        await _served(users)
         at_s = await lab.cut("hub", "a1")
         await wait_until_s(at_s + FAULT_FOR_S)
         row.knowing, row.hub_s, row.agent_s = "both", hub.knows_s(at_s), agent.knows_s(at_s)

@@ -8,7 +8,7 @@
 | `/sink` (PUT) | 200 once the body has arrived |
 | `/silent` | none |
 
-Standard output has JSON lines with `listening`, `silent`, `gone`, and each 0.25 s `received`.
+Standard output has JSON lines with `listening`, `waiting`, `silent`, `gone`, and each 0.25 s `received`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,13 @@ class Target:
         self._name = name
         self._received = 0
         self._silent = 0
+        self._waiting = 0
 
     async def small(self, request: web.Request) -> web.Response:
-        await asyncio.sleep(float(request.query.get("after_s", "0")))
+        if "after_s" in request.query:
+            self._waiting += 1
+            say(waiting=self._waiting)
+            await asyncio.sleep(float(request.query["after_s"]))
         body = bytes(int(request.query.get("bytes", "10")))
         return web.Response(body=body, headers={"X-Target": self._name})
 
@@ -72,7 +76,7 @@ class Target:
         raise AssertionError("an event that nobody sets")
 
     async def report(self) -> None:
-        before = -1
+        before = 0
         while True:
             if self._received != before:
                 before = self._received
