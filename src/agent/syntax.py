@@ -23,6 +23,7 @@ __all__ = [
     "parse_address",
     "parse_reference",
     "parse_route",
+    "without_plain_dots",
 ]
 
 # One RFC 1123 label as Kubernetes writes it: lower case, 63 bytes at most. fullmatch only: `$` would let "\n" through.
@@ -30,8 +31,10 @@ _LABEL = re.compile(rb"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 LABEL_RULE = "one RFC 1123 label: 1 to 63 of a-z, 0-9 and '-', with a letter or digit at both ends"
 
 # A "." or ".." between separators, each byte raw or percent-encoded. A target that decodes before it splits takes %2F
-# for a separator, some take a backslash for one, and some cut a segment at ";": what any of them would climb by is out.
-_DOT_SEGMENT = re.compile(rb"(?:^|/|\\|%2f|%5c)(?:\.|%2e){1,2}(?:/|\\|;|%2f|%5c|%3b|$)", re.IGNORECASE)
+# for a separator, some take a backslash for one, and some cut a segment at ";" or at a NUL: a segment that any of them
+# would climb by is out.
+_DOT_SEGMENT = re.compile(rb"(?:^|/|\\|%2f|%5c)(?:\.|%2e){1,2}(?:/|\\|;|%2f|%5c|%3b|%00|\Z)", re.IGNORECASE)
+_PLAIN_DOTS = re.compile(rb"(?:/\.)+(?=/)")
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[-A-Za-z0-9_.]{0,251}[A-Za-z0-9_])?\.?")  # "_": names in compose files
 _REFERENCE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
@@ -59,6 +62,18 @@ def has_dot_segments(path: bytes) -> bool:
     if path.find(b"/.") < 0 and path.find(b"%") < 0 and path.find(b"\\") < 0 and not path.startswith(b"."):
         return False
     return _DOT_SEGMENT.search(path) is not None
+
+
+def without_plain_dots(path: bytes) -> bytes:
+    """A raw path without its plain `.` segments: those of exactly one raw dot between raw slashes, or at the end.
+
+    path: before any percent-decoding, without its query. `/a/./b` is `/a/b`, and `/a/.` is `/a/` (RFC 3986, section
+    5.2.4). Other spellings of a dot segment stay, for `has_dot_segments` to find.
+    """
+    if path.find(b"/.") < 0:
+        return path
+    path = _PLAIN_DOTS.sub(b"", path)
+    return path[:-1] if path.endswith(b"/.") else path
 
 
 class Address(NamedTuple):

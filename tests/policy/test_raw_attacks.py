@@ -163,6 +163,21 @@ async def test_a_swapped_head_is_remembered_for_nobody_else(gated: Callable[...,
             ]  # fmt: skip
 
 
+@pytest.mark.loops("uvloop")
+async def test_rules_see_the_path_without_its_plain_dot_segments(gated: Callable[..., Any]) -> None:
+    service = "/c1/api/v1/namespaces/default/services/"
+    async with gated() as gate:
+        for path in (f"{service}./https:kubernetes/proxy-service/x", f"{service}https:kubernetes/./proxy-service/./x",
+                     "/./c1/./api/v1/./namespaces/default/services/https:kubernetes:443/proxy-service/."):  # fmt: skip
+            assert (await gate.ask(BOB, path=path)).status == 403, path
+        assert gate.managed.received == gate.managed.reviews == []
+        assert (await gate.ask(BOB, path="/./c1/./api/v1/pods/.?watch=/./1")).status == 200
+        (received,) = gate.managed.received
+        assert received.target == "/api/v1/pods/?watch=/./1"
+        is_bob(received)
+        assert (await gate.ask(BOB, path="/./c2/./api")).status == 421
+
+
 # HTTP/1.0, upgrades ---------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from agent.proxy.headers import check_fields, forwarded_trailers
 from agent.proxy.heads import CHUNKED, UNFRAMED, UNTIL_EOF, Fault, parse_request, parse_response
 from agent.proxy.intake import BodyIntake, RequestHeadIntake, ResponseHeadIntake
 from agent.proxy.rewrite import head_for_client, head_for_target
+from agent.syntax import without_plain_dots
 from fastpipe import IMPLEMENTATION
 
 SHARE = 4 if IMPLEMENTATION == "python" else 1
@@ -82,7 +83,7 @@ def verdict(parts: list[bytes], as_views: bool = False) -> list[object]:
                 head, data = heads.take(data)
                 if head is not None:
                     request, target = parse_request(head, LIMITS)
-                    again = parse_request(head.replace(target, b"/other", 1), LIMITS, request)
+                    again = parse_request(head.replace(head.split(b" ")[1], b"/other", 1), LIMITS, request)
                     assert target == b"*" or again == (request, b"/other"), "all but the target is the same"
                     fresh, _ = parse_request(head, LIMITS)
                     assert described(fresh) == described(request)
@@ -158,7 +159,8 @@ def test_what_the_intake_passes_llhttp_and_h11_pass_too(seed):
         parser.receive_data(head)
         event = parser.next_event()
         assert isinstance(event, h11.Request), head
-        assert event.target == target
+        path, mark, query = event.target.partition(b"?")
+        assert without_plain_dots(path) + mark + query == target
     assert passed > 300
 
 

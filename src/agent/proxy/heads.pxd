@@ -39,13 +39,13 @@ cdef class Response:
     text=cython.p_uchar, line_end=Py_ssize_t, method_end=Py_ssize_t, is_1_0=bint, taken=bint, block=bytes, lines=Lines,
     special=dict, request=Request,
 )
-cpdef tuple parse_request(bytes head, limits, Request last=*)
+cpdef tuple parse_request(bytes head, limits, Request last=*, bint fast=*)
 
 
 @cython.locals(
     text=cython.p_uchar, line_end=Py_ssize_t, is_1_0=bint, lines=Lines, special=dict, response=Response, lengths=list
 )
-cpdef Response parse_response(bytes head)
+cpdef Response parse_response(bytes head, bint fast=*)
 
 
 @cython.locals(collector=_Collector)
@@ -57,11 +57,14 @@ cdef tuple _ask_about_response(bytes head, Response response)
 
 @cython.locals(values=list)
 cdef object _options(dict special)
-cdef long long _content_length(list values) except? -2
+cdef long long _body_length(list lengths, list codings, bint is_1_0) except? -4
 cdef object _set_connection(Request request, dict special)
-cdef object _set_host(Request request, list hosts)
+cdef object _set_host(Request request, list hosts, bint fast)
 
 
 @cython.locals(end=Py_ssize_t, port=bytes)
-cdef bint _is_host(bytes value) except -1
+cdef bint _is_host(bytes value, bint fast) except -1
+
+
+@cython.locals(lengths=list, codings=list, length=cython.longlong)
 cdef object _set_framing(Request request, dict special)

@@ -6,6 +6,9 @@ change what comes out. Nothing here keeps state or touches a connection.
 What llhttp would let pass and this does not: other protocols and versions in the request line, targets that are not in
 origin-form, dot segments, missing or odd `Host` fields, transfer codings, statuses outside 100 to 599 (http.md, "What
 the proxy adds", 1 to 3, 6 to 8).
+
+Two ways lead through a head, with the same result: plain.py reads what is plain, llhttp all else. `fast` says whether
+plain.py is asked first; each twin's default is the way that is faster in it, and the tests take both ways in both.
 """
 
 from __future__ import annotations
@@ -31,9 +34,22 @@ from agent.proxy.plain import (
     plain_request_line,
     plain_status_line,
 )
+from agent.proxy.rules import (
+    RULES,
+    STRAYS,
+    TOKEN,
+    HeadError,
+    Rule,
+    broken_fields,
+    broken_line,
+    broken_status_line,
+    framing_rule,
+    stray_rule,
+)
+from agent.syntax import has_dot_segments, without_plain_dots
 
-__all__ = ["CHUNKED", "METHODS", "UNFRAMED", "UNTIL_EOF", "Fault", "Request", "Response", "check_line",
-           "check_line_so_far", "parse_request", "parse_response"]  # fmt: skip
+__all__ = ["CHUNKED", "METHODS", "UNFRAMED", "UNTIL_EOF", "Fault", "Request", "Response",
+           "check_line", "check_line_so_far", "malformed_head", "parse_request", "parse_response"]  # fmt: skip
 
 CHUNKED = -1
 """A body's length: unknown, chunk by chunk."""
@@ -56,37 +72,49 @@ UPGRADES = (b"websocket", b"spdy/3.1")
 PLAIN_OPTIONS = frozenset({b"keep-alive", b"close", b"upgrade", b"te"})  # they name no field that went on anyway
 # Not framing here, but for what hands names on as a CGI does, with "-" and "_" the same.
 DISGUISED = frozenset({b"content_length", b"transfer_encoding"})
+ZERO = b"0"[0]
 MAX_LENGTH = 2**63 - 1
 LENGTH_DIGITS = 19  # of the largest
-ZERO = b"0"[0]
 METHOD_BYTES = 32
 KEPT_BYTES = 4096  # of a head, on an idle connection
 FEED_BYTES = 16384  # more than that at once, and a long field costs llhttp's callbacks quadratic time
 LINE_EXTRA_BYTES = METHOD_BYTES + len("  HTTP/1.1")
 
-TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 PLAIN_LINE = re.compile(rb"(GET|POST|PUT|DELETE|PATCH|HEAD) (/[!-\"$-\[\]-~]*) HTTP/1\.([01])")
 REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!-~]+) HTTP/([0-9])\.([0-9])")
 ORIGIN_FORM = re.compile(rb"/[!-\"$-\[\]-~]*")  # visible ASCII without "#" and "\"
 NOT_IN_LINE = re.compile(rb"[^ -~]")
-# A segment of one or two dots, raw or encoded, between slashes that are raw, encoded, or (some servers') backslashes.
-DOT_SEGMENT = re.compile(rb"(?:/|%2f|%5c)(?:\.|%2e){1,2}(?=/|%2f|%5c|;|%3b|$)", re.IGNORECASE)
 HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)(?=:|\Z)")
 MAX_PORT = 65535
-CODING = re.compile(TOKEN)
+# llhttp takes a tab at a value's end for a part of it; by RFC 9110, section 5.6.3, it is none. Not at a line's
+# beginning: a line of white space alone must not become the empty line.
+TRAILING_SPACE = re.compile(rb"(?<=[^\r\n\t ])[\t ]+(?=\r\n)")
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t -~\x80-\xff]*))?\r\n")
 
 
 class Fault(Exception):
     """A request that gets the proxy's own answer. status, reason: of that answer; it closes the connection unless
-    `close` is False. fields: more header fields for it."""
+    `close` is False. fields: more header fields for it. rule: the name of the rule that the head broke, for the log."""
 
-    def __init__(self, status: int, reason: str, *, close: bool = True, fields: Fields | None = None) -> None:
+    def __init__(
+        self, status: int, reason: str, *, close: bool = True, fields: Fields | None = None, rule: str = ""
+    ) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
         self.close = close
         self.fields = fields or []
+        self.rule = rule
+
+
+def malformed_head(rule: Rule) -> Fault:
+    """The answer to a request head that breaks `rule`."""
+    return Fault(400, f"malformed request head: {rule.text}", rule=rule.name)
+
+
+def malformed_line(rule: Rule) -> Fault:
+    """The answer to a request line that breaks `rule`."""
+    return Fault(400, f"malformed request line: {rule.text}", rule=rule.name)
 
 
 class _Collector:
@@ -113,6 +141,8 @@ def ask_llhttp(parser_type: type, head: bytes, lines: Lines) -> bool:
     broke off before the fields were complete."""
     collector = _Collector(lines)
     parser = parser_type(collector)
+    if head.find(b"\t") >= 0:
+        head = TRAILING_SPACE.sub(b"", head)
     try:
         if len(head) <= FEED_BYTES:
             parser.feed_data(head)
@@ -135,10 +165,10 @@ class Request:
     method, is_1_0: of the request line. block: all behind that line, b"" where that is too much to keep. host: its
     `Host` value, b"" where an HTTP/1.0 client gave none. fields: end-to-end, in order, without Host and Content-Length.
     length: bytes of body, or CHUNKED. has_length: whether there was a Content-Length. keep_alive: the client means to
-    go on afterwards. upgrade: b"websocket", b"spdy/3.1" or b"". expects_continue: it waits for a 100. takes_trailers:
-    it said `TE: trailers`. name, received: method and fields as the policy gets them, the latter with `Host`. given,
-    tail: the fields that the policy left last, and what a target gets of them behind its `Host`, once that was written;
-    None before.
+    go on afterwards. upgrade: the protocols that it may become, in order and spelling, joined by ", ", or b"".
+    expects_continue: it waits for a 100. takes_trailers: it said `TE: trailers`. name, received: method and fields as
+    the policy gets them, the latter with `Host`. given, tail: the fields that the policy left last, and what a target
+    gets of them behind its `Host`, once that was written; None before.
     """
 
     __slots__ = (
@@ -171,8 +201,9 @@ class Response:
     without Content-Length. line_bytes: how long the first of them is. length: bytes of body, CHUNKED or UNTIL_EOF, by
     the head alone: whether there is a body at all also depends on the request. content_length: as the target gave it,
     -1 where it didn't; digits: in canonical form. keep_alive: the target means to go on afterwards. upgrade: the
-    protocol it switches to, lower-case. block: the whole head as it came, b"" where that is too much to keep. framing,
-    closing, written: what a client was last sent of it, and for which length and `Connection`; b"" before.
+    protocol it switches to, as the target spells it. block: the whole head as it came, b"" where that is too much to
+    keep. framing, closing, written: what a client was last sent of it, and for which length and `Connection`; b""
+    before.
     """
 
     __slots__ = (
@@ -197,10 +228,13 @@ class Response:
 def check_line_so_far(line: bytes, limits: ProxyLimits) -> None:
     """Check as much of a request line as has come, without its CRLF. Raises Fault where no rest could mend it."""
     line_bytes = limits.target_bytes + LINE_EXTRA_BYTES
-    if (len(line) > METHOD_BYTES and line.find(b" ", 0, METHOD_BYTES + 1) < 0) or NOT_IN_LINE.search(
-        line, 0, line_bytes
-    ):
-        raise Fault(400, "malformed request line")
+    unfit = NOT_IN_LINE.search(line, 0, line_bytes)
+    if unfit is not None and unfit.start() <= METHOD_BYTES:
+        raise malformed_line(STRAYS.get(unfit.group(), RULES["line-byte"]))
+    if len(line) > METHOD_BYTES and line.find(b" ", 0, METHOD_BYTES + 1) < 0:
+        raise malformed_line(RULES["method-length"])
+    if unfit is not None:
+        raise malformed_line(STRAYS.get(unfit.group(), RULES["line-byte"]))
     if len(line) > line_bytes:
         raise Fault(414, "request target too long")
 
@@ -208,7 +242,7 @@ def check_line_so_far(line: bytes, limits: ProxyLimits) -> None:
 def check_line(line: bytes, limits: ProxyLimits) -> tuple[bytes, bytes, bytes]:
     """Check a request line without its CRLF.
 
-    Returns (method, target, minor version "0" or "1"). Raises Fault.
+    Returns (method, target without its `.` segments, minor version "0" or "1"). Raises Fault.
     """
     match = PLAIN_LINE.fullmatch(line)
     if match is not None and len(line) <= limits.target_bytes and line.find(b"/.") < 0 and line.find(b"%") < 0:
@@ -216,7 +250,7 @@ def check_line(line: bytes, limits: ProxyLimits) -> tuple[bytes, bytes, bytes]:
     check_line_so_far(line, limits)
     match = REQUEST_LINE.fullmatch(line)
     if match is None:
-        raise Fault(400, "malformed request line")
+        raise malformed_line(broken_line(line))
     method, target, major, minor = match.groups()
     if major != b"1" or minor not in (b"0", b"1"):
         raise Fault(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
@@ -228,26 +262,35 @@ def check_line(line: bytes, limits: ProxyLimits) -> tuple[bytes, bytes, bytes]:
         raise Fault(501, "unknown method")
     if target == b"*":
         if method != b"OPTIONS":
-            raise Fault(400, "only OPTIONS may ask for *")
+            raise malformed_line(RULES["target-asterisk"])
+    elif target[:1] != b"/":
+        raise malformed_line(RULES["target-form"])
     elif ORIGIN_FORM.fullmatch(target) is None:
-        raise Fault(400, "the request target must be a path")
-    elif (b"%" in target or b"/." in target) and DOT_SEGMENT.search(target.partition(b"?")[0]):
-        raise Fault(400, "the request target has dot segments")
+        raise malformed_line(RULES["target-byte"])
+    elif target.find(b"%") >= 0 or target.find(b"/.") >= 0:
+        path, mark, query = target.partition(b"?")
+        path = without_plain_dots(path)
+        if has_dot_segments(path):
+            raise malformed_line(RULES["dot-segment"])
+        target = path + mark + query
     return method, target, minor
 
 
 ALLOW = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
 
-def parse_request(head: bytes, limits: ProxyLimits, last: Request | None = None) -> tuple[Request, bytes]:
-    """Check one request head, from its request line to its empty line. Returns it and its target. Raises Fault.
+def parse_request(
+    head: bytes, limits: ProxyLimits, last: Request | None = None, fast: bool = IS_FAST
+) -> tuple[Request, bytes]:
+    """Check one request head, from its request line to its empty line. Returns it and its target, without its `.`
+    segments. Raises Fault.
 
     last: the one before on this connection, given back where all but the target is the same. What is checked behind the
-    request line depends on nothing in it but method and version.
+    request line depends on nothing in it but method and version. fast: ask plain.py first.
     """
     text = head
     line_end = head.index(b"\r\n")
-    method_end = plain_request_line(head, limits.target_bytes) if IS_FAST else 0
+    method_end = plain_request_line(head, limits.target_bytes) if fast else 0
     method = text[:method_end]
     name = PLAIN_METHODS.get(method)
     if name is not None:
@@ -261,16 +304,16 @@ def parse_request(head: bytes, limits: ProxyLimits, last: Request | None = None)
     if last is not None and block == last.block and method == last.method and is_1_0 == last.is_1_0:
         return last, target
     lines, taken = Lines(), True
-    if not IS_FAST or not lines.read(head, line_end + 2, False):
+    if not fast or not lines.read(head, line_end + 2, False):
         lines = Lines()
         try:
             taken = ask_llhttp(httptools.HttpRequestParser, head, lines)
         except ValueError as error:
-            raise Fault(400, "malformed request head") from error
+            raise malformed_head(broken_fields(head, line_end + 2)) from error
     if lines.count > limits.request_fields:
         raise Fault(431, "too many header fields")
     if block.find(b"_") >= 0 and _is_disguised(lines.fields):
-        raise Fault(400, "a header field is disguised as the body's length")
+        raise malformed_head(RULES["framing-disguised"])
 
     special = lines.special
     request = Request()
@@ -283,14 +326,14 @@ def parse_request(head: bytes, limits: ProxyLimits, last: Request | None = None)
     request.fields = lines.fields
     request.upgrade = b""
     request.expects_continue = request.takes_trailers = False
-    _set_host(request, special.pop(b"host", None))
+    _set_host(request, special.pop(b"host", None), fast)
     request.length = 0
     request.has_length = False
     request.keep_alive = not is_1_0
     if special or not taken:
         _set_framing(request, special)
         if not taken:
-            raise Fault(400, "malformed request head")
+            raise malformed_head(RULES["head"])
         _set_connection(request, special)
     request.received = [(b"Host", request.host), *request.fields] if request.host else request.fields
     return request, target
@@ -305,7 +348,7 @@ def _set_connection(request: Request, special: dict[bytes, list[bytes]]) -> None
     options = _options(special)
     if options:
         if any(map(is_protected, options)):
-            raise Fault(400, "a Connection field names one that belongs to the request")
+            raise malformed_head(RULES["connection-names"])
         if not options <= PLAIN_OPTIONS:
             request.fields = drop_named(request.fields, options)
         request.keep_alive = (not request.is_1_0 or b"keep-alive" in options) and b"close" not in options
@@ -321,25 +364,27 @@ def _set_connection(request: Request, special: dict[bytes, list[bytes]]) -> None
         wanted = [token for token in tokens(special[b"upgrade"]) if token in UPGRADES]
         if wanted:
             if request.length != 0:
-                raise Fault(400, "an upgrade request can't have a body")
+                raise malformed_head(RULES["upgrade-body"])
             request.upgrade = wanted[0]
 
 
-def _set_host(request: Request, hosts: list[bytes] | None) -> None:
+def _set_host(request: Request, hosts: list[bytes] | None, fast: bool) -> None:
     """RFC 9112, section 3.2: one valid Host on 1.1, at most one on 1.0."""
     if hosts is None:
         if not request.is_1_0:
-            raise Fault(400, "a Host field is missing")
+            raise malformed_head(RULES["host-missing"])
         request.host = b""
-    elif len(hosts) != 1 or not _is_host(hosts[0]):
-        raise Fault(400, "the Host field is not one valid host")
+    elif len(hosts) != 1:
+        raise malformed_head(RULES["host-repeated"])
+    elif not _is_host(hosts[0], fast):
+        raise malformed_head(RULES["host-value"])
     else:
         request.host = hosts[0]
 
 
-def _is_host(value: bytes) -> bool:
+def _is_host(value: bytes, fast: bool) -> bool:
     """RFC 9110, section 7.2: a host and perhaps a port, which may be empty (RFC 3986, section 3.2.3)."""
-    end = plain_host_end(value) if IS_FAST else 0
+    end = plain_host_end(value) if fast else 0
     if not end:
         match = HOST.match(value)
         if match is None:
@@ -352,36 +397,42 @@ def _is_host(value: bytes) -> bool:
 def _set_framing(request: Request, special: dict[bytes, list[bytes]]) -> None:
     """RFC 9112, section 6: no body, Content-Length or chunked, and never a doubt."""
     lengths, codings = special.get(b"content-length"), special.get(b"transfer-encoding")
+    if codings is None and lengths is None:
+        return
+    length = _body_length(lengths, codings, request.is_1_0)
+    if length == UNFRAMED:
+        rule = framing_rule(lengths, codings, request.is_1_0) or RULES["head"]
+        if rule.name == "coding-unknown":
+            raise Fault(501, rule.text, rule=rule.name)
+        raise malformed_head(rule)
+    request.length = length
+    request.has_length = length >= 0
+
+
+def _body_length(lengths: list[bytes] | None, codings: list[bytes] | None, is_1_0: bool) -> int:
+    """The body's length by the values of its framing fields, or CHUNKED; UNFRAMED where they break a rule."""
     if codings is not None:
-        if lengths is not None or request.is_1_0 or len(codings) != 1 or not CODING.fullmatch(codings[0]):
-            raise Fault(400, "Transfer-Encoding must be chunked, once, on HTTP/1.1, without a Content-Length")
-        if codings[0].lower() != b"chunked":
-            raise Fault(501, "unknown transfer coding")
-        request.length = CHUNKED
-    elif lengths is not None:
-        request.length = _content_length(lengths)
-        request.has_length = True
-        if request.length < 0:
-            raise Fault(400, "the Content-Length is not one valid number")
+        if lengths is None and not is_1_0 and len(codings) == 1 and codings[0].lower() == b"chunked":
+            return CHUNKED
+    elif lengths is not None and len(lengths) == 1 and len(lengths[0]) <= LENGTH_DIGITS and lengths[0].isdigit():
+        length = int(lengths[0])
+        if length <= MAX_LENGTH:
+            return length
+    return UNFRAMED
 
 
-def _content_length(values: list[bytes]) -> int:
-    """The one Content-Length below 2^63; -1 where it isn't that."""
-    if len(values) != 1 or len(values[0]) > LENGTH_DIGITS or not values[0].isdigit():
-        return -1
-    length = int(values[0])
-    return length if length <= MAX_LENGTH else -1
+def parse_response(head: bytes, fast: bool = IS_FAST) -> Response:
+    """Check one response head, from its status line to its empty line. Raises HeadError.
 
-
-def parse_response(head: bytes) -> Response:
-    """Check one response head, from its status line to its empty line. Raises ValueError, with words for the client."""
+    fast: ask plain.py first.
+    """
     response = Response()
     response.block = head if len(head) <= KEPT_BYTES else b""
     response.framing = 0
     response.closing = response.written = response.upgrade = response.digits = b""
     response.length = UNTIL_EOF
     response.content_length = -1
-    line_end = plain_status_line(head) if IS_FAST else 0
+    line_end = plain_status_line(head) if fast else 0
     lines = Lines()
     if line_end and lines.read(head, line_end + 2, True) and _options(lines.special) <= PLAIN_OPTIONS:
         text = head
@@ -397,15 +448,13 @@ def parse_response(head: bytes) -> Response:
     if b"upgrade" in special:
         response.upgrade = b",".join(tokens(special[b"upgrade"]))
     lengths, codings = special.get(b"content-length"), special.get(b"transfer-encoding")
-    if codings is not None:
-        if lengths is not None or is_1_0 or len(codings) != 1 or codings[0].lower() != b"chunked":
-            raise ValueError("the target sent a response of unknown framing")
-        response.length = CHUNKED
-    elif lengths is not None:
-        response.length = response.content_length = _content_length(lengths)
-        if response.length < 0:
-            raise ValueError("the target sent a malformed Content-Length")
-        response.digits = lengths[0].lstrip(b"0") or b"0"
+    if codings is not None or lengths is not None:
+        response.length = _body_length(lengths, codings, is_1_0)
+        if response.length == UNFRAMED:
+            raise HeadError(framing_rule(lengths, codings, is_1_0) or RULES["head"])
+        if lengths is not None:
+            response.content_length = response.length
+            response.digits = lengths[0].lstrip(b"0") or b"0"
     return response
 
 
@@ -419,18 +468,17 @@ def _options(special: dict[bytes, list[bytes]]) -> frozenset[bytes]:
 
 
 def _ask_about_response(head: bytes, response: Response) -> tuple[Lines, bool]:
-    """What llhttp reads of a response's head, and whether it is HTTP/1.0's. Raises ValueError, with words for the
-    client."""
-    match = STATUS_LINE.match(head)
-    if match is None:
-        raise ValueError("the target sent a malformed status line")
+    """What llhttp reads of a response's head, and whether it is HTTP/1.0's. Raises HeadError."""
     lines = Lines()
-    try:
-        taken = ask_llhttp(httptools.HttpResponseParser, head, lines)
-    except ValueError:
-        taken = False
-    if not taken:
-        raise ValueError("the target sent a malformed response head")
+    match = STATUS_LINE.match(head)
+    taken = False
+    if match is not None:
+        try:
+            taken = ask_llhttp(httptools.HttpResponseParser, head, lines)
+        except ValueError:
+            pass
+    if match is None or not taken:
+        raise HeadError(_broken_response(head))
     minor, status, reason = match.groups()
     line = b"HTTP/1.1 %b %b\r\n" % (status, reason or b"")
     options = _options(lines.special)
@@ -439,3 +487,9 @@ def _ask_about_response(head: bytes, response: Response) -> tuple[Lines, bool]:
     response.line_bytes = len(line)
     response.lines = b"".join([line, *(name + b": " + value + b"\r\n" for name, value in fields)])
     return lines, minor == b"0"
+
+
+def _broken_response(head: bytes) -> Rule:
+    """The rule that a response head breaks: the one that is found first where the head comes byte by byte."""
+    rule = RULES["not-http1"] if not head.startswith(b"HTTP/1.") else stray_rule(head, 0, len(head))
+    return rule or broken_status_line(head) or broken_fields(head, head.index(b"\r\n") + 2)

@@ -20,10 +20,17 @@ cdef class RequestHeadIntake:
 cdef class ResponseHeadIntake:
     cdef public Py_ssize_t _limit
     cdef public Response _last
-    cdef public bytes begun
+    cdef public object begun
 
-    @cython.locals(held=bytes, limit=Py_ssize_t, last=Response, raw=bytes, end=Py_ssize_t, response=Response)
+    @cython.locals(limit=Py_ssize_t, last=Response, raw=bytes, end=Py_ssize_t)
     cpdef tuple take(self, data)
+
+    @cython.locals(held=Py_ssize_t, end=Py_ssize_t)
+    cdef tuple _take_more(self, data)
+
+    @cython.locals(response=Response)
+    cdef Response _parse(self, bytes head)
+    cdef _check_partial(self, raw, Py_ssize_t scanned)
 
 
 @cython.final

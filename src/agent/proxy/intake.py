@@ -5,17 +5,24 @@ Heads are judged whole, so how the bytes were split never changes the verdict; w
 
 from __future__ import annotations
 
-import re
-
 from agent.proxy.chunked import ChunkedDecoder
-from agent.proxy.heads import CHUNKED, Fault, Response, check_line, check_line_so_far, parse_response
+from agent.proxy.heads import (
+    CHUNKED,
+    Fault,
+    Response,
+    check_line,
+    check_line_so_far,
+    malformed_head,
+    malformed_line,
+    parse_response,
+)
 from agent.proxy.limits import ProxyLimits
+from agent.proxy.rules import RULES, HeadError, stray_rule
 
 __all__ = ["BodyIntake", "Piece", "RequestHeadIntake", "ResponseHeadIntake"]
 
 Piece = bytes | memoryview
 CR = 13
-BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
 class RequestHeadIntake:
@@ -68,7 +75,7 @@ class RequestHeadIntake:
         while raw.startswith(b"\r\n", start):
             start += 2
         if start > 2 * self._limits.leading_blank_lines:
-            raise Fault(400, "too many empty lines before the request line")
+            raise malformed_line(RULES["empty-lines"])
         return start
 
     def _check_partial(self, raw: bytes | bytearray, start: int) -> None:
@@ -79,11 +86,12 @@ class RequestHeadIntake:
             if line_end >= 0:
                 check_line(bytes(raw[start:line_end]), limits)
                 self._checked_line = True
-            elif len(raw) - start > 1:
+            elif len(raw) > start:
                 partial = bytes(raw[start:])
                 check_line_so_far(partial[:-1] if partial[-1] == CR else partial, limits)
-        if BARE_LF.search(raw, max(start, self._scanned - 1), start + limits.request_head_bytes):
-            raise Fault(400, "a line of the request's head doesn't end in CRLF")
+        rule = stray_rule(raw, max(start, self._scanned - 1), start + limits.request_head_bytes)
+        if rule is not None:
+            raise malformed_head(rule)
         if len(raw) - start > limits.request_head_bytes:
             raise Fault(431, "request head too large")
 
@@ -96,33 +104,57 @@ class ResponseHeadIntake:
     def __init__(self, limits: ProxyLimits) -> None:
         self._limit = limits.response_head_bytes
         self._last: Response | None = None
-        self.begun = b""
+        self.begun: bytes | bytearray = b""
 
     def take(self, data: Piece) -> tuple[Response | None, Piece]:
         """Take the next bytes, at least one. Returns (a response, what follows its head), or (None, b"") until there is
-        one. Raises ValueError, with words for the client, where it is none."""
-        held, limit, last = self.begun, self._limit, self._last
-        if held or type(data) is not bytes:
-            raw = held + bytes(data[: limit + 4])
-        else:
+        one. Raises HeadError where no rest could make it one."""
+        if self.begun:
+            return self._take_more(data)
+        limit, last = self._limit, self._last
+        if type(data) is bytes:
             raw = data
             if last is not None and raw.startswith(last.block):  # up to its empty line, so it is just this head
                 return last, raw[len(last.block) :]
-        end = raw.find(b"\r\n\r\n", max(0, len(held) - 3), limit)
+        else:
+            raw = bytes(data[: limit + 4])
+        end = raw.find(b"\r\n\r\n", 0, limit)
         if end < 0:
-            if not raw.startswith(b"HTTP/1."[: len(raw)]):
-                raise ValueError("the target answered with something else than HTTP/1")
-            if len(raw) > limit:
-                raise ValueError("the target's response head is too large")
-            self.begun = raw
+            self._check_partial(raw, 0)
+            self.begun = bytearray(raw)
+            return None, b""
+        end += 4
+        return self._parse(raw[:end]), data[end:] if end < len(data) else b""
+
+    def _take_more(self, data: Piece) -> tuple[Response | None, Piece]:
+        """Take the next bytes of a head that has begun."""
+        raw = self.begun
+        held = len(raw)
+        raw += data[: self._limit + 4]
+        end = raw.find(b"\r\n\r\n", max(0, held - 3), self._limit)
+        if end < 0:
+            self._check_partial(raw, max(0, held - 1))
             return None, b""
         end += 4
         self.begun = b""
-        response = parse_response(raw[:end])
+        rest = data[end - held :] if end - held < len(data) else b""
+        return self._parse(bytes(raw[:end])), rest
+
+    def _parse(self, head: bytes) -> Response:
+        response = parse_response(head)
         if response.block and response.status >= 200:
             self._last = response
-        end -= len(held)
-        return response, data[end:] if end < len(data) else b""
+        return response
+
+    def _check_partial(self, raw: bytes | bytearray, scanned: int) -> None:
+        """Judge a head that isn't whole as its whole would be judged. scanned: bytes that hold nothing stray."""
+        if not raw.startswith(b"HTTP/1."[: len(raw)]):
+            raise HeadError(RULES["not-http1"])
+        rule = stray_rule(raw, scanned, self._limit)
+        if rule is not None:
+            raise HeadError(rule)
+        if len(raw) > self._limit:
+            raise HeadError(RULES["head-size"])
 
 
 class BodyIntake:

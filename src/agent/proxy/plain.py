@@ -1,8 +1,8 @@
 """Reads what is plain of a head, without llhttp: lines of whose form and meaning nobody can be in doubt.
 
 Whatever isn't plain is left to llhttp, whose verdict stands: nothing passes here that would not pass there, and what
-passes means the same (the tests ask both about the same heads). Each function looks at every byte once, which pays
-where this module is compiled; the uncompiled twin asks llhttp at once (`IS_FAST`).
+passes means the same (the tests ask both about the same heads, in both twins). Each function looks at every byte once,
+which pays where this module is compiled (`IS_FAST`); the uncompiled twin asks llhttp at once, unless it is told to.
 
     request line   METHOD SP target SP HTTP/1.[01]    a common method, a path without `%`, `#`, a backslash and `/.`
     status line    HTTP/1.1 SP ddd SP reason          200 to 599, a reason in visible ASCII

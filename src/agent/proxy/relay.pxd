@@ -91,7 +91,8 @@ cdef class Exchange:
     cpdef client_lost(self)
 
     @cython.locals(connection=Connection)
-    cpdef fail(self, int status, str reason, str stage, bint close=*, str fault=*, str limit=*)
+    cpdef fail(self, int status, str reason, str stage, bint close=*, str fault=*, str limit=*,
+               str rule=*)
 
     @cython.locals(upstream=Upstream)
     cpdef _end_upstream(self)

@@ -36,6 +36,7 @@ from agent.proxy.headers import forwarded_trailers
 from agent.proxy.heads import CHUNKED, IDEMPOTENT, UNFRAMED, Request, Response
 from agent.proxy.intake import Piece
 from agent.proxy.rewrite import head_for_client, head_for_target, informational_head, switching_head
+from agent.proxy.rules import HeadError
 from agent.proxy.upgrade import Upgraded
 
 if TYPE_CHECKING:
@@ -327,8 +328,8 @@ class Exchange:
         while data:
             try:
                 response, data = upstream.heads.take(data)
-            except ValueError as error:
-                self.fail(502, str(error), "response head")
+            except HeadError as error:
+                self.fail(502, str(error), "response head", rule=error.rule)
                 return
             if response is None:
                 return
@@ -365,7 +366,7 @@ class Exchange:
         upstream, connection = self._upstream, self.connection
         assert upstream is not None
         if not self.request.upgrade or response.upgrade != self.request.upgrade:
-            self.fail(502, "the target switched protocols unasked", "response head")
+            self.fail(502, "the target switched protocols unasked", "response head", rule="switch-unasked")
             return
         self._upstream = None
         self._mode = DONE
@@ -568,10 +569,12 @@ class Exchange:
         close: bool = False,
         fault: Party = "target",
         limit: str = "",
+        rule: str = "",
     ) -> None:
         """End the exchange: with an answer of the proxy's own where none has begun, by cutting it short otherwise.
 
         fault: the party that the log names; `reason` names it to the client. limit: the setting that ended the request.
+        rule: the one that the party's head broke (rules.py).
         """
         connection, target = self.connection, self.target
         extra = {
@@ -581,6 +584,8 @@ class Exchange:
         }  # fmt: skip
         if limit:
             extra["limit"] = limit
+        if rule:
+            extra["rule"] = rule
         log.log(logging.WARNING if status >= 500 else logging.INFO, reason, extra=extra)
         self._end_upstream()
         if self.stage is BEFORE_HEAD:

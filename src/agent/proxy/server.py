@@ -289,6 +289,8 @@ class Connection:
     def _refuse(self, fault: Fault) -> None:
         """Answer a head that can't be served, and close."""
         extra = {"conn_id": self.conn_id, "stage": "request head", "status": fault.status}
+        if fault.rule:
+            extra["rule"] = fault.rule
         log.info(fault.reason, extra=extra)
         self.answer(fault.status, fault.reason, close=True, fields=fault.fields)
 
