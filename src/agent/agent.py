@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Callable
 
@@ -134,6 +135,7 @@ class Agent:
         )
         self.carriage = Carriage(
             self.proxy.connection,
+            accept_base=functools.partial(self.proxy.connection, is_base_hubs=True),
             memory_percent=config.memory_percent,
             buffer_size=config.memory_comm.buffer_size,
             socket_path=config.uds_socket_path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -52,21 +53,22 @@ def run_proxy(mode: str) -> RunProxy:
         upstreams = Upstreams()
         proxy = Proxy(route=route, upstreams=upstreams)
 
-        def accept(conn_id: int, outcome: Outcome) -> asyncio.Protocol:
+        def accept(conn_id: int, outcome: Outcome, is_base_hubs: bool = False) -> asyncio.Protocol:
             def heard(conn_id: int, kind: Kind, stage: Stage) -> None:
                 words.append((conn_id, kind, stage))
                 outcome(conn_id, kind, stage)
 
-            return proxy.connection(conn_id, heard)
+            return proxy.connection(conn_id, heard, is_base_hubs=is_base_hubs)
 
+        accept_base = functools.partial(accept, is_base_hubs=True)
         tunnel = RecordingTunnel()
-        acceptor = UDSAcceptor(accept)
+        acceptor = UDSAcceptor(accept, accept_base=accept_base)
         await acceptor.start()
         manager: ConnManager
         if mode == "uds":
             manager = UDSConnManager(tunnel, acceptor, limits=ConnectionLimits(**limits))
         else:
-            manager = MemoryConnManager(tunnel, accept, limits=ConnectionLimits(**limits))
+            manager = MemoryConnManager(tunnel, accept, accept_base=accept_base, limits=ConnectionLimits(**limits))
         try:
             yield House(mode, tunnel, manager, {}, acceptor), proxy, words
         finally:
@@ -116,6 +118,19 @@ async def test_an_upgrade_with_bytes_behind_it_is_refused(run_proxy: RunProxy) -
         assert house.tunnel.sent(1).count(b"HTTP/1.1 ") == 1
         assert words == [(1, Kind.COMPLETE, Stage.IDLE)]
         assert house.tunnel.codes(1) == []
+
+
+async def test_a_base_hubs_upgrade_with_a_body_is_a_plain_request_or_refused(run_proxy: RunProxy) -> None:
+    """The first request's framing is the hub's own there, so nobody can tell the body from what follows the upgrade."""
+    head = b"POST /exec HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: %b\r\nContent-Length: 2\r\n\r\n{}"
+    async with run_proxy(digest) as (house, _, _):
+        house.data(1)
+        house.data(1, head % b"tcp")
+        await until(lambda: house.tunnel.sent(1).endswith(hashlib.sha256(b"{}").hexdigest().encode()))
+        assert house.tunnel.sent(1).startswith(b"HTTP/1.1 200 ")
+        house.data(1, head % b"tcp, SPDY/3.1")
+        await house.ended(1)
+        assert b"HTTP/1.1 400 " in house.tunnel.sent(1)
 
 
 async def test_a_large_first_packet_passes_whole(run_proxy: RunProxy) -> None:

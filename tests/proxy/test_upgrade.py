@@ -38,7 +38,10 @@ def upgrading(token: str, first: bytes = b"", seen: list | None = None):
     return target
 
 
-@pytest.mark.parametrize("token", ["websocket", "SPDY/3.1", "WebSocket"])
+@pytest.mark.parametrize(
+    "token",
+    ["websocket", "SPDY/3.1", "WebSocket", "tcp", "tailscale-control-protocol", "DERP", "alpn-teleport", "h2", "x/h2c"],
+)
 async def test_bytes_go_both_ways_and_each_way_ends_alone(house, origin, token):
     seen = []
     async with origin(upgrading(token, b"first", seen)) as o, house(o.url) as h:
@@ -53,7 +56,7 @@ async def test_bytes_go_both_ways_and_each_way_ends_alone(house, origin, token):
         client.writer.write_eof()
         assert await client.read_all() == b"bye", "the target still speaks after the client's end"
         assert await h.outcome() == (Kind.COMPLETE, Stage.UPGRADED)
-        assert seen[0].lower().count(b"upgrade: " + token.lower().encode()) == 1
+        assert seen[0].count(b"\r\nUpgrade: " + token.encode() + b"\r\n") == 1, "as the client spells it"
         assert b"\r\nConnection: Upgrade\r\n" in seen[0]
 
 
@@ -90,7 +93,7 @@ async def test_a_refused_upgrade_is_a_plain_response_and_what_waited_the_next_re
         assert seen[1].startswith(b"GET /next ")
 
 
-@pytest.mark.parametrize("token", ["SPDY/3.1", "h2c", "websocket, SPDY/3.1"])
+@pytest.mark.parametrize("token", ["SPDY/3.1", "h2c", "websocket, SPDY/3.1", "websocket/13", "", ","])
 async def test_a_101_to_something_else_is_a_502(house, origin, token):
     async with origin(upgrading(token)) as o, house(o.url) as h:
         client = await h.open()
@@ -115,6 +118,166 @@ async def test_other_protocols_are_not_asked_for(house, origin):
         names = [set(dict(request.headers)) for request, _ in o.requests]
         assert [b"upgrade" in found for found in names] == [False, False, False, True]
         assert all(b"http2-settings" not in found for found in names)
+
+
+@pytest.mark.parametrize("named", ["foo/1", "BAR"])
+async def test_what_is_asked_for_goes_on_in_order_and_spelling_and_the_target_picks_one(house, origin, named):
+    seen = []
+    lines = "Upgrade: HTTP/2.0, bar, ,a b\r\nUPGRADE: tls/1.2,H2C,websocket, a/b/c\r\n"
+    async with origin(upgrading(named, seen=seen)) as o, house(o.url) as h:
+        client = await h.open()
+        client.send(wants("h2c, Foo/1", lines))
+        answer = await client.switched()
+        assert (answer.status, answer.headers[b"upgrade"]) == (101, named.encode())
+        client.send(b"raw")
+        assert await client.read_until(b"raw") == b"raw"
+        assert b"\r\nUpgrade: Foo/1, bar, websocket\r\n" in seen[0]
+        assert seen[0].lower().count(b"upgrade:") == 1
+
+
+@pytest.mark.parametrize("token", ["h2c", "HTTP/2.0", "http/3", "TLS/1.0", "H2C, tls/1.3", "a b", ","])
+async def test_another_kind_of_http_for_the_next_hop_is_never_asked_for(house, origin, token):
+    async with origin() as o, house(o.url) as h:
+        client = await h.open()
+        client.send(wants(token))
+        assert (await client.switched()).body == b"OK"
+        assert b"upgrade" not in dict(o.requests[0][0].headers)
+
+
+# A body first -------------------------------------------------------------------------------------------------------
+
+START = b'{"Detach":false,"Tty":true}'
+DOCKER = (
+    b"POST /v1.43/exec/0123/start HTTP/1.1\r\nHost: docker\r\nUser-Agent: Docker-Client/24.0.2 (linux)\r\n"
+    b"Content-Length: %d\r\nConnection: Upgrade\r\nContent-Type: application/json\r\nUpgrade: tcp\r\n%b\r\n"
+)
+
+
+def docker(status: str = "101 UPGRADED", body: bytes = START, seen: list | None = None):
+    """`docker exec` as dockerd answers it: the request with its whole body, the head, and raw bytes both ways."""
+
+    async def target(reader, writer):
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+            got = await reader.readexactly(length)
+            if seen is not None:
+                seen.append((head, got))
+            if not status.startswith("101"):
+                writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nno".encode())
+                continue
+            fields = "Content-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+            writer.write(f"HTTP/1.1 {status}\r\n{fields}\r\n".encode() + b"\1\0\0\0\0\0\0\2$ ")
+            while data := await reader.read(65536):
+                writer.write(data.upper())
+            writer.write(b"exit")
+            writer.write_eof()
+            return
+
+    return target
+
+
+@pytest.mark.parametrize("size", [0, len(START), 65536])
+@pytest.mark.parametrize("sent", ["at once", "head first", "byte by byte"])
+async def test_a_short_body_goes_first_and_the_upgrade_follows(house, origin, eventually, size, sent):
+    body = (START * 3000)[:size]
+    seen = []
+    head = DOCKER % (size, b"")
+    async with origin(docker(seen=seen)) as o, house(o.url) as h:
+        client = await h.open()
+        if sent == "at once":
+            client.send(head + body + b"ls\n")
+        elif sent == "head first" or size > 1000:
+            client.send(head)
+            await eventually(lambda: h.heads)
+            client.send(body)
+            client.send(b"ls\n")
+        else:
+            for at in range(len(head + body)):
+                client.send((head + body)[at : at + 1])
+                await asyncio.sleep(0)
+            client.send(b"ls\n")
+        answer = await client.switched()
+        assert (answer.status, answer.headers[b"upgrade"]) == (101, b"tcp")
+        assert answer.headers[b"content-type"] == b"application/vnd.docker.raw-stream"
+        assert await client.read_until(b"LS\n") == b"\1\0\0\0\0\0\0\2$ LS\n"
+        client.writer.write_eof()
+        assert await client.read_all() == b"exit"
+        assert await h.outcome() == (Kind.COMPLETE, Stage.UPGRADED)
+        assert seen[0][1] == body
+        assert b"\r\nContent-Length: %d\r\n" % size in seen[0][0]
+        assert b"\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n" in seen[0][0]
+
+
+@pytest.mark.parametrize("status", ["200 OK", "403 Forbidden", "404 Not Found"])
+async def test_behind_a_refused_upgrade_with_a_body_comes_the_next_request(house, origin, status):
+    seen = []
+    async with origin(docker(status, seen=seen)) as o, house(o.url) as h:
+        client = await h.open()
+        for _ in range(2):
+            client.send((DOCKER % (len(START), b"") + START) * 2)
+            for _ in range(2):
+                answer = await client.switched()
+                assert (answer.status, answer.body) == (int(status[:3]), b"no")
+        assert [body for _, body in seen] == [START] * 4
+        assert o.connections == 1, "an upgrade that was refused leaves a connection as any other"
+        client.send(DOCKER % (2, b"") + b"{}raw bytes that are no request\r\n\r\n")
+        assert (await client.switched()).status == int(status[:3])
+        assert (await client.answer()).status == 400
+        assert await client.closed()
+
+
+async def test_a_101_before_the_body_is_whole_loses_none_of_it(house, origin, eventually):
+    got = asyncio.get_running_loop().create_future()
+
+    async def hasty(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(switches("tcp"))
+        got.set_result(await reader.readexactly(13))
+        writer.write(b"done")
+        await reader.read()
+
+    async with origin(hasty) as o, house(o.url) as h:
+        client = await h.open()
+        client.send(DOCKER % (10, b"") + b"01234")
+        assert (await client.switched()).status == 101
+        client.send(b"56789raw")
+        assert await client.read_until(b"done") == b"done"
+        assert await got == b"0123456789raw"
+
+
+async def test_a_client_that_waits_for_100_gets_it_before_the_101(house, origin):
+    async def target(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await reader.readexactly(2)
+        writer.write(switches("tcp"))
+        writer.write(await reader.read(3))
+
+    async with origin(target) as o, house(o.url, limits={"expect_timeout_s": 60}) as h:
+        client = await h.open()
+        client.send(DOCKER % (2, b"Expect: 100-continue\r\n"))
+        assert await client.read_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.send(b"{}")
+        assert (await client.switched()).status == 101
+        client.send(b"raw")
+        assert await client.read_until(b"raw") == b"raw"
+
+
+@pytest.mark.parametrize("framing", ["chunked", "65537"])
+async def test_with_a_body_that_is_chunked_or_too_long_the_request_is_a_plain_one(house, origin, framing):
+    body = START if framing == "chunked" else bytes(65537)
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if framing == "chunked" else body
+    field = b"Transfer-Encoding: chunked" if framing == "chunked" else b"Content-Length: 65537"
+    head = b"POST /%b HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: %b\r\n" + field + b"\r\n\r\n"
+    async with origin() as o, house(o.url) as h:
+        client = await h.open()
+        for path in (b"first", b"second"):
+            client.send(head % (path, b"tcp, DERP") + sent)
+            assert (await client.answer("POST")).body == body
+        assert all(b"upgrade" not in dict(request.headers) for request, _ in o.requests)
+        client.send(head % (b"third", b"tcp, WebSocket") + sent)
+        assert (await client.answer("POST")).status == 400
+        assert len(o.requests) == 2
 
 
 async def test_a_target_that_breaks_an_upgrade_fails_it(house, origin):

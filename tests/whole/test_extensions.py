@@ -416,3 +416,58 @@ async def test_expect_is_the_target_s_to_answer_but_a_base_agent_s_hub_answers_i
         assert (b"\r\nexpect: 100-continue\r\n" in heads[0].lower()) is (features is None)
         writer.close()
         await writer.wait_closed()
+
+
+DOCKER = (
+    b"POST /c1/./exec/0123/start HTTP/1.1\r\nHost: docker\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
+    b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n{}"
+)
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["with the head", "later"])
+async def test_docker_exec_works_through_hub_and_agent(mode: str, later: bool) -> None:
+    """A body first, the 101 in dockerd's words, then raw bytes both ways; a plain `.` segment is gone on the way."""
+    heads: list[bytes] = []
+
+    async def dockerd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        assert await reader.readexactly(2) == b"{}"
+        writer.write(
+            b"HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\n"
+            b"Upgrade: tcp\r\n\r\n$ "
+        )
+        while data := await reader.read(65536):
+            writer.write(data.upper())
+        writer.write(b"exit")
+
+    async with target(dockerd) as url, line(url, mode) as found, asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection("127.0.0.1", found.http_port)
+        writer.write(DOCKER if later else DOCKER + b"ls\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101 ")
+        assert b"\r\nUpgrade: tcp\r\n" in head
+        if later:
+            writer.write(b"ls\n")
+        assert await reader.readexactly(5) == b"$ LS\n"
+        writer.write(bytes(1_000_000))
+        writer.write_eof()
+        assert await reader.read() == bytes(1_000_000) + b"exit"
+        writer.close()
+        assert heads[0].startswith(b"POST /exec/0123/start HTTP/1.1\r\n")
+        assert b"\r\nUpgrade: tcp\r\n" in heads[0]
+        await until(lambda: found.session.open_connections == 0)
+
+
+async def test_a_targets_malformed_head_is_told_by_rule_through_the_hub(mode: str) -> None:
+    async def lines_without_cr(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nOK")
+        await reader.read()
+
+    async with target(lines_without_cr) as url, line(url, mode) as found, asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection("127.0.0.1", found.http_port)
+        writer.write(b"GET /c1/ HTTP/1.1\r\nHost: hub\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 502 ")
+        assert await reader.readline() == b"the target sent a malformed response head: a line ends without CR\n"
+        writer.close()

@@ -40,13 +40,16 @@ class Announced:
     no stranger.
     """
 
-    __slots__ = ("_acceptor", "conn_id", "name", "outcome", "transport", "withdrawn")
+    __slots__ = ("_acceptor", "conn_id", "is_base_hubs", "name", "outcome", "transport", "withdrawn")
 
-    def __init__(self, acceptor: UDSAcceptor, name: str, conn_id: int, outcome: Outcome) -> None:
+    def __init__(
+        self, acceptor: UDSAcceptor, name: str, conn_id: int, outcome: Outcome, is_base_hubs: bool
+    ) -> None:
         self._acceptor = acceptor
         self.name = name
         self.conn_id = conn_id
         self.outcome = outcome
+        self.is_base_hubs = is_base_hubs
         self.transport: asyncio.Transport | None = None
         self.withdrawn = False
 
@@ -67,7 +70,8 @@ class Announced:
 class UDSAcceptor:
     """Listens for the connection managers of all sessions, and gives each connection a protocol of the proxy's.
 
-    accept: makes the proxy's protocol for one connection. socket_path: where to listen; a socket there that a killed
+    accept: makes the proxy's protocol for one connection. accept_base: the same for connections that come from a hub
+    without features; None: `accept` makes those too. socket_path: where to listen; a socket there that a killed
     agent of the same user has left is replaced; "" makes a private directory of its own. buffer_size: high-water mark
     of the proxy's side, in bytes; may be changed. abstract_names: bind the managers' sockets in Linux's abstract
     namespace, else in a private directory. `start` must have returned before managers are made.
@@ -77,11 +81,13 @@ class UDSAcceptor:
         self,
         accept: Callable[[int, Outcome], asyncio.Protocol],
         *,
+        accept_base: Callable[[int, Outcome], asyncio.Protocol] | None = None,
         socket_path: str = "",
         buffer_size: int = 65536,
         abstract_names: bool = sys.platform == "linux",
     ) -> None:
         self._accept = accept
+        self._accept_base = accept_base or accept
         self._configured_path = socket_path
         self.buffer_size = buffer_size
         self._abstract = abstract_names
@@ -194,7 +200,7 @@ class UDSAcceptor:
         self._sessions += 1
         return self._sessions
 
-    def announce(self, session: int, conn_id: int, outcome: Outcome) -> Announced:
+    def announce(self, session: int, conn_id: int, outcome: Outcome, is_base_hubs: bool = False) -> Announced:
         """Expect one connection; its socket must be bound to the result's name before it connects."""
         if self._server is None:
             raise RuntimeError("the acceptor isn't listening")
@@ -202,7 +208,7 @@ class UDSAcceptor:
             name = f"\0fastpipe-agent/{self._token}/{session}/{conn_id}"
         else:
             name = os.path.join(self._directory, f"{session}-{conn_id}")
-        announced = self._announced[name] = Announced(self, name, conn_id, outcome)
+        announced = self._announced[name] = Announced(self, name, conn_id, outcome, is_base_hubs)
         return announced
 
     def bind(self, announced: Announced) -> socket.socket:
@@ -264,7 +270,8 @@ class UDSAcceptor:
         if announced.withdrawn:
             return None
         try:
-            protocol = self._accept(announced.conn_id, announced.outcome)
+            accept = self._accept_base if announced.is_base_hubs else self._accept
+            protocol = accept(announced.conn_id, announced.outcome)
         except Exception:
             logger.exception("the proxy refused a connection", extra={"conn_id": announced.conn_id})
             return None

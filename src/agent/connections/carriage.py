@@ -41,7 +41,8 @@ class Share:
 class Carriage:
     """Shared by all sessions of an agent.
 
-    accept: makes the proxy's protocol for one connection, carried by `memory` or by `uds`. memory_percent: the share of
+    accept: makes the proxy's protocol for one connection, carried by `memory` or by `uds`. accept_base: the same for
+    connections that come from a hub without features; None: `accept` makes those too. memory_percent: the share of
     new connections, over all sessions, that pipes carry. buffer_size: what each holds in each direction, in bytes.
     socket_path: as in UDSAcceptor. Raises ConfigError where a share is left for Unix sockets and there are none.
 
@@ -54,6 +55,7 @@ class Carriage:
         self,
         accept: Accept,
         *,
+        accept_base: Accept | None = None,
         memory_percent: int,
         buffer_size: int,
         socket_path: str = "",
@@ -61,6 +63,7 @@ class Carriage:
     ) -> None:
         _check(memory_percent)
         self._accept = accept
+        self._accept_base = accept_base or accept
         self.share = Share(memory_percent)
         self.buffer_size = buffer_size
         self.most_connections = most_connections
@@ -76,6 +79,10 @@ class Carriage:
         """The proxy's protocol for a connection over a pipe."""
         return self._accept(conn_id, outcome, "memory")
 
+    def accept_base_memory(self, conn_id: int, outcome: Outcome) -> asyncio.Protocol:
+        """As `accept_memory`, for a connection that comes from a hub without features."""
+        return self._accept_base(conn_id, outcome, "memory")
+
     async def start(self) -> None:
         """Be ready for connections. Raises ConfigError where the Unix socket can't be made. Cancelled: not started."""
         await self.change(memory_percent=self.share.percent, buffer_size=self.buffer_size)
@@ -89,6 +96,7 @@ class Carriage:
         if memory_percent < 100 and self.acceptor is None:
             acceptor = UDSAcceptor(
                 lambda conn_id, outcome: self._accept(conn_id, outcome, "uds"),
+                accept_base=lambda conn_id, outcome: self._accept_base(conn_id, outcome, "uds"),
                 socket_path=self._socket_path,
                 buffer_size=buffer_size,
             )

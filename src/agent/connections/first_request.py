@@ -5,7 +5,8 @@ coding and writes the bare bytes (wire.md, "first request"). Read as a plain byt
 request, chosen by whoever uploaded it. So before the bytes reach the carrier, where borders vanish:
 
 - where the head has neither Content-Length nor Transfer-Encoding and bytes follow its blank line, those bytes are its
-  body, and the head is given their number as Content-Length (with an Upgrade the proxy then answers 400);
+  body, and the head is given their number as Content-Length (no upgrade follows a body there: the proxy answers 400 or
+  drops the Upgrade);
 - `Expect: 100-continue`, which the hub has answered already, is dropped.
 
 Nothing else is touched, and nothing is judged: what is malformed goes on as it is, for the proxy to refuse. In doubt a

@@ -126,6 +126,11 @@ class ConnManager:
         self._drain_marks: dict[int, int] | None = None  # response bytes of each connection as the drain began
         self._unsettled: set[int] = set()  # closed, and the hub may still hold their request outstanding
 
+    @property
+    def is_base_hubs(self) -> bool:
+        """Whether the hub has no features: it writes the first request of a connection anew (wire.md)."""
+        return not self.tunnel.features
+
     def make_connection(self, conn_id: int) -> Connection:
         """A connection with its carrier attached. May raise: then the id is closed and the hub gets an ERROR, which has
         the words of a FullError.
@@ -279,7 +284,7 @@ class ConnManager:
             limit_bytes=_CREDITED_BYTES if credited else self.limits.inbound_bytes,
             uncounted_bytes=_CREDITED_BYTES if credited else buffer_bytes,
             slice_bytes=buffer_bytes // 2,
-            reframes=not self.tunnel.features,
+            reframes=self.is_base_hubs,
         )
 
     def late_error(self, conn_id: int, text: str) -> None:

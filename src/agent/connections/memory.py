@@ -31,7 +31,8 @@ class MemoryConnection(Connection):
 class MemoryConnManager(ConnManager):
     """Connections over pipes. The rest as in ConnManager.
 
-    accept: makes the proxy's protocol for one connection. buffer_size: a pipe's high-water mark, in bytes; may be
+    accept: makes the proxy's protocol for one connection. accept_base: the same for connections that come from a hub
+    without features; None: `accept` makes those too. buffer_size: a pipe's high-water mark, in bytes; may be
     changed for the connections to come.
     """
 
@@ -40,6 +41,7 @@ class MemoryConnManager(ConnManager):
         tunnel: Tunnel,
         accept: Callable[[int, Outcome], asyncio.Protocol],
         *,
+        accept_base: Callable[[int, Outcome], asyncio.Protocol] | None = None,
         buffer_size: int = 65536,
         limits: ConnectionLimits | None = None,
         budget: FirstPacketBudget | None = None,
@@ -47,11 +49,13 @@ class MemoryConnManager(ConnManager):
     ) -> None:
         super().__init__(tunnel, limits=limits, budget=budget, counters=counters)
         self.accept = accept
+        self.accept_base = accept_base or accept
         self.buffer_size = buffer_size
 
     def make_connection(self, conn_id: int) -> Connection:
         """A connection whose pipe has the proxy's protocol on its other end."""
-        protocol = self.accept(conn_id, self.outcome)
+        accept = self.accept_base if self.is_base_hubs else self.accept
+        protocol = accept(conn_id, self.outcome)
         connection = MemoryConnection(conn_id, self)
         client_end, server_end = create_pipe(limit=self.buffer_size, loop=asyncio.get_running_loop())
         connection.client_end, connection.server_end = client_end, server_end

@@ -38,7 +38,7 @@ class MixedConnManager(MemoryConnManager, UDSConnManager):
     ) -> None:
         # Not the two in between: what they are given is the carriage's, and there may be no Unix socket yet.
         ConnManager.__init__(self, tunnel, limits=limits, budget=budget, counters=counters)
-        self.accept = carriage.accept_memory
+        self.accept, self.accept_base = carriage.accept_memory, carriage.accept_base_memory
         self._carriage = carriage
         self._listens = False
         self._full_said = False

@@ -70,7 +70,7 @@ class UDSConnManager(ConnManager):
 
     def make_connection(self, conn_id: int) -> Connection:
         """A connection whose socket has reached the acceptor, or tries to. Raises OSError."""
-        announced = self.acceptor.announce(self._session, conn_id, self.outcome)
+        announced = self.acceptor.announce(self._session, conn_id, self.outcome, self.is_base_hubs)
         sock = self.acceptor.bind(announced)
         connection = UDSConnection(conn_id, self, announced)
         end = SocketEnd(

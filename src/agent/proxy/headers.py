@@ -18,6 +18,7 @@ __all__ = [
     "Fields",
     "check_fields",
     "drop_named",
+    "elements",
     "forwarded_trailers",
     "is_protected",
     "serialize",
@@ -53,7 +54,12 @@ COMMON_OPTIONS = {b"keep-alive": KEEP_ALIVE, b"Keep-Alive": KEEP_ALIVE, b"close"
 
 def tokens(values: Iterable[bytes]) -> list[bytes]:
     """The elements of a comma-separated list field, all its lines joined, lower-case, empty ones left out."""
-    return [token for value in values for part in value.split(b",") if (token := part.strip(b" \t").lower())]
+    return [element.lower() for element in elements(values)]
+
+
+def elements(values: Iterable[bytes]) -> list[bytes]:
+    """As `tokens`, but in the sender's spelling."""
+    return [element for value in values for part in value.split(b",") if (element := part.strip(b" \t"))]
 
 
 def is_protected(option: bytes) -> bool:

@@ -59,6 +59,7 @@ cdef tuple _ask_about_response(bytes head, Response response)
 cdef object _options(dict special)
 cdef long long _body_length(list lengths, list codings, bint is_1_0) except? -4
 cdef object _set_connection(Request request, dict special)
+cpdef bint switches_as_asked(Response response, Request request) except -1
 cdef object _set_host(Request request, list hosts, bint fast)
 
 

@@ -22,6 +22,7 @@ from agent.proxy.headers import (
     NO_OPTIONS,
     Fields,
     drop_named,
+    elements,
     is_protected,
     tokens,
 )
@@ -48,8 +49,9 @@ from agent.proxy.rules import (
 )
 from agent.syntax import has_dot_segments, without_plain_dots
 
-__all__ = ["CHUNKED", "METHODS", "UNFRAMED", "UNTIL_EOF", "Fault", "Request", "Response",
-           "check_line", "check_line_so_far", "malformed_head", "parse_request", "parse_response"]  # fmt: skip
+__all__ = ["CHUNKED", "METHODS", "UNFRAMED", "UNTIL_EOF", "UPGRADE_BODY_BYTES", "Fault", "Request", "Response",
+           "bound_upgrade", "check_line", "check_line_so_far", "malformed_head", "parse_request", "parse_response",
+           "switches_as_asked"]  # fmt: skip
 
 CHUNKED = -1
 """A body's length: unknown, chunk by chunk."""
@@ -68,7 +70,12 @@ METHODS = frozenset({
 # in (RFC 9110, section 9.3.8).
 REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110, section 9.2.2
-UPGRADES = (b"websocket", b"spdy/3.1")
+# They turn a connection into another kind of HTTP, or TLS, for the next hop alone.
+NEVER_UPGRADED = re.compile(rb"h2c|(?:http|tls)/.*", re.IGNORECASE)
+# Refused where they can't be had, since what follows such a request is never HTTP; others then are plain requests.
+STRICT_UPGRADES = frozenset({b"websocket", b"spdy/3.1"})
+UPGRADE_BODY_BYTES = 65536
+"""The longest body that an upgrade may follow (http.md, "What the proxy adds", 6)."""
 PLAIN_OPTIONS = frozenset({b"keep-alive", b"close", b"upgrade", b"te"})  # they name no field that went on anyway
 # Not framing here, but for what hands names on as a CGI does, with "-" and "_" the same.
 DISGUISED = frozenset({b"content_length", b"transfer_encoding"})
@@ -86,6 +93,7 @@ ORIGIN_FORM = re.compile(rb"/[!-\"$-\[\]-~]*")  # visible ASCII without "#" and 
 NOT_IN_LINE = re.compile(rb"[^ -~]")
 HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)(?=:|\Z)")
 MAX_PORT = 65535
+PROTOCOL = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?")  # RFC 9110, section 7.8
 # llhttp takes a tab at a value's end for a part of it; by RFC 9110, section 5.6.3, it is none. Not at a line's
 # beginning: a line of white space alone must not become the empty line.
 TRAILING_SPACE = re.compile(rb"(?<=[^\r\n\t ])[\t ]+(?=\r\n)")
@@ -361,11 +369,32 @@ def _set_connection(request: Request, special: dict[bytes, list[bytes]]) -> None
             raise Fault(417, "unknown expectation")
         request.expects_continue = request.length != 0
     if b"upgrade" in special and b"upgrade" in options:
-        wanted = [token for token in tokens(special[b"upgrade"]) if token in UPGRADES]
-        if wanted:
-            if request.length != 0:
-                raise malformed_head(RULES["upgrade-body"])
-            request.upgrade = wanted[0]
+        request.upgrade = b", ".join(
+            [
+                protocol
+                for protocol in elements(special[b"upgrade"])
+                if PROTOCOL.fullmatch(protocol) and not NEVER_UPGRADED.fullmatch(protocol)
+            ]
+        )
+        if request.upgrade:
+            bound_upgrade(request, UPGRADE_BODY_BYTES, "upgrade-body")
+
+
+def bound_upgrade(request: Request, body_bytes: int, rule: str) -> None:
+    """Take the upgrade off a request whose body is chunked or longer than `body_bytes`: it is then a plain request.
+
+    Raises Fault with `rule` if the request may become a WebSocket or SPDY.
+    """
+    if 0 <= request.length <= body_bytes:
+        return
+    if not STRICT_UPGRADES.isdisjoint(request.upgrade.lower().split(b", ")):
+        raise malformed_head(RULES[rule])
+    request.upgrade = b""
+
+
+def switches_as_asked(response: Response, request: Request) -> bool:
+    """Whether a 101 names one of the protocols that the request asked for (RFC 9110, section 7.8)."""
+    return response.upgrade.lower() in request.upgrade.lower().split(b", ") if response.upgrade else False
 
 
 def _set_host(request: Request, hosts: list[bytes] | None, fast: bool) -> None:
@@ -446,7 +475,7 @@ def parse_response(head: bytes, fast: bool = IS_FAST) -> Response:
     options = _options(special)
     response.keep_alive = (not is_1_0 or b"keep-alive" in options) and b"close" not in options
     if b"upgrade" in special:
-        response.upgrade = b",".join(tokens(special[b"upgrade"]))
+        response.upgrade = b",".join(elements(special[b"upgrade"]))
     lengths, codings = special.get(b"content-length"), special.get(b"transfer-encoding")
     if codings is not None or lengths is not None:
         response.length = _body_length(lengths, codings, is_1_0)

@@ -63,12 +63,16 @@ class Proxy:
         """Client connections, in use and idle."""
         return len(self._connections)
 
-    def connection(self, conn_id: int, outcome: Outcome, carrier: str = "") -> asyncio.Protocol:
+    def connection(
+        self, conn_id: int, outcome: Outcome, carrier: str = "", is_base_hubs: bool = False
+    ) -> asyncio.Protocol:
         """The protocol for one client connection. outcome: told once how it ended, before its transport is closed.
 
-        carrier: what it is counted as, where it is refused.
+        carrier: what it is counted as, where it is refused. is_base_hubs: it comes from a hub without features, which
+        writes the first request's framing itself: no upgrade follows a body there.
         """
-        return cast(asyncio.Protocol, Connection(self, conn_id, outcome, carrier))  # by its methods, not its base
+        made = Connection(self, conn_id, outcome, carrier, is_base_hubs)
+        return cast(asyncio.Protocol, made)  # by its methods, not its base
 
     def close_behind_answers(self) -> None:
         """Say `Connection: close` on every answer from now on, and close behind it. Who is idle or new is served still:

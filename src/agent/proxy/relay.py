@@ -33,7 +33,7 @@ from agent.proxy.chunked import LAST_CHUNK, ChunkedDecoder, ChunkError, encode_c
 from agent.proxy.clock import NEVER
 from agent.proxy.decide import Decision, Undecided, decide
 from agent.proxy.headers import forwarded_trailers
-from agent.proxy.heads import CHUNKED, IDEMPOTENT, UNFRAMED, Request, Response
+from agent.proxy.heads import CHUNKED, IDEMPOTENT, UNFRAMED, Request, Response, switches_as_asked
 from agent.proxy.intake import Piece
 from agent.proxy.rewrite import head_for_client, head_for_target, informational_head, switching_head
 from agent.proxy.rules import HeadError
@@ -365,7 +365,7 @@ class Exchange:
         """The target has switched protocols: pass it on where it was asked to, to what it was asked to."""
         upstream, connection = self._upstream, self.connection
         assert upstream is not None
-        if not self.request.upgrade or response.upgrade != self.request.upgrade:
+        if not switches_as_asked(response, self.request):
             self.fail(502, "the target switched protocols unasked", "response head", rule="switch-unasked")
             return
         self._upstream = None

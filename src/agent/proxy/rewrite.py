@@ -6,9 +6,8 @@ from agent.messages import Target
 from agent.proxy.headers import SPECIAL, Fields, check_fields
 from agent.proxy.heads import CHUNKED, KEPT_BYTES, Request, Response
 
-__all__ = ["UPGRADE_NAMES", "head_for_client", "head_for_target", "informational_head", "switching_head"]
+__all__ = ["head_for_client", "head_for_target", "informational_head", "switching_head"]
 
-UPGRADE_NAMES = {b"websocket": b"websocket", b"spdy/3.1": b"SPDY/3.1"}
 WITH_CONTENT = frozenset({b"POST", b"PUT", b"PATCH"})  # a bodyless one says so (RFC 9110, section 8.6)
 
 
@@ -63,7 +62,7 @@ def _tail(request: Request, fields: Fields) -> bytes:
     elif request.method in WITH_CONTENT and not request.upgrade:
         out.append(b"Content-Length: 0\r\n")
     if request.upgrade:
-        out.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % UPGRADE_NAMES[request.upgrade])
+        out.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.upgrade)
     elif request.takes_trailers:
         out.append(b"Connection: TE\r\nTE: trailers\r\n")
     out.append(b"\r\n")
@@ -99,7 +98,7 @@ def informational_head(response: Response) -> bytes:
 
 
 def switching_head(response: Response) -> bytes:
-    """The head of a 101."""
+    """The head of a 101 that names a protocol its request asked for."""
     return b"HTTP/1.1 101 Switching Protocols\r\n%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (
-        response.lines[response.line_bytes :], UPGRADE_NAMES[response.upgrade],
+        response.lines[response.line_bytes :], response.upgrade,
     )  # fmt: skip

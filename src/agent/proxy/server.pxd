@@ -29,7 +29,7 @@ cdef class Connection:
     cdef public object _upgraded
     cdef public long long _drain_left
     cdef public double _deadline
-    cdef public bint _is_tls, _backlog_paused, _exchange_paused, _half_closed, _closing, _served
+    cdef public bint _is_tls, _is_base_hubs, _backlog_paused, _exchange_paused, _half_closed, _closing, _served
     cdef public Stall _stall
 
     @cython.locals(exchange=Exchange)

@@ -25,7 +25,7 @@ from agent.proxy.answers import own_answer
 from agent.proxy.chunked import ChunkError
 from agent.proxy.clock import NEVER, Stall
 from agent.proxy.headers import Fields
-from agent.proxy.heads import ALLOW, Fault, Request, parse_request
+from agent.proxy.heads import ALLOW, Fault, Request, bound_upgrade, parse_request
 from agent.proxy.intake import BodyIntake, Piece, RequestHeadIntake
 from agent.proxy.peer import is_gone, watch_half_closed
 from agent.proxy.relay import Exchange
@@ -64,11 +64,14 @@ class Connection:
 
     __slots__ = (
         "_backlog", "_backlog_paused", "_body", "_closing", "_deadline", "_drain_left", "_exchange", "_exchange_paused",
-        "_half_closed", "_heads", "_input", "_is_tls", "_last", "_last_head", "_last_target", "_outcome", "_served",
+        "_half_closed", "_heads", "_input", "_is_base_hubs", "_is_tls", "_last", "_last_head", "_last_target",
+        "_outcome", "_served",
         "_stall", "_transport", "_upgraded", "advancing", "carrier", "conn_id", "measures", "proxy", "writing_paused",
     )  # fmt: skip
 
-    def __init__(self, proxy: Proxy, conn_id: int, outcome: Outcome, carrier: str = "") -> None:
+    def __init__(
+        self, proxy: Proxy, conn_id: int, outcome: Outcome, carrier: str = "", is_base_hubs: bool = False
+    ) -> None:
         self.proxy = proxy
         self.conn_id = conn_id
         self.carrier = carrier
@@ -78,6 +81,7 @@ class Connection:
         self._outcome: Outcome | None = outcome
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._is_tls = False
+        self._is_base_hubs = is_base_hubs  # it comes from a hub without features
         self._input = HEAD
         self._heads = RequestHeadIntake(proxy.limits)
         self._last: Request | None = None  # the request before, its head, and the target that this asked for
@@ -221,6 +225,8 @@ class Connection:
                 request, target = self._last, self._last_target
                 if request is None or head != self._last_head:
                     request, target = parse_request(head, self.proxy.limits, request)
+                    if request.upgrade and self._is_base_hubs:
+                        bound_upgrade(request, 0, "upgrade-base-hub")
                     if request.block:
                         self._last, self._last_target, self._last_head = request, target, head
                     else:  # a long one would be held while the connection idles
@@ -377,6 +383,7 @@ class Connection:
         """After a 101: bytes both ways from now on, those that waited first."""
         self._exchange = None
         self._upgraded = upgraded
+        self._body = None  # what is left of it goes first, as it comes
         self._input = UPGRADED
         self._deadline = NEVER
         if self.writing_paused:
