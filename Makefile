@@ -80,9 +80,11 @@ bench-curves: $(VENV)/.tested
 bench-docs: $(VENV)/.tested
 	$(BIN)/python -m bench $(BENCH_ARGS) docs
 
-# The nightly run: a million inputs for the tunnel's decoders, both twins (CI takes 50,000).
+# The nightly run: a million inputs for the tunnel's decoders and a million heads, both twins (CI takes 50,000 of each).
 fuzz: $(VENV)/.tested
 	FASTPIPE_INPUTS=1000000 $(BIN)/python -m pytest tests/tunnel/test_framing_twins.py $(PYTEST_ARGS)
+	FASTPIPE_INPUTS=1000000 $(BIN)/python -m pytest tests/proxy/test_head_twins.py $(PYTEST_ARGS)
+	FASTPIPE_INPUTS=1000000 FASTPIPE_NO_EXTENSIONS=1 $(BIN)/python -m pytest tests/proxy/test_head_twins.py $(PYTEST_ARGS)
 
 # Nightly too: what the suite does in seconds, at full length, on both twins. 20 readers of 1 GiB that stand still for a
 # minute; a hub that is killed 50 times under load. About a quarter of an hour; what was measured is printed at the end.
