@@ -3,13 +3,33 @@
     client ── TCP ──► HTTP port ── first request re-written, then raw bytes ──► gRPC stream ──► agent
 
 gRPC is grpcio's C core, HTTP is read with h11, the messages are compiled from the .proto: nothing of `agent` is used.
-`python base_hub.py [CERT KEY]` prints `grpc PORT` and `http PORT`, then answers each command line on standard input
-with one line of JSON, and ends with its standard input. Commands, CLUSTER being the agent's `cluster-name`:
+`python base_hub.py [--go SECONDS] [CERT KEY]` prints `grpc PORT` and `http PORT`, then answers each command line on
+standard input with one line of JSON, and ends with its standard input.
+
+`--go SECONDS` keeps the faults that end a hub written in Go. Without it one hub serves many tests, so it keeps only the
+faults that hurt one connection. The numbers stand in the code beside each:
+
+    F1  A hub lists a client's connection until the client closes, an agent's ERROR reaches the client, or SECONDS
+        (30 in Go) have passed since its first request began, whatever the connection does. A request body that is
+        still coming keeps the connection listed, however long it takes.
+    F2  A stream that ends while it lists a connection takes the stream's lock twice: the lock is never released. The
+        cluster is *stuck*: the hub still routes to the stream, and each client of the cluster waits for the lock.
+    F3  A second stream of a cluster closes the first one under the lock of all clusters. If the first one is stuck, or
+        lists a connection, the hub is *frozen*: no client and no agent of any cluster gets an answer.
+    F4  A second stream of a cluster makes the hub flood the first one with packets for id 0 (both modes).
+    F5  The hub keeps 100 packets for each client, and drops the rest (both modes). ERROR waits behind them, and is
+        dropped like them.
+    F6  The hub reads only the first request of a connection; what follows it is a splice of raw bytes (both modes).
+    F7  An empty DATA for a listed connection gets no answer (both modes).
+
+Commands, CLUSTER being the agent's `cluster-name`:
 
     stats CLUSTER               what has been seen of this cluster's agents (`Record`)
     drop CLUSTER [STATUS]       end its streams with this gRPC status (UNAVAILABLE)
     refuse CLUSTER STATUS       end every new stream at once with this status; `-` accepts again
-    deaf CLUSTER on|off         leave probes unanswered
+    deaf CLUSTER on|off         leave probes for id -1 unanswered
+    mute CLUSTER on|off         leave probes of connections unanswered
+    frozen                      whether the hub is frozen, and which clusters are stuck (`--go`)
     flood CLUSTER N             N empty DATA packets for conn_id 0
     raw CLUSTER CONN_ID HEX     one DATA packet
     code CLUSTER CONN_ID N [TEXT]  one packet with this control code and error message
@@ -63,6 +83,14 @@ class Record:
     packets_after_drain: int = 0
     other_codes: list[int] = dataclasses.field(default_factory=list)
     ends: list[str] = dataclasses.field(default_factory=list)  # how each stream ended
+    listed_at_end: list[int] = dataclasses.field(default_factory=list)  # connections listed as each stream ended
+
+
+class GoError:
+    """An agent's ERROR in the queue of a Go hub's client (F5)."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
 
 
 class Connection:
@@ -71,7 +99,7 @@ class Connection:
     def __init__(self, conn_id: int, writer: asyncio.StreamWriter) -> None:
         self.conn_id = conn_id
         self.writer = writer
-        self.queue: deque[bytes] = deque()
+        self.queue: deque[bytes | GoError] = deque()
         self.wake = asyncio.Event()
         self.ended = False
 
@@ -82,7 +110,14 @@ class Connection:
                     self.wake.clear()
                     await self.wake.wait()
                     continue
-                self.writer.write(self.queue.popleft())
+                data = self.queue.popleft()
+                if isinstance(data, GoError):
+                    text = data.text.encode()
+                    head = b"Content-Type: text/plain\r\nContent-Length: %d\r\nConnection: close" % len(text)
+                    self.writer.write(b"HTTP/1.1 502 Bad Gateway\r\n" + head + b"\r\n\r\n" + text)
+                    await self.writer.drain()
+                    break
+                self.writer.write(data)
                 await self.writer.drain()
             self.writer.close()
 
@@ -106,6 +141,7 @@ class Stream:
         self.outgoing: asyncio.Queue[Any] = asyncio.Queue(OUTGOING_PACKETS)
         self.ended: asyncio.Future[tuple[grpc.StatusCode, str]] = asyncio.get_running_loop().create_future()
         self.drained = False
+        self.stuck = False
 
     def end(self, status: grpc.StatusCode, message: str) -> None:
         if not self.ended.done():
@@ -158,6 +194,8 @@ class Stream:
                     return
             else:
                 record.unknown_ids.append(conn_id)
+                if self.record in self.hub.mute:
+                    return
             text = f"unknown packet connection {conn_id}"
             self.send(Packet(conn_id=conn_id, code=ERROR, error_message=text))
             return
@@ -174,6 +212,11 @@ class Stream:
             if connection is None:
                 record.error_for_unknown += 1
                 return
+            if self.hub.life_s is not None:
+                if len(connection.queue) < QUEUED_PACKETS:  # F5
+                    connection.queue.append(GoError(packet.error_message))
+                    connection.wake.set()
+                return
             del self.connections[conn_id]
             text = packet.error_message.encode()
             connection.queue.append(b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\n\r\n" + text)
@@ -189,6 +232,10 @@ class Stream:
         finally:
             for job in (*jobs, *self.floods):
                 job.cancel()
+            self.record.listed_at_end.append(len(self.connections))
+            if self.hub.life_s is not None and self.connections:  # F2: it stays in `streams`, and never returns
+                self.stuck = True
+                await self.hub.for_ever()
             for connection in self.connections.values():
                 connection.end()
             self.connections.clear()
@@ -205,13 +252,21 @@ class Stream:
 
 
 class BaseHub:
-    """Both ports, and the commands."""
+    """Both ports, and the commands. life_s: a Go hub, which lists each connection for so long; None: not one."""
 
-    def __init__(self) -> None:
+    def __init__(self, life_s: float | None = None) -> None:
+        self.life_s = life_s
+        self.frozen = False
+        self.never = asyncio.Event()
+        self.mute: list[Record] = []
         self.records: dict[str, Record] = {}
         self.streams: dict[str, list[Stream]] = {}
         self.refusals: dict[str, grpc.StatusCode] = {}
         self.deaf: list[Record] = []
+
+    async def for_ever(self) -> None:
+        """Wait for a lock that nobody releases; until the hub itself is ended."""
+        await self.never.wait()
 
     def record(self, cluster: str) -> Record:
         return self.records.setdefault(cluster, Record())
@@ -229,10 +284,14 @@ class BaseHub:
         if cluster in self.refusals:
             record.ends.append(self.refusals[cluster].name)
             await context.abort(self.refusals[cluster], "refused on command")
-        stream = Stream(self, cluster, context)
         streams = self.streams.setdefault(cluster, [])
+        if self.life_s is not None and any(one.stuck or one.connections for one in streams):
+            self.frozen = True  # F3
+        if self.frozen:
+            await self.for_ever()
+        stream = Stream(self, cluster, context)
         for replaced in streams:
-            replaced.flood(1_000_000)
+            replaced.flood(1_000_000)  # F4
         streams.append(stream)
         record.live_streams += 1
         try:
@@ -255,11 +314,13 @@ class BaseHub:
             writer.close()
 
     async def serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.life_s is not None:
+            return await self.serve_go_client(reader, writer, self.life_s)
         first = await read_first_request(reader, writer)
         if first is None:
             return None
         path, request, rest = first
-        cluster = path.lstrip("/").split("/")[0].split("?")[0]
+        cluster = cluster_of(path)
         if not self.streams.get(cluster):
             writer.write(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\nno agent\n")
             return await writer.drain()
@@ -281,10 +342,58 @@ class BaseHub:
                 await asyncio.wait([writing])
             writing.cancel()
 
+    async def serve_go_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, life_s: float) -> None:
+        """As `serve_client`, and F1: the connection is listed from its request's head on."""
+        loop = asyncio.get_running_loop()
+        parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        head = await read_head(parser, reader)
+        if head is None:
+            return
+        ends_at_s = loop.time() + life_s
+        cluster = cluster_of(head.target.decode("latin-1"))
+        streams = self.streams.get(cluster)
+        if self.frozen or (streams and streams[-1].stuck):
+            await self.for_ever()
+        if not streams:
+            writer.write(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\nno agent\n")
+            await writer.drain()
+            return
+        stream = streams[-1]
+        connection = stream.open(writer)
+        writing = reading = None
+
+        def send(data: bytes) -> None:
+            stream.record.packets_out += 1
+            stream.send(Packet(conn_id=connection.conn_id, data=data))
+
+        async def read_on() -> None:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(RAW_PACKET_BYTES):
+                    send(data)
+
+        try:
+            send(b"")
+            body = await read_body(parser, reader, writer)
+            if body is None:
+                return
+            send(rewritten(head, body))
+            if rest := parser.trailing_data[0]:
+                send(rest)
+            writing = asyncio.ensure_future(connection.write_queued())
+            reading = asyncio.ensure_future(read_on())
+            left_s = max(0.0, ends_at_s - loop.time())
+            await asyncio.wait([writing, reading], timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (writing, reading):
+                if task is not None:
+                    task.cancel()
+            if not stream.stuck:
+                stream.connections.pop(connection.conn_id, None)  # the agent isn't told
+
     # -- commands
 
     def command(self, line: str) -> object:
-        name, cluster, *rest = line.split(" ", 3)
+        name, cluster, *rest = line.split(" ", 3) if " " in line else (line, "")
         streams = list(self.streams.get(cluster, ()))
         if name == "stats":
             record = self.record(cluster)
@@ -301,6 +410,13 @@ class BaseHub:
             self.deaf = [record for record in self.deaf if record is not self.record(cluster)]
             if rest[0] == "on":
                 self.deaf.append(self.record(cluster))
+        elif name == "mute":
+            self.mute = [record for record in self.mute if record is not self.record(cluster)]
+            if rest[0] == "on":
+                self.mute.append(self.record(cluster))
+        elif name == "frozen":
+            stuck = [name for name, streams in self.streams.items() if any(stream.stuck for stream in streams)]
+            return {"frozen": self.frozen, "stuck": stuck}
         elif name == "flood":
             streams[-1].flood(int(rest[0]))
         elif name == "raw":
@@ -315,6 +431,10 @@ class BaseHub:
         return len(streams)
 
 
+def cluster_of(path: str) -> str:
+    return path.lstrip("/").split("/")[0].split("?")[0]
+
+
 async def read_first_request(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> tuple[str, bytes, bytes] | None:
@@ -323,7 +443,27 @@ async def read_first_request(
     A chunked body is put behind the head as plain bytes, without Content-Length or Transfer-Encoding.
     """
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
-    head: h11.Request | None = None
+    head = await read_head(parser, reader)
+    if head is None:
+        return None
+    body = await read_body(parser, reader, writer)
+    if body is None:
+        return None
+    return head.target.decode("latin-1"), rewritten(head, body), parser.trailing_data[0]
+
+
+async def read_head(parser: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:
+    while (event := parser.next_event()) is h11.NEED_DATA:
+        data = await reader.read(65536)
+        parser.receive_data(data)
+        if not data:
+            return None
+    return event if isinstance(event, h11.Request) else None
+
+
+async def read_body(
+    parser: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> bytes | None:
     body = bytearray()
     while True:
         event = parser.next_event()
@@ -331,18 +471,16 @@ async def read_first_request(
             if parser.they_are_waiting_for_100_continue:
                 parser.send(h11.InformationalResponse(status_code=100, headers=[]))
                 writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            data = await reader.read(65536)
-            parser.receive_data(data)
-            if not data and head is None:
-                return None
-        elif isinstance(event, h11.Request):
-            head = event
+            parser.receive_data(await reader.read(65536))
         elif isinstance(event, h11.Data):
             body += event.data
         elif isinstance(event, h11.EndOfMessage):
-            break
+            return bytes(body)
         else:  # the client closed, or wants to switch protocols at once
             return None
+
+
+def rewritten(head: h11.Request, body: bytes) -> bytes:
     fields = sorted(
         (b"-".join(part.capitalize() for part in name.split(b"-")), value)
         for name, value in head.headers
@@ -351,12 +489,12 @@ async def read_first_request(
     host = dict(head.headers).get(b"host", b"")
     lines = [b"%s %s HTTP/%s" % (head.method, head.target, head.http_version), b"Host: " + host]
     lines += [name + b": " + value for name, value in fields]
-    return head.target.decode("latin-1"), b"\r\n".join(lines) + b"\r\n\r\n" + bytes(body), parser.trailing_data[0]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
-async def main(pair: tuple[bytes, bytes] | None) -> None:
-    """pair: private key and certificate chain of the gRPC port, in PEM; None: plaintext."""
-    hub = BaseHub()
+async def main(pair: tuple[bytes, bytes] | None, life_s: float | None) -> None:
+    """pair: private key and certificate chain of the gRPC port, in PEM; None: plaintext. life_s: as in `BaseHub`."""
+    hub = BaseHub(life_s)
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     handler = grpc.stream_stream_rpc_method_handler(
         hub.tunnel,
@@ -387,5 +525,9 @@ async def main(pair: tuple[bytes, bytes] | None) -> None:
 
 
 if __name__ == "__main__":
-    certificate = [pathlib.Path(path).read_bytes() for path in sys.argv[1:]]
-    asyncio.run(main((certificate[1], certificate[0]) if certificate else None))
+    arguments = sys.argv[1:]
+    go_life_s = None
+    if arguments[:1] == ["--go"]:
+        go_life_s, arguments = float(arguments[1]), arguments[2:]
+    certificate = [pathlib.Path(path).read_bytes() for path in arguments]
+    asyncio.run(main((certificate[1], certificate[0]) if certificate else None, go_life_s))

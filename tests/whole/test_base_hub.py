@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -125,3 +126,84 @@ async def test_commands_drop_refuse_and_send_packets(base_hub_process: BaseHubPr
 async def test_no_agent_is_a_503(base_hub_process: BaseHubProcess) -> None:
     code, output, _ = await curl("-w", "%{http_code}", f"http://127.0.0.1:{base_hub_process.http_port}/nobody/")
     assert (code, output) == (0, b"no agent\n503")
+
+
+# ---------------------------------------------------------------- the faults of a hub written in Go
+
+
+@pytest.fixture
+def go_hub() -> Iterator[BaseHubProcess]:
+    hub = BaseHubProcess("--go", "2")
+    yield hub
+    hub.close()
+
+
+async def ask(hub: BaseHubProcess, cluster: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", hub.http_port)
+    writer.write(f"GET /{cluster}/ HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+    return reader, writer
+
+
+async def test_go_hub_lists_a_connection_for_its_time_and_no_longer(go_hub: BaseHubProcess) -> None:
+    async with tunnel(go_hub.grpc_port, ("cluster-name", "life")) as call:
+        await probe(call)
+        reader, writer = await ask(go_hub, "life")
+        assert await call.read() == Packet(conn_id=1)
+        assert b"GET /life/" in (await call.read()).data
+        await call.write(Packet(conn_id=1, data=b"a part"))
+        assert await reader.readexactly(6) == b"a part"
+        assert go_hub.stats("life")["open_connections"] == 1
+        assert await reader.read() == b""  # the hub closes it, answer or not
+        await go_hub.until("life", lambda seen: seen["open_connections"] == 0)
+        writer.close()
+        await call.write(Packet(code=DRAIN))
+        assert await call.code() is grpc.StatusCode.OK
+    assert go_hub.frozen() == {"frozen": False, "stuck": []}
+
+
+async def test_go_hub_answers_an_error_behind_what_is_queued_and_closes(go_hub: BaseHubProcess) -> None:
+    async with tunnel(go_hub.grpc_port, ("cluster-name", "error")) as call:
+        await probe(call)
+        reader, writer = await ask(go_hub, "error")
+        await call.read()
+        await call.write(Packet(conn_id=1, data=b"an answer"))
+        await call.write(Packet(conn_id=1, code=ERROR, error_message="bye"))
+        said = await reader.read()
+        assert said.startswith(b"an answerHTTP/1.1 502 Bad Gateway\r\n")
+        assert said.endswith(b"Content-Length: 3\r\nConnection: close\r\n\r\nbye")
+        await go_hub.until("error", lambda seen: seen["open_connections"] == 0)
+        writer.close()
+
+
+async def test_go_hub_is_stuck_where_a_stream_ends_under_a_connection_and_frozen_by_the_next(
+    go_hub: BaseHubProcess,
+) -> None:
+    async with tunnel(go_hub.grpc_port, ("cluster-name", "stuck")) as call:
+        await probe(call)
+        _, listed = await ask(go_hub, "stuck")
+        await call.read()
+        await call.write(Packet(code=DRAIN))
+        await go_hub.until("stuck", lambda seen: seen["listed_at_end"] == [1])
+    assert go_hub.frozen() == {"frozen": False, "stuck": ["stuck"]}
+    async with tunnel(go_hub.grpc_port, ("cluster-name", "stuck")) as call:
+        await call.write(Packet(conn_id=-1))
+        await go_hub.until("stuck", lambda seen: seen["streams"] == 2)
+        assert go_hub.frozen()["frozen"]
+        other, asked = await ask(go_hub, "another")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):  # not even the 503 for a cluster without an agent
+                await other.read()
+        asked.close()
+    listed.close()
+
+
+async def test_go_hub_is_frozen_by_a_second_stream_beside_a_connection(go_hub: BaseHubProcess) -> None:
+    async with tunnel(go_hub.grpc_port, ("cluster-name", "second")) as call:
+        await probe(call)
+        _, listed = await ask(go_hub, "second")
+        await call.read()
+        async with tunnel(go_hub.grpc_port, ("cluster-name", "second")) as second:
+            await second.write(Packet(conn_id=-1))
+            await go_hub.until("second", lambda seen: seen["streams"] == 2)
+            assert go_hub.frozen()["frozen"]
+        listed.close()

@@ -51,12 +51,15 @@ def free_port() -> int:
 
 
 class BaseHubProcess:
-    """`base_hub.py` as a child process. Clusters don't see each other, so tests share one."""
+    """`base_hub.py` as a child process. Clusters don't see each other, so tests share one.
 
-    def __init__(self, *certificate: str) -> None:
+    arguments: the script's own. One with `--go` freezes for all clusters, so it belongs to one test.
+    """
+
+    def __init__(self, *arguments: str) -> None:
         script = str(pathlib.Path(__file__).parent / "base_hub.py")
         self._process = subprocess.Popen(
-            [sys.executable, script, *certificate], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            [sys.executable, script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         self.grpc_port = self._port("grpc")
         self.http_port = self._port("http")
@@ -79,6 +82,11 @@ class BaseHubProcess:
         answer = json.loads(self._line())
         assert not (isinstance(answer, dict) and "failed" in answer), answer
         return answer
+
+    def frozen(self) -> dict[str, Any]:
+        """Whether a hub with `--go` is `frozen`, and which clusters are `stuck`."""
+        found: dict[str, Any] = self.command("frozen")
+        return found
 
     def stats(self, cluster: str) -> dict[str, Any]:
         found: dict[str, Any] = self.command(f"stats {cluster}")
