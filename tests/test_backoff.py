@@ -38,3 +38,13 @@ def test_it_starts_over() -> None:
 def test_senseless_numbers_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="back-off"):
         BackOff(**wrong)
+
+
+def test_a_limit_of_one_delay_bounds_it_spreads_it_and_is_not_kept() -> None:
+    highest = BackOff(random=lambda: 1.0)
+    delays_s = [highest.next_s(10.0) for _ in range(20)]
+    assert max(delays_s) == pytest.approx(10.0)
+    assert delays_s[0] == 0.75  # shorter ones are as ever
+    lowest = BackOff(random=lambda: 0.0)
+    assert [lowest.next_s(10.0) for _ in range(20)][-1] == pytest.approx(10 / 3)  # agents don't come as one
+    assert highest.next_s() == 60.0  # it has grown all the while

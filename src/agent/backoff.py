@@ -34,9 +34,12 @@ class BackOff:
         self._random = random
         self._next_s = first_s
 
-    def next_s(self) -> float:
-        """The next delay, in seconds."""
-        return min(self._max_s, self.spread_s(self._grow()))
+    def next_s(self, most_s: float | None = None) -> float:
+        """The next delay, in seconds. most_s: an upper limit of this one delay; it is spread below the limit."""
+        delay_s = self._grow()
+        if most_s is not None:
+            delay_s = min(delay_s, most_s / (1 + self._jitter))
+        return min(self._max_s, self.spread_s(delay_s))
 
     def spread_s(self, delay_s: float) -> float:
         """This delay, spread by ± jitter, so that agents that lost one hub don't come back to it as one."""

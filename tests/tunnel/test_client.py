@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from agent.backoff import BackOff
 from agent.tunnel.client import HubEndpoint, TunnelClient
+from agent.tunnel.grpc import GrpcStatus, Status
 from agent.tunnel.packet import Packet
 
 DATA, ERROR, DRAIN = 0, 1, 2
@@ -219,3 +221,43 @@ async def test_metadata_that_can_t_be_sent_is_refused(metadata: Any) -> None:
         TunnelClient(
             HubEndpoint("h", 1), cluster_name="c", metadata=metadata, open_receiver=lambda tunnel: None  # type: ignore
         )
+
+
+async def test_a_hub_that_answered_before_is_dialled_every_10_s_at_least(tunnels: Any, unused_port: int) -> None:
+    """A crash loop: the hub comes back for a moment, and falls again."""
+    async with tunnels() as ends:
+        ends.start(ends.client(backoff=BackOff(random=lambda: 1.0)))
+        for turn in range(2):
+            await ends.until(lambda turn=turn: len(ends.ready) == turn + 1)
+            ends.hub_sessions[-1].tunnel._stream.connection.abort()
+        ends.refuse = GrpcStatus(Status.UNAVAILABLE, "not yet")
+        await ends.until(lambda: len(ends.delays_s) >= 20)
+        assert max(ends.delays_s) == pytest.approx(10.0)
+
+
+async def test_a_hub_that_never_answered_is_dialled_less_and_less(tunnels: Any, unused_port: int) -> None:
+    async with tunnels() as ends:
+        ends.start(ends.client(unused_port, backoff=BackOff(random=lambda: 1.0)))
+        await ends.until(lambda: len(ends.delays_s) >= 20)
+        assert max(ends.delays_s) == 60.0
+
+
+async def test_another_hub_in_the_place_of_one_that_answered_is_a_new_one(tunnels: Any, unused_port: int) -> None:
+    async with tunnels() as ends:
+        where = [HubEndpoint("127.0.0.1", ends.port)]
+        ends.start(ends.client(endpoint=lambda: where[0], backoff=BackOff(random=lambda: 1.0)))
+        await ends.until(lambda: ends.ready)
+        where[0] = HubEndpoint("127.0.0.1", unused_port)
+        ends.hub_sessions[0].tunnel._stream.connection.abort()
+        await ends.until(lambda: len(ends.delays_s) >= 20)
+        assert max(ends.delays_s) == 60.0
+
+
+async def test_a_rejection_by_a_hub_that_answered_before_is_retried_slowly(tunnels: Any) -> None:
+    async with tunnels() as ends:
+        ends.start(ends.client(backoff=BackOff(random=lambda: 0.5)))
+        await ends.until(lambda: ends.ready)
+        ends.refuse = GrpcStatus(Status.UNAUTHENTICATED, "no")
+        ends.hub_sessions[0].tunnel._stream.connection.abort()
+        await ends.until(lambda: len(ends.delays_s) >= 2)
+        assert ends.delays_s[1] == 60.0

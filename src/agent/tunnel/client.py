@@ -29,6 +29,9 @@ _DRAIN_ANSWER_TIMEOUT_S = 5.0
 _LEAVE_POLL_S = 1.0
 """How often a session that is being left is looked at, whether its last connection has gone."""
 
+_KNOWN_HUB_S = 10.0
+"""The longest wait before a hub that has answered before is dialled again: users get 503 as long as it is away."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -43,6 +46,7 @@ class TunnelClient:
     as metadata, with `metadata` behind it (names in lower case; or a callable, asked before each dial, for tokens that
     change). open_receiver: called for each session, before anything of it arrives. on_ready(tunnel): the hub has
     answered the first probe. on_lost(tunnel, error): a session that had been ready is over.
+    backoff: how long each wait is where nothing else is said here; at most 10 s before a hub that has answered before.
     probe_interval_s, probe_timeout_s: a hub so long without a byte is probed, and has so long to answer; base hubs are
     probed each interval (wire.md, "liveness"). first_probe_timeout_s: for the first probe of a session. dial_timeout_s,
     tls_timeout_s: until TCP stands, and TLS from then on. stable_after_s: a session that was ready for so long lets the
@@ -113,6 +117,7 @@ class TunnelClient:
         self._draining = False
         self._retiring = False
         self._reconnecting = False  # the next dial doesn't wait
+        self._reached = ""  # the hub that answered last
 
     @property
     def ready(self) -> bool:
@@ -243,6 +248,7 @@ class TunnelClient:
         ready_at_s = loop.time()
         self._up.add(call)
         self.sessions += 1
+        self._reached = str(endpoint)
         logger.info("the hub answers: the tunnel is up", extra=extra)
         self._on_ready(call.tunnel)
         task = loop.create_task(self._tend(call))
@@ -308,7 +314,7 @@ class TunnelClient:
         """Log and count why there is no session; how long to wait."""
         self.redials[error.cause] += 1
         if error.retryable:
-            delay_s = self._backoff.next_s()
+            delay_s = self._backoff.next_s(_KNOWN_HUB_S if self._reached == extra["hub"] else None)
             logger.warning("%s; trying again in %.1f s", error, delay_s, extra=extra)
             return delay_s
         delay_s = self._backoff.spread_s(self._slow_retry_s)
