@@ -24,6 +24,9 @@ class RecordingOutbound:
         self.queued_bytes = 0
         self.finished = self.aborted = False
 
+    def heard(self) -> None:
+        pass
+
     def write(self, data: bytes | memoryview) -> None:
         assert not self.finished, "write after finish"
         assert not self.aborted, "write after abort"

@@ -123,8 +123,8 @@ async def test_bulk_connections_share_the_link_evenly(linked: Any) -> None:
         for conn_id, _, data, _ in hub.packets:
             sent[conn_id] += len(data)
             if max(sent.values()) < 7 * 2**20:
-                assert max(sent.values()) - min(sent.values()) <= 2**20 + 256 * 1024
-            assert len(data) <= 256 * 1024 or min(v for v in sent.values()) >= 7 * 2**20
+                assert max(sent.values()) - min(sent.values()) <= 2**20
+            assert len(data) == 2**20  # a base hub counts packets
 
 
 @pytest.mark.parametrize("features", [frozenset(), FEATURES], ids=["base", "ours"])

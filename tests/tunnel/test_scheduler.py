@@ -10,7 +10,7 @@ import pytest
 from agent.tunnel.framing import FrameWriter
 from agent.tunnel.packet import Packet
 from agent.tunnel.scheduler import Scheduler
-from agent.tunnel.sizes import CREDITED_HIGH_WATER_BYTES, HIGH_WATER_BYTES
+from agent.tunnel.sizes import BATCHED_HIGH_WATER_BYTES, BATCHED_TOTAL_BYTES, CREDITED_HIGH_WATER_BYTES, HIGH_WATER_BYTES
 
 DATA, ERROR = 0, 1
 
@@ -248,3 +248,219 @@ def test_random_use_loses_doubles_and_reorders_nothing(seed: int) -> None:
         take()
     assert {k: v for k, v in read.items() if v} == {k: v for k, v in written.items() if v}
     assert set(queue.scheduler.outbounds) == set(outs)
+
+
+# ---------------------------------------------------------------- whole packets, for a hub that counts them
+
+
+class Timers:
+    """A clock that a test moves, and at most one timer."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.due: list[tuple[float, Any]] = []
+
+    def time(self) -> float:
+        return self.now_s
+
+    def call_later(self, delay: float, callback: Any) -> Any:
+        assert not self.due, "one timer is enough"
+        self.due.append((self.now_s + delay, callback))
+        return self
+
+    def cancel(self) -> None:
+        self.due.clear()
+
+    def run(self, seconds: float) -> None:
+        end_s = self.now_s + seconds
+        while self.due and self.due[0][0] <= end_s:
+            self.now_s, callback = self.due.pop()
+            callback()
+        self.now_s = end_s
+
+
+MIB = 2**20
+
+
+class Batching(Queue):
+    def __init__(self) -> None:
+        super().__init__()
+        self.timers = Timers()
+        self.scheduler.batch(self.timers)
+
+    def sizes(self) -> list[int]:
+        return [len(packet.data) for packet in self.all()]
+
+    def bulk(self, conn_id: int) -> Any:
+        """An outbound that has sent more than a small response: what it sends now is gathered."""
+        out = self.outbound(conn_id)
+        for _ in range(8):
+            out.write(bytes(65536))
+            assert self.sizes() == [65536]
+        return out
+
+
+def test_a_small_response_is_not_held() -> None:
+    queue = Batching()
+    out = queue.outbound(1)
+    for _ in range(100):  # requests of one client, each behind the response to the one before
+        out.heard()
+        out.write(b"head and body")
+        assert queue.sizes() == [13]
+    assert not queue.timers.due
+
+
+def test_bulk_goes_out_in_whole_packets() -> None:
+    queue = Batching()
+    out = queue.bulk(1)
+    sent = []
+    for _ in range(48):
+        out.write(bytes(65536))
+        sent += queue.sizes()
+    assert sent == [MIB] * 3
+
+
+def test_several_bulk_connections_take_turns_of_a_whole_packet() -> None:
+    queue = Batching()
+    for out in [queue.bulk(conn_id) for conn_id in (1, 2)]:
+        out.write(bytes(2 * MIB))
+    assert [(packet.conn_id, len(packet.data)) for packet in queue.all()] == [(1, MIB), (2, MIB)] * 2
+
+
+def test_the_end_of_a_bulk_waits_for_a_quiet_tick_and_no_longer() -> None:
+    queue = Batching()
+    queue.bulk(1).write(bytes(MIB + 1000))
+    assert queue.sizes() == [MIB]
+    wakes = queue.wakes
+    queue.timers.run(0.004)
+    assert queue.wakes > wakes
+    assert queue.sizes() == [1000]
+    assert not queue.timers.due
+
+
+def test_an_end_that_is_said_waits_for_nothing() -> None:
+    queue = Batching()
+    for conn_id, code in ((1, ERROR), (2, None)):
+        out = queue.bulk(conn_id)
+        out.write(b"the last bytes")
+        assert queue.sizes() == []
+        out.finish(code)
+        assert queue.sizes() == ([14] if code is None else [14, 0])
+
+
+def test_a_source_that_trickles_is_held_for_a_tenth_of_a_second_at_most() -> None:
+    queue = Batching()
+    out = queue.bulk(1)
+    waited, longest, sent = 0, 0, 0
+    for _ in range(5000):
+        out.write(b"x")
+        queue.timers.run(0.001)
+        got = sum(queue.sizes())
+        waited = 0 if got else waited + 1
+        longest = max(longest, waited)
+        sent += got
+    assert longest <= 125
+    assert sent > 4800
+
+
+def test_a_stream_of_small_writes_uses_few_packets() -> None:
+    """A client that reads nothing for 2 s, and a hub that keeps 100 packets for it."""
+    queue = Batching()
+    out = queue.outbound(1)
+    packets = 0
+    for _ in range(2000):
+        out.write(bytes(5000))  # 5 MB/s, and a turn of the loop between
+        queue.timers.run(0.001)
+        packets += len(queue.sizes())
+    assert packets <= 40
+
+
+def test_sparse_events_are_never_held() -> None:
+    queue = Batching()
+    out = queue.outbound(1)
+    for _ in range(100):
+        out.write(b"event")
+        assert queue.sizes() == [5]
+        queue.timers.run(0.11)
+
+
+def test_a_held_connection_that_is_aborted_is_forgotten() -> None:
+    queue = Batching()
+    out = queue.bulk(1)
+    out.write(b"held")
+    assert queue.sizes() == []
+    out.abort()
+    queue.timers.run(1)
+    assert (queue.all(), queue.scheduler.queued_bytes, queue.scheduler._backlogged) == ([], 0, 0)
+    assert queue.scheduler._held == []
+    assert not queue.timers.due
+
+
+def test_what_is_held_goes_out_where_batching_stops_and_its_timer_with_the_session() -> None:
+    queue = Batching()
+    queue.bulk(1).write(b"held")
+    queue.scheduler.stop_batching()
+    assert queue.sizes() == [4]
+    assert not queue.timers.due
+    queue = Batching()
+    queue.bulk(1).write(b"held")
+    assert queue.sizes() == []
+    queue.scheduler.close()
+    assert not queue.timers.due
+
+
+def test_a_source_pauses_past_2_mib_and_resumes_below_1() -> None:
+    queue = Batching()
+    said: list[str] = []
+    out = queue.scheduler.outbound(1, lambda: said.append("pause"), lambda: said.append("resume"))
+    out.write(bytes(BATCHED_HIGH_WATER_BYTES))
+    assert said == []
+    out.write(b"x")
+    assert said == ["pause"]
+    queue.next()
+    assert said == ["pause"]
+    queue.next()
+    assert said == ["pause", "resume"]
+
+
+def test_a_crowd_holds_no_more_than_its_total_and_256_kib_each() -> None:
+    queue = Batching()
+    paused: set[int] = set()
+    outs = []
+    for conn_id in range(1, 201):
+        out = queue.scheduler.outbound(conn_id, lambda conn_id=conn_id: paused.add(conn_id), nothing)
+        outs.append(out)
+        while conn_id not in paused:
+            out.write(bytes(65536))
+    assert queue.scheduler.queued_bytes <= BATCHED_TOTAL_BYTES + 200 * (HIGH_WATER_BYTES + 65536) + 3 * MIB
+    assert queue.sizes()  # and nothing is held: a source that is paused can't fill a packet
+    assert queue.scheduler.queued_bytes == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_batching_keeps_every_byte_in_order(seed: int) -> None:
+    rng = random.Random(seed)
+    queue = Batching()
+    outs = {conn_id: queue.outbound(conn_id) for conn_id in range(1, 6)}
+    given: dict[int, bytearray] = {conn_id: bytearray() for conn_id in outs}
+    got: dict[int, bytearray] = {conn_id: bytearray() for conn_id in outs}
+    for _ in range(2000):
+        conn_id = rng.randrange(1, 6)
+        match rng.randrange(6):
+            case 0:
+                queue.timers.run(rng.choice([0.001, 0.003, 0.05]))
+            case 1:
+                outs[conn_id].heard()
+            case 2:
+                if packet := queue.next():
+                    got[packet.conn_id] += packet.data
+            case _:
+                data = rng.randbytes(rng.choice([1, 100, 65536, 300_000]) % 70_000 + 1)
+                given[conn_id] += data
+                outs[conn_id].write(data)
+    for out in outs.values():
+        out.finish()
+    for packet in queue.all():
+        got[packet.conn_id] += packet.data
+    assert got == given
+    assert queue.scheduler.outbounds == {}

@@ -79,6 +79,7 @@ class Outbound(Protocol):
 
     @property
     def queued_bytes(self) -> int: ...
+    def heard(self) -> None: ...
     def write(self, data: bytes | memoryview) -> None: ...
     def finish(self, code: int | None = None, error_message: str = "") -> None: ...
     def abort(self) -> None: ...
@@ -182,7 +183,9 @@ class Connection:
 
         Returns False, and nothing was taken, where the hub had no credit for it.
         """
-        if self._window is not None and not self._window.arrived(len(data)):
+        if self._window is None:
+            self._outbound.heard()
+        elif not self._window.arrived(len(data)):
             return False
         try:
             self.inbound.feed(data)

@@ -3,8 +3,10 @@ cimport cython
 
 from agent.tunnel.framing_c cimport FrameWriter as Writer
 
-cdef int _IDLE, _STARTING, _GOING_ON, _PARKED
-cdef long long _UNLIMITED_BYTES
+cdef int _IDLE, _STARTING, _GOING_ON, _PARKED, _HELD
+cdef long long _UNLIMITED_BYTES, _CROWDED_BYTES, _UNCROWDED_BYTES
+cdef long long _FREE_PACKETS, _MOST_PACKETS
+cdef double _PACKET_S, _TICK_S, _HELD_S, _SLOW_TICK_S
 
 
 @cython.final
@@ -20,6 +22,13 @@ cdef class Outbound:
     cdef Scheduler _scheduler
     cdef bytes _field
     cdef int _place
+    # batching
+    cdef public long long packets
+    cdef double _counted_s, _held_s
+    cdef long long _seen_bytes
+    cdef bint _released, _watched
+
+    cpdef heard(self)
 
     @cython.locals(size="long long")
     cpdef write(self, data)
@@ -46,6 +55,11 @@ cdef class Scheduler:
     cdef object _wake
     cdef object _messages
     cdef long long _alone_bytes
+    # batching
+    cdef readonly list _held
+    cdef object _timers
+    cdef object _tick
+    cdef long long _batch_bytes
 
     @cython.locals(own=Outbound)
     cpdef send(self, long long conn_id, long long code, bytes data=*, str error_message=*)
@@ -62,3 +76,20 @@ cdef class Scheduler:
     cdef _grown(self, Outbound outbound, long long size)
     cdef _drop(self, Outbound outbound)
     cdef _forget(self, Outbound outbound)
+    cdef Py_ssize_t _mark(self) except -1
+    cdef Py_ssize_t _low_mark(self) except -1
+    cdef bint _gathers(self, Outbound outbound) except -1
+    cdef _count(self, Outbound outbound)
+
+    @cython.locals(more="long long")
+    cdef _give_back(self, Outbound outbound)
+    cdef _hold(self, Outbound outbound)
+    cdef _release(self, Outbound outbound)
+    cdef _start_tick(self, double delay_s)
+    cdef _cancel_tick(self)
+
+    @cython.locals(outbound=Outbound, held=list, now_s="double", delay_s="double", quiet="bint")
+    cpdef _on_tick(self)
+
+    @cython.locals(outbound=Outbound, held=list)
+    cpdef stop_batching(self)

@@ -14,8 +14,17 @@ each of which answers once: for what the others send, those that begin may be ah
                                   credit came    │    │ data next, and no credit for it (`window` only)
                                                  └── parked
 
+Batching, towards a hub that keeps a number of packets for each client and drops the rest (wire.md, "agent → hub,
+DATA"): there every packet counts, whatever its size. The first packets behind each byte of the client's go out as they
+come, so a small response waits for nothing. A connection that sends on is *held* until a whole packet is queued, and no
+longer than that where
+
+    its source is quiet for a tick, or it was held for _HELD_S    and its packets are not used up: one more every
+                                                                  _PACKET_S
+    its source is paused or finished                              nothing more can be gathered
+
 Invariants
-  I1  An outbound is in at most one list; with something queued in exactly one, or parked.
+  I1  An outbound is in at most one list; with something queued in exactly one, or parked, or held.
   I2  Bytes, and the control packets among them, leave in the order they were given.
   I3  The books are right before `pause` or `resume` is called: either may write, finish or abort at once.
   I4  No outbound sends a byte of DATA beyond its credit; control packets need none.
@@ -27,23 +36,45 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any, Protocol
 
 from .framing import FrameWriter
 from .packet import MAX_INCREMENT_BYTES, MAX_SENT_MESSAGE_BYTES, ControlCode, data_field, encode_packet
-from .sizes import ALONE_PACKET_BYTES, HIGH_WATER_BYTES, SHARED_PACKET_BYTES
+from .sizes import (
+    ALONE_PACKET_BYTES,
+    BATCHED_HIGH_WATER_BYTES,
+    BATCHED_TOTAL_BYTES,
+    HIGH_WATER_BYTES,
+    SHARED_PACKET_BYTES,
+)
 
-__all__ = ["Outbound", "Scheduler"]
+__all__ = ["Outbound", "Scheduler", "Timers"]
 
 _UNLIMITED_BYTES = 2**62  # the credit of a connection where credit isn't counted
-_IDLE, _STARTING, _GOING_ON, _PARKED = range(4)
+_IDLE, _STARTING, _GOING_ON, _PARKED, _HELD = range(5)
 _PACKETS_AHEAD = 4  # so a fifth of the link is left to those that have been sending
+_CROWDED_BYTES = BATCHED_TOTAL_BYTES
+_UNCROWDED_BYTES = HIGH_WATER_BYTES
+_FREE_PACKETS = 8  # of less than a whole one: they go out as they come
+_MOST_PACKETS = 16  # and so many in all before more is waited for: a sixth of what a hub keeps
+_PACKET_S = 0.1  # a connection gets one more so often: a client may read nothing for seconds
+_TICK_S = 0.002  # a source that writes nothing for so long is quiet; uvloop's timers count whole milliseconds
+_SLOW_TICK_S = 0.02  # where no packet is left to anybody
+_HELD_S = 0.05  # and this is as long as one that trickles is held, while it has packets left
+
+
+class Timers(Protocol):
+    """What batching uses of an event loop."""
+
+    def time(self) -> float: ...
+    def call_later(self, delay: float, callback: Callable[[], None], /) -> Any: ...
 
 
 class Outbound:
     """One connection's place in the queue, from `Tunnel.outbound`; forgotten after `finish` or `abort`."""
 
-    __slots__ = ("_field", "_items", "_place", "_scheduler", "conn_id", "credit_bytes", "finished", "pause", "paused",
-                 "queued_bytes", "resume")  # fmt: skip
+    __slots__ = ("_counted_s", "_field", "_held_s", "_items", "_place", "_released", "_scheduler", "_seen_bytes", "_watched",
+                 "conn_id", "credit_bytes", "finished", "packets", "pause", "paused", "queued_bytes", "resume")  # fmt: skip
 
     def __init__(
         self,
@@ -64,6 +95,16 @@ class Outbound:
         self._field = data_field(conn_id)
         self._items: deque[bytes | memoryview | tuple[bytes]] = deque()  # a tuple holds a control packet's message
         self._place = _IDLE
+        self.packets = 0  # batching: packets sent that were not whole, less those that have been given back
+        self._counted_s = 0.0  # since when one is given back every _PACKET_S
+        self._held_s = 0.0  # since when
+        self._seen_bytes = 0  # what was queued at the last tick
+        self._released = False  # the next packet may be of any size
+        self._watched = False  # in the scheduler's list of those held
+
+    def heard(self) -> None:
+        """The client has sent something: so it reads, and what comes next may be a response to it."""
+        self.packets = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Queue the connection's next bytes. data: bytes, or a view of bytes nobody writes into; kept by reference.
@@ -83,8 +124,10 @@ class Outbound:
         self._items.append(data)
         self.queued_bytes += size
         self._scheduler._grown(self, size)
-        if self.queued_bytes > self._scheduler.high_water_bytes and not self.paused:
+        if not self.paused and self.queued_bytes > self._scheduler._mark():
             self.paused = True
+            if self._place == _HELD:
+                self._scheduler._release(self)
             self.pause()
 
     def finish(self, code: int | None = None, error_message: str = "") -> None:
@@ -99,6 +142,8 @@ class Outbound:
             self._control(encode_packet(self.conn_id, code, b"", error_message))
         elif not self._items:
             self._scheduler._forget(self)
+        elif self._place == _HELD:
+            self._scheduler._release(self)
 
     def abort(self) -> None:
         """Drop what is queued, and be forgotten. Of a packet that has begun to go out the rest still goes."""
@@ -149,6 +194,7 @@ class Scheduler:
 
     shared_packet_bytes, alone_packet_bytes: the largest payload of a packet while another connection waits, and while
     none does; both below 4 MiB.
+    `batch` gathers whole packets; until then each goes out as large as what is queued.
     initial_credit_bytes: what each new connection may send at first, None where credit isn't counted; may be changed,
     as shared_packet_bytes may.
     """
@@ -175,7 +221,27 @@ class Scheduler:
         self._starting: deque[Outbound] = deque()
         self._going_on: deque[Outbound] = deque()
         self._ahead_bytes = 0  # that outbounds which begin have sent, less what the others have sent since
-        self._backlogged = 0  # outbounds with something queued, those that are parked included
+        self._backlogged = 0  # outbounds with something queued, those that are parked or held included
+        self._batch_bytes = 0  # a whole packet, while batching
+        self._timers: Timers | None = None
+        self._tick: Any = None
+        self._held: list[Outbound] = []  # and some that are held no more
+
+    def batch(self, timers: Timers) -> None:
+        """The peer counts packets and not bytes: gather whole ones of `alone_packet_bytes` from now on."""
+        self._timers = timers
+        self._batch_bytes = self.shared_packet_bytes = self._alone_bytes
+        self.high_water_bytes = BATCHED_HIGH_WATER_BYTES
+
+    def stop_batching(self) -> None:
+        """Gather nothing from now on; what is held goes out. The sizes stay as they are."""
+        self._batch_bytes = 0
+        self._cancel_tick()
+        held, self._held = self._held, []
+        for outbound in held:
+            outbound._watched = False
+            if outbound._place == _HELD:
+                self._release(outbound)
 
     def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound:
         """A place for this connection. ValueError where it has one already."""
@@ -249,10 +315,15 @@ class Scheduler:
             if outbound._lacks_credit():
                 outbound._place = _PARKED
                 continue
+            if self._batch_bytes and self._gathers(outbound):
+                self._hold(outbound)
+                continue
             before = outbound.queued_bytes
             outbound._take(writer, self._alone_bytes if self._backlogged == 1 else self.shared_packet_bytes)
             taken = before - outbound.queued_bytes
             self.queued_bytes -= taken
+            if 0 < taken < self._batch_bytes:
+                self._count(outbound)
             if begins:
                 self._ahead_bytes = min(self._ahead_bytes + taken, most)
             else:
@@ -267,7 +338,7 @@ class Scheduler:
             else:
                 outbound._place = _IDLE
                 self._forget(outbound)
-            if outbound.paused and outbound.queued_bytes < self.high_water_bytes // 4:
+            if outbound.paused and outbound.queued_bytes < self._low_mark():
                 outbound.paused = False
                 if not outbound.finished:
                     outbound.resume()  # I3
@@ -287,6 +358,8 @@ class Scheduler:
             outbound._items.clear()
             outbound.queued_bytes = 0
         self.outbounds.clear()
+        self._held.clear()
+        self._cancel_tick()
         self._messages.clear()
         self._starting.clear()
         self._going_on.clear()
@@ -295,6 +368,10 @@ class Scheduler:
     def _grown(self, outbound: Outbound, size: int) -> None:
         """An item was appended to the outbound's queue."""
         self.queued_bytes += size
+        if outbound._place == _HELD:
+            if outbound.finished or outbound.queued_bytes >= self._batch_bytes:
+                self._release(outbound)
+            return
         if len(outbound._items) > 1:
             return  # whoever sends knows already
         self._backlogged += 1
@@ -315,3 +392,94 @@ class Scheduler:
         """The connection may not come back. Its place in a list, if it has one, is left at its next turn."""
         if self.outbounds.get(outbound.conn_id) is outbound:
             del self.outbounds[outbound.conn_id]
+
+    # -- how much may wait
+
+    def _mark(self) -> int:
+        """Queued bytes of one outbound past which its source is asked to pause."""
+        if self._batch_bytes and self.queued_bytes > _CROWDED_BYTES:
+            return _UNCROWDED_BYTES
+        return self.high_water_bytes
+
+    def _low_mark(self) -> int:
+        """Below so much a paused source is asked to resume. Batching, there is a packet to gather before the link idles."""
+        return self.high_water_bytes // 2 if self._batch_bytes else self.high_water_bytes // 4
+
+    # -- batching
+
+    def _gathers(self, outbound: Outbound) -> bool:
+        """Whether this outbound, whose turn it is, waits for a whole packet."""
+        if outbound._released:
+            outbound._released = False
+            return False
+        if outbound.finished or outbound.paused or outbound.queued_bytes >= self._batch_bytes:
+            return False
+        if outbound.packets < _FREE_PACKETS or isinstance(outbound._items[0], tuple):
+            return False
+        self._give_back(outbound)
+        return outbound.packets >= _FREE_PACKETS
+
+    def _count(self, outbound: Outbound) -> None:
+        """It has sent a packet that was not whole."""
+        if not outbound.packets and self._timers is not None:
+            outbound._counted_s = self._timers.time()
+        outbound.packets += 1
+
+    def _give_back(self, outbound: Outbound) -> None:
+        assert self._timers is not None
+        more = int((self._timers.time() - outbound._counted_s) / _PACKET_S)
+        outbound._counted_s += more * _PACKET_S
+        outbound.packets = max(outbound.packets - more, 0)
+
+    def _hold(self, outbound: Outbound) -> None:
+        assert self._timers is not None
+        outbound._place = _HELD
+        outbound._held_s = self._timers.time()
+        outbound._seen_bytes = outbound.queued_bytes
+        if not outbound._watched:
+            outbound._watched = True
+            self._held.append(outbound)
+        self._start_tick(_TICK_S)
+
+    def _release(self, outbound: Outbound) -> None:
+        """To its next turn, which it takes with whatever is queued then."""
+        outbound._released = True
+        outbound._place = _GOING_ON
+        self._going_on.append(outbound)
+        self._wake()
+
+    def _start_tick(self, delay_s: float) -> None:
+        if self._tick is None and self._timers is not None:
+            self._tick = self._timers.call_later(delay_s, self._on_tick)
+
+    def _cancel_tick(self) -> None:
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+
+    def _on_tick(self) -> None:
+        """Let go of those whose source is quiet, or that were held long, while they have packets left."""
+        assert self._timers is not None
+        self._tick = None
+        now_s = self._timers.time()
+        delay_s = _SLOW_TICK_S
+        held, self._held = self._held, []
+        for outbound in held:
+            outbound._watched = False
+            if outbound._place != _HELD:
+                continue
+            if not outbound._items:  # dropped
+                outbound._place = _IDLE
+                continue
+            self._give_back(outbound)
+            quiet = outbound.queued_bytes == outbound._seen_bytes
+            if outbound.packets < _MOST_PACKETS:
+                if quiet or now_s - outbound._held_s >= _HELD_S:
+                    self._release(outbound)
+                    continue
+                delay_s = _TICK_S
+            outbound._seen_bytes = outbound.queued_bytes
+            outbound._watched = True
+            self._held.append(outbound)
+        if self._held:
+            self._start_tick(delay_s)

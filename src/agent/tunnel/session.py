@@ -13,6 +13,7 @@ once, and takes a second one for none.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -102,7 +103,8 @@ class Tunnel(TunnelFlow):
         """This connection's place in the queue. conn_id: 1 to 2^63-1.
 
         pause is called when its queue passes 256 KiB, or 128 where `window` was negotiated; resume when it falls below
-        a quarter of that. ValueError where it has a place already.
+        a quarter of that. An agent whose hub has no `window` pauses past 2 MiB and resumes below 1 MiB, for it gathers
+        packets of 1 MiB. ValueError where it has a place already.
         """
         return self._scheduler.outbound(conn_id, pause, resume)
 
@@ -201,6 +203,7 @@ class Tunnel(TunnelFlow):
         """Both sides have named these. Called before the first packet from a peer that names any."""
         self.features = features
         if WINDOW in features:
+            self._scheduler.stop_batching()
             self._scheduler.initial_credit_bytes = INITIAL_WINDOW_BYTES
             self._scheduler.shared_packet_bytes = CREDITED_PACKET_BYTES
             self._scheduler.high_water_bytes = CREDITED_HIGH_WATER_BYTES
@@ -239,6 +242,8 @@ class Tunnel(TunnelFlow):
     def attach(self, stream: Http2Stream) -> None:
         """The call's stream is there; what was queued before goes out."""
         self._stream = stream
+        if self.role == "agent" and WINDOW not in self.features:  # until the hub names it, if ever
+            self._scheduler.batch(asyncio.get_running_loop())
         if self._scheduler.queued_bytes:
             stream.wake()
 
@@ -248,6 +253,7 @@ class Tunnel(TunnelFlow):
         def send() -> None:
             self._scheduler.send(conn_id, code)
 
+        self._scheduler.stop_batching()  # what is held must go first
         self._when_empty(send)
 
     def end_stream(self) -> None:

@@ -6,6 +6,8 @@ from typing import Final
 
 __all__ = [
     "ALONE_PACKET_BYTES",
+    "BATCHED_HIGH_WATER_BYTES",
+    "BATCHED_TOTAL_BYTES",
     "COALESCED_BYTES",
     "CREDITED_HIGH_WATER_BYTES",
     "CREDITED_PACKET_BYTES",
@@ -34,6 +36,12 @@ CREDITED_PACKET_BYTES: Final = 64 * 1024
 
 ALONE_PACKET_BYTES: Final = 1024 * 1024
 """A packet's payload while nobody else waits (wire.md, "agent → hub, DATA")."""
+
+BATCHED_HIGH_WATER_BYTES: Final = 2 * 1024 * 1024
+"""HIGH_WATER_BYTES towards a hub that counts packets: a packet of ALONE_PACKET_BYTES goes out, and the next one gathers."""
+
+BATCHED_TOTAL_BYTES: Final = 64 * 1024 * 1024
+"""What all connections of such a tunnel may hold together; past it HIGH_WATER_BYTES is each one's limit again."""
 
 UNSENT_BYTES: Final = 128 * 1024
 """What may wait in the transport, and as much again unsent in the kernel: what is chosen next then goes out next."""
