@@ -93,6 +93,9 @@ class Outbound:
         self.write = client.received
         self._client = client
 
+    def heard(self) -> None:
+        """Nothing is gathered here."""
+
     def finish(self, code: int | None = None, error_message: str = "") -> None:
         if code == ERROR:
             raise AssertionError(error_message)

@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from agent import Agent, AgentConfig
+from agent.agent import DRAIN_TIMEOUT_S
 from agent.check import IMPERSONATION_RIGHTS, REVIEW_RIGHT
 from agent.config import ProcessConfig
+from agent.connections import ConnectionLimits
 from agent.policy.services import parse_services
 from agent.readings import read
 from agent.settings import load
@@ -52,7 +54,10 @@ def test_the_manifests_configuration_is_right(configured: tuple[Path, dict[str, 
         assert str(Path(inside).parent) in mounts
     pod = the("Deployment")["spec"]["template"]["spec"]
     assert set(mounts.values()) == {volume["name"] for volume in pod["volumes"]}
-    assert pod["terminationGracePeriodSeconds"] > config.drain_grace_s + 5
+    limits = ConnectionLimits()
+    drain_s = config.drain_grace_s + 2 * limits.word_timeout_s + limits.listed_s + limits.settle_timeout_s
+    assert pod["terminationGracePeriodSeconds"] > drain_s + DRAIN_TIMEOUT_S  # a Go hub closes its clients meanwhile
+    assert the("Deployment")["spec"]["strategy"] == {"type": "Recreate"}  # and two agents at once lock it up
     container = pod["containers"][0]
     assert str(container["ports"][0]["containerPort"]) == config.health_address.rpartition(":")[2]
     assert (container["readinessProbe"]["httpGet"]["path"], container["livenessProbe"]["httpGet"]["path"]) == (

@@ -209,7 +209,7 @@ class Agent:
     async def _drain(self) -> None:
         """Leave: with `goaway` DRAIN first, and what hubs opened before they answered is served as ever.
 
-        A base hub gets it last (wire.md, "DRAIN to the hub"): it may lock up where requests are still open.
+        A base hub gets it last, and not while it lists a connection (wire.md, "DRAIN to the hub"): it may lock up.
         """
         self._draining = True
         self.links.hold()
@@ -224,6 +224,8 @@ class Agent:
             drained = [manager for tunnel, manager in self.managers.items() if tunnel.opens_no_more]
             await asyncio.gather(*(manager.wait_idle(quiet_s) for manager in drained))
         logger.info("draining", extra={"connections": self.open_connections, "grace_s": grace_s})
+        for manager in self.managers.values():
+            manager.begin_drain()
         self.proxy.start_draining()
         self._apps.start_draining(self.upstreams.end_connect)
         left_s = max(0.0, deadline_s - loop.time())
@@ -298,7 +300,9 @@ class Agent:
             on_ready=lambda _: self._on_ready(),
             features=self.tunnel_features,
             windows=self.windows,
-            is_idle=lambda tunnel: not self.managers[tunnel].open_connections,
+            is_idle=lambda tunnel: self.managers[tunnel].is_idle,
+            ask_idle=lambda tunnel: self.managers[tunnel].ask_idle(),
+            settle=lambda tunnel: self.managers[tunnel].settle(),
         )
 
     def _open_manager(self, tunnel: Tunnel) -> ConnManager:

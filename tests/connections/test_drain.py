@@ -29,18 +29,32 @@ async def test_a_drain_without_connections_is_over_at_once(open_house: OpenHouse
         assert house.tunnel.packets == []
 
 
-async def test_idle_connections_end_without_a_word_to_the_hub_and_are_probed_no_more(open_house: OpenHouse) -> None:
+def forgets_behind_an_error(house: House) -> None:
+    """As a Go hub does: it lists a connection until an ERROR for it has reached the client."""
+    told: set[int] = set()
+
+    def answer(conn_id: int, code: int) -> None:
+        if code == ERROR:
+            told.add(conn_id)
+        elif code == DATA and conn_id in told:
+            asyncio.get_running_loop().call_soon(house.error, conn_id)
+
+    house.tunnel.on_send = answer
+
+
+async def test_idle_connections_end_by_one_error_at_once(open_house: OpenHouse) -> None:
     async with open_house() as house:
+        forgets_behind_an_error(house)
         peer = await house.opened(1)
         peer.write(b"an earlier answer")
         await until(lambda: house.tunnel.sent(1))
-        drain = asyncio.create_task(house.manager.drain(30.0))
-        await asyncio.sleep(0)
-        probes = house.tunnel.codes(1).count(DATA)
+        house.manager.begin_drain()
         peer.end()  # the proxy's part of a drain
-        await drain
-        assert house.tunnel.codes(1) == [DATA] * probes
-        assert probes == 1
+        before = time.monotonic()
+        await house.manager.drain(30.0)
+        assert time.monotonic() - before < 5
+        assert house.tunnel.codes(1).count(ERROR) == 1
+        assert house.manager.is_idle
 
 
 async def test_what_is_in_flight_finishes_and_the_hub_is_asked_until_it_knows_it_no_more(open_house: OpenHouse) -> None:
@@ -76,7 +90,7 @@ async def test_what_outlasts_the_deadline_ends_by_the_table(open_house: OpenHous
                 await until(lambda conn_id=conn_id: house.tunnel.sent(conn_id))
         await house.manager.drain(0.05)
         errors = [ERROR in house.tunnel.codes(conn_id) for conn_id in range(1, 6)]
-        assert errors == [False, True, True, False, False]
+        assert errors == [True, True, True, False, False]  # of the idle one no response is outstanding
         assert house.manager.open_connections == 0
         assert house.manager.counters.truncated == 2
         await until(lambda: all(peer.lost for peer in house.peers.values()))
@@ -107,9 +121,10 @@ async def test_a_client_that_is_gone_is_not_waited_for(open_house: OpenHouse) ->
         await until(lambda: peer.lost)
 
 
-async def test_a_hub_that_never_forgets_is_not_waited_for_ever(open_house: OpenHouse) -> None:
-    assert ConnectionLimits().settle_timeout_s == 5.0
-    async with open_house(limits=ConnectionLimits(settle_timeout_s=0.4)) as house:
+async def test_a_hub_that_answers_no_probe_is_given_its_own_time_for_a_client(open_house: OpenHouse) -> None:
+    assert ConnectionLimits().listed_s == 31.0  # a Go hub's 30 s, and one
+    limits = ConnectionLimits(listed_s=0.4, probe_interval_s=0.1)
+    async with open_house(limits=limits) as house:
         peer = await house.opened(1)
         house.data(1, FIRST)
         drain = asyncio.create_task(house.manager.drain(30.0))
@@ -119,6 +134,97 @@ async def test_a_hub_that_never_forgets_is_not_waited_for_ever(open_house: OpenH
         before = time.monotonic()
         await drain
         assert 0.35 <= time.monotonic() - before < 4
+        assert house.manager.is_idle
+
+
+async def test_a_client_with_a_whole_response_is_ended_by_an_error_after_a_second(open_house: OpenHouse) -> None:
+    async with open_house() as house:
+        forgets_behind_an_error(house)
+        peer = await house.opened(1)
+        house.data(1, FIRST)
+        drain = asyncio.create_task(house.manager.drain(30.0))
+        await asyncio.sleep(0)
+        peer.write(b"the answer, and Connection: close")
+        peer.end()
+        before = time.monotonic()
+        await drain
+        assert 0.9 <= time.monotonic() - before < 10
+        assert house.tunnel.codes(1).count(ERROR) == 1
+
+
+async def test_an_error_that_the_hub_dropped_is_sent_again(open_house: OpenHouse) -> None:
+    async with open_house() as house:
+        peer = await house.opened(1)
+        peer.write(b"an earlier answer")
+        await until(lambda: house.tunnel.sent(1))
+        house.manager.begin_drain()
+        peer.end()
+        drain = asyncio.create_task(house.manager.drain(30.0))
+        await until(lambda: house.tunnel.codes(1).count(ERROR) == 2)
+        assert not drain.done()
+        house.error(1)
+        await drain
+
+
+async def test_a_truncated_response_gets_no_error_however_long_the_hub_lists_it(open_house: OpenHouse) -> None:
+    async with open_house() as house:
+        peer = await house.opened(1)
+        peer.stage = Stage.SIZED
+        house.data(1, FIRST)
+        await until(lambda: peer.received)
+        peer.write(b"a part")
+        await until(lambda: house.tunnel.sent(1))
+        drain = asyncio.create_task(house.manager.drain(0.01))
+        await house.ended(1)
+        began = time.monotonic()
+        asked = house.tunnel.codes(1).count(DATA)
+        await until(lambda: time.monotonic() - began > 1.3 and house.tunnel.codes(1).count(DATA) > asked + 4)
+        assert ERROR not in house.tunnel.codes(1)
+        assert not drain.done()
+        house.error(1)
+        await drain
+
+
+async def test_many_that_ended_before_are_asked_about_a_few_hundred_at_a_time(open_house: OpenHouse) -> None:
+    async with open_house() as house:
+        for conn_id in range(1, 701):
+            peer = await house.opened(conn_id)
+            peer.end()
+            await house.ended(conn_id)
+        asked: list[int] = []
+        most = 0
+
+        def answer(conn_id: int, code: int) -> None:
+            nonlocal most
+            if code == DATA:
+                asked.append(conn_id)
+                most = max(most, len(asked))
+                asyncio.get_running_loop().call_later(0.002, house.error, asked[-1])
+                asyncio.get_running_loop().call_later(0.002, asked.remove, conn_id)
+
+        house.tunnel.on_send = answer
+        await house.manager.drain(30.0)
+        assert house.manager.is_idle
+        assert most <= 600  # a hub drops an answer where 1,000 packets wait
+
+
+async def test_what_ended_is_forgotten_when_no_hub_lists_it_any_longer(open_house: OpenHouse) -> None:
+    async with open_house(limits=ConnectionLimits(listed_s=0.2, probe_interval_s=0.1)) as house:
+        peer = await house.opened(1)
+        peer.end()
+        await house.ended(1)
+        assert not house.manager.is_idle
+        await until(lambda: house.manager.is_idle)
+        await until(lambda: house.manager._tick is None)
+
+
+async def test_a_hub_with_close_lists_nothing_that_ended(open_house: OpenHouse) -> None:
+    async with open_house(features=frozenset({"close"})) as house:
+        peer = await house.opened(1)
+        peer.end()
+        await house.ended(1)
+        assert house.manager.is_idle
+        assert house.manager._listed == {}
 
 
 async def test_a_drain_waits_until_the_tunnel_has_sent_everything(open_house: OpenHouse) -> None:

@@ -17,7 +17,7 @@ from agent.messages import RequestHead, Target
 from agent.outcome import Kind, Outcome, Stage
 from agent.proxy import Proxy, Upstreams
 
-from .conftest import DATA, ERROR, House, RecordingTunnel, until
+from .conftest import ERROR, House, RecordingTunnel, until
 
 Handler = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 RunProxy = Callable[..., contextlib.AbstractAsyncContextManager[Any]]
@@ -218,17 +218,20 @@ async def test_a_drain_ends_idle_connections_and_lets_the_answer_in_flight_finis
         await until(lambda: house.tunnel.sent(1).endswith(b"ok"))
         house.data(2, b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n")
         await until(lambda: proxy.requests_in_flight == 1)
+        house.manager.begin_drain()
         proxy.start_draining()
         drain = asyncio.create_task(house.manager.drain(30.0))
         await house.ended(1)
         assert not drain.done()
+        assert ERROR in house.tunnel.codes(1)  # idle: the hub is told to close its client
+        assert ERROR not in house.tunnel.codes(2)
         house.tunnel.on_send = lambda conn_id, code: asyncio.get_running_loop().call_soon(house.error, conn_id)
         go_on.set()
         await drain
         assert house.tunnel.sent(2).endswith(b"ok")
         assert b"connection: close" in house.tunnel.sent(2).lower()
         assert words == [(1, Kind.COMPLETE, Stage.IDLE), (2, Kind.COMPLETE, Stage.IDLE)]
-        assert set(house.tunnel.codes(1)) <= {DATA}
+        assert ERROR not in house.tunnel.codes(2)
 
 
 async def test_a_slow_target_fails_its_own_upload_with_a_clear_error(run_proxy: RunProxy) -> None:

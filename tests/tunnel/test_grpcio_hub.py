@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 import ssl
@@ -122,19 +123,23 @@ async def test_a_killed_hub_is_found_again(grpcio: Any, tunnels: Any) -> None:
             assert agent.packets == [(1, DATA, b"new", "")]
 
 
-async def test_a_stopping_hub_lets_the_session_go_on_while_a_new_one_is_sought(grpcio: Any, tunnels: Any) -> None:
+async def test_a_stopping_hub_lets_the_session_go_on_and_is_dialled_when_it_is_over(grpcio: Any, tunnels: Any) -> None:
     async with tunnels() as ends, grpcio("hub") as hub:
         ends.start(ends.client((await hub.said("listening"))["port"]))
         await ends.until(lambda: ends.ready)
         agent = ends.agent_sessions[0]
         out = agent.tunnel.outbound(1, nothing, nothing)  # something is in flight
         hub.do("stop", grace_s=1)
-        await ends.until(lambda: len(ends.delays_s) >= 2)  # GOAWAY, then nobody listens
+        client = ends.clients[0]
+        async with asyncio.timeout(20):
+            await client._calls[0].left  # GOAWAY
+        assert len(ends.agent_sessions) == 1
         out.write(b"still here")
         while (await hub.said("packet"))["data"] != b"still here":
             pass
         assert ends.lost == [] or ends.lost[0][0] is agent.tunnel
         await ends.until(lambda: ends.lost)  # the grace is over
+        await ends.until(lambda: len(ends.delays_s) >= 2)  # and nobody listens
 
 
 async def test_tls_with_alpn(grpcio: Any, tunnels: Any, tmp_path: Any) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from agent.errors import HubError
+from agent.tunnel import client as client_module
 from agent.tunnel import flood
+from agent.tunnel.client import HubEndpoint
 from agent.tunnel.packet import Packet
 
 DATA, ERROR, DRAIN = 0, 1, 2
@@ -135,6 +137,7 @@ async def test_frames_of_unknown_types_are_ignored(raw_hub: Any, tunnels: Any) -
 
 
 async def test_the_graceful_pair_of_goaways_lets_the_session_finish(raw_hub: Any, tunnels: Any) -> None:
+    """A second stream beside a connection may lock up a base hub: so it comes when the first session is over."""
     async with raw_hub() as (port, accepted), tunnels() as ends:
         ends.start(ends.client(port, stable_after_s=0))
         old = await accepted()
@@ -145,24 +148,78 @@ async def test_the_graceful_pair_of_goaways_lets_the_session_finish(raw_hub: Any
         old.goaway(2**31 - 1, 0)
         old.send(6, 0, 0, b"goawaygo")
         assert (await old.seen(6))[3] == b"goawaygo"
-        new = await accepted()  # dialled at once
-        assert ends.delays_s == []
-        await new.greet()
-        await ends.until(lambda: len(ends.ready) == 2)
         old.goaway(1, 0)
         old.send(0, 0, 1, Packet(1, 0, b"more").encode())
         await first.until(lambda: first.packets)
         out.write(b"answer")
         while Packet(1, 0, b"answer") not in old.packets():
             await old.frame()
+        assert len(ends.agent_sessions) == 1
         out.finish()  # the last connection of the old session has gone: it says goodbye
         while Packet(0, DRAIN) not in old.packets():
             await old.frame()
-        old.headers(("grpc-status", "0"), end=True)
+        assert len(ends.agent_sessions) == 1
+        old.headers(("grpc-status", "2"), end=True)  # UNKNOWN: what a Go hub says to a DRAIN
         await first.until(lambda: first.lost)
         assert first.lost == [None]
+        new = await accepted()  # dialled at once
+        assert ends.delays_s == []
+        await new.greet()
+        await ends.until(lambda: len(ends.ready) == 2)
         assert ends.clients[0].ready
-        assert len(ends.ready) == 2
+
+
+async def test_a_hub_that_does_not_end_the_stream_it_was_to_leave_is_left_all_the_same(
+    raw_hub: Any, tunnels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_DRAIN_ANSWER_TIMEOUT_S", 0.1)
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        old = await accepted()
+        await old.greet()
+        await ends.until(lambda: ends.ready)
+        ends.clients[0].reconnect_now()
+        while Packet(0, DRAIN) not in old.packets():
+            await old.frame()
+        await (await accepted()).greet()
+        await ends.until(lambda: len(ends.ready) == 2)
+
+
+async def test_another_hub_is_dialled_beside_a_session_in_use(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (old_port, old_accepted), raw_hub() as (new_port, new_accepted), tunnels() as ends:
+        where = [HubEndpoint("127.0.0.1", old_port)]
+        ends.start(ends.client(endpoint=lambda: where[0]))
+        old = await old_accepted()
+        await old.greet()
+        await ends.until(lambda: ends.ready)
+        out = ends.agent_sessions[0].tunnel.outbound(1, nothing, nothing)
+        where[0] = HubEndpoint("127.0.0.1", new_port)
+        ends.clients[0].reconnect_now()
+        await (await new_accepted()).greet()
+        await ends.until(lambda: len(ends.ready) == 2)
+        assert ends.agent_sessions[0].lost == []
+        out.finish()
+        while Packet(0, DRAIN) not in old.packets():
+            await old.frame()
+
+
+async def test_a_probe_s_answer_may_be_late_while_the_hub_lists_a_connection(
+    raw_hub: Any, tunnels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the stream could lock the hub up for good: it gets the time in which it closes its clients itself."""
+    assert client_module._LISTED_S == 31.0
+    monkeypatch.setattr(client_module, "_LISTED_S", 0.8)
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port, probe_interval_s=0.05, probe_timeout_s=0.1))
+        hub = await accepted()
+        await hub.greet()
+        await ends.until(lambda: ends.ready)
+        session = ends.agent_sessions[0]
+        session.tunnel.outbound(1, nothing, nothing)
+        began_s = asyncio.get_running_loop().time()
+        await session.until(lambda: session.lost)
+        assert "no answer to a probe" in str(session.lost[0])
+        assert asyncio.get_running_loop().time() - began_s >= 0.75
 
 
 # ---------------------------------------------------------------- how sessions end

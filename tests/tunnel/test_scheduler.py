@@ -10,7 +10,12 @@ import pytest
 from agent.tunnel.framing import FrameWriter
 from agent.tunnel.packet import Packet
 from agent.tunnel.scheduler import Scheduler
-from agent.tunnel.sizes import BATCHED_HIGH_WATER_BYTES, BATCHED_TOTAL_BYTES, CREDITED_HIGH_WATER_BYTES, HIGH_WATER_BYTES
+from agent.tunnel.sizes import (
+    BATCHED_HIGH_WATER_BYTES,
+    BATCHED_TOTAL_BYTES,
+    CREDITED_HIGH_WATER_BYTES,
+    HIGH_WATER_BYTES,
+)
 
 DATA, ERROR = 0, 1
 

@@ -9,8 +9,8 @@ cdef class ConnManager:
     cdef public object _closed
     cdef public object _loop, _answered, _truncated, _tick, _changed, _drain_marks
     cdef public dict _open
-    cdef public set _unsettled
-    cdef public bint _lost
+    cdef public dict _listed
+    cdef public bint _lost, _leaving
 
     @cython.locals(connection=Connection, size=Py_ssize_t)
     cpdef packet_received(self, conn_id, code, data, error_message)

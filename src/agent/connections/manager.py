@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -35,7 +37,9 @@ OPEN = State.OPEN  # looked up once: until Python 3.12 an enum's attribute costs
 _CREDITED_BYTES = 2**31 - 1  # no bound of ours where the hub sends only what it has credit for
 _TICKS_PER_PROBE = 10  # connections are probed in turn, not all in one burst
 _DRAIN_PROBE_INTERVAL_S = 1.0
-_SETTLE_PROBE_INTERVAL_S = 0.25
+_SETTLE_FIRST_S, _SETTLE_MOST_S = 0.005, 0.25  # between two rounds of questions to a base hub
+_SETTLE_QUESTIONS = 256  # in each: a base hub keeps 1,000 packets for an agent, answers and requests together
+_PATIENCE_S = 1.0  # how long a client may take to close behind its last response, and how often it gets an ERROR then
 _SAID_CHARS = 200  # of a peer's words, in the log
 
 
@@ -86,8 +90,9 @@ class ConnectionLimits:
     protocol can't slow one client down, so it is also how far an upload of any length may run ahead of its target.
     probe_interval_s: how often a base hub is asked whether a connection's client is still there. word_timeout_s: how
     long the proxy may take to say how a connection ended that was broken off here. connect_timeout_s: how long a
-    carrier may take to reach the proxy. settle_timeout_s: how long, at the end of a drain, the hub may take to finish
-    with its clients (wire.md, "DRAIN to the hub").
+    carrier may take to reach the proxy. settle_timeout_s: how long, at the end of a drain, the hub may take to receive
+    what is left. listed_s: how long a base hub may list a connection that ended here (wire.md, "DRAIN to the hub"):
+    its own 30 s, and one for the way.
     """
 
     inbound_bytes: int = 64 * 1024 * 1024
@@ -95,6 +100,20 @@ class ConnectionLimits:
     word_timeout_s: float = 1.0
     connect_timeout_s: float = 5.0
     settle_timeout_s: float = 5.0
+    listed_s: float = 31.0
+
+
+@dataclasses.dataclass(slots=True)
+class Listed:
+    """A connection that ended here and that a base hub may still list.
+
+    until_s: loop time when the hub has certainly closed it. takes_error: its client has a whole response, so an ERROR's
+    text is no part of one. error_at_s: when the next ERROR is due, where the session is about to end.
+    """
+
+    until_s: float
+    takes_error: bool
+    error_at_s: float
 
 
 class ConnManager:
@@ -124,7 +143,8 @@ class ConnManager:
         self._tick: asyncio.TimerHandle | None = None
         self._changed: asyncio.Event | None = None  # set while a drain waits, for what it waits for
         self._drain_marks: dict[int, int] | None = None  # response bytes of each connection as the drain began
-        self._unsettled: set[int] = set()  # closed, and the hub may still hold their request outstanding
+        self._listed: dict[int, Listed] = {}  # ended here, and a base hub may still list them; the oldest first
+        self._leaving = False  # probes are for finding the moment when the hub lists nothing
 
     @property
     def is_base_hubs(self) -> bool:
@@ -178,8 +198,8 @@ class ConnManager:
         elif code == ERROR:
             if connection is not None:
                 connection.gone(f"the hub says: {error_message[:_SAID_CHARS] or 'gone'}")  # never answered
-            elif conn_id in self._unsettled:
-                self._unsettled.discard(conn_id)
+            elif conn_id in self._listed:
+                del self._listed[conn_id]
                 self._notify()
             elif conn_id > 0 and conn_id not in self._closed:
                 # It ended before it opened: its client is gone, or its first packet was none that could be read. What
@@ -231,6 +251,7 @@ class ConnManager:
         self._closed.add(conn_id)
         self._answered.add(conn_id)
         self.counters.closed += 1
+        self._list(conn_id, takes_error=True, idle=False)
         self.tunnel.send(conn_id, ERROR, error_message=text)
 
     def _answer_stray(self, conn_id: int, *, asked: bool) -> None:
@@ -253,7 +274,7 @@ class ConnManager:
             self._tick = None
         for connection in list(self._open.values()):
             connection.gone("its session with the hub is over")
-        self._unsettled.clear()
+        self._listed.clear()
         self._notify()
 
     # -- from the proxy
@@ -327,12 +348,70 @@ class ConnManager:
             if connection.reason:
                 extra["reason"] = connection.reason
             logger.log(level, what, extra=extra)
-        if self._drain_marks is not None:
-            answered_since = connection.response_bytes > self._drain_marks.get(conn_id, 0)
-            outstanding = connection.word is None or connection.word[1] is not Stage.IDLE
-            if ending is not None and (answered_since or outstanding):
-                self._unsettled.add(conn_id)
+        if ending is not None:  # else the hub said so itself, or has gone
+            stage = Stage.SIZED if connection.word is None else connection.word[1]
+            marks = self._drain_marks
+            idle = stage is Stage.IDLE and marks is not None and marks.get(conn_id) == connection.response_bytes
+            whole = ending.code == ERROR or (not ending.truncated and stage is not Stage.UPGRADED)
+            self._list(conn_id, takes_error=whole, idle=idle)
         self._notify()
+
+    # -- what a base hub lists (wire.md, "DRAIN to the hub")
+
+    def _list(self, conn_id: int, *, takes_error: bool, idle: bool) -> None:
+        """A connection has ended here; a base hub lists it until its client closes. idle: unused since a drain."""
+        if self.hub_closes or self._lost:
+            return
+        now_s = self._loop.time()
+        error_at_s = now_s if idle else now_s + _PATIENCE_S
+        self._listed[conn_id] = Listed(now_s + self.limits.listed_s, takes_error, error_at_s)
+        if idle:
+            self._end_listed(conn_id, now_s)
+        if self._tick is None:
+            self._schedule_tick()
+
+    def _forget_expired(self, now_s: float) -> None:
+        """The hub has closed these, whatever it answers: bounds what is kept."""
+        expired = []
+        for conn_id, listed in self._listed.items():  # in the order of their ends
+            if listed.until_s > now_s:
+                break
+            expired.append(conn_id)
+        for conn_id in expired:
+            del self._listed[conn_id]
+        if expired:
+            self._notify()
+
+    def _end_listed(self, conn_id: int, now_s: float) -> None:
+        """Have the hub close its client, where that breaks no response; again, for it may have dropped the last."""
+        listed = self._listed[conn_id]
+        if listed.takes_error and now_s >= listed.error_at_s:
+            listed.error_at_s = now_s + _PATIENCE_S
+            self._answered.add(conn_id)
+            self.tunnel.send(conn_id, ERROR, error_message="the agent is going away")
+
+    def _ask_listed(self) -> list[int]:
+        """Ask the hub which of these it still lists; returns those it was asked about."""
+        asked = list(itertools.islice(self._listed, _SETTLE_QUESTIONS))
+        for conn_id in asked:
+            self.tunnel.send(conn_id, DATA)
+        return asked
+
+    def ask_idle(self) -> None:
+        """Find out what a base hub still lists. Called again and again by whoever waits for `is_idle`."""
+        if self.hub_closes:
+            return
+        if not self._leaving:  # from now on it is asked about open ones often
+            self._leaving = True
+            for connection in list(self._open.values()):
+                self._probe(connection)
+        self._ask_listed()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no connection is open here, and a base hub lists none as far as is known: the session may end."""
+        return not self._open and not self._listed
+
 
     # -- probing (wire.md, "vanished clients")
 
@@ -348,12 +427,13 @@ class ConnManager:
                 connection.connection_lost(None)
             elif connection.probe_at_s <= now_s:
                 self._probe(connection)
-        if self._open:
+        self._forget_expired(now_s)
+        if self._open or self._listed:
             self._schedule_tick()
 
     def _probe(self, connection: Connection) -> None:
         interval_s = self.limits.probe_interval_s
-        if self._drain_marks is not None:  # nobody waits for a client that isn't there
+        if self._leaving:  # nobody waits for a client that isn't there
             interval_s = min(interval_s, _DRAIN_PROBE_INTERVAL_S)
         connection.probe_at_s = self._loop.time() + interval_s
         if not self.hub_closes:
@@ -370,17 +450,21 @@ class ConnManager:
         finally:
             self._changed = None
 
+    def begin_drain(self) -> None:
+        """Connections that end unused from now on were idle. Called before the proxy is told to drain."""
+        self._leaving = True
+        if self._drain_marks is None:
+            self._drain_marks = {conn_id: connection.response_bytes for conn_id, connection in self._open.items()}
+
     async def drain(self, deadline_s: float) -> None:
         """Wait for what is in flight, at most `deadline_s` seconds; end the rest by the table; then settle.
 
         The proxy is told to drain first, by the agent: it ends the idle connections and puts `Connection: close` on its
-        answers. Probes go out at once, for a client that is gone is not worth a wait. Settling is bounded too, and is
-        for base hubs, which may lock up for good when DRAIN reaches them with requests open: each connection that ended
-        with an answer under way is probed until the hub doesn't know it any more. Returns early when the session is
-        lost. Cancelled: what was ended stays ended, the rest goes on.
+        answers. Probes go out at once, for a client that is gone is not worth a wait. Then as `settle`. Returns early
+        when the session is lost. Cancelled: what was ended stays ended, the rest goes on.
         """
         self._changed = asyncio.Event()
-        self._drain_marks = {conn_id: connection.response_bytes for conn_id, connection in self._open.items()}
+        self.begin_drain()
         for connection in list(self._open.values()):  # a base hub doesn't say whose client is gone
             self._probe(connection)
         try:
@@ -388,29 +472,61 @@ class ConnManager:
             for connection in list(self._open.values()):
                 connection.break_off("the agent is going away")
             await self._wait_until(lambda: not self._open, 2 * self.limits.word_timeout_s)
-            await self._settle()
+            await self.settle()
         finally:
             self._changed = None
-            self._drain_marks = None
-            self._unsettled.clear()
 
-    async def _settle(self) -> None:
-        deadline_s = self._loop.time() + self.limits.settle_timeout_s
-        while not self._lost and (self.tunnel.bytes_buffered or (self._unsettled and not self.hub_closes)):
-            left_s = deadline_s - self._loop.time()
+    async def settle(self) -> bool:
+        """Wait until everything is sent and a base hub lists no connection; returns whether that is so.
+
+        A base hub may lock up for good when a session ends under a connection that it lists. So it is asked about each
+        that ended here until it doesn't know it; after a second its client is ended by ERROR, where it has a whole
+        response. A hub that answers nothing is given its own time for a client, and a little. Cancelled: as before.
+        """
+        self._leaving = True
+        own = self._changed is None
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        try:
+            return await self._settle()
+        finally:
+            if own:
+                self._changed = None
+
+    async def _settle(self) -> bool:
+        now_s = self._loop.time()
+        limits = self.limits
+        deadline_s = now_s + limits.settle_timeout_s + (0.0 if self.hub_closes else limits.listed_s)
+        interval_s = _SETTLE_FIRST_S
+        while not self._lost and (self.tunnel.bytes_buffered or not (self.hub_closes or self.is_idle)):
+            now_s = self._loop.time()
+            left_s = deadline_s - now_s
             if left_s <= 0:
-                extra = {"connections": len(self._unsettled), "unsent_bytes": self.tunnel.bytes_buffered}
+                extra = {
+                    "connections": len(self._open) + len(self._listed),
+                    "unsent_bytes": self.tunnel.bytes_buffered,
+                }
                 logger.warning("the hub still holds connections at the end of the drain", extra=extra)
-                return
-            if not self.tunnel.bytes_buffered:  # else the probe would only queue behind them
-                for conn_id in self._unsettled:
-                    self.tunnel.send(conn_id, DATA)
-                await self._wait_until(lambda: not self._unsettled, min(left_s, _SETTLE_PROBE_INTERVAL_S))
-            else:
+                return False
+            if self.tunnel.bytes_buffered:  # a question would only queue behind them
                 await asyncio.sleep(min(left_s, 0.01))
+                continue
+            for conn_id in list(self._listed):
+                self._end_listed(conn_id, now_s)
+            asked = self._ask_listed()
+            answered = await self._wait_until(functools.partial(self._heard_of, asked), min(left_s, interval_s))
+            interval_s = _SETTLE_FIRST_S if answered else min(2 * interval_s, _SETTLE_MOST_S)
+        return True
 
-    async def _wait_until(self, reached: Callable[[], bool], timeout_s: float) -> None:
-        """Wait for a state that `_notify` is called at, at most `timeout_s`. Cancelled: nothing has changed."""
+    def _heard_of(self, asked: list[int]) -> bool:
+        """Whether the hub lists none of these any longer; of none: whether no connection is open."""
+        return not self._listed.keys() & asked if asked else not self._open
+
+    async def _wait_until(self, reached: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait for a state that `_notify` is called at, at most `timeout_s`; returns whether it is so.
+
+        Cancelled: nothing has changed.
+        """
         changed = self._changed
         assert changed is not None
         try:
@@ -419,7 +535,8 @@ class ConnManager:
                     changed.clear()
                     await changed.wait()
         except TimeoutError:
-            return
+            return False
+        return True
 
     def _notify(self) -> None:
         if self._changed is not None:

@@ -103,6 +103,7 @@ class Call:
     ended: done when the session is over; its result is None after an orderly end that was asked for, else a HubError.
     left: done when nothing new is to be opened here: the hub said GOAWAY or DRAIN, or `leave` was called. drained: done
     when the hub has said DRAIN, where `goaway` was negotiated. closed: done when the transport is gone too.
+    vacating: the next session with this hub waits for the end of this one.
     """
 
     def __init__(
@@ -125,11 +126,13 @@ class Call:
         self.closed: asyncio.Future[None] = loop.create_future()
         self.left: asyncio.Future[None] = loop.create_future()
         self.drained: asyncio.Future[None] = loop.create_future()
+        self.vacating = False
         self._offered = features
         self._metadata = metadata
         self._user_agent = user_agent
         self._drain_said_s = float("inf")
         self._ending = False  # the end of the stream is what we wait for
+        self._finished_s = float("inf")
         self._probe: asyncio.Future[None] | None = None
         self._probed_s = 0.0  # when the last probe went out
         self._for_id_0 = 0  # packets since the last answer to a probe
@@ -161,12 +164,12 @@ class Call:
                 self.closed.set_result(None)  # no transport will say so
         await self._raise_if_ended()
 
-    async def probe(self, timeout_s: float) -> None:
+    async def probe(self, timeout_s: float, *, least_s: float = 0.0) -> None:
         """Ask whether the tunnel is up; returns when the hub has answered.
 
         Raises HubError where it doesn't within timeout_s, or the session ends. While bytes come in, or the hub's TCP
-        acknowledges more of what the probe waits behind, the hub has timeout_s more, up to a minute. Cancelled: the
-        session goes on.
+        acknowledges more of what the probe waits behind, the hub has timeout_s more, up to a minute. least_s: how long
+        the hub has in any case. Cancelled: the session goes on.
         """
         await self._raise_if_ended()
         loop = asyncio.get_running_loop()
@@ -189,6 +192,8 @@ class Call:
                 if looked_s - before_s > timeout_s + _LATE_S:  # this process stood still: read what has come, first
                     continue
                 waited_s = looked_s - asked_s
+                if waited_s < least_s:
+                    continue
                 if not moves or waited_s >= max(_MAX_PROBE_S, timeout_s):
                     limit_s = waited_s if moves else timeout_s
                     error = HubError(f"no answer to a probe within {limit_s:.3g} s", cause="probe")
@@ -236,10 +241,16 @@ class Call:
         """
         if not self._ending and not self.ended.done():
             self._ending = True
+            self._finished_s = asyncio.get_running_loop().time()
             if self.drains_first:
                 self.tunnel.finish_when_sent()
             else:
                 self.tunnel.drain(0, ControlCode.DRAIN)
+
+    @property
+    def finish_age_s(self) -> float:
+        """How long ago `finish` was called; less than nothing where it wasn't."""
+        return asyncio.get_running_loop().time() - self._finished_s
 
     def fail(self, error: HubError | None) -> None:
         """End the session for this error, now. A second call is none."""
@@ -335,7 +346,7 @@ class Call:
         return ": it may have refused our certificate, or miss one (hub_client_cert_file)"
 
     def _status(self, status: GrpcStatus) -> None:
-        if status.code == Status.OK:
+        if status.code == Status.OK or (self._ending and not self.drains_first):  # a Go hub says UNKNOWN to a DRAIN
             self.fail(None if self._ending or self.drained.done() else HubError("the hub ended the tunnel"))
         else:
             rejected = status.code in _REJECTED

@@ -29,6 +29,13 @@ _DRAIN_ANSWER_TIMEOUT_S = 5.0
 _LEAVE_POLL_S = 1.0
 """How often a session that is being left is looked at, whether its last connection has gone."""
 
+_VACATE_POLL_S = 0.1
+"""The same for a session with a base hub that must end before the next one may be dialled."""
+
+_LISTED_S = 31.0
+"""How long a base hub may list a connection, its own 30 s and one more. A session that ends before may lock it up, so a
+probe's answer may be as late where it lists some."""
+
 _KNOWN_HUB_S = 10.0
 """The longest wait before a hub that has answered before is dialled again: users get 503 as long as it is away."""
 
@@ -53,9 +60,11 @@ class TunnelClient:
     back-off start over. slow_retry_s: the wait, ± 50 %, where the hub
     rejected this agent's identity or has another agent for the cluster. wait: awaited with each delay; for tests.
     features: the extensions that hubs are offered. windows: the budget of connections' windows; shared by those it is
-    given to. is_idle(tunnel): whether no connection of a session is open. sessions: how many were ready so far.
-    redials: how often a dial followed what did not come up, was lost or left, by cause (HubError's; `left`: for a
-    GOAWAY or `reconnect_now`).
+    given to. is_idle(tunnel): whether no connection of a session is open, here or at its hub. ask_idle(tunnel): finds
+    out what the hub has; called before `is_idle` where a session is to end. settle(tunnel): awaited before a session
+    with a hub without `goaway` is ended; returns when the hub lists no connection, or when it has had its time.
+    sessions: how many were ready so far. redials: how often a dial followed what did not come up, was lost or left, by
+    cause (HubError's; `left`: for a GOAWAY or `reconnect_now`).
     Raises ValueError for metadata that can't be sent.
     """
 
@@ -82,6 +91,8 @@ class TunnelClient:
         features: frozenset[str] = FEATURES,
         windows: WindowBudget | None = None,
         is_idle: Callable[[Tunnel], bool] = lambda tunnel: not tunnel.open_outbounds,
+        ask_idle: Callable[[Tunnel], object] = lambda tunnel: None,
+        settle: Callable[[Tunnel], Awaitable[object]] | None = None,
         wait: Callable[[float], Awaitable[None]] = _wait,
     ) -> None:
         self._hub = hub
@@ -107,6 +118,8 @@ class TunnelClient:
         self._features = features
         self._windows = windows or WindowBudget()
         self._is_idle = is_idle
+        self._ask_idle = ask_idle
+        self._settle = settle
         self._wait = wait
         self.sessions = 0
         self.redials: Counter[str] = Counter()
@@ -149,7 +162,11 @@ class TunnelClient:
             self._calls.clear()
 
     def reconnect_now(self) -> None:
-        """Dial at once: a wait is cut short; a session in use is left once its connections have gone."""
+        """Dial at once: a wait is cut short; a session in use is left once its connections have gone.
+
+        A hub without `goaway` gets the new session when the old one is over: it may lock up where a second one comes
+        beside connections (wire.md, "DRAIN to the hub").
+        """
         self._reconnecting = bool(self._up)
         for call in self._up:
             call.leave()
@@ -199,13 +216,20 @@ class TunnelClient:
     async def drain(self, timeout_s: float) -> None:
         """Leave for good: say DRAIN on every session, and wait for the streams' end, by force after timeout_s seconds.
 
-        A hub that has left a DRAIN without an answer for so long isn't waited for again. `run` then returns. The
-        connections' own affairs (what is in flight, what the hub knows) are to be in order before. Cancelled: the
-        sessions are dropped at once.
+        A hub that has left a DRAIN without an answer for so long isn't waited for again. A hub without `goaway` gets
+        DRAIN when it lists no connection (`settle`). `run` then returns. What is in flight is to be over before.
+        Cancelled: the sessions are dropped at once.
         """
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(deadline_s):
                 await self.announce_drain(timeout_s)
+            base = [call for call in self._calls if call in self._up and not call.drains_first]
+            if base:
+                await asyncio.gather(*(self._finish_base(call) for call in base))
+                deadline_s = loop.time() + timeout_s
+            async with asyncio.timeout_at(deadline_s):
                 answering = [call for call in self._calls if call.drained.done() or not call.drains_first]
                 for call in answering:
                     if call in self._up:
@@ -217,6 +241,12 @@ class TunnelClient:
         finally:
             for call in list(self._calls):
                 call.fail(None)
+
+    async def _finish_base(self, call: Call) -> None:
+        """Say DRAIN to a hub without `goaway` in the turn in which it is known to list nothing."""
+        if self._settle is not None:
+            await self._settle(call.tunnel)
+        call.finish()
 
     async def _session(self) -> float:
         """One session, until it is over or left to itself; how long to wait before the next, in seconds."""
@@ -255,20 +285,42 @@ class TunnelClient:
         self._tending.add(task)
         task.add_done_callback(self._tending.discard)
         await asyncio.wait((call.ended, call.left), return_when=asyncio.FIRST_COMPLETED)
+        if call.left.done() and not call.drains_first:
+            await self._vacate(call)
         if self._draining:
             return 0
         stable = loop.time() - ready_at_s >= self._stable_after_s
         if stable:
             self._backoff.reset()
-        if call.ended.done():
+        if call.ended.done() and not (call.left.done() and call.ended.result() is None):
             return self._after(call.ended.result() or HubError("the hub ended the tunnel"), extra)
-        for old in [one for one in self._calls if one.left.done()][:-_MAX_LEAVING]:
+        leaving = [one for one in self._calls if one.left.done()]
+        for old in [one for one in leaving[:-_MAX_LEAVING] if one.drains_first or self._is_idle(one.tunnel)]:
             old.fail(HubError("too many sessions are being left"))
         self.redials["left"] += 1
         if stable or self._reconnecting:
             self._reconnecting = False
             return 0
         return self._backoff.next_s()
+
+    async def _vacate(self, call: Call) -> None:
+        """Let a session that is left end before the same hub gets another, where it has no `goaway`."""
+        loop = asyncio.get_running_loop()
+        while not (call.ended.done() or self._draining or self._is_elsewhere(call.endpoint)):
+            if not call.vacating:
+                call.vacating = True
+                logger.info("the next session waits until this one is over", extra={"hub": str(call.endpoint)})
+            self._kick.clear()
+            kicked = loop.create_task(self._kick.wait())
+            try:
+                await asyncio.wait((call.ended, kicked), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                kicked.cancel()
+
+    def _is_elsewhere(self, old: HubEndpoint) -> bool:
+        """Whether another hub is dialled now."""
+        endpoint = self._hub() if callable(self._hub) else self._hub
+        return (endpoint.host, endpoint.port) != (old.host, old.port)
 
     async def _tend(self, call: Call) -> None:
         """Probe a session until it is over, and end it where the hub has stopped answering."""
@@ -279,12 +331,13 @@ class TunnelClient:
                 waits: tuple[asyncio.Future[Any], ...] = (call.ended, call.left)
                 if call.left.done():
                     self._go_on_leaving(call)
-                    delay_s = min(delay_s, _LEAVE_POLL_S)
+                    delay_s = min(delay_s, _VACATE_POLL_S if call.vacating else _LEAVE_POLL_S)
                     waits = (call.ended,)
                 await asyncio.wait(waits, timeout=max(0.0, delay_s), return_when=asyncio.FIRST_COMPLETED)
                 late_s = loop.time() - call.next_probe_s(self._probe_interval_s)
                 if late_s >= 0 and not call.ended.done():
-                    await call.probe(self._probe_timeout_s)
+                    listed = not call.drains_first and not self._is_idle(call.tunnel)
+                    await call.probe(self._probe_timeout_s, least_s=_LISTED_S if listed else 0.0)
         except HubError as error:
             call.fail(error)
         finally:
@@ -301,8 +354,12 @@ class TunnelClient:
         """Take the next step of an orderly end, where its time has come."""
         replaced = not all(other.left.done() for other in self._up)
         if not call.drains_first:
-            if (replaced or self._retiring) and self._is_idle(call.tunnel):
-                call.finish()
+            if replaced or self._retiring or call.vacating:
+                self._ask_idle(call.tunnel)
+                if self._is_idle(call.tunnel):
+                    call.finish()
+            if call.finish_age_s > _DRAIN_ANSWER_TIMEOUT_S:
+                call.fail(HubError("the hub did not end the stream behind DRAIN"))
             return
         if replaced:  # until then the hub has nobody else to send to
             call.drain()

@@ -19,9 +19,10 @@ DATA"): there every packet counts, whatever its size. The first packets behind e
 come, so a small response waits for nothing. A connection that sends on is *held* until a whole packet is queued, and no
 longer than that where
 
-    its source is quiet for a tick, or it was held for _HELD_S    and its packets are not used up: one more every
-                                                                  _PACKET_S
+    its source is quiet for a tick, or it was held for _HELD_S    and its packets are not used up
     its source is paused or finished                              nothing more can be gathered
+
+and a packet is given back every _PACKET_S.
 
 Invariants
   I1  An outbound is in at most one list; with something queued in exactly one, or parked, or held.
@@ -73,8 +74,10 @@ class Timers(Protocol):
 class Outbound:
     """One connection's place in the queue, from `Tunnel.outbound`; forgotten after `finish` or `abort`."""
 
-    __slots__ = ("_counted_s", "_field", "_held_s", "_items", "_place", "_released", "_scheduler", "_seen_bytes", "_watched",
-                 "conn_id", "credit_bytes", "finished", "packets", "pause", "paused", "queued_bytes", "resume")  # fmt: skip
+    __slots__ = (
+        "_counted_s", "_field", "_held_s", "_items", "_place", "_released", "_scheduler", "_seen_bytes", "_watched",
+        "conn_id", "credit_bytes", "finished", "packets", "pause", "paused", "queued_bytes", "resume",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -402,7 +405,7 @@ class Scheduler:
         return self.high_water_bytes
 
     def _low_mark(self) -> int:
-        """Below so much a paused source is asked to resume. Batching, there is a packet to gather before the link idles."""
+        """Below so much a paused source is asked to resume; early while batching, for a packet is to be gathered."""
         return self.high_water_bytes // 2 if self._batch_bytes else self.high_water_bytes // 4
 
     # -- batching

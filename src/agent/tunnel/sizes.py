@@ -38,7 +38,7 @@ ALONE_PACKET_BYTES: Final = 1024 * 1024
 """A packet's payload while nobody else waits (wire.md, "agent → hub, DATA")."""
 
 BATCHED_HIGH_WATER_BYTES: Final = 2 * 1024 * 1024
-"""HIGH_WATER_BYTES towards a hub that counts packets: a packet of ALONE_PACKET_BYTES goes out, and the next one gathers."""
+"""HIGH_WATER_BYTES towards a hub that counts packets: one of ALONE_PACKET_BYTES goes out, and the next one gathers."""
 
 BATCHED_TOTAL_BYTES: Final = 64 * 1024 * 1024
 """What all connections of such a tunnel may hold together; past it HIGH_WATER_BYTES is each one's limit again."""
