@@ -225,7 +225,7 @@ async def test_a_request_on_an_idle_connection_as_the_agent_leaves_is_answered(m
         for client in busy:
             status, fields, _ = await client.response()
             assert status in (200, 502, 503)
-            assert fields["connection"] == "close"
+            assert status == 200 or fields["connection"] == "close"  # a 200 may have come before the drain
             client.close()
         await stopped(whole.agent)
 
