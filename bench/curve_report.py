@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 from .measuring import Measurement
-from .report import number, replace, rounded, where_it_ran
+from .report import number, replace, rounded, spread, value, where_it_ran
 
 if TYPE_CHECKING:
     from .curves import Curve  # which needs the compiled pipe; tables of a report don't
@@ -49,10 +49,10 @@ def tables(content: dict[str, Any]) -> str:
         for variant in dict.fromkeys(item["variant"] for item in own):
             bold = "**" if variant == each["chosen"] else ""
             cells = [
-                f"{bold}{number(item['median'])} {item['unit']}{bold} ±{item['spread'] * 50:.0f}%"
+                f"{bold}{value(item)}{bold} {spread(item)}".strip()
                 for metric in metrics
-                for item in own
-                if (item["variant"], item["metric"]) == (variant, metric)
+                for item in (Measurement(**each) for each in own)
+                if (item.variant, item.metric) == (variant, metric)
             ]
             lines.append(f"| {bold}{variant}{bold} | " + " | ".join(cells) + " |")
         lines.append("")
@@ -107,7 +107,7 @@ def chart(each: dict[str, Any], points: Sequence[dict[str, Any]], x0: float, y0:
         '<polyline class="line" points="' + " ".join(f"{x:.1f},{y(item['median']):.1f}" for x, item in places) + '"/>',
     ]
     for x, item in places:
-        half, chosen = item["median"] * item["spread"] / 2, item["variant"] == each["chosen"]
+        half, chosen = abs(item["median"]) * item["spread"] / 2, item["variant"] == each["chosen"]
         look, size = ("chosen", 5) if chosen else ("dot", 3)
         top = y(item["median"] + half)
         parts += [

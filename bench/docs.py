@@ -21,7 +21,7 @@ from typing import Any
 
 from . import curve_report, goals
 from .measuring import Measurement, Ratio
-from .report import HERE, number, replace, where_it_ran
+from .report import HERE, number, replace, value, where_it_ran
 from .whole_path import CLIENTS, MODES, SIZES
 
 __all__ = ["Reports", "fill", "filled"]
@@ -73,7 +73,7 @@ class Reports:
             found, _ = self.measurements[case, metric, variant]
         except KeyError as error:
             raise Missing(*error.args) from None
-        return f"{number(found.median)} {found.unit}".strip()
+        return value(found)
 
     def ratio(self, case: str, metric: str, of: str, over: str) -> Ratio:
         try:

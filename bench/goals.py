@@ -97,11 +97,16 @@ GOALS = (
 
 
 def table(measurements: Sequence[Measurement], ratios: Sequence[Ratio]) -> str:
-    """Markdown: each goal whose case has run, what was reached, from the worst to the best round."""
-    from .report import number
+    """Markdown: each goal whose case has run, what was reached, from the worst to the best round.
+
+    A value below its metric's resolution is told as that. It keeps an upper bound that the resolution is not above, and
+    no other goal: what can't be told from nothing is not known to be more, or to be less than less.
+    """
+    from .report import number, spread
 
     lines = ["| measured | goal | reached | rounds | |", "| --- | ---: | ---: | ---: | --- |"]
     for goal in GOALS:
+        resolution = 0.0
         if goal.over:
             found = [
                 item
@@ -122,12 +127,18 @@ def table(measurements: Sequence[Measurement], ratios: Sequence[Ratio]) -> str:
             if goal.worst:
                 reached, between = max(item.p99 for item in own), f"worst of {sum(item.n for item in own)}"
             else:
-                reached, between = own[0].median, f"±{own[0].spread * 50:.0f}%"
-        kept = reached <= goal.bound if goal.at_most else reached >= goal.bound
+                reached, between = own[0].median, spread(own[0])
+            resolution = max(item.resolution for item in own)
+        figure = number(reached)
+        if abs(reached) < resolution:
+            figure, between = f"below {number(resolution)}", "below the resolution"
+            kept = goal.at_most and resolution <= goal.bound
+        else:
+            kept = reached <= goal.bound if goal.at_most else reached >= goal.bound
         sign = "≤" if goal.at_most else "≥"
         space = "" if goal.unit in ("×", "") else " "
         lines.append(
-            f"| {goal.text} | {sign} {number(goal.bound)}{space}{goal.unit} | {number(reached)}{space}{goal.unit} "
+            f"| {goal.text} | {sign} {number(goal.bound)}{space}{goal.unit} | {figure}{space}{goal.unit} "
             f"| {between} | {'yes' if kept else '**no**'} |"
         )
     return "\n".join(lines)

@@ -27,11 +27,15 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """What is measured. unit: as reports show it. more_is_better: requests/s, and not seconds."""
+    """What is measured. unit: as reports show it. more_is_better: requests/s, and not seconds.
+
+    resolution: the smallest value, in `unit`, that the way of measuring can tell from nothing; 0 for exact counts.
+    """
 
     name: str
     unit: str
     more_is_better: bool = False
+    resolution: float = 0.0
 
 
 Samples = Mapping[Metric, Sequence[float]]
@@ -93,7 +97,8 @@ class Measurement:
     """One metric of one variant, over all rounds.
 
     median: of the rounds' medians. p99: the 99th percentile of all samples (where a turn gives one value: of the
-    rounds' values). spread: between the lowest and the highest round's median, as a share of `median`. n: samples.
+    rounds' values). spread: between the lowest and the highest round's median, as a share of the absolute median, or of
+    the resolution where that is more. n: samples. resolution: the metric's.
     """
 
     case: str
@@ -104,6 +109,12 @@ class Measurement:
     p99: float
     spread: float
     n: int
+    resolution: float = 0.0  # reports of before have none
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the median is a value, and not the noise of the way it was measured."""
+        return abs(self.median) >= self.resolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,15 +197,19 @@ def _measurement(case: Case, variant: str, metric: Metric, rounds: Sequence[Mapp
     medians = [statistics.median(samples) for samples in turns]
     every = [sample for samples in turns for sample in samples]
     median = statistics.median(medians)
-    spread = (max(medians) - min(medians)) / median if median else 0.0
+    unit = max(abs(median), metric.resolution)
+    spread = (max(medians) - min(medians)) / unit if unit else 0.0
     p99 = percentile(every, 0.99)
-    return Measurement(case.name, variant, metric.name, metric.unit, median, p99, spread, len(every))
+    return Measurement(
+        case.name, variant, metric.name, metric.unit, median, p99, spread, len(every), metric.resolution
+    )
 
 
 def _ratio(case: Case, metric: Metric, of: str, over: str, rounds: Sequence[Mapping[str, Samples]]) -> Ratio | None:
-    """None where nothing was measured, as with failures that did not happen."""
+    """None where nothing was measured, as with failures that did not happen, or nothing above the resolution."""
     pairs = [(statistics.median(turn[of][metric]), statistics.median(turn[over][metric])) for turn in rounds]
-    if any(mine <= 0 or other <= 0 for mine, other in pairs):
+    least = metric.resolution
+    if any(mine <= 0 or other <= 0 or mine < least or other < least for mine, other in pairs):
         return None
     each = [mine / other if metric.more_is_better else other / mine for mine, other in pairs]
     return Ratio(case.name, metric.name, of, over, statistics.median(each), min(each), max(each))

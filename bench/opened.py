@@ -27,7 +27,7 @@ from .measuring import Case, Metric, Samples, Scale, Turn
 
 __all__ = ["CASES"]
 
-MEMORY = Metric("memory in the process", "bytes")
+MEMORY = Metric("memory in the process", "bytes", resolution=128)  # as in resources.py
 CPU = Metric("CPU per packet", "µs")
 ACTIVE = 10
 PACKET_BYTES = 256

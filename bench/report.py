@@ -15,7 +15,7 @@ from typing import Any
 
 from .measuring import Case, Measurement, Ratio
 
-__all__ = ["environment", "number", "replace", "rounded", "where_it_ran", "write"]
+__all__ = ["environment", "number", "replace", "rounded", "spread", "value", "where_it_ran", "write"]
 
 HERE = pathlib.Path(__file__).parent
 
@@ -70,6 +70,17 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
+def value(item: Measurement) -> str:
+    """A measurement's median with its unit; below the resolution that is what is told."""
+    figure = number(item.median) if item.is_resolved else f"below {number(item.resolution)}"
+    return f"{figure} {item.unit}".strip()
+
+
+def spread(item: Measurement) -> str:
+    """How far the rounds' medians lay from their middle; "" below the resolution, where it says nothing."""
+    return f"±{item.spread * 50:.0f}%" if item.is_resolved else ""
+
+
 def write(
     folder: pathlib.Path,
     cases: Sequence[Case],
@@ -101,7 +112,7 @@ def replace(path: pathlib.Path, text: str) -> None:
 def rounded(item: Measurement | Ratio) -> dict[str, Any]:
     """As a report has it, with five digits that count."""
     given = dataclasses.asdict(item)
-    return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in given.items()}
+    return {key: float(f"{each:.5g}") if isinstance(each, float) else each for key, each in given.items()}
 
 
 def where_it_ran(where: dict[str, Any]) -> str:
@@ -136,10 +147,8 @@ def _markdown(
         lines += [f"## {case.name}", "", case.title + ".", ""]
         lines += ["| metric | variant | median | p99 | spread | n |", "| --- | --- | ---: | ---: | ---: | ---: |"]
         for item in sorted(own, key=lambda item: item.metric):
-            lines.append(
-                f"| {item.metric} | {item.variant} | {number(item.median)} {item.unit} | {number(item.p99)} "
-                f"| ±{item.spread * 50:.0f}% | {item.n:,} |"
-            )
+            p99 = number(item.p99) if item.is_resolved or abs(item.p99) >= item.resolution else ""
+            lines.append(f"| {item.metric} | {item.variant} | {value(item)} | {p99} | {spread(item)} | {item.n:,} |")
         if compared:
             lines += ["", "| metric | better | than | ratio | from – to |", "| --- | --- | --- | ---: | ---: |"]
             for ratio in compared:

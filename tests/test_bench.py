@@ -9,6 +9,7 @@ import itertools
 import json
 import mmap
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,6 +75,76 @@ def test_spread_is_between_the_rounds() -> None:
     assert (first.median, first.spread, first.n) == (10.0, pytest.approx(0.3), 3)
 
 
+MEMORY = measuring.Metric("memory", "bytes", resolution=128)
+
+
+def found_of(values: Sequence[float], metric: measuring.Metric = MEMORY) -> measuring.Measurement:
+    """The measurement of a variant whose rounds gave these values."""
+    rounds: list[dict[str, measuring.Samples]] = [{"memory": {metric: [value]}} for value in values]
+    return measuring._measurement(case({"memory": [1.0]}), "memory", metric, rounds)
+
+
+def test_spread_is_a_share_of_the_absolute_median() -> None:
+    found = found_of([-24.9, -25.9], measuring.Metric("difference", "bytes"))
+    assert found.median == pytest.approx(-25.4)
+    assert found.spread == pytest.approx(1 / 25.4)
+    assert report.spread(found) == "±2%"
+
+
+@pytest.mark.parametrize("values", [[-24.9, -25.9], [0.0, 0.0], [0.0, 127.9, 1.0], [3.0, -90.0]], ids=str)
+def test_value_below_the_resolution_is_told_as_that(values: list[float]) -> None:
+    found = found_of(values)
+    assert (report.value(found), report.spread(found)) == ("below 128 bytes", "")
+    assert 0 <= found.spread <= 1
+
+
+@pytest.mark.parametrize(("values", "told"), [([128.0], "128 bytes"), ([-4096.0], "-4,096 bytes")], ids=str)
+def test_value_that_the_resolution_can_tell_is_told_with_its_spread(values: list[float], told: str) -> None:
+    found = found_of(values)
+    assert (report.value(found), report.spread(found)) == (told, "±0%")
+
+
+def test_there_is_no_ratio_of_what_is_below_the_resolution() -> None:
+    both = case({"pipe": [1.0], "UDS": [1.0]})
+    rounds: list[dict[str, measuring.Samples]] = [{"pipe": {MEMORY: [60.0]}, "UDS": {MEMORY: [4000.0]}}]
+    assert measuring._ratio(both, MEMORY, "pipe", "UDS", rounds) is None
+    rounds = [{"pipe": {MEMORY: [200.0]}, "UDS": {MEMORY: [4000.0]}}]
+    ratio = measuring._ratio(both, MEMORY, "pipe", "UDS", rounds)
+    assert ratio is not None
+    assert ratio.ratio == 20
+
+
+@pytest.mark.parametrize(
+    ("bound", "at_most", "worst", "verdict"),
+    [
+        (6144, True, False, "yes"),
+        (6144, True, True, "yes"),
+        (100, True, False, "**no**"),
+        (0, False, False, "**no**"),
+    ],
+)
+def test_goal_whose_value_is_below_the_resolution_says_so(
+    monkeypatch: pytest.MonkeyPatch, bound: float, at_most: bool, worst: bool, verdict: str
+) -> None:
+    goal = goals.Goal("memory", "a case", "memory", "memory", "", bound, "bytes", at_most, worst)
+    monkeypatch.setattr(goals, "GOALS", (goal,))
+    line = goals.table([found_of([-24.9, -25.9])], []).splitlines()[-1]
+    assert line.endswith(f"| below 128 bytes | below the resolution | {verdict} |")
+
+
+def test_reports_of_before_resolutions_are_still_read() -> None:
+    item = {"case": "c", "variant": "v", "metric": "m", "unit": "s", "median": 0.0, "p99": 0.0, "spread": 0.0, "n": 1}
+    assert report.value(measuring.Measurement(**item)) == "0 s"
+
+
+def test_no_published_figure_is_below_its_resolution() -> None:
+    for path in (ROOT / "docs" / "performance.md", ROOT / "README.md", ROOT / "bench" / "results" / "report.md"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.findall("±[-−]", text)
+        assert not re.findall(r"\| -[0-9.,]+ bytes", text)
+        assert not re.findall(r"±[0-9]{4,}%", text)
+
+
 def written(folder: pathlib.Path, times: Mapping[str, Sequence[float]]) -> pathlib.Path:
     one = case(times)
     measurements, ratios = measuring.measured(one, quick=False, say=lambda _: None)
@@ -84,7 +155,7 @@ def written(folder: pathlib.Path, times: Mapping[str, Sequence[float]]) -> pathl
 def test_reports_have_the_schema_that_their_readers_expect(tmp_path: pathlib.Path) -> None:
     content: dict[str, Any] = json.loads(written(tmp_path, {"pipe": [1.0], "UDS": [2.0]}).read_text())
     assert set(content) == {"measurements", "ratios", "environment"}
-    fields = {"case", "variant", "metric", "unit", "median", "p99", "spread", "n"}
+    fields = {"case", "variant", "metric", "unit", "median", "p99", "spread", "n", "resolution"}
     assert all(set(item) == fields for item in content["measurements"])
     assert all(set(item) == {"case", "metric", "of", "over", "ratio", "low", "high"} for item in content["ratios"])
     assert {"commit", "machine", "python", "loop", "twin"} <= set(content["environment"])
