@@ -321,6 +321,34 @@ def test_each_error_names_the_source_of_its_value(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cls", "toml", "field", "expected"),
+    [
+        (AgentConfig, "[memory_com]\nbuffer_size = 4096", "memory_com", "perhaps [memory_comm] is meant"),
+        (AgentConfig, "[limit]\nkeep_alive_s = 1", "limit", "perhaps [limits] is meant"),
+        (AgentConfig, "[nothing]\na = 1", "nothing", "is no table here; the command's --help lists them"),
+        (HubConfig, "[memory_comm]\nbuffer_size = 4096", "memory_comm", "is a table of `run`, not of this command"),
+        (AgentConfig, 'grpc_address = "a:1"', "grpc_address", "is a setting of `hub`, not of this command"),
+        (AgentConfig, 'listen = "a:1"', "listen", "is a setting of `proxy`, not of this command"),
+        (AgentConfig, "max_clients = 3", "max_clients", "is a setting of `hub` and `proxy`, not of this command"),
+        (HubConfig, 'route = "/=http://a"', "route", "is a setting of `run` and `proxy`, not of this command"),
+        (HubConfig, 'hub_address = "a:1"', "hub_address", "is a setting of `run`, not of this command"),
+        (HubConfig, "[limits]\ntls_timeout_s = 1", "limits.tls_timeout_s", "is a setting of `run` and `proxy`"),
+        (ProxyConfig, 'agent_token_file = "a"', "agent_token_file", "is a setting of `hub`, not of this command"),
+        (AgentConfig, "buffer_size = 4096", "buffer_size", "is a field of the table [memory_comm]"),
+        (AgentConfig, "[limits]\ninsecure = true", "limits.insecure", "is no field of [limits]: insecure stands above"),
+        (AgentConfig, "[limits]\nkeepalive_s = 1", "limits.keepalive_s", "perhaps limits.keep_alive_s is meant"),
+        (AgentConfig, 'log_levl = "info"', "log_levl", "perhaps log_level is meant"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_said_with_where_it_belongs(
+    tmp_path: Path, cls: type, toml: str, field: str, expected: str
+) -> None:
+    found = errors_of(lambda: load(tmp_path, toml, BASE | {"AGENT_ROUTE": "/=http://a"}, cls=cls))
+    assert list(found) == [field]
+    assert expected in found[field].expected
+
+
+@pytest.mark.parametrize(
     ("toml", "field"),
     [("a = ", "config"), ("memory_comm = 3", "memory_comm"), ("[hub_address]\na = 1", "hub_address"),
      ("é = 1", "config")],
@@ -361,7 +389,8 @@ def test_field_flag_and_variable_are_one_name_with_help(cls: type) -> None:
     for setting in settings_of(cls):
         plain = setting.name.replace(".", "_")
         assert setting.flag == "--" + plain.replace("_", "-")
-        assert setting.variable == "AGENT_" + plain.upper()
+        assert setting.variable == ("HUB_" if cls is HubConfig else "AGENT_") + plain.upper()
+        assert setting.old_variable == "AGENT_" + plain.upper()
         assert setting.help
         if not setting.required and setting.default is not None:
             setting.convert(setting.default)

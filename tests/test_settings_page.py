@@ -15,7 +15,7 @@ def options(command):
     """{setting: its default as --help shows it, "" where it shows none}."""
     done = subprocess.run([*RUN, command, "--help"], capture_output=True, text=True, check=True)
     text = re.sub(r"\s+", " ", done.stdout)
-    found = re.findall(r"\[(?:(required|default: [^;\]]*); )?AGENT_(\w+)\]", text)
+    found = re.findall(r"\[(?:(required|default: [^;\]]*); )?(?:AGENT|HUB)_(\w+)\]", text)
     names = {name.lower(): default.removeprefix("default: ") for default, name in found}
     names.pop("config")
     return {re.sub(r"^(memory_comm|limits)_", r"\1.", name): default for name, default in names.items()}

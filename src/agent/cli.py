@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import click
 
-from .config import AgentConfig, HubConfig, ProcessConfig, ProxyConfig
+from .config import COMMANDS, AgentConfig, HubConfig, ProcessConfig, ProxyConfig
 from .effective import as_toml, changed, merged, shown
 from .errors import AgentError, ConfigError
 from .settings import ConfigErrors, Setting, load, located, settings
 from .syntax import Address
+from .variables import Doubt, config_variables, doubts, outdated, renamed
 
 if TYPE_CHECKING:
     import asyncio
@@ -59,8 +60,8 @@ def _say_version(context: click.Context, _: click.Parameter, asked: bool) -> Non
 def _commands() -> None:
     """A tunnel agent and its hub.
 
-    Every option is also a variable (--hub-address: AGENT_HUB_ADDRESS) and a key of the --config file (hub_address): an
-    option wins over the variable, that over the file.
+    Every option is also a variable (--hub-address: AGENT_HUB_ADDRESS; of `hub`, --grpc-address: HUB_GRPC_ADDRESS) and
+    a key of the --config file (hub_address): an option wins over the variable, that over the file.
     """
 
 
@@ -89,13 +90,21 @@ def _parameter(name: str) -> str:
 def _options(*classes: type[Any]) -> Callable[[Command], Command]:
     """The options of some configurations, and --config."""
 
+    prefix = classes[0].variable_prefix
+    variables = config_variables(prefix)
+
+    def from_environment(_: click.Context, __: click.Parameter, given: str | None) -> str:
+        if given is not None:
+            return given
+        return next((os.environ[each] for each in variables if each in os.environ), "")
+
     def decorate(command: Command) -> Command:
         for cls in reversed(classes):
-            for setting in reversed(list(settings(cls))):
+            for setting in reversed(list(settings(cls, prefix))):
                 command = _option(setting)(command)
         return click.option(
-            "--config", "config_file", metavar="FILE.toml", envvar="AGENT_CONFIG", default="",
-            help="a TOML file with any of these fields  [AGENT_CONFIG]",
+            "--config", "config_file", metavar="FILE.toml", default=None, callback=from_environment,
+            help=f"a TOML file with any of these fields  [{variables[0]}]",
         )(command)
 
     return decorate
@@ -112,22 +121,42 @@ class _Configured(Generic[T]):
 
     def __init__(self, cls: type[T], config_file: str, given: dict[str, Any]) -> None:
         self._cls = cls
+        self._prefix: str = cls.variable_prefix  # type: ignore[attr-defined]  # every configuration is Checked
         self._config_file = config_file
         self._flags = {name.replace("__", "."): value for name, value in given.items()}
 
     def read(self) -> tuple[T, ProcessConfig, dict[str, str]]:
         """The configuration, the process's, and the source of each set field. Raises ConfigErrors."""
         (config, process), sources = load(
-            (self._cls, ProcessConfig), flags=self._flags, environ=os.environ, config_file=self._config_file
-        )
+            (self._cls, ProcessConfig), flags=self._flags, environ=os.environ, config_file=self._config_file,
+            others=COMMANDS,
+        )  # fmt: skip
         return config, process, sources
+
+    def warn(self, sources: Mapping[str, str]) -> None:
+        """Say which variables nothing reads, though they look like ours, and which have another name now."""
+        declared = {each.name: each for cls in (self._cls, ProcessConfig) for each in settings(cls, self._prefix)}
+        variable, *old = config_variables(self._prefix)
+        if variable not in os.environ and any(os.environ.get(each) == self._config_file != "" for each in old):
+            _log.warning("a variable has another name now", extra=renamed(old[0], variable)._asdict())
+        for doubt in outdated(sources, declared):
+            _log.warning("a variable has another name now", extra=doubt._asdict())
+        for doubt in self.doubts():
+            _log.warning("a variable is not read", extra=doubt._asdict())
+
+    def doubts(self) -> list[Doubt]:
+        """The variables that nothing reads, though they look like ours."""
+        return doubts(os.environ, self._prefix, ProcessConfig, COMMANDS)
 
     def begin(self, print_config: bool) -> tuple[T, ProcessConfig]:
         """Read it, and set up logging by it. Exits 2, all errors said, where it is wrong; 0 where it is to be shown."""
         try:
             config, process, sources = self.read()
         except ConfigError as error:
-            sys.exit(_report(error))
+            code = _report(error)
+            for doubt in self.doubts():  # one of them may be what is missing
+                print(f"{PROGRAM}: {doubt.variable}: a variable that is not read; {doubt.reason}", file=sys.stderr)
+            sys.exit(code)
         if print_config:
             try:
                 lines = _proxies(config) if isinstance(config, AgentConfig) else []
@@ -138,6 +167,7 @@ class _Configured(Generic[T]):
         _set_up_logging(process)
         self.process = process
         self.sources = sources
+        self.warn(sources)
         return config, process
 
 
@@ -263,6 +293,9 @@ def check(config_file: str, **given: Any) -> None:
     sys.path.insert(0, os.getcwd())  # where `module:name` is looked for first, as with `python -m`
     failed: list[str] = []
 
+    for doubt in configured.doubts():
+        _say(f"note {doubt.variable}: a variable that is not read; {doubt.reason}")
+
     async def body() -> None:
         from .check import checks
 
@@ -324,7 +357,7 @@ def _on_hangup(reload: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None
 async def _reload(configured: _Configured[AgentConfig], agent: Agent) -> None:
     """Read the configuration again, and apply what can change. A wrong one changes nothing, and every error is said."""
     try:
-        config, process, _ = configured.read()
+        config, process, sources = configured.read()
     except ConfigError as error:
         for reason in _reasons(error):
             _log.error("the configuration is wrong and nothing of it was applied", extra={"reason": str(reason)})
@@ -337,6 +370,7 @@ async def _reload(configured: _Configured[AgentConfig], agent: Agent) -> None:
         else:
             _log.warning("setting needs a restart", extra=extra)
     configured.process = merged(configured.process, process, ["loop"])
+    configured.warn(sources)
     await agent.reload(config)
 
 
@@ -370,7 +404,7 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
         factory: Callable[[], asyncio.AbstractEventLoop] = import_module(library).new_event_loop
     except ImportError:
         if name == "uvloop":
-            raise ConfigError("loop", "--loop or AGENT_LOOP", "must be asyncio or auto: uvloop isn't there") from None
+            raise ConfigError("loop", "configuration", "must be asyncio or auto: uvloop isn't there") from None
         return None
     return factory
 

@@ -1,8 +1,8 @@
 """What operators set: one declaration for each field of the agent, the hub and the proxy command.
 
-A field, its flag, its `AGENT_*` variable and its TOML key are one name (`hub_address`, `--hub-address`,
-`AGENT_HUB_ADDRESS`); a table's fields carry the table's name in front (`--memory-comm-buffer-size`). Making one of
-these objects checks it: ConfigErrors names every wrong field. `settings.py` has the machinery.
+A field, its flag, its variable and its TOML key are one name (`hub_address`, `--hub-address`, `AGENT_HUB_ADDRESS`); a
+table's fields carry the table's name in front (`--memory-comm-buffer-size`). The hub's variables begin with `HUB_`.
+Making one of these objects checks it: ConfigErrors names every wrong field. `settings.py` has the machinery.
 """
 
 # ruff: noqa: RUF009  (each call makes one dataclass field, as dataclasses.field does)
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, cast
 
 from . import fields as kind
@@ -18,6 +19,7 @@ from .settings import Checked, ConfigErrors, Rule, load
 from .syntax import Address, Route, is_loopback, parse_address
 
 __all__ = [
+    "COMMANDS",
     "AgentConfig",
     "ConfigErrors",
     "HubConfig",
@@ -154,11 +156,15 @@ class AgentConfig(Targets, Checked):
     hub_address: str | Sequence[str] = kind.addresses("the hub's gRPC address; with several, a tunnel to each")
     cluster_name: str = kind.label("this cluster's name at the hub: one RFC 1123 label")
     insecure: bool = kind.boolean("dial the hub in plaintext (HTTP/2 with prior knowledge)")
-    hub_ca_file: str = kind.file("PEM certificates that the hub is trusted by, instead of the system's roots")
-    hub_client_cert_file: str = kind.file("PEM certificate that the agent shows to the hub")
-    hub_client_key_file: str = kind.file("its private key, where it isn't in the same file")
+    hub_ca_file: str = kind.file(
+        "PEM certificates that the hub is trusted by, instead of the system's roots", holds="roots"
+    )
+    hub_client_cert_file: str = kind.file("PEM certificate that the agent shows to the hub", holds="certificate")
+    hub_client_key_file: str = kind.file("its private key, where it isn't in the same file", holds="secret")
     hub_server_name: str = kind.text("the name in the hub's certificate, if not the address's", metavar="NAME")
-    hub_token_file: str = kind.file("a token, sent to the hub as `authorization: Bearer`; read for each session")
+    hub_token_file: str = kind.file(
+        "a token, sent to the hub as `authorization: Bearer`; read for each session", holds="secret"
+    )
     use_memory_comm: bool = kind.boolean("connect tunnel and proxy by pipes in memory rather than Unix sockets")
     memory_comm: MemoryCommConfig = kind.group(MemoryCommConfig)
     limits: TargetLimitsConfig = kind.group(TargetLimitsConfig)
@@ -168,9 +174,9 @@ class AgentConfig(Targets, Checked):
     )
     routes: Routes = kind.routes(_ROUTE_HELP, name="route")
     app: Any = kind.reference("an ASGI application in this process that gets every request")
-    target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP)
-    target_client_cert_file: str = kind.file(_TARGET_CERT_HELP)
-    target_client_key_file: str = kind.file(_TARGET_KEY_HELP)
+    target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP, holds="roots")
+    target_client_cert_file: str = kind.file(_TARGET_CERT_HELP, holds="certificate")
+    target_client_key_file: str = kind.file(_TARGET_KEY_HELP, holds="secret")
     system_roots: bool = kind.boolean("trust the system's roots for Kubernetes' services, too (other routes always do)")
     router: Any = kind.reference(
         "a Router of one's own, in place of routes", what="an object with `route`", methods=("route",)
@@ -184,8 +190,12 @@ class AgentConfig(Targets, Checked):
         "a CertificateProvider of one's own: what targets are trusted by",
         what="an object with `ssl_context` and `generation`", methods=("ssl_context", "generation"),
     )
-    kubeconfig: str = kind.file("how this cluster's API server is reached (default: as a pod, by its service account)")
-    hub_kubeconfig: str = kind.file("how the hub cluster's API server is asked who its users are (default: not at all)")
+    kubeconfig: str = kind.file(
+        "how this cluster's API server is reached (default: as a pod, by its service account)", holds="secret"
+    )
+    hub_kubeconfig: str = kind.file(
+        "how the hub cluster's API server is asked who its users are (default: not at all)", holds="secret"
+    )
     service_allow_file: str = kind.file(
         "services that may be reached: lines of NAMESPACE/SERVICE[:PORT]; read anew when it changes (default: none may)"
     )
@@ -251,13 +261,15 @@ class AgentConfig(Targets, Checked):
 class HubConfig(Checked):
     """`fastpipe-agent hub`: its two ports, and which agents it lets in."""
 
+    variable_prefix: ClassVar = "HUB_"
+
     grpc_address: str = kind.address("where agents open their tunnels (port 0: a free one)", default="127.0.0.1:8443")
     http_address: str = kind.address("where users send requests to /<cluster>/…", default="127.0.0.1:8080")
-    grpc_cert_file: str = kind.file("PEM certificate chain of the gRPC port (none: plaintext)")
-    grpc_key_file: str = kind.file("its private key, where it isn't in the same file")
-    http_cert_file: str = kind.file("PEM certificate chain of the HTTP port (none: plaintext)")
-    http_key_file: str = kind.file("its private key, where it isn't in the same file")
-    user_ca_file: str = kind.file("PEM CA of users' certificates: each must show one at the HTTP port")
+    grpc_cert_file: str = kind.file("PEM certificate chain of the gRPC port (none: plaintext)", holds="certificate")
+    grpc_key_file: str = kind.file("its private key, where it isn't in the same file", holds="secret")
+    http_cert_file: str = kind.file("PEM certificate chain of the HTTP port (none: plaintext)", holds="certificate")
+    http_key_file: str = kind.file("its private key, where it isn't in the same file", holds="secret")
+    user_ca_file: str = kind.file("PEM CA of users' certificates: each must show one at the HTTP port", holds="roots")
     allow_any_user: bool = kind.boolean("with user_ca_file, let users in that show no certificate")
     cluster_parser: Any = kind.reference(
         "what names a request's cluster, in place of the first segment of its path",
@@ -268,8 +280,12 @@ class HubConfig(Checked):
         default=10_000, low=1, high=1_000_000, unit="connections",
     )
     limits: LimitsConfig = kind.group(LimitsConfig)
-    agent_ca_file: str = kind.file("PEM CA of agents' certificates, whose CN or DNS name is their cluster's name")
-    agent_token_file: str = kind.file("agents' tokens: lines of a cluster's name, white space, its token")
+    agent_ca_file: str = kind.file(
+        "PEM CA of agents' certificates, whose CN or DNS name is their cluster's name", holds="roots"
+    )
+    agent_token_file: str = kind.file(
+        "agents' tokens: lines of a cluster's name, white space, its token", holds="secret"
+    )
     allow_any_agent: bool = kind.boolean("let agents in that show nothing, also off loopback")
     health_address: str = kind.address("where /healthz and /readyz are served (default: nowhere)", default="")
     enable_metrics: bool = kind.boolean(
@@ -325,9 +341,9 @@ class ProxyConfig(Targets, Checked):
 
     listen: str = kind.address("where the proxy listens (port 0: a free one)", default="127.0.0.1:8080")
     routes: Routes = kind.routes(_ROUTE_HELP, name="route")
-    target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP)
-    target_client_cert_file: str = kind.file(_TARGET_CERT_HELP)
-    target_client_key_file: str = kind.file(_TARGET_KEY_HELP)
+    target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP, holds="roots")
+    target_client_cert_file: str = kind.file(_TARGET_CERT_HELP, holds="certificate")
+    target_client_key_file: str = kind.file(_TARGET_KEY_HELP, holds="secret")
     max_clients: int = kind.integer(
         "clients' connections at once; past it the answer is 503",
         default=10_000, low=1, high=1_000_000, unit="connections",
@@ -354,6 +370,10 @@ class ProcessConfig(Checked):
     )
 
 
+COMMANDS: Mapping[str, type[Checked]] = MappingProxyType({"run": AgentConfig, "hub": HubConfig, "proxy": ProxyConfig})
+"""Each command's configuration: what is a setting of one is an error in the file of another."""
+
+
 def load_config(
     cls: type[T], *, flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str = ""
 ) -> tuple[T, ProcessConfig]:
@@ -361,5 +381,7 @@ def load_config(
 
     flags: by field name (`memory_comm.buffer_size`), None where not given. Raises ConfigErrors with all that is wrong.
     """
-    (config, process), _sources = load((cls, ProcessConfig), flags=flags, environ=environ, config_file=config_file)
+    (config, process), _sources = load(
+        (cls, ProcessConfig), flags=flags, environ=environ, config_file=config_file, others=COMMANDS
+    )
     return config, process

@@ -143,9 +143,9 @@ def _readable(path: str) -> str:
     return path
 
 
-def file(help: str) -> Any:
-    """The path of a file that can be read now; "" where it isn't set."""
-    return _field("", Setting(help, lambda value: _readable(_text(value)), str, "FILE"))
+def file(help: str, *, holds: str = "") -> Any:
+    """The path of a file that can be read now; "" where it isn't set. holds: as Setting has it."""
+    return _field("", Setting(help, lambda value: _readable(_text(value)), str, "FILE", holds=holds))
 
 
 def _items(value: Any) -> list[Any]:
@@ -175,8 +175,8 @@ def _split(value: str) -> list[str]:
     return [item for item in re.split(r"[,\s]+", value) if item]
 
 
-def files(help: str) -> Any:
-    """The paths of files that can be read now."""
+def files(help: str, *, holds: str = "") -> Any:
+    """The paths of files that can be read now. holds: as Setting has it."""
 
     def check(item: Any) -> str:
         return _readable(_text(os.fspath(item) if isinstance(item, os.PathLike) else item))
@@ -184,7 +184,7 @@ def files(help: str) -> Any:
     def convert(value: Any) -> tuple[str, ...]:
         return _each(_items(value), check)
 
-    return _field((), Setting(help, convert, _split, "FILE", many=True))
+    return _field((), Setting(help, convert, _split, "FILE", many=True, holds=holds))
 
 
 def texts(help: str, *, metavar: str) -> Any:

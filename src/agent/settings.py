@@ -1,9 +1,12 @@
 """How a configuration is declared, and read from flags, environment, a TOML file and defaults: the schema's machinery.
 
 A configuration is a frozen dataclass whose fields are made by the functions of `fields.py` (`boolean`, `integer`, …).
-That one declaration gives the field's check, its flag, its `AGENT_*` variable, its TOML key and its help. A flag wins
-over the variable, that over the file, that over the default. Every wrong value is reported at once, each as a
-ConfigError with field, source and what would be right.
+That one declaration gives the field's check, its flag, its variable, its TOML key and its help. A flag wins over the
+variable, that over the file, that over the default. Every wrong value is reported at once, each as a ConfigError with
+field, source and what would be right.
+
+The class says how its variables begin: `HUB_` for the hub's, `AGENT_` for all others, so that hub and agent can share
+an environment. The hub's began with `AGENT_` once. That old name is still read where the new one isn't there at all.
 
 Values come in two shapes: text (from flags and variables) goes through `parse` first; what Python or TOML gives is
 typed already and goes to `convert` alone, so `use_memory_comm="yes"` is wrong in TOML and right in the environment.
@@ -15,16 +18,32 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from .errors import ConfigError
 
-__all__ = ["GROUP", "SETTING", "Checked", "ConfigErrors", "Given", "Rule", "Setting", "load", "located", "settings"]
+__all__ = [
+    "GROUP",
+    "OLD_PREFIX",
+    "SETTING",
+    "Checked",
+    "ConfigErrors",
+    "Given",
+    "Rule",
+    "Setting",
+    "load",
+    "located",
+    "settings",
+]
 
 SETTING = "setting"  # keys of a dataclass field's metadata
 GROUP = "group"
 ARGUMENT = "argument"
 CONFIG = "config"  # the file itself
+
+OLD_PREFIX = "AGENT_"
+"""How every command's variables began at first."""
 
 
 class ConfigErrors(ConfigError):
@@ -47,7 +66,9 @@ class Setting:
     name: as flags, variables and TOML spell it, with a dot before a group's fields. attribute: the dataclass field's
     own name. convert: the value, checked and in its final form; raises ValueError with what would be right. parse:
     text to what convert takes. metavar: what the help shows for the value, with its unit; "" for a boolean. unset:
-    what the help says where there is no default. secret: the value is never shown.
+    what the help says where there is no default. secret: the value is never shown. holds: what the files that it names
+    hold, "" where that is nothing that needs care: `secret` (a key, a token), `certificate` (a chain, its key
+    perhaps) or `roots`. prefix: how its variable begins.
     """
 
     help: str
@@ -61,6 +82,8 @@ class Setting:
     default: Any = None
     name: str = ""
     attribute: str = ""
+    holds: str = ""
+    prefix: str = OLD_PREFIX
 
     @property
     def flag(self) -> str:
@@ -68,7 +91,12 @@ class Setting:
 
     @property
     def variable(self) -> str:
-        return "AGENT_" + self.name.replace(".", "_").upper()
+        return self.prefix + self.name.replace(".", "_").upper()
+
+    @property
+    def old_variable(self) -> str:
+        """The variable's name of before each command had its own prefix."""
+        return OLD_PREFIX + self.variable.removeprefix(self.prefix)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +127,8 @@ class Checked:
     """
 
     rules: ClassVar[tuple[Rule, ...]] = ()
+    variable_prefix: ClassVar[str] = OLD_PREFIX
+    """How the names of its variables begin."""
 
     def __post_init__(self) -> None:
         cls = type(self)
@@ -115,12 +145,16 @@ class Checked:
             object.__setattr__(self, own[name].attribute, value)
 
 
-def settings(cls: type) -> Iterator[Setting]:
-    """The settings of a configuration class in declared order, a group's fields as `group.field`."""
+def settings(cls: type, prefix: str = "") -> Iterator[Setting]:
+    """The settings of a configuration class in declared order, a group's fields as `group.field`.
+
+    prefix: how their variables begin, where it isn't the class's own.
+    """
+    prefix = prefix or getattr(cls, "variable_prefix", OLD_PREFIX)
     for field in dataclasses.fields(cls):
         group = field.metadata.get(GROUP)
         if group is not None:
-            for setting in settings(group):
+            for setting in settings(group, prefix):
                 yield dataclasses.replace(setting, name=f"{field.name}.{setting.name}")
             continue
         setting = field.metadata[SETTING]
@@ -129,6 +163,7 @@ def settings(cls: type) -> Iterator[Setting]:
             setting,
             name=setting.name or field.name,
             attribute=field.name,
+            prefix=prefix,
             required=required,
             default=None if required else field.default,
         )
@@ -167,21 +202,25 @@ def load(
     flags: Mapping[str, Any],
     environ: Mapping[str, str],
     config_file: str = "",
+    others: Mapping[str, type[Any]] = MappingProxyType({}),
 ) -> tuple[list[Any], dict[str, str]]:
     """Read configurations from every source: one object per class, and each set field's source by its name.
 
-    classes: their fields' names must differ; TOML keys of none of them are errors. flags: by setting name, None for
-    those not given; text, a tuple of texts, or a bool. environ: variables; an empty one counts as not set.
-    config_file: a TOML file's path, "" for none. Raises ConfigErrors.
+    classes: their fields' names must differ; TOML keys of none of them are errors. The first one's prefix is that of
+    all. flags: by setting name, None for those not given; text, a tuple of texts, or a bool. environ: variables; an
+    empty one counts as not set. config_file: a TOML file's path, "" for none. others: every command's configuration,
+    so that an error can say whose a key is. Raises ConfigErrors.
     """
-    declared = {cls: list(settings(cls)) for cls in classes}
+    prefix = classes[0].variable_prefix
+    declared = {cls: list(settings(cls, prefix)) for cls in classes}
     every = [setting for group in declared.values() for setting in group]
-    given, errors = _from_file(config_file, every) if config_file else ({}, [])
+    given, errors = _from_file(config_file, every, others) if config_file else ({}, [])
     unread = any(error.field == CONFIG for error in errors)  # what is missing may be in it
     for setting in every:
-        text = environ.get(setting.variable, "")
+        variable = setting.variable if setting.variable in environ else setting.old_variable
+        text = environ.get(variable, "")
         if text:
-            given[setting.name] = Given(text, setting.variable, text=True)
+            given[setting.name] = Given(text, variable, text=True)
         value = flags.get(setting.name)
         if value is not None and value != ():
             given[setting.name] = Given(value, setting.flag, text=isinstance(value, str))
@@ -219,7 +258,9 @@ def _make(cls: type[Any], declared: Sequence[Setting], values: Mapping[str, Any]
     return cls(**arguments)
 
 
-def _from_file(path: str, declared: Sequence[Setting]) -> tuple[dict[str, Given], list[ConfigError]]:
+def _from_file(
+    path: str, declared: Sequence[Setting], others: Mapping[str, type[Any]]
+) -> tuple[dict[str, Given], list[ConfigError]]:
     """The values of a TOML file, and errors for keys that nothing reads."""
     import tomllib
 
@@ -230,8 +271,8 @@ def _from_file(path: str, declared: Sequence[Setting]) -> tuple[dict[str, Given]
         return {}, [ConfigError(CONFIG, path, f"must be a readable TOML file ({error.strerror})")]
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
         return {}, [ConfigError(CONFIG, path, f"must be valid TOML ({error})")]
-    names = {setting.name for setting in declared}
-    groups = {name.partition(".")[0] for name in names if "." in name}
+    names = [setting.name for setting in declared]
+    groups = _groups(names)
     given: dict[str, Given] = {}
     errors: list[ConfigError] = []
     for key, value in content.items():
@@ -240,13 +281,55 @@ def _from_file(path: str, declared: Sequence[Setting]) -> tuple[dict[str, Given]
         elif key in groups:
             errors.append(ConfigError(key, path, f"must be a table, [{key}]"))
             continue
+        elif key not in names and isinstance(value, dict):
+            errors.append(ConfigError(key, path, _no_table(key, names, others)))
+            continue
         else:
             flat = {key: value}
         for name, found in flat.items():
             if name in names:
                 given[name] = Given(found, path)
             else:
-                close = difflib.get_close_matches(name, names, n=1)
-                hint = f"perhaps {close[0]} is meant" if close else "the command's --help lists them"
-                errors.append(ConfigError(name, path, f"is no field here; {hint}"))
+                errors.append(ConfigError(name, path, _no_field(name, names, others)))
     return given, errors
+
+
+def _groups(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(name.partition(".")[0] for name in names if "." in name))
+
+
+def _owners(others: Mapping[str, type[Any]], owns: Callable[[list[str]], bool]) -> str:
+    """The commands whose settings' names are such, as an error names them; "" for none."""
+    found = [f"`{command}`" for command, cls in others.items() if owns([each.name for each in settings(cls)])]
+    return " and ".join(filter(None, (", ".join(found[:-1]), *found[-1:])))
+
+
+_LISTED = "the command's --help lists them"
+
+
+def _no_table(key: str, names: Sequence[str], others: Mapping[str, type[Any]]) -> str:
+    """What is wrong with a table that nothing reads."""
+    owners = _owners(others, lambda found: key in _groups(found))
+    if owners:
+        return f"is a table of {owners}, not of this command"
+    close = difflib.get_close_matches(key, _groups(names), n=1)
+    if close:
+        return f"is no table here; perhaps [{close[0]}] is meant"
+    return f"is no table here; {_LISTED}"
+
+
+def _no_field(name: str, names: Sequence[str], others: Mapping[str, type[Any]]) -> str:
+    """What is wrong with a key that nothing reads."""
+    owners = _owners(others, lambda found: name in found)
+    if owners:
+        return f"is a setting of {owners}, not of this command"
+    group, dot, key = name.rpartition(".")
+    if dot and key in names:
+        return f"is no field of [{group}]: {key} stands above all tables"
+    tables = [each.partition(".")[0] for each in names if each.partition(".")[2] == name]
+    if tables:
+        return f"is a field of the table [{tables[0]}]"
+    # Of the same table first: `uffer_size` in [memory_comm] is nearer to its buffer_size than to what is elsewhere.
+    beside = [each for each in names if each.rpartition(".")[0] == group]
+    close = difflib.get_close_matches(name, beside, n=1) or difflib.get_close_matches(name, names, n=1)
+    return f"is no field here; {f'perhaps {close[0]} is meant' if close else _LISTED}"
