@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ import trustme
 
 COMMAND = [sys.executable, "-m", "agent"]
 RUN = ["run", "--hub-address", "h:1", "--cluster-name", "c1"]
-ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "KUBERNETES_"))}
+ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "HUB_", "KUBERNETES_"))}
 
 
 def finished(*arguments: str, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -523,3 +524,126 @@ async def test_a_second_signal_ends_a_drain_that_waits_for_a_request(log: Path) 
                     await reader.read()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+# Variables --------------------------------------------------------------------------------------------------------
+
+
+def test_hub_and_agent_share_an_environment(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("c1 secret\n")
+    environ = {
+        "AGENT_HUB_ADDRESS": "hub:8443", "AGENT_CLUSTER_NAME": "c1", "AGENT_HEALTH_ADDRESS": "127.0.0.1:8081",
+        "AGENT_LOG_LEVEL": "debug", "HUB_GRPC_ADDRESS": "127.0.0.1:1", "HUB_HEALTH_ADDRESS": "127.0.0.1:8082",
+        "HUB_LOG_LEVEL": "warning", "HUB_AGENT_TOKEN_FILE": str(tmp_path / "tokens"), "HUB_LIMITS_KEEP_ALIVE_S": "3",
+    }  # fmt: skip
+    hub = finished("hub", "--print-config", environ=environ)
+    assert (hub.returncode, hub.stderr) == (0, "")
+    for line in (
+        'grpc_address = "127.0.0.1:1"  # HUB_GRPC_ADDRESS', 'health_address = "127.0.0.1:8082"  # HUB_HEALTH_ADDRESS',
+        'log_level = "warning"  # HUB_LOG_LEVEL', "keep_alive_s = 3.0  # HUB_LIMITS_KEEP_ALIVE_S",
+    ):  # fmt: skip
+        assert line in hub.stdout.splitlines()
+    agent = finished("run", "--print-config", environ=environ)
+    assert 'health_address = "127.0.0.1:8081"  # AGENT_HEALTH_ADDRESS' in agent.stdout.splitlines()
+    assert 'log_level = "debug"  # AGENT_LOG_LEVEL' in agent.stdout.splitlines()
+
+
+def test_the_hub_takes_old_names_with_a_warning_each(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"AGENT_GRPC_ADDRESS": "127.0.0.1:0", "AGENT_HTTP_ADDRESS": "127.0.0.1:0", "HUB_LOG_LEVEL": "info"}
+    monkeypatch.setattr(sys.modules[__name__], "ENVIRON", ENVIRON | given | {"AGENT_LOG_LEVEL": "error"})
+    with running(log, "hub") as hub:
+        assert hub.line().startswith("listening grpc 127.0.0.1:")
+        hub.logged('variable=AGENT_GRPC_ADDRESS reason="it is called HUB_GRPC_ADDRESS now"')
+        hub.logged('variable=AGENT_HTTP_ADDRESS reason="it is called HUB_HTTP_ADDRESS now"')
+        assert "AGENT_LOG_LEVEL" not in hub.log  # the new name's value is in force
+
+
+@pytest.mark.parametrize(
+    ("environ", "shown"),
+    [
+        ({"HUB_CONFIG": "new", "AGENT_CONFIG": "old"}, "drain_grace_s = 1.0"),
+        ({"AGENT_CONFIG": "old"}, "drain_grace_s = 2.0"),
+        ({"HUB_CONFIG": "", "AGENT_CONFIG": "old"}, "drain_grace_s = 25.0"),
+    ],
+    ids=["new", "old", "new and empty"],
+)
+def test_the_hubs_file_is_named_by_its_own_variable_first(tmp_path: Path, environ: dict[str, str], shown: str) -> None:
+    (tmp_path / "new").write_text("drain_grace_s = 1")
+    (tmp_path / "old").write_text("drain_grace_s = 2")
+    given = {name: str(tmp_path / value) if value else "" for name, value in environ.items()}
+    assert shown in finished("hub", "--print-config", environ=given).stdout
+
+
+def test_a_misspelt_variable_is_a_warning_at_start_and_at_reload(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = {"AGENT_SERVICE_HOST": "10.0.0.1", "AGENT_PORT_8443_TCP": "tcp://10.0.0.1:1"}
+    given = {"AGENT_HUB_TOKENFILE": "/secret"} | service
+    monkeypatch.setattr(sys.modules[__name__], "ENVIRON", ENVIRON | given)
+    with running(log, "run", "--hub-address", "127.0.0.1:1", "--cluster-name", "c1", "--route", "/=http://a") as agent:
+        agent.logged("variable=AGENT_HUB_TOKENFILE")
+        agent.logged("no connection to 127.0.0.1:1")  # it runs, so SIGHUP is heard
+        agent.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 20
+        while agent.log.count("variable=AGENT_HUB_TOKENFILE") < 2:
+            assert time.monotonic() < deadline, agent.log
+            time.sleep(0.01)
+        lines = [line for line in agent.log.splitlines() if "a variable is not read" in line]
+        assert all("level=warning" in line and "perhaps AGENT_HUB_TOKEN_FILE is meant" in line for line in lines)
+        assert "/secret" not in agent.log
+
+
+def test_a_misspelt_variable_is_said_beside_what_is_missing() -> None:
+    ended = finished("run", environ={"AGENT_HUB_ADRESS": "hub:1", "AGENT_CLUSTER_NAME": "c1"})
+    assert ended.returncode == 2
+    assert "hub_address (from --hub-address, AGENT_HUB_ADDRESS or the file): must be set" in ended.stderr
+    assert "AGENT_HUB_ADRESS: a variable that is not read; perhaps AGENT_HUB_ADDRESS is meant" in ended.stderr
+
+
+def test_help_shows_each_commands_own_variables() -> None:
+    hub = finished("hub", "--help").stdout
+    assert "HUB_GRPC_ADDRESS" in hub
+    assert "HUB_CONFIG" in hub
+    assert "AGENT_" not in hub.replace("HUB_AGENT_", "")
+    assert "HUB_CONFIG" not in finished("run", "--help").stdout
+
+
+# Files --------------------------------------------------------------------------------------------------------------
+
+
+def test_expired_certificates_and_open_secrets_are_warnings_at_start_and_at_reload(log: Path, tmp_path: Path) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    issued = trustme.CA().issue_cert("c1", common_name="c1", not_after=now - datetime.timedelta(days=1))
+    (tmp_path / "c1.pem").write_bytes(issued.cert_chain_pems[0].bytes())
+    (tmp_path / "c1.key").write_bytes(issued.private_key_pem.bytes())
+    (tmp_path / "c1.pem").chmod(0o644)
+    (tmp_path / "c1.key").chmod(0o644)
+    flags = ["--hub-client-cert-file", str(tmp_path / "c1.pem"), "--hub-client-key-file", str(tmp_path / "c1.key")]
+    route = ["--route", "/=http://a"]
+    expired, exposed = 'msg="certificate has expired" setting=hub_client_cert_file', "setting=hub_client_key_file"
+    with running(log, "run", "--hub-address", "127.0.0.1:1", "--cluster-name", "c1", *flags, *route) as agent:
+        agent.logged("no connection to 127.0.0.1:1")  # it runs, so SIGHUP is heard
+        for times in (1, 2):
+            deadline = time.monotonic() + 20
+            while (agent.log.count(expired), agent.log.count(exposed)) != (times, times):
+                assert time.monotonic() < deadline, agent.log
+                time.sleep(0.01)
+            if times == 1:
+                agent.process.send_signal(signal.SIGHUP)
+        (line, _) = [line for line in agent.log.splitlines() if expired in line]
+        assert "level=warning" in line
+        assert "CN=c1" in line
+        assert f"not_after={(now - datetime.timedelta(days=1)):%Y-%m-%d}T" in line
+        assert "mode=0644" in agent.log
+
+
+def test_a_hubs_two_certificates_are_warned_of_at_start(log: Path, tmp_path: Path) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    ca = trustme.CA()
+    for name, days in (("grpc", -1), ("http", 3)):
+        issued = ca.issue_cert(f"{name}.test", not_after=now + datetime.timedelta(days=days))
+        issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / name)
+        (tmp_path / name).chmod(0o600)
+    addresses = ["--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"]
+    files = ["--grpc-cert-file", str(tmp_path / "grpc"), "--http-cert-file", str(tmp_path / "http")]
+    with running(log, "hub", *addresses, *files) as hub:
+        hub.logged('level=warning logger=agent.credentials msg="certificate has expired" setting=grpc_cert_file')
+        hub.logged('level=warning logger=agent.credentials msg="certificate expires soon" setting=http_cert_file')

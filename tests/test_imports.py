@@ -25,6 +25,8 @@ LEAVES_OF_LEAVES = {
     "agent.config": {"agent.fields", "agent.settings", "agent.syntax"},
     "agent.outbound_proxy": {"agent.errors", "agent.syntax"},
     "agent.effective": {"agent.settings", "agent.syntax"},
+    "agent.variables": {"agent.settings"},
+    "agent.credentials": {"agent.certificates", "agent.effective", "agent.settings"},
 }
 """What a leaf may import of ours; a leaf that isn't here imports nothing of ours."""
 

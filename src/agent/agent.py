@@ -22,6 +22,7 @@ from .connections.counters import ConnectionCounters
 from .connections.inbound import FirstPacketBudget
 from .connections.manager import ConnManager
 from .connections.mixed import MixedConnManager
+from .credentials import CredentialWatch
 from .dialling import Dialling
 from .effective import changed, merged, shown
 from .errors import ConfigError, listening
@@ -110,6 +111,7 @@ class Agent:
         self._router, self.processor = self.policy.router, self.policy.processor
         self._on_ready = on_ready or (lambda: None)
         self._draining = False
+        self.credentials = CredentialWatch(config)
         self._dialling = Dialling(config)
         self.links = HubLinks(self._client, lambda: self.config.hub_addresses, self._dialling.is_proxied)
         limits = _limits(config)
@@ -188,6 +190,8 @@ class Agent:
             ends.push_async_callback(self.upstreams.close)
             ends.callback(self.proxy.close)
             ends.push_async_callback(end_sessions)
+            watching = asyncio.create_task(self.credentials.run())
+            ends.callback(watching.cancel)
             if self.policy.app is not None:
                 await self._apps.start(self.policy.app)
             await self.carriage.start()
@@ -278,6 +282,8 @@ class Agent:
                 logger.info("setting changed", extra={"setting": name, "value": shown(new, name)})
         redials = self._dialling.files_changed or not HUB_SETTINGS.isdisjoint(set(names) - set(kept)) or not self.ready
         logger.info("the configuration was read anew", extra={"changed": len(names) - len(kept), "redials": redials})
+        self.credentials.config = new
+        self.credentials.look(again=True)
         self.links.look_again()
         if redials:
             self.reconnect_now()

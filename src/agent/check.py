@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .config import AgentConfig
+from .credentials import EXPIRED, NOT_YET, findings
 from .dialling import Dialling
 from .errors import ConfigError, HubError
 from .messages import Target
@@ -40,15 +41,18 @@ NAMES_SHOWN = 10
 
 
 class Result(NamedTuple):
-    """What one check found. what: the thing tried; said: what came of it, without secrets."""
+    """What one check found. what: the thing tried; said: what came of it, without secrets. note: it works, and needs
+    care."""
 
     ok: bool
     what: str
     said: str
+    note: bool = False
 
     def __str__(self) -> str:
         """One line."""
-        return f"{'ok  ' if self.ok else 'FAIL'} {self.what}: {' '.join(self.said.split())}"
+        mark = "note" if self.note else "ok  " if self.ok else "FAIL"
+        return f"{mark} {self.what}: {' '.join(self.said.split())}"
 
 
 async def checks(config: AgentConfig, sources: Mapping[str, str] | None = None) -> AsyncIterator[Result]:
@@ -65,6 +69,10 @@ async def checks(config: AgentConfig, sources: Mapping[str, str] | None = None) 
         yield Result(False, "configuration", str(located(error, sources or {})))
     else:
         yield Result(True, "configuration", f"cluster {config.cluster_name}, {_described(policy)}")
+        for found in filter(lambda each: each.is_dated, findings(config)):
+            more = ", ".join(f"{key} {value}" for key, value in found.details.items())
+            fails = found.text in (EXPIRED, NOT_YET)
+            yield Result(not fails, found.setting, f"{found.text} ({found.path}, {more})", note=not fails)
     if dialling is not None:
         for number, address in enumerate(config.hub_addresses):
             async for result in _hub(config, dialling, number, address):

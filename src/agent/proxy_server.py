@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 
 from .config import ProxyConfig, limits_of
+from .credentials import CredentialWatch
 from .errors import listening
 from .outcome import Kind, Stage
 from .policy.selection import select_policy
@@ -41,6 +42,7 @@ async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int],
     )
     ids = itertools.count(1)
     address = parse_address(config.listen, listen=True)
+    watching = asyncio.create_task(CredentialWatch(config).run())
     try:
         with listening("listen", address):
             server = await asyncio.get_running_loop().create_server(
@@ -54,6 +56,7 @@ async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int],
             proxy.start_draining()
             await proxy.wait_drained(config.drain_grace_s)
     finally:
+        watching.cancel()
         proxy.close()
         await upstreams.close()
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read"]
 
+CERTIFICATE_HELP = "When the certificates of a setting's files expire, in seconds since 1970."
 MODES = ("memory", "uds")
 FROM_HUB, TO_HUB = "from_hub", "to_hub"
 
@@ -29,6 +30,7 @@ def read(agent: Agent) -> Iterator[Metric]:
     """All metrics of an agent that runs on this loop."""
     yield _build_info()
     yield Metric("ready", "gauge", "1 where /readyz says ready.", (), [((), int(agent.ready))])
+    yield from _certificates(agent)
     yield from _connections(agent)
     yield from _requests(agent)
     yield from _hubs(agent)
@@ -43,6 +45,11 @@ def _build_info() -> Metric:
         "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
     }
     return Metric("build_info", "gauge", "What is running.", tuple(values), [(tuple(values.values()), 1)])
+
+
+def _certificates(agent: Agent) -> Iterator[Metric]:
+    ends = {(setting,): end_s for setting, end_s in agent.credentials.expiries.items()}
+    yield _table("certificate_expiry_timestamp_seconds", "gauge", CERTIFICATE_HELP, ("setting",), ends)
 
 
 def _connections(agent: Agent) -> Iterator[Metric]:
@@ -151,7 +158,7 @@ def _by_mode(name: str, kind: Any, help_text: str, counts: Mapping[str, int]) ->
     return Metric(name, kind, help_text, ("mode",), [((mode,), counts.get(mode, 0)) for mode in MODES])
 
 
-def _table(name: str, kind: Any, help_text: str, labels: tuple[str, ...], counts: Mapping[Any, int]) -> Metric:
+def _table(name: str, kind: Any, help_text: str, labels: tuple[str, ...], counts: Mapping[Any, float]) -> Metric:
     return Metric(name, kind, help_text, labels, sorted(counts.items()))
 
 

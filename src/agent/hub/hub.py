@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from ..config import HubConfig, limits_of
+from ..credentials import CredentialWatch
 from ..errors import ConfigError, PolicyFault, Refused, listening
 from ..messages import RequestHead, Target
 from ..outcome import Kind, Stage
@@ -89,6 +90,7 @@ class Hub:
                 logger.warning("metrics are counted and shown nowhere: health_address isn't set")
         self.tunnel_features = FEATURES
         self.liveness = LivenessTimes()
+        self.credentials = CredentialWatch(config)
         self._agents = AgentPolicy(
             certificates=bool(config.agent_ca_file), token_file=config.agent_token_file, anyone=config.lets_anyone_in
         )
@@ -147,6 +149,7 @@ class Hub:
         grpc = parse_address(self._config.grpc_address, listen=True)
         http = parse_address(self._config.http_address, listen=True)
         servers: list[asyncio.Server] = []
+        watching = loop.create_task(self.credentials.run())
         try:
             with listening("grpc_address", grpc):
                 servers.append(
@@ -185,6 +188,7 @@ class Hub:
                     session.drain()
                 await proxy.wait_drained(self._config.drain_grace_s)
         finally:
+            watching.cancel()
             for server in servers:
                 server.close()
             proxy.close()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["read"]
 
+CERTIFICATE_HELP = "When the certificates of a setting's files expire, in seconds since 1970."
+
 MANY = 3
 """Clusters with so many agents and more are counted together."""
 
@@ -32,6 +34,8 @@ def read(hub: Hub) -> Iterator[Metric]:
     }
     yield Metric("build_info", "gauge", "What is running.", tuple(running), [(tuple(running.values()), 1)])
     yield Metric("ready", "gauge", "1 where /readyz says ready.", (), [((), int(hub.ready))])
+    ends = sorted(((setting,), end_s) for setting, end_s in hub.credentials.expiries.items())
+    yield Metric("certificate_expiry_timestamp_seconds", "gauge", CERTIFICATE_HELP, ("setting",), ends)
     yield from _agents(hub)
     yield from _requests(hub)
 

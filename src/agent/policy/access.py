@@ -16,6 +16,7 @@ import time
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
+from .chains import fault_of_pair
 from .exec_plugin import ExecCredential, ExecPlugin, PluginError
 from .files import Reloaded
 from .kubeconfig import AccessSpec, parse_kubeconfig, parse_token, read_service_account
@@ -276,4 +277,5 @@ def _load_chain(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None
         try:
             context.load_cert_chain(file.name, password=no_password)
         except (ssl.SSLError, ValueError) as error:
-            raise ValueError(f"the client certificate and its key must be PEM and belong together ({error})") from None
+            names = ("the client certificate", "the client key")
+            raise ValueError(fault_of_pair(certificate, key, error, names=names, key_field=names[1])) from None

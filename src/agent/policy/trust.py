@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from ..errors import ConfigError
 from ..messages import Target
+from .chains import der_hint, load_chain
 from .files import Reloaded
 
 __all__ = [
@@ -76,7 +77,7 @@ class FileTrust:
         self._system_roots = system_roots
         self._cert_file, self._key_file, self._cert_field = cert_file, key_file, cert_field
         if cert_file:  # once by itself, so that what is wrong with it is said of its own field
-            _load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert_file, key_file, cert_field)
+            load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert_file, key_file, cert_field)
         paths = [os.fspath(path) for path in ca_files]
         self._ca_files = len(paths)
         self._shows: ssl.SSLContext | None = None
@@ -90,7 +91,7 @@ class FileTrust:
         if self._cert_file:  # a key may be there before its certificate: both are tried together before they count
             shows = roots_context(roots, self._system_roots, ["http/1.1"])
             try:
-                _load_chain(shows, self._cert_file, self._key_file, self._cert_field)
+                load_chain(shows, self._cert_file, self._key_file, self._cert_field)
             except ConfigError as error:
                 raise ValueError(str(error)) from error
             self._shows = shows
@@ -141,7 +142,7 @@ def parse_certificates(pem: bytes, name: str = "the file") -> list[bytes]:
             raise ValueError(f"{where} must be a valid certificate ({error})") from None
         found.append(der)
     if not found:
-        raise ValueError(f"{name} must hold at least one PEM certificate")
+        raise ValueError(f"{name} must hold at least one PEM certificate{der_hint(pem)}")
     return found
 
 
@@ -179,7 +180,7 @@ def client_context(
     roots = Reloaded([ca_file], _parse_all, field=ca_field).value if ca_file else []
     context = roots_context(roots, not ca_file, list(alpn))
     if cert_file:
-        _load_chain(context, cert_file, key_file, cert_field)
+        load_chain(context, cert_file, key_file, cert_field)
     return context
 
 
@@ -286,17 +287,5 @@ def _context_now(
             context.load_verify_locations(cadata=certificate)
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         context.verify_mode = ssl.CERT_REQUIRED if client_required else ssl.CERT_OPTIONAL
-    _load_chain(context, cert_file, key_file, cert_field)
+    load_chain(context, cert_file, key_file, cert_field)
     return context
-
-
-def _load_chain(context: ssl.SSLContext, cert_file: str, key_file: str, field: str) -> None:
-    def no_password() -> str:
-        raise ValueError("the key is encrypted")  # else OpenSSL would ask on the terminal
-
-    try:
-        context.load_cert_chain(cert_file, key_file or None, no_password)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        files = f"{cert_file}, {key_file}" if key_file else cert_file
-        expected = f"must be a PEM certificate and its unencrypted private key ({error})"
-        raise ConfigError(field, files, expected) from error

@@ -1,0 +1,155 @@
+"""What an X.509 certificate says of itself: whose it is, and from when until when it is valid.
+
+Python's `ssl` decodes a certificate only where it has verified the peer with it, and then not the one that had expired.
+So this reads the few fields of RFC 5280, section 4.1, that a message to an operator needs, and nothing else. Nothing
+that is decided by a certificate is decided here: OpenSSL verifies. Input is a peer's, so hostile: every length is
+checked against what holds it, nothing is recursive, and what isn't as it should be is a ValueError.
+"""
+
+from __future__ import annotations
+
+import binascii
+import datetime
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+__all__ = ["Certificate", "in_pem", "read_certificate"]
+
+MAX_BYTES = 1 << 20
+"""A certificate is 1 to 4 KiB; post-quantum signatures add tens."""
+
+_SEQUENCE, _SET, _OID, _OCTETS = 0x30, 0x31, 0x06, 0x04
+_VERSION, _EXTENSIONS = 0xA0, 0xA3
+_UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
+_DNS_NAME = 0x82  # of GeneralName: [2] IA5String
+_ALT_NAMES = bytes.fromhex("551d11")
+_NAMES = {
+    bytes.fromhex("550403"): "CN",
+    bytes.fromhex("55040a"): "O",
+    bytes.fromhex("55040b"): "OU",
+}
+_ENCODINGS = {0x0C: "utf-8", 0x1E: "utf-16-be", 0x1C: "utf-32-be"}  # every other string is ASCII, or Latin-1 by custom
+
+_SHOWN = 100  # characters of a subject
+_SHOWN_NAMES = 3
+
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]*)-----END CERTIFICATE-----")
+
+
+class Certificate(NamedTuple):
+    """subject: as `CN=…, O=…`, or its first DNS names where it has no such name; printable, at most some 100
+    characters. not_before, not_after: in UTC."""
+
+    subject: str
+    not_before: datetime.datetime
+    not_after: datetime.datetime
+
+
+def read_certificate(der: bytes) -> Certificate:
+    """Read a DER certificate. Raises ValueError for anything else; its signature is not looked at."""
+    if len(der) > MAX_BYTES:
+        raise ValueError("a certificate must be at most 1 MiB")
+    whole = _one(der, _SEQUENCE)
+    tbs = next(_elements(whole), None)
+    if tbs is None or tbs[0] != _SEQUENCE:
+        raise ValueError("a certificate must begin with what is signed")
+    fields = list(_elements(tbs[1]))
+    if fields and fields[0][0] == _VERSION:
+        del fields[0]
+    if len(fields) < 6 or any(fields[each][0] != _SEQUENCE for each in (1, 2, 3, 4, 5)):
+        raise ValueError("a certificate must have issuer, validity, subject and key")
+    times = [_time(tag, content) for tag, content in _elements(fields[3][1])]
+    if len(times) != 2:
+        raise ValueError("a certificate's validity must be two times")
+    subject = ", ".join(_subject(fields[4][1])) or ", ".join(_dns_names(fields[6:])) or "without a name"
+    return Certificate(subject[:_SHOWN], *times)
+
+
+def in_pem(pem: bytes) -> list[Certificate]:
+    """The certificates in a PEM file, in order. What else is in it, and what can't be read, is left out."""
+    found = []
+    for block in _PEM.finditer(pem):
+        try:
+            found.append(read_certificate(binascii.a2b_base64(block[1])))
+        except ValueError:  # binascii.Error is one
+            continue
+    return found
+
+
+def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The elements that follow each other in `data`, each as (tag, content). Raises ValueError."""
+    at, end = 0, len(data)
+    while at < end:
+        if end - at < 2:
+            raise ValueError("an element is cut")
+        tag, size = data[at], data[at + 1]
+        at += 2
+        if tag & 0x1F == 0x1F:
+            raise ValueError("a tag is longer than those of a certificate")
+        if size >= 0x80:
+            count = size & 0x7F
+            if not 1 <= count <= 4 or end - at < count:  # 0x80: of unknown length, which DER doesn't have
+                raise ValueError("a length is none of DER's")
+            size = int.from_bytes(data[at : at + count], "big")
+            at += count
+        if size > end - at:
+            raise ValueError("an element is longer than what holds it")
+        yield tag, data[at : at + size]
+        at += size
+
+
+def _one(data: bytes, tag: int) -> bytes:
+    """The content of the one element that `data` is."""
+    found = list(_elements(data))
+    if len(found) != 1 or found[0][0] != tag:
+        raise ValueError("not what it should be in DER")
+    return found[0][1]
+
+
+def _time(tag: int, content: bytes) -> datetime.datetime:
+    """A time as RFC 5280, section 4.1.2.5, wants it: to the second, in UTC."""
+    if not (content[-1:] == b"Z" and content[:-1].isdigit()):
+        raise ValueError("a time must be digits and Z")
+    text = content.decode("ascii")
+    if tag == _UTC_TIME and len(text) == 13:
+        text = ("19" if text[:2] >= "50" else "20") + text
+    elif tag != _GENERALIZED_TIME or len(text) != 15:
+        raise ValueError("a time must be UTCTime or GeneralizedTime")
+    numbers = [int(text[:4]), *(int(text[at : at + 2]) for at in range(4, 14, 2))]
+    year, month, day, hour, minute, second = numbers
+    return datetime.datetime(year, month, day, hour, minute, second, tzinfo=datetime.UTC)
+
+
+def _subject(name: bytes) -> Iterator[str]:
+    for tag, part in _elements(name):
+        if tag != _SET:
+            raise ValueError("a name must be sets of attributes")
+        for _, attribute in _elements(part):
+            pair = list(_elements(attribute))
+            if len(pair) != 2 or pair[0][0] != _OID:
+                raise ValueError("a name's attribute must be a kind and a value")
+            label = _NAMES.get(pair[0][1])
+            if label is not None:
+                yield f"{label}={_text(*pair[1])}"
+
+
+def _dns_names(fields: list[tuple[int, bytes]]) -> list[str]:
+    """The first names of the extension subjectAltName."""
+    found: list[str] = []
+    for tag, content in fields:
+        if tag != _EXTENSIONS:
+            continue
+        for _, extension in _elements(_one(content, _SEQUENCE)):
+            parts = list(_elements(extension))
+            if len(parts) < 2 or parts[0] != (_OID, _ALT_NAMES) or parts[-1][0] != _OCTETS:
+                continue
+            names = _elements(_one(parts[-1][1], _SEQUENCE))
+            found += [f"DNS={_text(*each)}" for each in names if each[0] == _DNS_NAME][:_SHOWN_NAMES]
+    return found
+
+
+def _text(tag: int, content: bytes) -> str:
+    """A string as a log may have it."""
+    text = content[: 4 * _SHOWN].decode(_ENCODINGS.get(tag, "latin-1"), "replace")
+    return "".join(character if character.isprintable() else "?" for character in text[:_SHOWN])

@@ -1,0 +1,102 @@
+"""Has a TLS context show a certificate, and says what is wrong with files that don't make one.
+
+OpenSSL's own words for a file that lacks its key are "PEM lib (_ssl.c:3926)".
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+
+from ..certificates import in_pem, read_certificate
+from ..errors import ConfigError
+
+__all__ = ["der_hint", "fault_of_pair", "load_chain"]
+
+_LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,64})-----")
+_ENCRYPTED = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")  # PKCS #8, and OpenSSL's older form
+_MAX_BYTES = 16 * 1024 * 1024  # as files.py reads
+
+
+def load_chain(context: ssl.SSLContext, cert_file: str, key_file: str, field: str) -> None:
+    """Have `context` show a certificate. key_file: "" where cert_file holds the key, too.
+
+    field: the setting that names cert_file; key_file's is called alike. Raises ConfigError that names the file and the
+    setting to change.
+    """
+    try:
+        context.load_cert_chain(cert_file, key_file or None, _no_password)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        files = f"{cert_file}, {key_file}" if key_file else cert_file
+        try:
+            certificate, key = _content(cert_file), _content(key_file) if key_file else None
+        except OSError as unread:
+            expected = f"{unread.filename or cert_file} must be a readable file ({unread.strerror or unread})"
+            raise ConfigError(field, files, expected) from error
+        key_field = field.replace("_cert_", "_key_")
+        expected = fault_of_pair(certificate, key, error, names=(cert_file, key_file), key_field=key_field)
+        raise ConfigError(field, files, expected) from error
+
+
+def fault_of_pair(
+    certificate: bytes, key: bytes | None, error: Exception, *, names: tuple[str, str], key_field: str
+) -> str:
+    """What is wrong with a certificate and its key.
+
+    certificate, key: the files' contents, None where there is no file for the key. error: OpenSSL's. names: what the
+    two files are called. key_field: the setting that names the key's.
+    """
+    cert_name, key_name = names
+    labels = _LABEL.findall(certificate)
+    if not certificate.strip():
+        return f"{cert_name} is empty, and must hold a PEM certificate"
+    if b"CERTIFICATE" not in labels:
+        if key is not None and _has_key(labels) and b"CERTIFICATE" in _LABEL.findall(key):
+            return f"{cert_name} holds a private key, and {key_name} a certificate: the two are swapped"
+        return f"{cert_name} must hold a PEM certificate{der_hint(certificate) or _instead(labels)}"
+    if key is None:
+        if not _has_key(labels):
+            return f"{cert_name} has no private key: set {key_field}"
+    elif not key.strip():
+        return f"{key_name} is empty, and must hold a PEM private key"
+    elif not _has_key(_LABEL.findall(key)):
+        return f"{key_name} must hold a PEM private key{der_hint(key) or _instead(_LABEL.findall(key))}"
+    key_name = key_name if key is not None else cert_name
+    if any(mark in (certificate if key is None else key) for mark in _ENCRYPTED):
+        return f"{key_name} must hold an unencrypted private key: openssl pkey -in FILE -out FILE decrypts one"
+    if isinstance(error, ssl.SSLError) and error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
+        known = in_pem(certificate)
+        whose = f" ({known[0].subject})" if known else ""
+        return f"the private key in {key_name} must be that of the first certificate in {cert_name}{whose}"
+    reason: object = error
+    if isinstance(error, ssl.SSLError):  # without a reason its text is "PEM lib (_ssl.c:…)"
+        reason = (error.reason or "a block in it is broken").lower().replace("_", " ")
+    return f"{cert_name} must hold a PEM certificate and {key_name} its private key ({reason})"
+
+
+def der_hint(content: bytes) -> str:
+    """What to do with a file in DER, where PEM is wanted; "" for one that isn't."""
+    if content[:1] != b"\x30" or b"-----BEGIN" in content:  # DER's SEQUENCE: a certificate, a key, PKCS #12
+        return ""
+    try:
+        read_certificate(content)
+    except ValueError:
+        return ", not DER or PKCS #12: openssl converts it"
+    return ", not DER: openssl x509 -inform der -in FILE -out FILE.pem converts it"
+
+
+def _has_key(labels: list[bytes]) -> bool:
+    return any(label.endswith(b"PRIVATE KEY") for label in labels)
+
+
+def _instead(labels: list[bytes]) -> str:
+    return f", not a {labels[0].decode('ascii')}" if labels else ""
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(_MAX_BYTES)
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted")  # else OpenSSL would ask on the terminal
