@@ -16,6 +16,7 @@ import functools
 import logging
 from collections.abc import Callable
 
+from .capacity import most_opened, most_served
 from .config import AgentConfig, limits_of
 from .connections.carriage import Carriage
 from .connections.counters import ConnectionCounters
@@ -23,6 +24,7 @@ from .connections.inbound import FirstPacketBudget
 from .connections.manager import ConnManager
 from .connections.mixed import MixedConnManager
 from .credentials import CredentialWatch
+from .descriptors import descriptor_limit, open_descriptors
 from .dialling import Dialling
 from .effective import changed, merged, shown
 from .errors import ConfigError, listening
@@ -55,8 +57,12 @@ QUIET_S = 5.0
 """How long what a hub wrote before its DRAIN may be on its way: until then idle connections are open to requests. A hub
 of ours ends those that it doesn't use itself."""
 
-_SPARE_CONNECTIONS = 1000
-"""How many connections may wait for a 503 beside those that are served, and as many again as those."""
+SHARE_TOLD_S = 60.0
+"""How often the log has how many connections each carrier has had, while both are in use."""
+
+REQUESTS_PER_CONNECTION = 10
+"""How many requests a connection serves while both carriers are in use: a share of connections is then one of requests,
+though hubs keep connections for as long as they find them open."""
 
 HUB_SETTINGS = frozenset(
     {
@@ -132,7 +138,6 @@ class Agent:
             upstreams=self.upstreams,
             limits=limits,
             cluster=config.cluster_name,
-            max_connections=config.memory_comm.max_connections,
             measures=self.measures,
         )
         self.carriage = Carriage(
@@ -141,8 +146,9 @@ class Agent:
             memory_percent=config.memory_percent,
             buffer_size=config.memory_comm.buffer_size,
             socket_path=config.uds_socket_path,
-            most_connections=_most_connections(config),
         )
+        self._descriptors_used = open_descriptors()  # none of them is a connection's
+        self._served = self._bound()
 
     @property
     def ready(self) -> bool:
@@ -192,9 +198,12 @@ class Agent:
             ends.push_async_callback(end_sessions)
             watching = asyncio.create_task(self.credentials.run())
             ends.callback(watching.cancel)
+            telling = asyncio.create_task(self._tell_share_now_and_then())
+            ends.callback(telling.cancel)
             if self.policy.app is not None:
                 await self._apps.start(self.policy.app)
             await self.carriage.start()
+            self._warn_of_bound()
             if config.health_address:
                 address = parse_address(config.health_address, listen=True)
                 with listening("health_address", address):
@@ -227,6 +236,8 @@ class Agent:
             quiet_s = min(QUIET_S, grace_s / 2)
             drained = [manager for tunnel, manager in self.managers.items() if tunnel.opens_no_more]
             await asyncio.gather(*(manager.wait_idle(quiet_s) for manager in drained))
+        if self.shares or len(self.counters.opened_by) > 1:
+            self._tell_share()
         logger.info("draining", extra={"connections": self.open_connections, "grace_s": grace_s})
         for manager in self.managers.values():
             manager.begin_drain()
@@ -272,8 +283,11 @@ class Agent:
         self._router = router
         self.proxy.route = self._apps.routed(router.route)
         self.proxy.limits = self.upstreams.limits = _limits(new)
-        self.proxy.max_connections = new.memory_comm.max_connections
-        self.carriage.most_connections = _most_connections(new)
+        if new.memory_percent != old.memory_percent:
+            self._tell_share()
+        before, self._served = self._served, self._bound()
+        if self._served != before:
+            self._warn_of_bound()
         for name in names:
             if name in kept:
                 extra = {"setting": name, "value": shown(config, name), "in_force": shown(old, name)}
@@ -294,6 +308,46 @@ class Agent:
         if name == "route":  # other routes, but the same kind of router
             return self._own_router is None and bool(self.config.static_routes) and bool(new.static_routes)
         return name in HUB_SETTINGS or name in LIVE_SETTINGS or name.startswith("limits.")
+
+    @property
+    def shares(self) -> bool:
+        """Whether new connections go both ways."""
+        return 0 < self.carriage.memory_percent < 100
+
+    def _tell_share(self) -> None:
+        """Log how many connections each carrier has had so far."""
+        by = self.counters.opened_by
+        extra = {"memory": by["memory"], "uds": by["uds"], "memory_percent": self.carriage.memory_percent}
+        logger.info("connections opened so far, by what carries them", extra=extra)
+
+    async def _tell_share_now_and_then(self) -> None:
+        told = 0
+        while True:
+            await asyncio.sleep(SHARE_TOLD_S)
+            if self.shares and self.counters.opened_by.total() != told:
+                told = self.counters.opened_by.total()
+                self._tell_share()
+
+    def _bound(self) -> int:
+        """Bound connections, and the requests on each. Returns how many connections are served at once."""
+        wanted, percent = self.config.memory_comm.max_connections, self.config.memory_percent
+        served = most_served(
+            wanted, unix_sockets=percent < 100, limit=descriptor_limit(), used=self._descriptors_used
+        )
+        self.proxy.max_connections = served
+        self.carriage.most_connections = most_opened(wanted)
+        self.carriage.most_sockets = served if served < wanted else None
+        self.proxy.bound_requests(REQUESTS_PER_CONNECTION if 0 < percent < 100 else 0)
+        return served
+
+    def _warn_of_bound(self) -> None:
+        wanted = self.config.memory_comm.max_connections
+        if self._served < wanted:
+            extra = {
+                "setting": "memory_comm.max_connections", "value": wanted, "in_force": self._served,
+                "limit": "RLIMIT_NOFILE", "descriptors": descriptor_limit(),
+            }  # fmt: skip
+            logger.warning("max_connections is lowered to what the descriptor limit allows", extra=extra)
 
     # -- sessions
 
@@ -320,13 +374,6 @@ class Agent:
         manager = MixedConnManager(tunnel, self.carriage, budget=self.budget, counters=self.counters)
         self.managers[tunnel] = manager
         return manager
-
-
-def _most_connections(config: AgentConfig) -> int:
-    """How many connections hubs may have open. Past `max_connections` each waits for its first request, which gets a
-    503: room for a crowd of those, but not for a hub that opens one after the other and asks nothing.
-    """
-    return 2 * config.memory_comm.max_connections + _SPARE_CONNECTIONS
 
 
 def _limits(config: AgentConfig) -> ProxyLimits:

@@ -6,7 +6,29 @@ have 10,000 users would refuse most of them. Go's runtime asks for itself; Pytho
 
 from __future__ import annotations
 
-__all__ = ["open_more_descriptors"]
+import os
+
+__all__ = ["descriptor_limit", "open_descriptors", "open_more_descriptors"]
+
+
+def descriptor_limit() -> int:
+    """How many descriptors this process may have open at once, as it stands now; 0 where there is no such limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 0 if soft == resource.RLIM_INFINITY else soft
+
+
+def open_descriptors() -> int:
+    """How many are open now; a guess where the system doesn't say."""
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        try:
+            return len(os.listdir(folder))
+        except OSError:
+            continue
+    return 16
 
 
 def open_more_descriptors() -> int:

@@ -47,8 +47,9 @@ class Carriage:
     socket_path: as in UDSAcceptor. Raises ConfigError where a share is left for Unix sockets and there are none.
 
     most_connections: of all sessions together; past it no connection is opened. May be changed at any time; None for no
-    bound. share: says for each new connection whether it is a pipe. acceptor: where the others connect to, None until
-    needed.
+    bound. most_sockets: past so many connections of all sessions new ones are pipes, whatever the share is: the process
+    may open no more descriptors, and the proxy refuses what comes then; None for no bound. share: says for each new
+    connection whether it is a pipe. acceptor: where the others connect to, None until needed.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Carriage:
         self.share = Share(memory_percent)
         self.buffer_size = buffer_size
         self.most_connections = most_connections
+        self.most_sockets: int | None = None
         self._socket_path = socket_path
         self.acceptor: UDSAcceptor | None = None
 

@@ -45,14 +45,14 @@ class MixedConnManager(MemoryConnManager, UDSConnManager):
 
     def make_connection(self, conn_id: int) -> Connection:
         carriage = self._carriage
-        most = carriage.most_connections
-        if most is not None and self.counters.opened - self.counters.closed > most:  # this one is counted already
+        most, open_now = carriage.most_connections, self.counters.opened - self.counters.closed
+        if most is not None and open_now > most:  # this one is counted already
             if not self._full_said:
                 self._full_said = True
                 logger.warning("the hub opens more connections than are taken", extra={"connections": most})
             raise FullError(f"the agent takes no more than {most} connections at once")
         self.buffer_size = carriage.buffer_size
-        if carriage.share.next():
+        if carriage.share.next() or (carriage.most_sockets is not None and open_now > carriage.most_sockets):
             return MemoryConnManager.make_connection(self, conn_id)
         if not self._listens:
             assert carriage.acceptor is not None  # since a share was left for it

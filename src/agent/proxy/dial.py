@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from agent.errors import HubError, Party, TargetError
 from agent.messages import Target
 from agent.proxy.limits import ProxyLimits
+from agent.proxy.shortage import connect_error, is_shortage, lacks_descriptors, most_telling
 
 __all__ = ["dial", "within"]
 
@@ -25,7 +26,8 @@ async def dial(target: Target, protocol: P, limits: ProxyLimits, context: ssl.SS
     """Connect `protocol` to `target`, by TLS where `context` is given.
 
     A target with `connect` is opened by that alone, its TLS included. Raises TargetError: 502 where name, connection or
-    certificate fail, 504 where they take too long. Cancelled: nothing stays open.
+    certificate fail, 503 where this machine ran out of descriptors, ports or memory, 504 where they take too long.
+    Cancelled: nothing stays open.
     """
     if target.connect is not None:
         party = target.party
@@ -69,10 +71,13 @@ async def within(seconds: float, stage: str, opening: Awaitable[R], party: Party
 
 
 async def _connect(target: Target) -> socket.socket:
-    """A connected socket to one of the target's addresses. Raises TargetError 502."""
+    """A connected socket to one of the target's addresses. Raises TargetError: 502, 503 for what ran out here."""
     try:
         found = await look_up(target.host, target.port)
     except (OSError, UnicodeError) as error:
+        lack = error if is_shortage(error) else lacks_descriptors()
+        if isinstance(lack, OSError):
+            raise connect_error(lack, "resolve") from error
         raise TargetError(502, "the target's name could not be resolved", stage="resolve") from error
     if not found:
         raise TargetError(502, "the target's name has no address", stage="resolve")
@@ -82,7 +87,7 @@ async def _connect(target: Target) -> socket.socket:
             return await _connect_to(addresses[0])
         return await _first_to_connect(addresses)
     except OSError as error:
-        raise TargetError(502, "the target refused the connection", stage="connect") from error
+        raise connect_error(error) from error
 
 
 async def look_up(host: str, port: int) -> list[AddressInfo]:
@@ -129,7 +134,7 @@ async def _first_to_connect(addresses: list[AddressInfo]) -> socket.socket:
                     return attempt.result()
                 attempts.remove(attempt)
                 errors.append(error)
-        raise errors[0]
+        raise most_telling(errors)
     finally:
         for attempt in attempts:
             attempt.cancel()
@@ -140,5 +145,3 @@ async def _first_to_connect(addresses: list[AddressInfo]) -> socket.socket:
 def _close_late(attempt: asyncio.Task[socket.socket]) -> None:
     if not attempt.cancelled() and attempt.exception() is None:
         attempt.result().close()
-
-

@@ -53,6 +53,7 @@ class Proxy:
         self.refused: Counter[tuple[str, str]] = Counter()
         self.draining = False
         self.leaving = False
+        self.requests_per_connection = 0
         self.requests_in_flight = 0
         self.clock = Clock(self.limits.tick_s, self._sweep)
         self._connections: set[Connection] = set()
@@ -73,6 +74,13 @@ class Proxy:
         """
         made = Connection(self, conn_id, outcome, carrier, is_base_hubs)
         return cast(asyncio.Protocol, made)  # by its methods, not its base
+
+    def bound_requests(self, each: int) -> None:
+        """From now on close each connection behind so many more answers, and say so on the last; 0 for no bound."""
+        if each != self.requests_per_connection:
+            self.requests_per_connection = each
+            for connection in self._connections:
+                connection.requests_left = each
 
     def close_behind_answers(self) -> None:
         """Say `Connection: close` on every answer from now on, and close behind it. Who is idle or new is served still:

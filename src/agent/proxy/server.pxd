@@ -17,6 +17,7 @@ cdef class Connection:
     cdef public object carrier
     cdef public object measures
     cdef public bint writing_paused, advancing
+    cdef public long long requests_left
     cdef public object _outcome
     cdef public object _transport
     cdef public object _input

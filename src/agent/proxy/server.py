@@ -56,8 +56,8 @@ class Connection:
     """One client's connection, as the protocol of its transport.
 
     proxy, conn_id: whose and which. carrier: what carries it, for counting only. measures: where its requests are
-    counted, None: nowhere. writing_paused: the client takes no more for now. advancing: input is being worked on, so
-    what comes of it need not begin to do so.
+    counted, None: nowhere. requests_left: how many more it serves, 0 for any number. writing_paused: the client takes
+    no more for now. advancing: input is being worked on, so what comes of it need not begin to do so.
     """
 
     accepts_views = True
@@ -65,8 +65,8 @@ class Connection:
     __slots__ = (
         "_backlog", "_backlog_paused", "_body", "_closing", "_deadline", "_drain_left", "_exchange", "_exchange_paused",
         "_half_closed", "_heads", "_input", "_is_base_hubs", "_is_tls", "_last", "_last_head", "_last_target",
-        "_outcome", "_served",
-        "_stall", "_transport", "_upgraded", "advancing", "carrier", "conn_id", "measures", "proxy", "writing_paused",
+        "_outcome", "_served", "_stall", "_transport", "_upgraded", "advancing", "carrier", "conn_id", "measures",
+        "proxy", "requests_left", "writing_paused",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +76,7 @@ class Connection:
         self.conn_id = conn_id
         self.carrier = carrier
         self.measures = proxy.measures.get(carrier)
+        self.requests_left = proxy.requests_per_connection
         self.writing_paused = False
         self.advancing = False
         self._outcome: Outcome | None = outcome
@@ -345,6 +346,10 @@ class Connection:
             or (exchange is not None and exchange.awaits_continue)  # the client may or may not send its body now
         ):
             self._closing = True
+        if self.requests_left:
+            self.requests_left -= 1
+            if not self.requests_left:
+                self._closing = True
         return self._closing
 
     def answer(self, status: int, reason: str, *, close: bool = False, fields: Fields | None = None) -> None:

@@ -21,10 +21,14 @@ from agent.proxy.clock import Clock, Stall
 from agent.proxy.dial import dial, within
 from agent.proxy.intake import ResponseHeadIntake
 from agent.proxy.limits import ProxyLimits
+from agent.proxy.shortage import DESCRIPTORS
 
 __all__ = ["Upstream", "UpstreamUser", "Upstreams"]
 
 log = logging.getLogger(__name__)
+
+TURNS_TO_CLOSE = 4
+"""How many turns of the loop an aborted connection takes at most until its descriptor is free."""
 
 
 def _generation_of(key: Hashable) -> int:
@@ -212,7 +216,32 @@ class Upstreams:
         return None
 
     async def dial(self, target: Target) -> Upstream:
-        """A new connection to the target. Raises TargetError. Cancelled: nothing stays open."""
+        """A new connection to the target. Raises TargetError. Cancelled: nothing stays open.
+
+        Where no descriptor is left and one is idle in the pool, that one is ended for it.
+        """
+        try:
+            return await self._dial(target)
+        except TargetError as error:
+            if error.limit != DESCRIPTORS or not self._end_longest_idle():
+                raise
+        for _ in range(TURNS_TO_CLOSE):
+            await asyncio.sleep(0)
+        return await self._dial(target)
+
+    def _end_longest_idle(self) -> bool:
+        """End the connection that has been idle for longest. Returns whether there was one."""
+        oldest: Upstream | None = None
+        for idle in self._idle.values():  # each has the one used last at its end
+            if idle and (oldest is None or idle[0].idle_until < oldest.idle_until):
+                oldest = idle[0]
+        if oldest is None:
+            return False
+        self.retire(oldest)
+        oldest.abort()
+        return True
+
+    async def _dial(self, target: Target) -> Upstream:
         context = None
         upstream = Upstream(self, self.key(target))  # before its context: roots read anew in between make it no newer
         if target.scheme == "https" and target.connect is None:

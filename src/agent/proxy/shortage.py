@@ -1,0 +1,127 @@
+"""Why a target could not be connected, by the system's error: whose fault it is, and in words that say so.
+
+A process that has run out of descriptors can't dial anybody, and its targets have refused nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Sequence
+
+from agent.descriptors import descriptor_limit
+from agent.errors import TargetError
+
+__all__ = ["connect_error", "is_shortage", "lacks_descriptors", "most_telling"]
+
+log = logging.getLogger(__name__)
+
+DESCRIPTORS = "RLIMIT_NOFILE"
+
+SHORTAGES = {
+    errno.EMFILE: ("the agent has no descriptor left", DESCRIPTORS),
+    errno.ENFILE: ("the agent's system has no descriptor left", "fs.file-max"),
+    errno.ENOBUFS: ("the agent's system has no buffer left", ""),
+    errno.ENOMEM: ("the agent's system has no memory left", ""),
+    errno.EADDRNOTAVAIL: ("the agent has no source address and port for the target", "net.ipv4.ip_local_port_range"),
+    errno.EAGAIN: ("the agent's system has no resource left for a connection", ""),
+}
+"""What ran out here, and what bounds it. It passes: the answer is 503 with Retry-After."""
+
+FORBIDDEN = {
+    errno.EPERM: "the agent's system does not allow the connection",
+    errno.EACCES: "the agent's system does not allow the connection",
+    errno.EAFNOSUPPORT: "the agent's system has no such addresses as the target's",
+}
+"""What this machine won't do, now or later: a firewall's rule for what goes out, a kernel without IPv6."""
+
+UNREACHED = {
+    errno.ECONNREFUSED: (502, "the target refused the connection"),
+    errno.EHOSTUNREACH: (502, "the target's host can't be reached"),
+    errno.ENETUNREACH: (502, "the target's network can't be reached"),
+    errno.ECONNRESET: (502, "the target reset the connection"),
+    errno.ETIMEDOUT: (504, "the target took too long (connect)"),
+}
+
+_INTERVAL_S = 1.0
+
+
+class _Complaint:
+    """Says at most once a second that something ran out, and how often it did meanwhile."""
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+        self._unsaid = 0
+
+    def make(self, text: str, limit: str, reason: str) -> None:
+        self._unsaid += 1
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return
+        self._next_s = now_s + _INTERVAL_S
+        extra: dict[str, object] = {"stage": "connect", "fault": "agent", "reason": reason, "failures": self._unsaid}
+        if limit:
+            extra["limit"] = limit
+        if limit == DESCRIPTORS:
+            extra["descriptors"] = descriptor_limit()
+        self._unsaid = 0
+        log.error(text, extra=extra)
+
+
+_complaints = {number: _Complaint() for number in SHORTAGES}
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether this machine ran out of something."""
+    return isinstance(error, OSError) and error.errno in SHORTAGES
+
+
+def connect_error(error: OSError, stage: str = "connect") -> TargetError:
+    """What to answer where a connection to a target failed with this error. What ran out here is logged as an ERROR."""
+    number = error.errno or 0
+    if number in SHORTAGES:
+        text, limit = SHORTAGES[number]
+        _complaints[number].make(text, limit, os.strerror(number))
+        return TargetError(503, text, stage=stage, fault="agent", limit=limit)
+    if number in FORBIDDEN:
+        return TargetError(502, FORBIDDEN[number], stage=stage, fault="agent")
+    status, text = UNREACHED.get(number, (502, "the target could not be connected"))
+    return TargetError(status, text, stage=stage)
+
+
+def most_telling(errors: Sequence[BaseException]) -> BaseException:
+    """Of what became of a target's addresses, what says most: what ran out here, then that somebody was there.
+
+    errors: at least one. A family of addresses that this machine lacks (ENETUNREACH, EADDRNOTAVAIL) says least.
+    """
+    return min(errors, key=_rank)
+
+
+_TELLING = (
+    (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN),
+    (errno.ECONNREFUSED, errno.ECONNRESET),
+    (errno.ETIMEDOUT,),
+    (errno.EHOSTUNREACH,),
+    (errno.EPERM, errno.EACCES),
+    (errno.ENETUNREACH,),
+    (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT),
+)
+
+
+def _rank(error: BaseException) -> int:
+    number = getattr(error, "errno", None)
+    return next((place for place, numbers in enumerate(_TELLING) if number in numbers), len(_TELLING))
+
+
+def lacks_descriptors() -> OSError | None:
+    """The error that opening a descriptor gives now; None where one can be had.
+
+    The system's resolver tells a lack of them as a name that isn't there.
+    """
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error if is_shortage(error) else None
+    return None
