@@ -26,6 +26,7 @@ LEAVES_OF_LEAVES = {
     "agent.outbound_proxy": {"agent.errors", "agent.syntax"},
     "agent.effective": {"agent.settings", "agent.syntax"},
     "agent.variables": {"agent.settings"},
+    "agent.peer_certificate": {"agent.certificates"},
     "agent.credentials": {"agent.certificates", "agent.effective", "agent.settings"},
 }
 """What a leaf may import of ours; a leaf that isn't here imports nothing of ours."""

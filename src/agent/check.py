@@ -17,6 +17,7 @@ from .credentials import EXPIRED, NOT_YET, findings
 from .dialling import Dialling
 from .errors import ConfigError, HubError
 from .messages import Target
+from .peer_certificate import whose_dates
 from .policy.access import AccessError, ApiAccess
 from .policy.setup import Policy, make_policy
 from .settings import located
@@ -173,7 +174,11 @@ async def _dialled(what: str, host: str, port: int, context: ssl.SSLContext | No
         return Result(False, what, f"{where} gave no connection within {DIAL_TIMEOUT_S:g} s")
     except ssl.SSLError as error:
         reason = getattr(error, "verify_message", "") or error.reason or error
-        return Result(False, what, f"TLS with {where} failed: {reason}")
+        loop = asyncio.get_running_loop()
+        whose = await whose_dates(
+            error, "the target", host, lambda reader: loop.create_connection(lambda: reader, host, port)
+        )
+        return Result(False, what, f"TLS with {where} failed: {reason}{whose and f': {whose}'}")
     except (OSError, UnicodeError) as error:
         return Result(False, what, f"{where} can't be connected ({getattr(error, 'strerror', None) or error})")
     tls = writer.get_extra_info("ssl_object")

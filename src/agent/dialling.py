@@ -56,6 +56,7 @@ class Dialling:
             self.config.hub_server_name or (address.host if ip else None),
             proxy,
             proxy_ssl=roots_context([], True, ["http/1.1"]) if proxy is not None and proxy.scheme == "https" else None,
+            cert_file=self.config.hub_client_cert_file,
         )
 
     def is_proxied(self, number: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +19,7 @@ from agent import AgentConfig, HubConfig
 from agent.check import checks
 from agent.hub.hub import Hub
 
-ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "KUBERNETES_"))}
+ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "HUB_", "KUBERNETES_"))}
 
 
 @contextlib.asynccontextmanager
@@ -155,6 +156,31 @@ async def test_a_hub_over_tls(clusters: Callable[..., Any], tmp_path: Path, auth
         config = AgentConfig(hub_address=f"localhost:{port}", hub_token_file=str(tmp_path / "wrong"), **settings)
         (failed,) = [line for line in await lines(config) if line.startswith("FAIL")]
         assert failed.startswith(f"FAIL hub localhost:{port} tunnel: ")
+
+
+@pytest.mark.loops("uvloop")  # asyncio in debug mode reports each failed handshake at the server
+async def test_certificates_with_wrong_dates_fail_and_are_named(tmp_path: Path, authority: trustme.CA) -> None:
+    past = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    for name, ends in (
+        ("hub", past), ("own", past), ("soon", datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=2))
+    ):  # fmt: skip
+        issued = authority.issue_cert("localhost", common_name="localhost", not_after=ends)
+        issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / name)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    (tmp_path / "tokens").write_text("c1 right\n")
+    async with running_hub(grpc_cert_file=str(tmp_path / "hub"), agent_token_file=str(tmp_path / "tokens")) as port:
+        common: dict[str, Any] = {
+            "hub_address": f"localhost:{port}", "cluster_name": "c1", "hub_ca_file": str(tmp_path / "ca.pem"),
+            "routes": [("/", "http://localhost:1")],
+        }  # fmt: skip
+        found = await lines(AgentConfig(hub_client_cert_file=str(tmp_path / "own"), **common))
+        (own,) = [line for line in found if line.startswith("FAIL hub_client_cert_file: certificate has expired")]
+        assert "not_after 2026-01-02T00:00:00Z" in own
+        (hub,) = [line for line in found if line.startswith(f"FAIL hub localhost:{port} connection: ")]
+        assert "the hub's certificate (" in hub
+        assert hub.endswith("expired on 2026-01-02")
+        found = await lines(AgentConfig(hub_client_cert_file=str(tmp_path / "soon"), **common))
+        assert [line for line in found if line.startswith("note hub_client_cert_file: certificate expires soon")]
 
 
 async def test_what_is_not_there_fails_and_the_rest_is_tried(clusters: Callable[..., Any], tmp_path: Path) -> None:

@@ -202,8 +202,74 @@ async def test_a_refused_certificate_is_named_at_both_ends(
         told = next(each for each in caplog.records if each.name == "agent.tunnel.client").getMessage()
         assert "refused our certificate" in told
         assert "hub_client_cert_file" in told
+        own_is_named = "CN=c1" in told and "expired on 2020-01-01" in told
+        assert own_is_named == (kind == "expired")
         hub = [each for each in caplog.records if each.getMessage() == "an agent's TLS handshake failed"]
         assert vars(hub[0])["reason"] == said
+
+
+DATES = {
+    "expired": (datetime.datetime(2020, 1, 1), datetime.datetime(2026, 1, 2), "expired on 2026-01-02"),
+    "not yet": (datetime.datetime(2090, 1, 2), datetime.datetime(2091, 1, 1), "is not valid before 2090-01-02"),
+}
+
+
+def dated(files: Files, path: pathlib.Path, kind: str) -> str:
+    """A certificate of localhost with such dates, and its key, in a file."""
+    begins, ends, _ = DATES[kind]
+    issued = files.authority.issue_cert("localhost", common_name="localhost", not_before=begins, not_after=ends)
+    issued.private_key_and_cert_chain_pem.write_to_path(str(path))
+    return str(path)
+
+
+@pytest.mark.loops("uvloop")  # asyncio in debug mode reports each failed handshake at the server
+@pytest.mark.parametrize("kind", list(DATES))
+async def test_an_agent_says_whose_certificate_has_expired_and_when(
+    files: Files, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    (tmp_path / "token").write_text("secret")
+    cert = dated(files, tmp_path / "hub.pem", kind)
+    async with (
+        running_hub(grpc_cert_file=cert, agent_ca_file=files.ca) as (port, _),
+        running_agent(
+            "memory", port, "http://127.0.0.1:9", hub_ca_file=files.ca, hub_client_cert_file=files.agent,
+            hub_token_file=str(tmp_path / "token"), hub_server_name="localhost",
+        ),
+    ):
+        await until(lambda: [each for each in caplog.records if each.name == "agent.tunnel.client"])
+        told = next(each for each in caplog.records if each.name == "agent.tunnel.client").getMessage()
+        assert "the hub's certificate (" in told
+        assert "CN=localhost" in told
+        assert DATES[kind][2] in told
+        # The second connection is given up before the hub could miss a certificate on it.
+        assert "the client showed no certificate" not in caplog.text
+        found = [vars(each) for each in caplog.records if each.getMessage().startswith("certificate ")]
+        assert [each["setting"] for each in found] == ["grpc_cert_file"]
+
+
+@pytest.mark.loops("uvloop")
+@pytest.mark.parametrize("kind", list(DATES))
+async def test_a_targets_certificate_is_named_in_the_log_once_and_not_to_its_clients(
+    files: Files, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(dated(files, tmp_path / "target.pem", kind))
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+    target = f"https://localhost:{server.sockets[0].getsockname()[1]}"
+    async with (
+        running_hub() as (port, http_port),
+        running_agent("memory", port, target, insecure=True, target_ca_file=files.ca) as agent,
+    ):
+        await agent.wait_ready()
+        for _ in range(3):
+            _, output, _ = await curl(f"http://127.0.0.1:{http_port}/c1/")
+            assert output == b"the target's certificate was not accepted\n"
+        said = "a target's certificate was not accepted"
+        (told,) = [vars(each) for each in caplog.records if each.getMessage() == said]
+        assert told["target"] == target.removeprefix("https://")
+        assert "the target's certificate (" in told["reason"]
+        assert DATES[kind][2] in told["reason"]
+    server.close()
 
 
 @pytest.mark.loops("uvloop")

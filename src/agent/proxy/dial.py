@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
 from agent.errors import HubError, Party, TargetError
 from agent.messages import Target
+from agent.peer_certificate import whose_dates
 from agent.proxy.limits import ProxyLimits
 from agent.proxy.shortage import connect_error, is_shortage, lacks_descriptors, most_telling
+from agent.syntax import Address
 
 __all__ = ["dial", "within"]
+
+log = logging.getLogger(__name__)
 
 P = TypeVar("P", bound=asyncio.Protocol)
 R = TypeVar("R")
 AddressInfo = tuple[Any, ...]
 ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5: recommended connection attempt delay
+TELL_AGAIN_S = 60.0
+"""How long it takes until a target's certificate that isn't accepted is told once more."""
+MOST_TOLD = 1000
 
 
 async def dial(target: Target, protocol: P, limits: ProxyLimits, context: ssl.SSLContext | None) -> P:
@@ -45,6 +54,7 @@ async def dial(target: Target, protocol: P, limits: ProxyLimits, context: ssl.SS
             opening = loop.create_connection(lambda: protocol, sock=sock, ssl=context, server_hostname=target.host)
             await within(limits.tls_timeout_s, "tls", opening)
     except ssl.SSLCertVerificationError as error:
+        await _tell_of_certificate(target, error)
         raise TargetError(502, "the target's certificate was not accepted", stage="tls") from error
     except (OSError, EOFError) as error:  # ssl.SSLError is an OSError
         raise TargetError(502, "the TLS handshake with the target failed", stage="tls") from error
@@ -145,3 +155,25 @@ async def _first_to_connect(addresses: list[AddressInfo]) -> socket.socket:
 def _close_late(attempt: asyncio.Task[socket.socket]) -> None:
     if not attempt.cancelled() and attempt.exception() is None:
         attempt.result().close()
+
+
+_told_at_s: dict[tuple[str, int], float] = {}  # when the certificate of a target was told of, the longest ago first
+
+
+async def _tell_of_certificate(target: Target, error: ssl.SSLCertVerificationError) -> None:
+    """Log why a target's certificate wasn't accepted, once a minute for each; of one with wrong dates whose it is."""
+    where, now_s = (target.host, target.port), time.monotonic()
+    if now_s - _told_at_s.get(where, -TELL_AGAIN_S) < TELL_AGAIN_S:
+        return
+    _told_at_s.pop(where, None)
+    if len(_told_at_s) >= MOST_TOLD:
+        del _told_at_s[next(iter(_told_at_s))]
+    _told_at_s[where] = now_s
+
+    async def again(reader: asyncio.BufferedProtocol) -> None:
+        await asyncio.get_running_loop().create_connection(lambda: reader, target.host, target.port)
+
+    whose = await whose_dates(error, "the target", target.host, again)
+    reason = error.verify_message.rstrip(".") + (f": {whose}" if whose else "")
+    extra = {"target": str(Address(target.host, target.port)), "stage": "tls", "fault": "target", "reason": reason}
+    log.warning("a target's certificate was not accepted", extra=extra)

@@ -20,6 +20,7 @@ import ssl
 from ssl import SSLContext
 
 from ..errors import HubError, WireError
+from ..peer_certificate import fault_of_own, whose_dates
 from .connect import Proxy, connect
 from .features import GOAWAY, read_features, write_features
 from .grpc import GrpcStatus, Metadata, Status, request_headers, response_status
@@ -69,7 +70,8 @@ logger = logging.getLogger(__name__)
 class HubEndpoint:
     """Where a hub is. ssl: None for plaintext (h2c); a context must offer ALPN h2. server_hostname: the name that the
     hub's certificate must have, where it isn't `host`. proxy: an HTTP proxy to dial it through by CONNECT;
-    proxy_ssl: the context of one that is spoken to by TLS.
+    proxy_ssl: the context of one that is spoken to by TLS. cert_file: the certificate that `ssl` shows, "" for none;
+    what is wrong with its dates is told where the hub refuses it.
     """
 
     host: str
@@ -78,6 +80,7 @@ class HubEndpoint:
     server_hostname: str | None = None
     proxy: Proxy | None = None
     proxy_ssl: SSLContext | None = None
+    cert_file: str = ""
 
     @property
     def authority(self) -> str:
@@ -151,7 +154,7 @@ class Call:
         except HubError as error:
             self.fail(error)
         except ssl.SSLError as error:
-            self.fail(_refused(error) or HubError(f"TLS with {endpoint}{through}: {_tls_reason(error)}", cause="tls"))
+            self.fail(self._refused(error) or await self._tls_failed(error, f"TLS with {endpoint}{through}"))
         except (OSError, UnicodeError) as error:  # the latter for a name that DNS can't have
             reason = getattr(error, "strerror", "") or error
             hint = self._tls_hint if isinstance(error, ConnectionResetError) else ""  # in a handshake of TLS 1.2
@@ -329,7 +332,7 @@ class Call:
         self.fail(self._why(error))
 
     def _why(self, error: Exception | None) -> HubError:
-        refused = _refused(error)
+        refused = self._refused(error)
         if refused is None and not self.connection.heard and isinstance(error, ConnectionError):
             if not self._tls_hint:
                 reason = f"{_hub_error(error)} before it said anything: does it speak TLS there? Then without insecure"
@@ -343,7 +346,33 @@ class Call:
         context = self.endpoint.ssl
         if context is None:
             return ""
-        return ": it may have refused our certificate, or miss one (hub_client_cert_file)"
+        own = fault_of_own(self.endpoint.cert_file)
+        return f": it may have refused our certificate, or miss one (hub_client_cert_file){own and f'; {own}'}"
+
+    def _refused(self, error: Exception | None) -> HubError | None:
+        """A TLS alert that says what the hub thinks of our certificate, in words; None for all else."""
+        said = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
+        alert = said.partition("_ALERT_")[2]
+        if alert not in _REFUSALS:
+            return None
+        reason = f"the hub refused our certificate (hub_client_cert_file): {_REFUSALS[alert]}"
+        own = fault_of_own(self.endpoint.cert_file)
+        return HubError(f"{reason}: {own}" if own else reason, retryable=False, cause="rejected")
+
+    async def _tls_failed(self, error: ssl.SSLError, what: str) -> HubError:
+        """A failed handshake in words, with the dates of the hub's certificate where those are wrong."""
+
+        endpoint = self.endpoint
+
+        async def again(reader: asyncio.BufferedProtocol) -> None:
+            await connect(dataclasses.replace(endpoint, ssl=None), reader)
+
+        try:
+            whose = await whose_dates(error, "the hub", endpoint.server_hostname or endpoint.host, again, ["h2"])
+        except asyncio.CancelledError:
+            self.fail(HubError("the dial was cancelled", cause="dial"))
+            raise
+        return HubError(f"{what}: {_tls_reason(error)}{whose and f': {whose}'}", cause="tls")
 
     def _status(self, status: GrpcStatus) -> None:
         if status.code == Status.OK or (self._ending and not self.drains_first):  # a Go hub says UNKNOWN to a DRAIN
@@ -357,16 +386,6 @@ class Call:
         if self.ended.done():
             await self.wait_closed()
             raise self.ended.result() or HubError("the session is over")
-
-
-def _refused(error: Exception | None) -> HubError | None:
-    """A TLS alert that says what the hub thinks of our certificate, in words; None for all else."""
-    said = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
-    alert = said.partition("_ALERT_")[2]
-    if alert not in _REFUSALS:
-        return None
-    reason = f"the hub refused our certificate (hub_client_cert_file): {_REFUSALS[alert]}"
-    return HubError(reason, retryable=False, cause="rejected")
 
 
 def _tls_reason(error: ssl.SSLError) -> object:
