@@ -19,6 +19,7 @@ demo: $(VENV)/.installed
 
 # Both twins, each through the whole suite, side by side: half of it is waiting for other processes.
 test: $(VENV)/.tested
+	@echo "Testing the Python twin and the compiled one side by side: some minutes each, the first one's output at its end."
 	@.ci/beside "$(MAKE) --no-print-directory test-python" "$(MAKE) --no-print-directory test-compiled"
 
 test-compiled: $(VENV)/.tested
@@ -108,9 +109,14 @@ types: $(VENV)/.linted
 clean:
 	rm -rf $(VENV) $(VENV)-* build dist src/*.egg-info src/fastpipe/*.so src/agent/*/*.so
 
+# What takes a while, before it does: a slow machine is silent for minutes in each of these.
+COMPILING := Installing what is missing, and compiling the extensions on all cores: about a minute, several on a slow \
+  machine. FASTPIPE_NO_EXTENSIONS=1 leaves them out; everything works without them, and is slower.
+
 .PRECIOUS: %/bin/python
 %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: set PYTHON=")'
+	@echo "Making $*, an environment for Python."
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --upgrade pip
 
@@ -120,7 +126,8 @@ $(VENV)/.tested: DONE := $(VENV)/.installed
 $(VENV)/.linted: EXTRAS := [test,lint]
 $(VENV)/.linted: DONE := $(VENV)/.installed $(VENV)/.tested
 $(VENV)/.installed $(VENV)/.tested $(VENV)/.linted: $(VENV)/bin/python pyproject.toml setup.py $(SOURCES)
-	$(BIN)/python -m pip install --quiet --editable '.$(EXTRAS)'
+	@echo "$(COMPILING)"
+	$(BIN)/python -m pip install --editable '.$(EXTRAS)'
 	touch $(DONE) $@
 
 # Packaging's tools need no install of this package, and stand apart from what the tests use.

@@ -7,6 +7,7 @@ minutes (each CPython, the suite on each wheel) is `make wheels`.
 from __future__ import annotations
 
 import email
+import json
 import os
 import re
 import shutil
@@ -274,3 +275,47 @@ def test_the_steps_are_the_projects_make_targets(workflow) -> None:
     for step in steps_of(parsed):
         for called in re.findall(r"^\s*make ((?:[a-z-]+ ?)+)", step.get("run", ""), re.MULTILINE):
             assert set(called.split()) <= targets
+
+
+# Building -----------------------------------------------------------------------------------------------------------
+
+RECORDED = """
+import json, runpy, sys
+import Cython.Build, setuptools
+found = {}
+Cython.Build.cythonize = lambda extensions, **options: found.update(nthreads=options["nthreads"]) or []
+setuptools.setup = lambda **options: found.update(parallel=options["options"]["build_ext"]["parallel"])
+sys.argv = ["setup.py", "build_ext"]
+runpy.run_path("setup.py", run_name=NAME)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("name", ["__main__", "__mp_main__"])
+def test_extensions_are_cythonized_and_compiled_on_all_cores_once(name: str) -> None:
+    pytest.importorskip("Cython")
+    environ = {key: value for key, value in os.environ.items() if key != "FASTPIPE_NO_EXTENSIONS"}
+    program = RECORDED.replace("NAME", repr(name))
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True, env=environ
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = json.loads(ended.stdout.splitlines()[-1])
+    if name == "__mp_main__":  # one of Cython's own processes, where they are not forked
+        assert found == {}
+    elif found != {"parallel": cores}:  # as it is where nothing compiles
+        assert found == {"nthreads": cores if cores > 1 else 0, "parallel": cores}
+
+
+@pytest.mark.parametrize("goal", ["demo", "test"])
+def test_make_says_what_takes_long_before_it_does(tmp_path: Path, goal: str) -> None:
+    ended = subprocess.run(
+        ["make", "--no-print-directory", "-n", goal, f"VENV={tmp_path}/venv"], cwd=CHECKOUT, capture_output=True,
+        text=True, check=True, env=os.environ | {"MAKEFLAGS": "", "MAKELEVEL": "0"},
+    )  # fmt: skip
+    lines = ended.stdout.splitlines()
+    said, *_ = [at for at, line in enumerate(lines) if line.startswith("echo") and "compiling the extensions" in line]
+    done, *_ = [at for at, line in enumerate(lines) if "pip install" in line and "--editable" in line]
+    assert said < done
+    assert "--quiet" not in lines[done]  # pip shows a line per step
+    assert "FASTPIPE_NO_EXTENSIONS=1" in " ".join(lines[said:done])
