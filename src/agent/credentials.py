@@ -36,7 +36,7 @@ MAX_FILE_BYTES = 16 * 1024 * 1024  # as in policy/files.py
 _KEY = b"PRIVATE KEY-----"
 
 EXPIRED, NOT_YET, SOON = "certificate has expired", "certificate is not valid yet", "certificate expires soon"
-EXPOSED = "secret file can be read or written by every user of this machine"
+EXPOSED = "credentials can be read or written by every user of this machine"
 _WORST_FIRST = (EXPIRED, NOT_YET, SOON, "")
 
 

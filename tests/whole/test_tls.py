@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import logging
 import pathlib
 import shutil
 import socket
@@ -252,6 +253,7 @@ async def test_an_agent_says_whose_certificate_has_expired_and_when(
 async def test_a_targets_certificate_is_named_in_the_log_once_and_not_to_its_clients(
     files: Files, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
+    caplog.set_level(logging.INFO, logger="agent.proxy.dial")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(dated(files, tmp_path / "target.pem", kind))
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context)

@@ -176,4 +176,4 @@ async def _tell_of_certificate(target: Target, error: ssl.SSLCertVerificationErr
     whose = await whose_dates(error, "the target", target.host, again)
     reason = error.verify_message.rstrip(".") + (f": {whose}" if whose else "")
     extra = {"target": str(Address(target.host, target.port)), "stage": "tls", "fault": "target", "reason": reason}
-    log.warning("a target's certificate was not accepted", extra=extra)
+    log.info("a target's certificate was not accepted", extra=extra)  # beside the request's own WARNING
