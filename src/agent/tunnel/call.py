@@ -20,7 +20,7 @@ import ssl
 from ssl import SSLContext
 
 from ..errors import HubError, WireError
-from ..peer_certificate import fault_of_own, whose_dates
+from ..peer_certificate import TIMEOUT_S, fault_of_own, whose_dates
 from .connect import Proxy, connect
 from .features import GOAWAY, read_features, write_features
 from .grpc import GrpcStatus, Metadata, Status, request_headers, response_status
@@ -361,11 +361,11 @@ class Call:
 
     async def _tls_failed(self, error: ssl.SSLError, what: str) -> HubError:
         """A failed handshake in words, with the dates of the hub's certificate where those are wrong."""
-
         endpoint = self.endpoint
 
         async def again(reader: asyncio.BufferedProtocol) -> None:
-            await connect(dataclasses.replace(endpoint, ssl=None), reader)
+            plain = dataclasses.replace(endpoint, ssl=None)
+            await connect(plain, reader, dial_timeout_s=TIMEOUT_S, tls_timeout_s=TIMEOUT_S)
 
         try:
             whose = await whose_dates(error, "the hub", endpoint.server_hostname or endpoint.host, again, ["h2"])
