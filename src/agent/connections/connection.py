@@ -28,6 +28,7 @@ import enum
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from ..deadlines import Deadline
 from ..outcome import Kind, Stage
 from .codes import CLOSE, ERROR
 from .endings import Ending, choose_ending
@@ -150,7 +151,7 @@ class Connection:
         """The proxy sends no more, which may be a half-close."""
         self._close_sent = False
         self._owes_answer = False  # broken off with a request that the proxy may not have seen
-        self._silence: asyncio.TimerHandle | None = None
+        self._silence: Deadline | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The carrier is up; it was attached before."""
@@ -233,7 +234,7 @@ class Connection:
         if not self.proxy_has_it():
             self.silent()
         else:
-            self._silence = asyncio.get_running_loop().call_later(self._host.word_timeout_s, self.silent)
+            self._silence = Deadline(self._host.word_timeout_s, self.silent)
 
     def silent(self) -> None:
         """The proxy gave no word in time."""

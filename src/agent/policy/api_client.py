@@ -11,6 +11,7 @@ import logging
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..deadlines import timeout
 from .access import AccessError, ApiAccess, Headers
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class ApiClient:
         """
         content = json.dumps(body).encode()
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with timeout(self._timeout_s):
                 headers = self.access.headers()
                 if headers is None:
                     headers = await self.access.renew()

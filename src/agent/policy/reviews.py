@@ -29,6 +29,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
+from ..deadlines import timeout
 from ..errors import Refused
 from .api_client import ReviewError
 from .impersonation import impersonation_headers
@@ -202,7 +203,7 @@ class TokenReviews:
 
     async def _review(self, digest: bytes, token: bytes) -> Verdict:
         try:
-            async with asyncio.timeout(self._timeout_s), self._gate:
+            async with timeout(self._timeout_s), self._gate:
                 until_s = self._clock() + self._cache_s  # R4
                 verdict = await self._ask(token.decode("ascii"), until_s)
         except TimeoutError:

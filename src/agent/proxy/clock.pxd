@@ -6,7 +6,8 @@ cimport cython
 cdef class Clock:
     cdef public double _tick_s
     cdef public object _sweep, _loop, _handle
-    cdef public double now
+    cdef public double now, _due_s, _stood_still_s
+    cdef public bint _counts_stops, _skipped
 
     cpdef double later(self, double seconds)
 

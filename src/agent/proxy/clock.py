@@ -1,6 +1,11 @@
 """Deadlines looked at by one coarse timer, rather than a timer for each event.
 
 Setting a deadline is one addition: on the way of every request and body chunk that is all a timeout costs.
+
+A process that was stopped (SIGSTOP, a frozen container, a host that swaps) finds its timers due and its sockets full in
+the same moment. Bytes that came in time must not be late for that: a tick that comes late sweeps nothing, so that a
+tick's length of turns, in which the sockets are read, comes before the next one. Nor does the time in which the loop
+stood still count, for it takes more turns than that until bytes have found their way through a tunnel and its pipes.
 """
 
 from __future__ import annotations
@@ -11,29 +16,38 @@ from collections.abc import Callable
 __all__ = ["NEVER", "Clock", "Stall"]
 
 NEVER = float("inf")
+LATE_TICKS = 4
+"""A tick that comes later than this was not late by load: the loop stood still. As long as the shortest limit."""
 
 
 class Clock:
     """The time, at most `tick_s` seconds old, and a sweep every `tick_s` seconds while one is needed.
 
-    sweep: gets the loop's time in seconds; returns whether there is anything left to look at. It must not raise.
+    now: seconds, only to be compared with what `later` gave: the loop's time, without that in which the loop stood
+    still unless `counts_stops`. sweep: gets it; returns whether there is anything left to look at. It must not raise.
     """
 
-    __slots__ = ("_handle", "_loop", "_sweep", "_tick_s", "now")
+    __slots__ = (
+        "_counts_stops", "_due_s", "_handle", "_loop", "_skipped", "_stood_still_s", "_sweep", "_tick_s", "now",
+    )  # fmt: skip
 
-    def __init__(self, tick_s: float, sweep: Callable[[float], bool]) -> None:
+    def __init__(self, tick_s: float, sweep: Callable[[float], bool], *, counts_stops: bool = False) -> None:
         self._tick_s = tick_s
         self._sweep = sweep
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
+        self._counts_stops = counts_stops
+        self._skipped = False  # the tick before this one swept nothing
+        self._due_s = 0.0  # when the next tick should come, by the loop's time
+        self._stood_still_s = 0.0
         self.now = 0.0
 
     def start(self) -> None:
         """Sweep from now on, until the sweep says that nothing is left. Needs the running loop."""
         if self._handle is None:
-            self._loop = loop = asyncio.get_running_loop()
-            self.now = loop.time()
-            self._handle = loop.call_later(self._tick_s, self._tick)
+            self._loop = asyncio.get_running_loop()
+            self.now = self._loop.time() - self._stood_still_s
+            self._wind()
 
     def later(self, seconds: float) -> float:
         """The time `seconds` from now; reached at the earliest then, at the latest two ticks later."""
@@ -48,9 +62,20 @@ class Clock:
     def _tick(self) -> None:
         assert self._loop is not None
         self._handle = None
-        self.now = self._loop.time()
-        if self._sweep(self.now) and self._handle is None:
-            self._handle = self._loop.call_later(self._tick_s, self._tick)
+        time_s = self._loop.time()
+        late_s = time_s - self._due_s
+        is_late = late_s > LATE_TICKS * self._tick_s
+        if is_late and not self._counts_stops:
+            self._stood_still_s += late_s
+        self.now = time_s - self._stood_still_s
+        self._skipped = is_late and not self._skipped  # never twice: a loop whose every turn is long sweeps, too
+        if self._skipped or (self._sweep(self.now) and self._handle is None):
+            self._wind()
+
+    def _wind(self) -> None:
+        assert self._loop is not None
+        self._due_s = self._loop.time() + self._tick_s
+        self._handle = self._loop.call_later(self._tick_s, self._tick)
 
 
 class Stall:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
+from agent.deadlines import timeout
 from agent.errors import HubError, Party, TargetError
 from agent.messages import Target
 from agent.peer_certificate import whose_dates
@@ -72,7 +73,7 @@ def protocol_transport(protocol: asyncio.Protocol) -> object | None:
 async def within(seconds: float, stage: str, opening: Awaitable[R], party: Party = "target") -> R:
     """Await with a limit. Raises TargetError 504 when it is passed, which names the party that took too long."""
     try:
-        async with asyncio.timeout(seconds):
+        async with timeout(seconds):
             return await opening
     except TimeoutError as error:
         limit = f"limits.{stage}_timeout_s"
@@ -135,8 +136,8 @@ async def _first_to_connect(addresses: list[AddressInfo]) -> socket.socket:
         while waiting or attempts:
             if waiting:
                 attempts.append(asyncio.ensure_future(_connect_to(waiting.pop(0))))
-            timeout = ATTEMPT_DELAY_S if waiting else None
-            done, _ = await asyncio.wait(attempts, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            delay_s = ATTEMPT_DELAY_S if waiting else None
+            done, _ = await asyncio.wait(attempts, timeout=delay_s, return_when=asyncio.FIRST_COMPLETED)
             for attempt in done:
                 error = attempt.exception()
                 if error is None:

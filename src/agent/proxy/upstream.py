@@ -185,7 +185,7 @@ class Upstreams:
         self._idle: dict[Hashable, list[Upstream]] = {}
         self._ended: set[Connect] = set()
         self._open: set[Upstream] = set()
-        self._clock = Clock(self.limits.tick_s, self._sweep)
+        self._clock = Clock(self.limits.tick_s, self._sweep, counts_stops=True)  # the far side's clock went on
         self._closed = asyncio.Event()
         self._closed.set()
         self._closing = False

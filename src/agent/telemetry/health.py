@@ -8,6 +8,8 @@ import logging
 import re
 from collections.abc import Callable
 
+from ..deadlines import timeout
+
 __all__ = ["HealthServer"]
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ class HealthServer:
         try:
             # A peer that is slow, sends too much or goes away gets nothing: there is nobody to tell.
             with contextlib.suppress(OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
-                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                async with timeout(REQUEST_TIMEOUT_S):
                     head = await reader.readuntil(b"\r\n\r\n")
                     writer.write(self._answer(head))
                     await writer.drain()
