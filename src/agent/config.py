@@ -98,6 +98,10 @@ class LimitsConfig(Checked):
     write_timeout_s: float = kind.seconds(
         "how long a peer may take nothing of what is written to it", default=60.0, low=0.1, high=_DAY_S
     )
+    half_closed_s: float = kind.seconds(
+        "how long a target may send nothing once its client has sent its end; then the request ends",
+        default=5.0, low=0.1, high=_DAY_S,
+    )
     first_byte_timeout_s: float = kind.seconds(
         "from a request's end to the whole head of its response; past it 504", default=60.0, low=0.1, high=_DAY_S
     )

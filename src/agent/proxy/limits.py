@@ -25,6 +25,7 @@ class ProxyLimits:
         head_timeout_s: from a head's first byte to its last (408). body_timeout_s: without a byte of a body that is due
         (408). keep_alive_s: idle between requests. write_timeout_s: a write that makes no progress, either way.
         drain_bytes, drain_s: what is read of a request's body after its response, before the connection is closed.
+        half_closed_s: how long a target may send nothing once a client without TLS has sent its request and its end.
         linger_s: how long an answered client that still sends is read and ignored, so that it can read its answer.
         expect_timeout_s: how long a target may take to say 100 before the proxy does. retry_after_s: told with a 503.
     Targets:
@@ -64,6 +65,7 @@ class ProxyLimits:
     unanswered_s: float = 1.5
     upstream_idle_s: float = 60.0
     idle_upstreams_per_target: int = 1000
+    half_closed_s: float = 5.0
     half_closed_idle_s: float = 10.0
     buffer_bytes: int = 256 * KIB
 

@@ -307,6 +307,8 @@ class Exchange:
     def response_data(self, data: Piece) -> None:
         """The next bytes from the target."""
         mode = self._mode
+        if self.connection.may_have_left:
+            self.connection.target_moves()
         if mode is SIZED:
             left = self._left - len(data)
             if left > 0:

@@ -8,6 +8,7 @@ from agent.proxy.relay cimport Exchange
 
 cdef object HEAD, BODY, WAITING, DRAINING, UPGRADED, LINGERING, CLOSED
 cdef double NEVER
+cdef int HEADS_PER_TURN
 
 
 @cython.final
@@ -16,7 +17,7 @@ cdef class Connection:
     cdef public object conn_id
     cdef public object carrier
     cdef public object measures
-    cdef public bint writing_paused, advancing
+    cdef public bint writing_paused, advancing, may_have_left
     cdef public long long requests_left
     cdef public object _outcome
     cdef public object _transport
@@ -31,13 +32,15 @@ cdef class Connection:
     cdef public long long _drain_left
     cdef public double _deadline
     cdef public bint _is_tls, _is_base_hubs, _backlog_paused, _exchange_paused, _half_closed, _closing, _served
+    cdef public bint _yielded, _in_hand
     cdef public Stall _stall
 
-    @cython.locals(exchange=Exchange)
+    @cython.locals(exchange=Exchange, heads=int)
     cpdef data_received(self, data)
     cpdef bint eof_received(self)
     cpdef _hold_back(self, data)
     cpdef _go_on(self)
+    cpdef target_moves(self)
 
     @cython.locals(heads=RequestHeadIntake, begun=bint)
     cpdef _take_head(self, data)

@@ -10,7 +10,10 @@ What the next byte from the client is:
 Invariants:
 C1. One request is in flight; bytes behind it wait unread, and past `pipelined_bytes` reading pauses. Answers in order.
 C2. What is left of a body is never read as a request: a connection that can't reach a body's end closes.
-C3. `outcome` is called once, before the transport is closed, or when the client is gone.
+C3. In one turn of the loop at most `HEADS_PER_TURN` requests are taken: each may be answered at once.
+C4. Once the request is whole, a client's end without TLS may be a half-close: its exchange then lasts as long as the
+    target sends something every `half_closed_s`. Time in which the client takes nothing does not count.
+C5. `outcome` is called once, before the transport is closed, or when the client is gone.
 """
 
 from __future__ import annotations
@@ -50,6 +53,9 @@ class Input(enum.Enum):
 
 
 HEAD, BODY, WAITING, DRAINING, UPGRADED, LINGERING, CLOSED = Input
+HEADS_PER_TURN = 4
+"""Of one connection's pipelined requests, so many are answered in one turn of the loop by the proxy itself: no more
+than a few times what a proxied request costs, so others wait no longer than for those."""
 
 
 class Connection:
@@ -57,16 +63,17 @@ class Connection:
 
     proxy, conn_id: whose and which. carrier: what carries it, for counting only. measures: where its requests are
     counted, None: nowhere. requests_left: how many more it serves, 0 for any number. writing_paused: the client takes
-    no more for now. advancing: input is being worked on, so what comes of it need not begin to do so.
+    no more for now. advancing: input is being worked on, so what comes of it need not begin to do so. may_have_left:
+    the client has sent its whole request and its end.
     """
 
     accepts_views = True
 
     __slots__ = (
         "_backlog", "_backlog_paused", "_body", "_closing", "_deadline", "_drain_left", "_exchange", "_exchange_paused",
-        "_half_closed", "_heads", "_input", "_is_base_hubs", "_is_tls", "_last", "_last_head", "_last_target",
-        "_outcome", "_served", "_stall", "_transport", "_upgraded", "advancing", "carrier", "conn_id", "measures",
-        "proxy", "requests_left", "writing_paused",
+        "_half_closed", "_heads", "_in_hand", "_input", "_is_base_hubs", "_is_tls", "_last", "_last_head",
+        "_last_target", "_outcome", "_served", "_stall", "_transport", "_upgraded", "_yielded", "advancing", "carrier",
+        "conn_id", "may_have_left", "measures", "proxy", "requests_left", "writing_paused",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +86,7 @@ class Connection:
         self.requests_left = proxy.requests_per_connection
         self.writing_paused = False
         self.advancing = False
+        self.may_have_left = False
         self._outcome: Outcome | None = outcome
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._is_tls = False
@@ -98,6 +106,8 @@ class Connection:
         self._half_closed = False
         self._closing = False  # the answer in flight is the last one
         self._served = True
+        self._in_hand = False  # there is input behind the head that is begun
+        self._yielded = False  # the backlog is worked on at the loop's next turn
         self._stall = Stall()
 
     # -- the transport's calls
@@ -112,11 +122,19 @@ class Connection:
 
     def data_received(self, data: Piece) -> None:
         """Work on input until it is used up, or has to wait."""
+        if self._yielded:
+            self._hold_back(data)
+            return
         self.advancing = True
+        heads = 0
         try:
             while data:
                 state = self._input
                 if state is HEAD and not self.writing_paused:
+                    if heads == HEADS_PER_TURN:
+                        self._yield(data)
+                        break
+                    heads += 1
                     data = self._take_head(data)
                 elif state is BODY or state is DRAINING:
                     data = self._take_body(data)
@@ -130,7 +148,7 @@ class Connection:
                 else:
                     return
         finally:
-            self.advancing = False
+            self.advancing = self._in_hand = False
         exchange = self._exchange
         if exchange is not None and exchange.corked:
             exchange.uncork()
@@ -141,11 +159,14 @@ class Connection:
         if state is UPGRADED:
             assert self._upgraded is not None
             return self._upgraded.client_eof() and not self._is_tls
-        if state is WAITING or (state is HEAD and self.writing_paused):
+        if state is WAITING or (state is HEAD and self._backlog):
             if is_gone(self._transport):
                 self._transport.abort()
                 return False
-            watch_half_closed(self._transport)
+            if not self._is_tls and state is WAITING:
+                watch_half_closed(self._transport)
+                self.may_have_left = True
+                self.target_moves()
             return not self._is_tls
         if state is BODY:
             assert self._exchange is not None
@@ -188,17 +209,22 @@ class Connection:
         self.writing_paused = False
         if self._exchange is not None:
             self._exchange.resume_receiving()
+            if self.may_have_left:
+                self.target_moves()
         elif self._upgraded is not None:
             self._upgraded.resume_receiving()
-        elif self._input is HEAD and self._backlog:
+        elif self._input is HEAD and self._backlog and not self._yielded:
             self._go_on()
 
     # -- input
 
     def _hold_back(self, data: Piece) -> None:  # C1
-        if type(self._backlog) is not bytearray:
-            self._backlog = bytearray(self._backlog)
-        self._backlog += data
+        if not self._backlog and type(data) is bytes:
+            self._backlog = data
+        else:
+            if type(self._backlog) is not bytearray:
+                self._backlog = bytearray(self._backlog)
+            self._backlog += data
         if len(self._backlog) > self.proxy.limits.pipelined_bytes and not self._backlog_paused:
             self._backlog_paused = True
             if not self._exchange_paused:
@@ -213,8 +239,19 @@ class Connection:
             if not self._exchange_paused:
                 self._resume_transport()
         self.data_received(data)
-        if self._half_closed and self._input is HEAD and not self.writing_paused:
+        if self._half_closed and self._input is not UPGRADED and self._input is not CLOSED:
             self.eof_received()
+
+    def _yield(self, rest: Piece) -> None:
+        """Leave the rest of the input to the loop's next turn: others have theirs before."""
+        self._hold_back(rest)
+        self._yielded = True
+        asyncio.get_running_loop().call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._yielded = False
+        if self._input is HEAD and self._backlog and not self.writing_paused:
+            self._go_on()
 
     def _take_head(self, data: Piece) -> Piece:
         """Look for a whole request head, and begin its exchange. Returns what follows it."""
@@ -232,6 +269,7 @@ class Connection:
                         self._last, self._last_target, self._last_head = request, target, head
                     else:  # a long one would be held while the connection idles
                         self._last, self._last_target, self._last_head = None, b"", b""
+                self._in_hand = len(rest) > 0
                 self._begin(request, target)
             elif not begun:
                 self._deadline = self.proxy.clock.later(self.proxy.limits.head_timeout_s)
@@ -318,6 +356,10 @@ class Connection:
         self._transport.write_eof()
         return True
 
+    def target_moves(self) -> None:
+        """The target has sent something, or may send again, for a client that may have left."""
+        self._deadline = self.proxy.clock.later(self.proxy.limits.half_closed_s)
+
     def pause_reading(self) -> None:
         """The target takes no more of the client's bytes for now."""
         if not self._exchange_paused:
@@ -342,7 +384,7 @@ class Connection:
             or not request.keep_alive
             or self.proxy.draining
             or self.proxy.leaving
-            or (self._half_closed and not self._backlog)
+            or (self._half_closed and not self._backlog and not self._in_hand)
             or (exchange is not None and exchange.awaits_continue)  # the client may or may not send its body now
         ):
             self._closing = True
@@ -389,6 +431,7 @@ class Connection:
         self._exchange = None
         self._upgraded = upgraded
         self._body = None  # what is left of it goes first, as it comes
+        self.may_have_left = False
         self._input = UPGRADED
         self._deadline = NEVER
         if self.writing_paused:
@@ -488,7 +531,7 @@ class Connection:
             self._exchange = self._upgraded = None
             self.proxy.requests_in_flight -= 1
 
-    def _tell(self, kind: Kind, stage: Stage) -> None:  # C3
+    def _tell(self, kind: Kind, stage: Stage) -> None:  # C5
         outcome, self._outcome = self._outcome, None
         if outcome is not None:
             outcome(self.conn_id, kind, stage)
@@ -517,7 +560,7 @@ class Connection:
             if self._stall.is_longer_than(limit_s, self._transport.get_write_buffer_size(), now):
                 log.warning("the client takes nothing", extra={"conn_id": self.conn_id, "stage": "write"})
                 self.abort()
-        if self._half_closed and self._input is WAITING and is_gone(self._transport):
+        if self.may_have_left and self._input is WAITING and is_gone(self._transport):
             self._transport.abort()
 
     def _late(self) -> None:
@@ -534,6 +577,15 @@ class Connection:
                 assert self._exchange is not None
                 reason, limit = "the request's body did not come in time", "limits.body_timeout_s"
                 self._exchange.fail(408, reason, "request body", True, "client", limit)
+        elif state is WAITING:
+            if self.writing_paused:  # it is the client that is slow
+                self.target_moves()
+            else:
+                extra = {
+                    "conn_id": self.conn_id, "stage": "half-closed", "fault": "client", "limit": "limits.half_closed_s",
+                }  # fmt: skip
+                log.info("the client has sent its end and the target sends nothing", extra=extra)
+                self._transport.abort()
         elif state is DRAINING:
             self._linger()  # C2
         elif state is LINGERING:
