@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 __all__ = [
-    "AgentError", "ConfigError", "HubError", "ListenError", "Party", "PolicyFault", "Refused", "TargetError",
-    "WireError", "listening",
+    "AgentError", "ConfigError", "HubError", "ListenError", "Party", "PolicyFault", "Redirected", "Refused",
+    "TargetError", "WireError", "listening",
 ]  # fmt: skip
 
 Party = Literal["client", "target", "agent", "hub", "policy"]
@@ -119,15 +119,26 @@ class PolicyFault(AgentError):
         self.expected = expected
 
 
+class Redirected(AgentError):
+    """Raised by a Router: the client is sent to `location`, a path with its query, by a 308."""
+
+    def __init__(self, location: bytes) -> None:
+        super().__init__("redirected")
+        self.location = location
+
+
 class Refused(AgentError):
     """Raised by a Router or a RequestProcessor: the client gets `status` with `reason` as text/plain.
 
-    status: 400 to 599. reason: shown to the client, so without secrets.
+    status: 400 to 599. reason: shown to the client, so without secrets. fault, limit: for the log, as TargetError's;
+    without `fault` it is the client's below 500, else the policy's.
     """
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, *, fault: Party | None = None, limit: str = "") -> None:
         if not 400 <= status <= 599:
             raise ValueError(f"status must be from 400 to 599, not {status}")
         super().__init__(f"{status} {reason}")
         self.status = status
         self.reason = reason
+        self.fault: Party = fault or ("client" if status < 500 else "policy")
+        self.limit = limit

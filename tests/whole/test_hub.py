@@ -46,7 +46,7 @@ async def test_a_kept_alive_client_is_routed_by_each_requests_own_path(rig: Rig)
 
 
 @pytest.mark.parametrize(
-    ("path", "status"), [("/", 400), ("/UPPER/x", 400), ("/c%31/x", 400), ("/nobody", 503), ("/nobody?x", 503)]
+    ("path", "status"), [("/", 404), ("/UPPER/x", 404), ("/c%31/x", 404), ("/nobody", 503), ("/nobody?x", 503)]
 )
 async def test_paths_without_an_agent_are_refused(rig: Rig, path: str, status: int) -> None:
     async with rig.hub() as whole:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from ..config import HubConfig, limits_of
 from ..credentials import CredentialWatch
-from ..errors import ConfigError, PolicyFault, Refused, listening
+from ..errors import ConfigError, PolicyFault, Redirected, Refused, listening
 from ..messages import RequestHead, Target
 from ..outcome import Kind, Stage
 from ..policy.agents import AgentPolicy
@@ -30,6 +30,7 @@ from ..tunnel.grpc import GrpcStatus, Status
 from ..tunnel.liveness import LivenessTimes
 from ..tunnel.server import TunnelServer
 from ..tunnel.session import Tunnel
+from .known import UNKNOWN, UNKNOWN_SEGMENT, KnownClusters
 from .readings import read
 from .session import AgentSession, readable
 
@@ -50,6 +51,9 @@ for an answer to the client instead."""
 
 CARRIER = "tcp"
 """What users' connections are measured as."""
+
+REDIRECTED = ("GET", "HEAD")
+"""To a cluster's root: what has a body, or changes something, goes on as it came."""
 
 UNGUARDED = "whoever reaches the HTTP port reaches the agents: no client certificate is asked for there"
 
@@ -94,6 +98,7 @@ class Hub:
         self._agents = AgentPolicy(
             certificates=bool(config.agent_ca_file), token_file=config.agent_token_file, anyone=config.lets_anyone_in
         )
+        self._known = KnownClusters(lambda name: name in self._sessions or self._agents.names(name))
         self._grpc_tls = config.grpc_cert_file and server_context(
             config.grpc_cert_file,
             config.grpc_key_file,
@@ -116,6 +121,7 @@ class Hub:
         if self._http_tls:
             self._http_tls.on_failure = _user_tls_failed
         given = cluster_parser or config.cluster_parser or cluster_of_path
+        self._is_by_path = given is cluster_of_path
         self._cluster_of: ClusterParser = load_reference("cluster_parser", given) if isinstance(given, str) else given
         if not callable(self._cluster_of):
             raise ConfigError("cluster_parser", str(given), "must be a function from a RequestHead to a cluster's name")
@@ -126,6 +132,7 @@ class Hub:
         A second cancellation ends the drain at once. Raises ListenError where an address can't be listened on.
         """
         loop = asyncio.get_running_loop()
+        self._known.start()
         limits = ProxyLimits(
             upstream_idle_s=UPSTREAM_IDLE_S,
             idle_upstreams_per_target=IDLE_CONNECTIONS,
@@ -233,14 +240,19 @@ class Hub:
 
         Agents that drain get nothing new, and suspected ones only where no other is left.
 
-        Raises Refused: 400, 503, and what the cluster parser refuses; PolicyFault where that names nothing.
+        Raises Refused: 400, 404, 503, and what the cluster parser refuses; Redirected to a cluster's root;
+        PolicyFault where the parser names nothing.
         """
         cluster = self._cluster_of(request)
         if not isinstance(cluster, str):
             raise PolicyFault("cluster_parser", "a cluster's name, a str", type(cluster).__name__)
         session = self._newest_of(cluster)
         if session is None:
-            raise Refused(503, "no agent is connected for this cluster")
+            raise self._known.refusal(cluster, hint=UNKNOWN_SEGMENT if self._is_by_path else UNKNOWN)
+        end = len(cluster) + 1  # of the path's first segment
+        if self._is_by_path and request.target[end : end + 1] != b"/" and request.method in REDIRECTED:
+            path, mark, query = request.target.partition(b"?")
+            raise Redirected(path + b"/" + mark + query)
         try:
             # The host is never dialled: `connect` opens the connection, and the client's own Host goes on.
             url = "http://agent" + request.target.decode("ascii")
@@ -293,6 +305,7 @@ class Hub:
         self._upstreams.forget_connect(session.connect)
         sessions = self._sessions[session.cluster]
         sessions.remove(session)
+        self._known.seen(session.cluster)
         self._past_bytes = [past + own for past, own in zip(self._past_bytes, session.carried_bytes, strict=True)]
         if not sessions:
             del self._sessions[session.cluster]
@@ -305,10 +318,10 @@ class Hub:
 
 
 def cluster_of_path(request: RequestHead) -> str:
-    """The first segment of the path: the cluster parser where there is no other. Raises Refused: 400."""
+    """The first segment of the path: the cluster parser where there is no other. Raises Refused: 404."""
     cluster = request.target[1:].partition(b"?")[0].partition(b"/")[0]
     if not is_label(cluster):
-        raise Refused(400, "the path must start with a cluster's name, which is one RFC 1123 label")
+        raise Refused(404, UNKNOWN_SEGMENT)
     return cluster.decode("ascii")
 
 

@@ -31,6 +31,18 @@ class AgentPolicy:
         self._certificates = certificates
         self._anyone = anyone
         self._tokens = Reloaded([token_file], _parse_tokens, field="agent_token_file") if token_file else None
+        self._named_by: Mapping[bytes, frozenset[str]] = {}
+        self._named: frozenset[str] = frozenset()
+
+    def names(self, cluster: str) -> bool:
+        """Whether the token file has a token for this cluster."""
+        if self._tokens is None:
+            return False
+        tokens = self._tokens.refresh()
+        if tokens is not self._named_by:  # not for each request: a file may have many lines
+            self._named_by = tokens
+            self._named = frozenset().union(*tokens.values())
+        return cluster in self._named
 
     def identify(self, cluster: bytes, authorization: bytes | None, certificate: Mapping[str, Any] | None) -> str:
         """The identity of an agent that may serve `cluster`, for comparing only.

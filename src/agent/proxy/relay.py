@@ -25,7 +25,7 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from agent.errors import Party, PolicyFault, Refused, TargetError
+from agent.errors import Party, PolicyFault, Redirected, Refused, TargetError
 from agent.messages import RequestHead, Target
 from agent.outcome import Stage
 from agent.proxy.answers import CONTINUE
@@ -162,7 +162,10 @@ class Exchange:
 
     def _policy_failed(self, error: BaseException) -> None:
         self._end_upstream()
-        extra = {"conn_id": self.connection.conn_id, "stage": "policy"}
+        if isinstance(error, Redirected):
+            self.connection.answer(308, "it is found below", fields=[(b"Location", error.location)])
+            return
+        extra: dict[str, object] = {"conn_id": self.connection.conn_id, "stage": "policy", "fault": "policy"}
         if isinstance(error, Refused):
             log.info(error.reason, extra={**extra, "status": error.status})
             challenge = [(b"WWW-Authenticate", b"Bearer")] if error.status == 401 else None  # RFC 9110, section 15.5.2
