@@ -138,6 +138,7 @@ class Agent:
             upstreams=self.upstreams,
             limits=limits,
             cluster=config.cluster_name,
+            connections_limit="memory_comm.max_connections",
             measures=self.measures,
         )
         self.carriage = Carriage(

@@ -39,6 +39,7 @@ async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int],
         upstreams=upstreams,
         limits=limits,
         max_connections=config.max_clients,
+        owns_clients=True,
     )
     ids = itertools.count(1)
     address = parse_address(config.listen, listen=True)

@@ -146,6 +146,8 @@ class Hub:
             upstreams=upstreams,
             limits=limits,
             max_connections=self._config.max_clients,
+            party="hub",
+            owns_clients=True,
             measures={CARRIER: self.measures} if self._page is not None else None,
         )
         self.proxy = proxy
@@ -303,9 +305,9 @@ class Hub:
 
     def _lost(self, session: AgentSession, error: Exception | None) -> None:
         self._upstreams.forget_connect(session.connect)
+        self._known.seen(session.cluster)
         sessions = self._sessions[session.cluster]
         sessions.remove(session)
-        self._known.seen(session.cluster)
         self._past_bytes = [past + own for past, own in zip(self._past_bytes, session.carried_bytes, strict=True)]
         if not sessions:
             del self._sessions[session.cluster]

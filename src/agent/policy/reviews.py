@@ -209,7 +209,7 @@ class TokenReviews:
         except TimeoutError:
             self.counters.reviews["failed"] += 1
             logger.error("no token review within %g s", self._timeout_s)
-            raise Refused(503, UNAVAILABLE) from None
+            raise Refused(503, UNAVAILABLE, limit="token_review_timeout_s") from None
         except ReviewError as error:
             self.counters.reviews["failed"] += 1
             raise Refused(503, UNAVAILABLE) from error

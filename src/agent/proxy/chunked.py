@@ -30,7 +30,11 @@ SLICE_BYTES = 4096
 
 
 class ChunkError(ValueError):
-    """The chunked coding is broken, or passes a limit."""
+    """The chunked coding is broken, or passes a limit. limit: that setting's name, for the log; "" for none."""
+
+    def __init__(self, reason: str, *, limit: str = "") -> None:
+        super().__init__(reason)
+        self.limit = limit
 
 
 class State(enum.Enum):
@@ -124,7 +128,8 @@ class ChunkedDecoder:
             if STRAY_BREAK.search(partial, fresh - start, limit):
                 raise ChunkError("a line of the chunked coding doesn't end in CRLF")
             if len(partial) > limit + 1 or (len(partial) > limit and partial[limit:] != b"\r"):
-                raise ChunkError("a line of the chunked coding is too long")
+                name = "chunk_line_bytes" if self._state is State.LINE else "trailer_bytes"
+                raise ChunkError("a line of the chunked coding is too long", limit=f"limits.{name}")
             self._partial = partial
             return None, len(raw) + shift
         self._partial = b""
@@ -145,8 +150,10 @@ class ChunkedDecoder:
         if match is None:
             raise ChunkError("malformed trailer field")
         self._trailer_bytes += len(line) + 2
-        if self._trailer_bytes > self._limits.trailer_bytes or len(self.trailers) >= self._limits.trailer_fields:
-            raise ChunkError("the trailers are too large")
+        if self._trailer_bytes > self._limits.trailer_bytes:
+            raise ChunkError("the trailers are too large", limit="limits.trailer_bytes")
+        if len(self.trailers) >= self._limits.trailer_fields:
+            raise ChunkError("the trailers are too many", limit="limits.trailer_fields")
         self.trailers.append((match.group(1), match.group(2)))
 
 

@@ -102,12 +102,21 @@ STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t -~\x80-\xff
 
 class Fault(Exception):
     """A request that gets the proxy's own answer. status, reason: of that answer; it closes the connection unless
-    `close` is False. fields: more header fields for it. rule: the name of the rule that the head broke, for the log."""
+    `close` is False. fields: more header fields for it. rule: the name of the rule that the head broke, and limit: the
+    setting that it passed, both for the log; "" for none."""
 
     def __init__(
-        self, status: int, reason: str, *, close: bool = True, fields: Fields | None = None, rule: str = ""
+        self,
+        status: int,
+        reason: str,
+        *,
+        close: bool = True,
+        fields: Fields | None = None,
+        rule: str = "",
+        limit: str = "",
     ) -> None:
         super().__init__(reason)
+        self.limit = limit
         self.status = status
         self.reason = reason
         self.close = close
@@ -244,7 +253,7 @@ def check_line_so_far(line: bytes, limits: ProxyLimits) -> None:
     if unfit is not None:
         raise malformed_line(STRAYS.get(unfit.group(), RULES["line-byte"]))
     if len(line) > line_bytes:
-        raise Fault(414, "request target too long")
+        raise Fault(414, "request target too long", limit="limits.target_bytes")
 
 
 def check_line(line: bytes, limits: ProxyLimits) -> tuple[bytes, bytes, bytes]:
@@ -263,7 +272,7 @@ def check_line(line: bytes, limits: ProxyLimits) -> tuple[bytes, bytes, bytes]:
     if major != b"1" or minor not in (b"0", b"1"):
         raise Fault(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
     if len(target) > limits.target_bytes:
-        raise Fault(414, "request target too long")
+        raise Fault(414, "request target too long", limit="limits.target_bytes")
     if method in REFUSED_METHODS:
         raise Fault(405, f"{method.decode()} is not served here", fields=[(b"Allow", ALLOW)])
     if method not in METHODS:
@@ -319,7 +328,7 @@ def parse_request(
         except ValueError as error:
             raise malformed_head(broken_fields(head, line_end + 2)) from error
     if lines.count > limits.request_fields:
-        raise Fault(431, "too many header fields")
+        raise Fault(431, "too many header fields", limit="limits.request_fields")
     if block.find(b"_") >= 0 and _is_disguised(lines.fields):
         raise malformed_head(RULES["framing-disguised"])
 

@@ -75,7 +75,9 @@ class RequestHeadIntake:
         while raw.startswith(b"\r\n", start):
             start += 2
         if start > 2 * self._limits.leading_blank_lines:
-            raise malformed_line(RULES["empty-lines"])
+            fault = malformed_line(RULES["empty-lines"])
+            fault.limit = "limits.leading_blank_lines"
+            raise fault
         return start
 
     def _check_partial(self, raw: bytes | bytearray, start: int) -> None:
@@ -93,7 +95,7 @@ class RequestHeadIntake:
         if rule is not None:
             raise malformed_head(rule)
         if len(raw) - start > limits.request_head_bytes:
-            raise Fault(431, "request head too large")
+            raise Fault(431, "request head too large", limit="limits.request_head_bytes")
 
 
 class ResponseHeadIntake:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import cast
 
+from agent.errors import Party
 from agent.outcome import Outcome
 from agent.proxy.clock import Clock
 from agent.proxy.decide import Process, Route
@@ -25,6 +26,9 @@ class Proxy:
     route: names a request's target. process: gives the head that goes there (identity headers); None leaves it as it
     is. Both may return awaitables and raise Refused. upstreams: where connections to targets come from; not closed by
     this. cluster: given to `route` with each head. max_connections: past it a connection's first request gets a 503.
+    connections_limit: the setting that this is, for the log. party: which one this proxy is, for the log and its
+    answers. owns_clients: whether its connections are its clients' own, so that closing one ends a body: an agent's are
+    a hub's, which may be another's and then knows no such end.
     measures: by carrier, where times and answers of its requests are counted. refused: connections not served, by
     (carrier, why).
 
@@ -41,6 +45,9 @@ class Proxy:
         limits: ProxyLimits | None = None,
         cluster: str = "",
         max_connections: int = 1000,
+        connections_limit: str = "max_clients",
+        party: Party = "agent",
+        owns_clients: bool = False,
         measures: Mapping[str, Measures] | None = None,
     ) -> None:
         self.route = route
@@ -49,6 +56,9 @@ class Proxy:
         self.limits = limits or ProxyLimits()
         self.cluster = cluster
         self.max_connections = max_connections
+        self.connections_limit = connections_limit
+        self.party: Party = party
+        self.owns_clients = owns_clients
         self.measures = measures or {}
         self.refused: Counter[tuple[str, str]] = Counter()
         self.draining = False

@@ -26,11 +26,11 @@ cdef class Exchange:
     cdef public object _task
     cdef public bytes _head
     cdef public bytearray _unsent
-    cdef public bint _request_done, _retried, _answered, _body_came_later
+    cdef public bint _request_done, _retried, _answered, _body_came_later, _unframed
     cdef public object _mode
     cdef public int _informational
     cdef public Response _response
-    cdef public long long _left
+    cdef public long long _left, _passed_bytes
     cdef public ChunkedDecoder _decoder
     cdef public bytearray _collected
     cdef public double _began_s, _mark_s
@@ -67,7 +67,7 @@ cdef class Exchange:
     cpdef _start_response(self, Response response, rest)
     cpdef bytes _head_for_client(self, long long framing)
 
-    @cython.locals(decoder=ChunkedDecoder, pieces=list, out=list, ended=bint, clean=bint)
+    @cython.locals(decoder=ChunkedDecoder, pieces=list, out=list, ended=bint, clean=bint, unframed=bint)
     cpdef _relay_body(self, bytes head, data)
 
     @cython.locals(collected=bytearray)

@@ -13,6 +13,8 @@ E2. After the first byte of a response head there is no other answer: the rest f
 E3. The target's connection goes back to the pool only when the request was sent whole and the response read to its end.
 E4. A request is sent again once at most, only if it is idempotent, has no body and no byte of a response has come, and
     either a reused connection broke, or the way to its target is suspected to be dead and there is another.
+E5. A body of unknown length goes to an HTTP/1.0 client as it comes, ended by closing, where the connection is the
+    client's own (RFC 9112, section 6.3); a hub's gets it collected, with its length.
 """
 
 from __future__ import annotations
@@ -77,8 +79,9 @@ class Exchange:
 
     __slots__ = (
         "_answered", "_began_s", "_body_came_later", "_collected", "_decoder", "_head", "_informational", "_left",
-        "_mark_s", "_mode", "_request_done", "_response", "_retried", "_task", "_unsent", "_upstream",
-        "connection", "continue_at", "corked", "deadline", "own_target", "request", "stage", "target", "waits_at",
+        "_mark_s", "_mode", "_passed_bytes", "_request_done", "_response", "_retried", "_task", "_unframed", "_unsent",
+        "_upstream", "connection", "continue_at", "corked", "deadline", "own_target", "request", "stage", "target",
+        "waits_at",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, request: Request, own_target: bytes) -> None:
@@ -100,6 +103,8 @@ class Exchange:
         self._informational = 0
         self._response: Response | None = None
         self._left = 0
+        self._passed_bytes = 0  # of a body without Content-Length
+        self._unframed = False  # E5: closing ends the body
         self._decoder: ChunkedDecoder | None = None
         self._collected: bytearray | None = None  # the whole body, for an HTTP/1.0 client
         self._body_came_later = False  # than the response's head
@@ -167,7 +172,10 @@ class Exchange:
             return
         extra: dict[str, object] = {"conn_id": self.connection.conn_id, "stage": "policy", "fault": "policy"}
         if isinstance(error, Refused):
-            log.info(error.reason, extra={**extra, "status": error.status})
+            extra.update(status=error.status, fault=error.fault)
+            if error.limit:
+                extra["limit"] = error.limit
+            log.info(error.reason, extra=extra)
             challenge = [(b"WWW-Authenticate", b"Bearer")] if error.status == 401 else None  # RFC 9110, section 15.5.2
             self.connection.answer(error.status, error.reason, close=error.status == 421, fields=challenge)
             return
@@ -334,7 +342,8 @@ class Exchange:
             try:
                 response, data = upstream.heads.take(data)
             except HeadError as error:
-                self.fail(502, str(error), "response head", rule=error.rule)
+                limit = "limits.response_head_bytes" if error.rule == "head-size" else ""
+                self.fail(502, str(error), "response head", limit=limit, rule=error.rule)
                 return
             if response is None:
                 return
@@ -348,7 +357,8 @@ class Exchange:
                 return
             self._informational += 1
             if self._informational > self.connection.proxy.limits.informational_responses:
-                self.fail(502, "the target sent too many 1xx responses", "response head")
+                limit = "limits.informational_responses"
+                self.fail(502, "the target sent too many 1xx responses", "response head", limit=limit)
                 return
             self._relay_informational(response)
             if self._request_done:
@@ -399,10 +409,14 @@ class Exchange:
                 self._decoder = ChunkedDecoder(connection.proxy.limits)
             else:
                 self._mode = TO_EOF
-            if request.is_1_0:
+            if request.is_1_0 and not connection.proxy.owns_clients:
                 self._collected = bytearray()
                 self._left = connection.proxy.limits.collect_bytes
                 self._relay_body(b"", rest)
+            elif request.is_1_0:  # E4
+                self._unframed = True
+                self.stage = IN_CHUNKED
+                self._relay_body(self._head_for_client(UNFRAMED), rest)
             else:
                 self.stage = IN_CHUNKED
                 self._relay_body(self._head_for_client(CHUNKED), rest)
@@ -421,7 +435,7 @@ class Exchange:
 
     def _head_for_client(self, framing: int) -> bytes:
         assert self._response is not None
-        closing = self.connection.announce_close(self.request)
+        closing = self.connection.announce_close(None if self._unframed else self.request)
         connection = b"close" if closing else b"keep-alive" if self.request.is_1_0 else b""
         return head_for_client(self._response, framing, connection)
 
@@ -433,7 +447,7 @@ class Exchange:
         except ChunkError as error:
             if head:
                 self.stage = BEFORE_HEAD  # it has not gone out
-            self.fail(502, f"the target's body is broken: {error}", "response body")
+            self.fail(502, f"the target's body is broken: {error}", "response body", limit=error.limit)
             return
         ended = decoder is not None and decoder.done
         clean = decoder is not None and not decoder.rest
@@ -442,13 +456,18 @@ class Exchange:
             if ended and self._collected is not None:
                 self._send_collected(clean)
             return
-        out = encode_chunk(pieces) if pieces else []
+        for piece in pieces:
+            self._passed_bytes += len(piece)
+        unframed = self._unframed
+        out = encode_chunk(pieces) if pieces and not unframed else pieces
         if head:
             out.insert(0, head)
-        if decoder is not None and ended:
+        if decoder is not None and ended and not unframed:
             out.append(encode_last(forwarded_trailers(decoder.trailers)))
         if out:
             write_pieces(self.connection, out)
+        if unframed and head:
+            self.connection.end_by_closing()
         if ended:
             self._complete(clean)
 
@@ -460,7 +479,8 @@ class Exchange:
             collected += piece
         if len(collected) > self._left:
             self._collected = None
-            self.fail(502, "the response has no length and is too large for an HTTP/1.0 client", "response body")
+            reason = "the response has no length and is too large for an HTTP/1.0 client"
+            self.fail(502, reason, "response body", limit="limits.collect_bytes")
 
     def _send_collected(self, clean: bool) -> None:
         body = bytes(self._collected or b"")
@@ -476,7 +496,8 @@ class Exchange:
         elif self._collected is not None:
             self._send_collected(False)
         else:
-            self.connection.write(LAST_CHUNK)
+            if not self._unframed:
+                self.connection.write(LAST_CHUNK)
             self._complete(False)
         return False
 
@@ -580,9 +601,10 @@ class Exchange:
 
         fault: the party that the log names; `reason` names it to the client. limit: the setting that ended the request.
         rule: the one that the party's head broke (rules.py).
+        The log has the status that the client got, which is the response's own where its head is out.
         """
         connection, target = self.connection, self.target
-        extra = {
+        extra: dict[str, object] = {
             "conn_id": connection.conn_id, "stage": stage, "status": status, "fault": fault,
             "method": self.request.method.decode(),
             "target": f"{target.host}:{target.port}" if target is not None else "-",
@@ -591,12 +613,21 @@ class Exchange:
             extra["limit"] = limit
         if rule:
             extra["rule"] = rule
+        extra.update(self.truncation())
         log.log(logging.WARNING if status >= 500 else logging.INFO, reason, extra=extra)
         self._end_upstream()
         if self.stage is BEFORE_HEAD:
             connection.answer(status, reason, close=close)
         else:
             connection.cut(self.stage)
+
+    def truncation(self) -> dict[str, int]:
+        """Log fields of a response that ends here with its head out and its body not whole; none before its head."""
+        response = self._response
+        if response is None or self.stage is BEFORE_HEAD:
+            return {}
+        sent_bytes = response.content_length - self._left if self._mode is SIZED else self._passed_bytes
+        return {"status": response.status, "truncated": True, "sent_bytes": sent_bytes}
 
     def _end_upstream(self) -> None:
         self._mode = DONE

@@ -32,7 +32,7 @@ cdef class Connection:
     cdef public long long _drain_left
     cdef public double _deadline
     cdef public bint _is_tls, _is_base_hubs, _backlog_paused, _exchange_paused, _half_closed, _closing, _served
-    cdef public bint _yielded, _in_hand
+    cdef public bint _yielded, _in_hand, _ends_by_closing, _explained
     cdef public Stall _stall
 
     @cython.locals(exchange=Exchange, heads=int)
@@ -60,6 +60,7 @@ cdef class Connection:
     cpdef bint announce_close(self, Request request) except -1
     cpdef exchange_done(self)
     cpdef switch(self, upgraded)
+    cpdef end_by_closing(self)
     cpdef cut(self, stage)
     cpdef _next(self)
     cpdef _finish(self)
@@ -69,6 +70,7 @@ cdef class Connection:
     @cython.locals(exchange=Exchange)
     cpdef abort(self)
     cpdef close_if_idle(self)
+    cpdef _abort_transport(self)
     cpdef _drop_exchange(self)
     cpdef _tell(self, kind, stage)
     cpdef _pause_transport(self)

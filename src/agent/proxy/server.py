@@ -30,7 +30,7 @@ from agent.proxy.clock import NEVER, Stall
 from agent.proxy.headers import Fields
 from agent.proxy.heads import ALLOW, Fault, Request, bound_upgrade, parse_request
 from agent.proxy.intake import BodyIntake, Piece, RequestHeadIntake
-from agent.proxy.peer import is_gone, watch_half_closed
+from agent.proxy.peer import is_gone, reset_when_closed, watch_half_closed
 from agent.proxy.relay import Exchange
 from agent.proxy.upgrade import Upgraded
 
@@ -70,10 +70,11 @@ class Connection:
     accepts_views = True
 
     __slots__ = (
-        "_backlog", "_backlog_paused", "_body", "_closing", "_deadline", "_drain_left", "_exchange", "_exchange_paused",
-        "_half_closed", "_heads", "_in_hand", "_input", "_is_base_hubs", "_is_tls", "_last", "_last_head",
-        "_last_target", "_outcome", "_served", "_stall", "_transport", "_upgraded", "_yielded", "advancing", "carrier",
-        "conn_id", "may_have_left", "measures", "proxy", "requests_left", "writing_paused",
+        "_backlog", "_backlog_paused", "_body", "_closing", "_deadline", "_drain_left", "_ends_by_closing",
+        "_exchange", "_exchange_paused", "_explained", "_half_closed", "_heads", "_in_hand", "_input", "_is_base_hubs",
+        "_is_tls", "_last", "_last_head", "_last_target", "_outcome", "_served", "_stall", "_transport", "_upgraded",
+        "_yielded", "advancing", "carrier", "conn_id", "may_have_left", "measures", "proxy", "requests_left",
+        "writing_paused",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +106,8 @@ class Connection:
         self._exchange_paused = False
         self._half_closed = False
         self._closing = False  # the answer in flight is the last one
+        self._ends_by_closing = False  # and has no other end
+        self._explained = False  # a line has said why the request whose body is drained ended
         self._served = True
         self._in_hand = False  # there is input behind the head that is begun
         self._yielded = False  # the backlog is worked on at the loop's next turn
@@ -291,8 +294,13 @@ class Connection:
             self._deadline = proxy.clock.later(proxy.limits.body_timeout_s)
             self._body = BodyIntake(request.length, proxy.limits)
         if not self._served:
-            reason = "the agent is being stopped" if proxy.draining else "too many connections"
-            log.info(reason, extra={"conn_id": self.conn_id, "stage": "connection", "status": 503})
+            extra = {"conn_id": self.conn_id, "stage": "connection", "status": 503, "fault": proxy.party}
+            if proxy.draining:
+                reason = f"the {proxy.party} is being stopped"
+            else:
+                reason = "too many connections"
+                extra["limit"] = proxy.connections_limit
+            log.info(reason, extra=extra)
             self.answer(503, reason, close=True)
         elif target == b"*":
             self.answer(204, "", fields=[(b"Allow", ALLOW)])
@@ -307,14 +315,15 @@ class Connection:
             pieces, rest = body.take(data)
         except ChunkError as error:
             if exchange is not None:
-                exchange.fail(400, str(error), "request body", True, "client")
+                exchange.fail(400, str(error), "request body", True, "client", error.limit)
             else:
-                self._linger()
+                self._stop_draining(str(error), error.limit)
             return b""
         if exchange is None:
             self._drain_left -= len(data) - len(rest)
             if self._drain_left < 0:
-                self._linger()  # C2
+                reason = "the request's body is too long to be read behind its response"
+                self._stop_draining(reason, "limits.drain_bytes")
                 return b""
         else:
             self._deadline = self.proxy.clock.later(self.proxy.limits.body_timeout_s)
@@ -333,9 +342,11 @@ class Connection:
 
     def _refuse(self, fault: Fault) -> None:
         """Answer a head that can't be served, and close."""
-        extra = {"conn_id": self.conn_id, "stage": "request head", "status": fault.status}
+        extra = {"conn_id": self.conn_id, "stage": "request head", "status": fault.status, "fault": "client"}
         if fault.rule:
             extra["rule"] = fault.rule
+        if fault.limit:
+            extra["limit"] = fault.limit
         log.info(fault.reason, extra=extra)
         self.answer(fault.status, fault.reason, close=True, fields=fault.fields)
 
@@ -411,15 +422,19 @@ class Connection:
             self._linger()
         else:
             self.exchange_done()
+            self._explained = True
 
     def exchange_done(self) -> None:
         """The response is whole: go on with the next request, or close."""
         self._drop_exchange()
+        if self._ends_by_closing:
+            reset_when_closed(self._transport, False)
         if self._input is BODY:
             if self._closing:
                 self._linger()
             else:
                 self._input = DRAINING
+                self._explained = False
                 self._drain_left = self.proxy.limits.drain_bytes
                 self._deadline = self.proxy.clock.later(self.proxy.limits.drain_s)
             self.resume_reading()
@@ -447,13 +462,24 @@ class Connection:
         self._tell(Kind.COMPLETE, Stage.UPGRADED)
         self._shut()
 
+    def end_by_closing(self) -> None:
+        """The head of a response that closing ends has gone out. Until the body is whole the connection is set to end
+        by a reset, also where this process is killed: what was truncated must not look whole (RFC 9112, section 8)."""
+        self._ends_by_closing = True
+        reset_when_closed(self._transport, True)
+
     def cut(self, stage: Stage) -> None:
-        """End the connection with its response unfinished: what was written still goes out, no more."""
+        """End the connection with its response unfinished: what was written still goes out, no more. Behind
+        `end_by_closing` nothing does."""
         self._drop_exchange()
         if self.measures is not None:
             self.measures.cut += 1
         self._tell(Kind.FAILED, stage)
-        self._shut()
+        if self._ends_by_closing:
+            self._input = CLOSED
+            self._abort_transport()
+        else:
+            self._shut()
 
     # -- ends
 
@@ -481,6 +507,15 @@ class Connection:
         else:
             self._tell(Kind.COMPLETE, Stage.IDLE)
             self._shut()
+
+    def _stop_draining(self, reason: str, limit: str) -> None:
+        """The rest of an answered request's body isn't read."""
+        if not self._explained:
+            extra = {"conn_id": self.conn_id, "stage": "request body", "fault": "client"}
+            if limit:
+                extra["limit"] = limit
+            log.info(reason, extra=extra)
+        self._linger()  # C2
 
     def _linger(self) -> None:
         """Close, but let a client that still sends read its answer: end our half, ignore what comes for a while."""
@@ -517,7 +552,7 @@ class Connection:
             upgraded.client_lost()
         self._tell(Kind.COMPLETE, Stage.IDLE)
         self._input = CLOSED
-        self._transport.abort()
+        self._abort_transport()
 
     def close_if_idle(self) -> None:
         """End the connection if no request is outstanding on it, nor anything to be expected of its upgrade."""
@@ -525,6 +560,12 @@ class Connection:
             self._finish()
         elif self._upgraded is not None:
             self._upgraded.end_if_left()
+
+    def _abort_transport(self) -> None:
+        """End the transport at once, by a reset where bytes are lost and nothing else would tell the client."""
+        if self._ends_by_closing and self._transport.get_write_buffer_size():
+            reset_when_closed(self._transport, True)
+        self._transport.abort()
 
     def _drop_exchange(self) -> None:
         if self._exchange is not None or self._upgraded is not None:
@@ -558,7 +599,7 @@ class Connection:
         if self.writing_paused or self._input is CLOSED:
             limit_s = self.proxy.limits.write_timeout_s
             if self._stall.is_longer_than(limit_s, self._transport.get_write_buffer_size(), now):
-                log.warning("the client takes nothing", extra={"conn_id": self.conn_id, "stage": "write"})
+                self._log_end(logging.WARNING, "the client takes nothing", "write", "limits.write_timeout_s")
                 self.abort()
         if self.may_have_left and self._input is WAITING and is_gone(self._transport):
             self._transport.abort()
@@ -567,7 +608,8 @@ class Connection:
         state = self._input
         if state is HEAD:
             if self._heads.begun:
-                self._refuse(Fault(408, "the request's head did not come in time"))
+                reason, limit = "the request's head did not come in time", "limits.head_timeout_s"
+                self._refuse(Fault(408, reason, limit=limit))
             elif not self._backlog:
                 self._finish()
         elif state is BODY:
@@ -581,17 +623,27 @@ class Connection:
             if self.writing_paused:  # it is the client that is slow
                 self.target_moves()
             else:
-                extra = {
-                    "conn_id": self.conn_id, "stage": "half-closed", "fault": "client", "limit": "limits.half_closed_s",
-                }  # fmt: skip
-                log.info("the client has sent its end and the target sends nothing", extra=extra)
-                self._transport.abort()
+                reason = "the client has sent its end and the target sends nothing"
+                self._log_end(logging.INFO, reason, "half-closed", "limits.half_closed_s")
+                self._abort_transport()
         elif state is DRAINING:
-            self._linger()  # C2
+            self._stop_draining("the request's body did not end soon behind its response", "limits.drain_s")
         elif state is LINGERING:
-            self._transport.abort()
+            self._abort_transport()
         elif state is CLOSED:  # by TLS a close waits for the peer's own, and many idle clients read nothing
             if self._transport.get_write_buffer_size():
                 self._deadline = self.proxy.clock.later(self.proxy.limits.linger_s)
             else:
-                self._transport.abort()
+                self._abort_transport()
+
+    def _log_end(self, level: int, reason: str, stage: str, limit: str) -> None:
+        """Say why the client's connection ends, and what it has got of a response that isn't whole."""
+        exchange = self._exchange
+        extra: dict[str, object] = {"conn_id": self.conn_id, "stage": stage, "fault": "client", "limit": limit}
+        if exchange is not None:
+            truncation = exchange.truncation()
+            if truncation:
+                unsent_bytes = self._transport.get_write_buffer_size()
+                truncation["sent_bytes"] = max(0, truncation["sent_bytes"] - unsent_bytes)
+            extra.update(truncation)
+        log.log(level, reason, extra=extra)

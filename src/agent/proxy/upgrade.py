@@ -89,6 +89,11 @@ class Upgraded:
     def look_at_deadlines(self, now: float) -> None:
         if now >= self.deadline:
             self.deadline = NEVER
+            extra = {
+                "conn_id": self.connection.conn_id, "stage": "upgraded", "fault": "client",
+                "limit": "limits.half_closed_idle_s",
+            }  # fmt: skip
+            log.info("the client has sent its end and the target sends nothing", extra=extra)
             self._end()
         elif self._upstream is not None and self._upstream.takes_nothing(now):
             self._fail("the target takes nothing", "limits.write_timeout_s")

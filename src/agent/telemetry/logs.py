@@ -42,6 +42,8 @@ class KeyValueFormatter(logging.Formatter):
 def _quoted(value: object) -> str:
     if isinstance(value, tuple) and len(value) in (2, 4) and isinstance(value[0], str):  # a socket's address
         value = f"[{value[0]}]:{value[1]}" if ":" in value[0] else f"{value[0]}:{value[1]}"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
