@@ -26,7 +26,7 @@ ENDS_NOTHING = {
     "pipelined_bytes", "buffer_bytes",  # they pause
     "keep_alive_s", "upstream_idle_s", "idle_upstreams_per_target",  # what they end is idle
     "linger_s",  # ends what has been said to end
-    "expect_timeout_s", "retry_after_s",
+    "expect_timeout_s", "retry_after_s", "unanswered_s",
 }  # fmt: skip
 
 
