@@ -41,6 +41,9 @@ Command = Callable[..., None]
 
 def main() -> None:
     """The console script. Never returns: raises SystemExit."""
+    from .descriptors import fill_standard_descriptors
+
+    fill_standard_descriptors()
     _commands(prog_name=PROGRAM)
 
 
@@ -181,9 +184,10 @@ def _proxies(config: AgentConfig) -> list[str]:
 
 
 def _set_up_logging(process: ProcessConfig) -> None:
-    from .telemetry.logs import configure
+    from .telemetry.logs import configure, take_standard_error
 
     configure(process.log_level)
+    take_standard_error()
 
 
 _print_config = click.option(
@@ -214,7 +218,7 @@ def run(config_file: str, print_config: bool, **given: Any) -> None:
         def on_ready() -> None:
             if not said:  # once, however often the hub is dialled anew
                 said.append(True)
-                _say("ready")
+                _announce("ready")
 
         agent = Agent(config, on_ready=on_ready)
         with _on_hangup(lambda: _reload(configured, agent)):
@@ -375,7 +379,7 @@ async def _reload(configured: _Configured[AgentConfig], agent: Agent) -> None:
 
 
 def _say(line: str) -> None:
-    """One line on standard output, at once. A closed standard output is no reason to stop serving."""
+    """Print one line on standard output, at once: the result of a command, which waits for its reader."""
     try:
         print(line, flush=True)
     except OSError as error:
@@ -386,8 +390,15 @@ def _say(line: str) -> None:
         os.close(null)
 
 
+def _announce(line: str) -> None:
+    """Put one line of a service on standard output. Neither a reader that doesn't read nor a closed one stops it."""
+    from .telemetry.logs import announce
+
+    announce(line)
+
+
 def _say_listening(kind: str, host: str, port: int) -> None:
-    _say(f"listening {kind} {Address(host, port)}")
+    _announce(f"listening {kind} {Address(host, port)}")
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:

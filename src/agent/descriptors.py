@@ -1,4 +1,4 @@
-"""Lets the process open as many descriptors as it may.
+"""Lets the process open as many descriptors as it may, and keeps the standard ones what they are.
 
 A connection is a descriptor, and a shell gives 1,024 of them, with a far higher bound for whoever asks: a hub that may
 have 10,000 users would refuse most of them. Go's runtime asks for itself; Python's doesn't.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["descriptor_limit", "open_descriptors", "open_more_descriptors"]
+__all__ = ["descriptor_limit", "fill_standard_descriptors", "open_descriptors", "open_more_descriptors"]
 
 
 def descriptor_limit() -> int:
@@ -44,3 +44,14 @@ def open_more_descriptors() -> int:
         except (OSError, ValueError):  # macOS: its kernel allows less than the limit says
             return soft
     return hard
+
+
+def fill_standard_descriptors() -> None:
+    """Open /dev/null where the process began with standard input, output or error closed.
+
+    A socket would get that number otherwise: what libraries print on standard error would go to a client, and uvloop
+    ends the process when it closes such a socket.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)

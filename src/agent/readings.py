@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import fastpipe
 
+from .telemetry import logs
 from .telemetry.metrics import Metric
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def read(agent: Agent) -> Iterator[Metric]:
     yield _build_info()
     yield Metric("ready", "gauge", "1 where /readyz says ready.", (), [((), int(agent.ready))])
     yield from _certificates(agent)
+    yield from logs.read()
     yield from _connections(agent)
     yield from _requests(agent)
     yield from _hubs(agent)

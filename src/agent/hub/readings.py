@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import fastpipe
 
+from ..telemetry import logs
 from ..telemetry.metrics import Metric
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def read(hub: Hub) -> Iterator[Metric]:
     yield Metric("ready", "gauge", "1 where /readyz says ready.", (), [((), int(hub.ready))])
     ends = sorted(((setting,), end_s) for setting, end_s in hub.credentials.expiries.items())
     yield Metric("certificate_expiry_timestamp_seconds", "gauge", CERTIFICATE_HELP, ("setting",), ends)
+    yield from logs.read()
     yield from _agents(hub)
     yield from _requests(hub)
 
