@@ -12,12 +12,12 @@ from typing import Protocol
 from ..errors import WireError
 from .packet import PacketError, decode_conn_id
 
-__all__ = ["FrameHandler", "MessageSink", "frame", "frame_name"]
+__all__ = ["ByteAccount", "FrameHandler", "MessageRefused", "MessageSink", "frame", "frame_name"]
 
 # RFC 9113, section 6: frame types, flags
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = 0x0, 0x1, 0x2, 0x3, 0x4
 PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0x5, 0x6, 0x7, 0x8, 0x9
-END_STREAM, ACK, END_HEADERS, PADDED = 0x1, 0x1, 0x4, 0x8
+END_STREAM, ACK, END_HEADERS, PADDED, WITH_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 
 # RFC 9113, section 7: error codes
 _FLOW_CONTROL_ERROR, _FRAME_SIZE_ERROR, _ENHANCE_YOUR_CALM, _INTERNAL_ERROR = 0x3, 0x6, 0xB, 0x2
@@ -44,6 +44,23 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
 def frame_name(kind: int) -> str:
     """A frame type in words."""
     return _NAMES[kind] if kind < len(_NAMES) else f"type {kind:#x}"
+
+
+class MessageRefused(WireError):
+    """A message is longer than is taken, or there is no memory for it: its call ends with RESOURCE_EXHAUSTED."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(rule, http2_code=_ENHANCE_YOUR_CALM)
+
+
+class ByteAccount(Protocol):
+    """What the bytes of unfinished messages are charged to."""
+
+    def take(self, size_bytes: int) -> bool:
+        """Count these bytes as held; False, and nothing counted, where there is no room for them."""
+
+    def give_back(self, size_bytes: int) -> None:
+        """These bytes are not held any more."""
 
 
 class MessageSink(Protocol):
@@ -76,6 +93,57 @@ class FrameHandler(Protocol):
 
     def stream_error(self, stream_id: int, error: WireError) -> None:
         """What came on this stream broke its format; the reader of it has been closed."""
+
+
+# ---------------------------------------------------------------- what a frame's header must say
+
+_SIZES = {RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
+"""Payload bytes (RFC 9113, sections 6.4, 6.7, 6.9). PRIORITY's 5 (6.3) are a stream's matter: `http2` checks them."""
+_OF_STREAMS = frozenset((HEADERS, PRIORITY, RST_STREAM, PUSH_PROMISE, CONTINUATION))  # 6.2 to 6.4, 6.6, 6.10
+_OF_THE_CONNECTION = frozenset((SETTINGS, PING, GOAWAY))  # 6.5, 6.7, 6.8
+
+
+def check_control(kind: int, flags: int, stream_id: int, length: int) -> None:
+    """Check the header of a frame that is neither DATA nor of a type not known. Raises WireError: the connection ends.
+
+    Before the payload has come, and whatever the state of the stream: a size that is wrong is wrong on a closed one too.
+    """
+    name = frame_name(kind)
+    if stream_id:
+        if kind in _OF_THE_CONNECTION:
+            raise WireError(f"HTTP/2: {name} frame on stream {stream_id}")
+    elif kind in _OF_STREAMS:
+        raise WireError(f"HTTP/2: {name} frame on stream 0")
+    size = _SIZES.get(kind, length)
+    if length != size:
+        raise WireError(f"HTTP/2: {name} frame of {length} bytes, not {size}", http2_code=_FRAME_SIZE_ERROR)
+    if kind == SETTINGS and (length % 6 or (length and flags & ACK)):
+        rule = f"with ACK and {length} bytes" if flags & ACK else f"of {length} bytes, not a multiple of 6"
+        raise WireError(f"HTTP/2: SETTINGS frame {rule}", http2_code=_FRAME_SIZE_ERROR)
+    if kind == GOAWAY and length < 8:
+        rule = f"GOAWAY frame of {length} bytes, not 8 or more"
+        raise WireError(f"HTTP/2: {rule}", http2_code=_FRAME_SIZE_ERROR)
+
+
+def bare_headers(whole: bytes) -> bytes:
+    """A HEADERS frame without its padding and its priority, which nobody heeds (RFC 9113, sections 5.3.2 and 6.2).
+
+    Raises WireError where they don't fit in: the header block can't be found then, and the connection ends.
+    """
+    flags = whole[4]
+    start, end = 9, len(whole)
+    if flags & PADDED:
+        if start == end:
+            raise WireError("HTTP/2: padded HEADERS frame without a pad length", http2_code=_FRAME_SIZE_ERROR)
+        start, end = start + 1, end - whole[start]
+    if flags & WITH_PRIORITY:
+        if len(whole) < start + 5:
+            raise WireError("HTTP/2: HEADERS frame too short for its priority", http2_code=_FRAME_SIZE_ERROR)
+        start += 5
+    if start > end:
+        raise WireError(f"HTTP/2: HEADERS frame with {whole[9]} bytes of padding in {len(whole) - 10} of payload")
+    stream_id = int.from_bytes(whole[5:9], "big")
+    return frame(HEADERS, flags & ~(PADDED | WITH_PRIORITY), stream_id, whole[start:end])
 
 
 # ---------------------------------------------------------------- what can be broken
@@ -129,15 +197,20 @@ def padding_too_long(padding: int, left: int) -> WireError:
     return WireError(f"HTTP/2: DATA frame with {padding} bytes of padding in {left} of payload")
 
 
-def window_update_size(length: int) -> WireError:
-    return WireError(f"HTTP/2: WINDOW_UPDATE frame of {length} bytes, not 4", http2_code=_FRAME_SIZE_ERROR)
-
-
 def message_flags(flags: int) -> WireError:
     rule = "is compressed, which was not offered" if flags == 1 else f"has flags {flags:#x}"
     return WireError(f"gRPC: a message {rule}", http2_code=_INTERNAL_ERROR)
 
 
-def message_too_large(length: int, limit: int, head: bytes) -> PacketError:
-    """head: the message's first LARGE_HEAD_BYTES, or all of it."""
-    return PacketError(f"gRPC: a message of {length} bytes, the limit is {limit}", decode_conn_id(head))
+def message_refused(length: int, limit: int) -> MessageRefused:
+    return MessageRefused(f"gRPC: a message of {length} bytes, the limit is {limit}")
+
+
+def message_crowded(length: int) -> MessageRefused:
+    return MessageRefused(f"gRPC: no memory for a message of {length} bytes: unfinished messages hold all they may")
+
+
+def message_passed_over(length: int, limit: int, head: bytes) -> PacketError:
+    """head: the message's first LARGE_HEAD_BYTES, or all of it. limit: of its length; not below it for want of room."""
+    error = message_refused(length, limit) if length > limit else message_crowded(length)
+    return PacketError(error.rule, decode_conn_id(head))

@@ -32,13 +32,19 @@ cdef class MessageReader:
     cdef long long want         # bytes of it that are still to come; 0: between messages
     cdef bytes whole            # where it is assembled; None: nothing of it has been kept
     cdef Py_ssize_t filled      # bytes of `whole` that have come
-    cdef bint too_large         # it is passed over
+    cdef bint passed_over       # it is too large, or there is no room for it
+    cdef bint ends              # either raises in place of that
+    cdef object account         # what unfinished messages are charged to
+    cdef Py_ssize_t charged     # bytes of the message in hand that it holds
     cdef int prefix_size        # bytes there are of an unfinished prefix, 0 to 4
     cdef int head_size          # bytes there are of the head of one that is passed over
     cdef unsigned char prefix[5]
     cdef unsigned char head[11]
 
     cdef int data(self, Received* received, Py_ssize_t start, Py_ssize_t end) except -1
+    cdef int uncharge(self) except -1
+    cdef int give_up(self) except -1
+    cdef int say_passed_over(self) except -1
     cdef int keep(self, const unsigned char* source, Py_ssize_t size) except -1
     cdef int pass_over(self, const unsigned char* source, Py_ssize_t size) except -1
     cdef int deliver(self, Received* received, Py_ssize_t start, Py_ssize_t end) except -1

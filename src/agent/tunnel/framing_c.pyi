@@ -1,6 +1,6 @@
 from typing import final
 
-from .frames import FrameHandler, MessageSink
+from .frames import ByteAccount, FrameHandler, MessageSink
 
 __all__ = ["FrameReader", "FrameWriter", "MessageReader"]
 
@@ -11,7 +11,15 @@ class MessageReader:
     ended: bool
     closed: bool
     held: bool
-    def __init__(self, sink: MessageSink, *, window: int, max_message_bytes: int) -> None: ...
+    def __init__(
+        self,
+        sink: MessageSink,
+        *,
+        window: int,
+        max_message_bytes: int,
+        account: ByteAccount | None = None,
+        ends: bool = False,
+    ) -> None: ...
     @property
     def in_message(self) -> bool: ...
     @property

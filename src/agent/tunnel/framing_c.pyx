@@ -115,9 +115,11 @@ cdef int decode_plain(const unsigned char* buffer, Py_ssize_t position, Py_ssize
 cdef class MessageReader:
     """One stream's way in: pieces of DATA frames to packets. See the Python twin."""
 
-    def __init__(self, sink, *, window, max_message_bytes):
+    def __init__(self, sink, *, window, max_message_bytes, account=None, ends=False):
         self.window = window
         self.limit = max_message_bytes
+        self.account = account
+        self.ends = ends
         self.packet = sink.packet
         self.credit = sink.credit
         self.bad_packet = sink.bad_packet
@@ -137,6 +139,14 @@ cdef class MessageReader:
         self.closed = True
         self.whole = None
         self.filled = 0
+        self.uncharge()
+
+    cdef int uncharge(self) except -1:
+        cdef Py_ssize_t charged = self.charged
+        self.charged = 0
+        if charged:
+            self.account.give_back(charged)
+        return 0
 
     cdef int data(self, Received* received, Py_ssize_t start, Py_ssize_t end) except -1:
         """Take received[start:end], the next bytes of the stream. Raises WireError where gRPC's framing is broken."""
@@ -147,7 +157,14 @@ cdef class MessageReader:
             if self.want:
                 take = min(self.want, end - start)
                 start += take
-                if self.too_large:
+                if not self.passed_over and self.account is not None and take < self.want:
+                    if not self.account.take(take):
+                        self.give_up()
+                    else:
+                        self.charged += take
+                        if self.closed:  # by what the account had to end for it
+                            return self.uncharge()
+                if self.passed_over:
                     self.pass_over(source + start - take, take)
                 else:
                     self.keep(source + start - take, take)
@@ -169,8 +186,10 @@ cdef class MessageReader:
             self.length = (<long long>prefix[1] << 24 | <long long>prefix[2] << 16 | <long long>prefix[3] << 8
                            | <long long>prefix[4])
             if self.length > self.limit:
+                if self.ends:
+                    raise frames.message_refused(self.length, self.limit)
                 self.want = self.length
-                self.too_large = True
+                self.passed_over = True
                 self.head_size = 0
             elif self.length <= end - start:
                 take = self.length
@@ -199,23 +218,43 @@ cdef class MessageReader:
             whole = self.whole  # as large as the message: nobody else has seen it yet
             self.whole = None
             self.filled = 0
+            self.uncharge()
             received = Received(<PyObject*>whole, octets(whole), self.length)
             self.deliver(&received, 0, self.length)
         return 0
 
+    cdef int give_up(self) except -1:
+        """There is no room for the message in hand: pass it over."""
+        if self.ends:
+            raise frames.message_crowded(self.length)
+        self.head_size = <int>min(self.filled, <Py_ssize_t>LARGE_HEAD_BYTES)
+        if self.head_size:
+            memcpy(self.head, PyBytes_AS_STRING(self.whole), self.head_size)
+        self.whole = None
+        self.filled = 0
+        self.passed_over = True
+        self.uncharge()
+        if self.head_size == LARGE_HEAD_BYTES:
+            self.say_passed_over()
+        return 0
+
+    cdef int say_passed_over(self) except -1:
+        head = PyBytes_FromStringAndSize(<char*>self.head, self.head_size)
+        self.bad_packet(frames.message_passed_over(self.length, self.limit, head))
+        return 0
+
     cdef int pass_over(self, const unsigned char* source, Py_ssize_t size) except -1:
-        """Take the next bytes of a message that is too large; its head says whose it was."""
+        """Take the next bytes of a message that is not kept; its head says whose it was."""
         cdef int take
         self.want -= size
         if not self.want:
-            self.too_large = False
+            self.passed_over = False
         if self.head_size < LARGE_HEAD_BYTES:
             take = <int>min(size, <Py_ssize_t>(LARGE_HEAD_BYTES - self.head_size))
             memcpy(self.head + self.head_size, source, take)
             self.head_size += take
             if self.head_size == LARGE_HEAD_BYTES or not self.want:
-                head = PyBytes_FromStringAndSize(<char*>self.head, self.head_size)
-                self.bad_packet(frames.message_too_large(self.length, self.limit, head))
+                self.say_passed_over()
         return 0
 
     cdef int deliver(self, Received* received, Py_ssize_t start, Py_ssize_t end) except -1:
@@ -368,6 +407,7 @@ cdef class FrameReader:
             if self.block_bytes > MAX_HEADER_BLOCK_BYTES:
                 raise frames.header_block_too_large()
             self.block_stream = 0 if flags & END_HEADERS else stream_id
+        frames.check_control(kind, flags, stream_id, length)
         self.control = PyBytes_FromStringAndSize(NULL, 9 + length)
         memcpy(PyBytes_AS_STRING(self.control), header, 5)
         PyBytes_AS_STRING(self.control)[5] = <char>(header[5] & 0x7F)
@@ -386,6 +426,10 @@ cdef class FrameReader:
             raise frames.beyond_connection_window(length, self.window)
         self.window -= length
         self.unreturned += length
+        if self.flags & PADDED:
+            if not length:
+                raise frames.no_pad_length()
+            self.padding = -1
         reader = self.streams.get(self.stream_id)
         if reader is None or reader.ended or reader.closed:
             self.handler.stray_data(self.stream_id)
@@ -395,10 +439,6 @@ cdef class FrameReader:
         reader.window -= length
         reader.unreturned += length
         self.reader = reader
-        if self.flags & PADDED:
-            if not length:
-                raise frames.no_pad_length()
-            self.padding = -1
         if not length:
             self.data_done(reader)
         return 0
@@ -450,8 +490,6 @@ cdef class FrameReader:
         if source[3] != WINDOW_UPDATE:
             self.handler.control_frame(source[3], self.flags, self.stream_id, whole)
             return 0
-        if PyBytes_GET_SIZE(whole) != 13:
-            raise frames.window_update_size(PyBytes_GET_SIZE(whole) - 9)
         return self.credited(source)
 
     cdef int credited(self, const unsigned char* whole) except -1:

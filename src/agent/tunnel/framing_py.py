@@ -37,7 +37,7 @@ from collections.abc import Sequence
 
 from ..errors import WireError
 from . import frames
-from .frames import DATA, HEAD, FrameHandler, MessageSink
+from .frames import DATA, HEAD, ByteAccount, FrameHandler, MessageSink
 from .packet import ControlCode, PacketError, decode_packet, message_head
 
 __all__ = ["FrameReader", "FrameWriter", "MessageReader"]
@@ -47,11 +47,18 @@ class MessageReader:
     """One stream's way in: pieces of DATA frames to packets. `window` and `unreturned` are its flow control's books.
 
     max_message_bytes: a longer message is passed over without being kept, and the sink hears of it in its place.
+    account: what the bytes of an unfinished message are charged to, from when they come until the message is whole or
+    the reader is closed; a message that it has no room for is passed over as a longer one. ends: either raises
+    MessageRefused in place of that, as soon as the message's length is known.
     """
 
     __slots__ = (
+        "_account",
         "_assembled",
+        "_charged",
+        "_ends",
         "_head",
+        "_length",
         "_max",
         "_pieces",
         "_prefix",
@@ -64,7 +71,15 @@ class MessageReader:
         "window",
     )
 
-    def __init__(self, sink: MessageSink, *, window: int, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        sink: MessageSink,
+        *,
+        window: int,
+        max_message_bytes: int,
+        account: ByteAccount | None = None,
+        ends: bool = False,
+    ) -> None:
         self.window = window  # bytes the peer may still send on this stream
         self.unreturned = 0  # bytes received whose credit has not gone back yet
         self.ended = False  # END_STREAM was received
@@ -72,11 +87,15 @@ class MessageReader:
         self.held = False  # its credit stays here for now
         self._sink = sink
         self._max = max_message_bytes
+        self._account = account
+        self._ends = ends
+        self._charged = 0  # bytes of the message in hand that the account holds
         self._prefix = b""  # an unfinished prefix, 0 to 4 bytes
+        self._length = 0  # of the message in hand
         self._want = 0  # bytes still to come of the message in hand; 0: between messages
         self._pieces: list[memoryview] = []  # what came of it in this feed
         self._assembled = bytearray()  # and before it
-        self._head: bytearray | None = None  # the first bytes of a message that is too large to be kept
+        self._head: bytearray | None = None  # the first bytes of a message that is not kept
 
     @property
     def in_message(self) -> bool:
@@ -107,7 +126,10 @@ class MessageReader:
             if prefix[0]:
                 raise frames.message_flags(prefix[0])
             length = int.from_bytes(prefix[1:], "big")
+            self._length = length
             if length > self._max:
+                if self._ends:
+                    raise frames.message_refused(length, self._max)
                 self._want = length
                 self._head = bytearray()
             elif length <= end - start:
@@ -127,11 +149,25 @@ class MessageReader:
         self.closed = True
         self._pieces.clear()
         self._assembled = bytearray()
+        self._uncharge()
+
+    def _uncharge(self) -> None:
+        charged, self._charged = self._charged, 0
+        if charged and self._account is not None:
+            self._account.give_back(charged)
 
     def _take(self, buffer: bytes | memoryview, start: int, end: int) -> int:
         """Take what buffer[start:end] has of the message in hand; how many bytes that was."""
         take = min(self._want, end - start)
         self._want -= take
+        if self._head is None and self._want and self._account is not None:
+            if not self._account.take(take):
+                self._give_up()
+            else:
+                self._charged += take
+                if self.closed:  # by what the account had to end for it
+                    self._uncharge()
+                    return take
         head = self._head
         if head is None:
             self._pieces.append(memoryview(buffer)[start : start + take])
@@ -143,16 +179,27 @@ class MessageReader:
                 else:
                     whole = b"".join(self._pieces)
                     self._pieces.clear()
+                self._uncharge()
                 self._deliver(whole, len(whole), 0, len(whole))
             return take
         if len(head) < frames.LARGE_HEAD_BYTES:
-            length = len(head) + take + self._want
             head += buffer[start : start + min(take, frames.LARGE_HEAD_BYTES - len(head))]
             if len(head) == frames.LARGE_HEAD_BYTES or not self._want:
-                self._sink.bad_packet(frames.message_too_large(length, self._max, bytes(head)))
+                self._sink.bad_packet(frames.message_passed_over(self._length, self._max, bytes(head)))
         if not self._want:
             self._head = None
         return take
+
+    def _give_up(self) -> None:
+        """There is no room for the message in hand: pass it over."""
+        if self._ends:
+            raise frames.message_crowded(self._length)
+        self.settle()
+        kept, self._assembled = self._assembled, bytearray()
+        self._uncharge()
+        self._head = kept[: frames.LARGE_HEAD_BYTES]
+        if len(kept) >= frames.LARGE_HEAD_BYTES:
+            self._sink.bad_packet(frames.message_passed_over(self._length, self._max, bytes(self._head)))
 
     def _deliver(self, buffer: bytes | memoryview, kept_bytes: int, start: int, end: int) -> None:
         try:
@@ -286,6 +333,7 @@ class FrameReader:
             if self._block_bytes > frames.MAX_HEADER_BLOCK_BYTES:
                 raise frames.header_block_too_large()
             self._block_stream = 0 if flags & frames.END_HEADERS else stream_id
+        frames.check_control(kind, flags, stream_id, length)
         self._control = bytearray(HEAD.pack(length >> 8, length & 0xFF, kind, flags, stream_id))
         if not length:
             self._control_done()
@@ -299,6 +347,10 @@ class FrameReader:
             raise frames.beyond_connection_window(length, self.window)
         self.window -= length
         self.unreturned += length
+        if self._flags & frames.PADDED:
+            if not length:
+                raise frames.no_pad_length()
+            self._padding = -1
         reader = self.streams.get(stream_id)
         if reader is None or reader.ended or reader.closed:
             self._handler.stray_data(stream_id)
@@ -309,10 +361,6 @@ class FrameReader:
         reader.window -= length
         reader.unreturned += length
         self._reader = reader
-        if self._flags & frames.PADDED:
-            if not length:
-                raise frames.no_pad_length()
-            self._padding = -1
         if not length:
             self._data_done(reader)
 
@@ -359,8 +407,6 @@ class FrameReader:
         self._control = None
         kind = whole[3]
         if kind == frames.WINDOW_UPDATE:
-            if len(whole) != 13:
-                raise frames.window_update_size(len(whole) - 9)
             self._handler.window_update(self._stream_id, int.from_bytes(whole[9:], "big") & 0x7FFFFFFF)
         else:
             self._handler.control_frame(kind, self._flags, self._stream_id, whole)
