@@ -361,6 +361,7 @@ class Agent:
             on_ready=lambda _: self._on_ready(),
             features=self.tunnel_features,
             windows=self.windows,
+            messages=self.budget,
             is_idle=lambda tunnel: self.managers[tunnel].is_idle,
             ask_idle=lambda tunnel: self.managers[tunnel].ask_idle(),
             settle=lambda tunnel: self.managers[tunnel].settle(),

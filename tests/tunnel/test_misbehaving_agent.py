@@ -138,29 +138,39 @@ async def test_data_for_a_reset_stream_gives_its_credit_back(tunnels: Any, raw_a
         assert len(ends.hub_sessions) == 2
 
 
-async def test_a_message_that_no_agent_sends_is_not_kept_and_ends_its_connection(tunnels: Any, raw_agent: Any) -> None:
-    """Each call of each connection may have one under way: 256 MiB of them would be the hub's memory."""
+async def test_a_message_that_no_agent_sends_ends_its_call_as_soon_as_its_length_is_known(
+    tunnels: Any, raw_agent: Any
+) -> None:
+    """As a base hub does (wire.md): trailers with RESOURCE_EXHAUSTED. The other call of the connection goes on."""
     async with tunnels() as ends, raw_agent(ends.port) as agent:
         hello(agent)
         agent.headers(*CALL)
+        agent.headers(*CALL, stream_id=3)
+        for _ in range(2):
+            agent.decoder.decode((await agent.seen(1))[3])
         await agent.seen(4)
         agent.ack()
-        await agent.seen(1)
-        hub = ends.hub_sessions[0]
+        await agent.seen(4)
+        hub, other = ends.hub_sessions
         largest = Packet(1, 0, bytes(MAX_SENT_MESSAGE_BYTES - 7)).encode()
-        too_large = Packet(2, 0, bytes(MAX_SENT_MESSAGE_BYTES - 6)).encode()
-        assert (len(largest) - 5, len(too_large) - 5) == (MAX_SENT_MESSAGE_BYTES, MAX_SENT_MESSAGE_BYTES + 1)
-        body = largest + too_large + Packet(3, 0, b"fine").encode()
-        for start in range(0, len(body), 16384):
-            agent.send(0, 0, 1, body[start : start + 16384])
+        assert len(largest) - 5 == MAX_SENT_MESSAGE_BYTES
+        for start in range(0, len(largest), 16384):
+            agent.send(0, 0, 1, largest[start : start + 16384])
             await agent.writer.drain()
-        await hub.until(lambda: len(hub.packets) == 3)
+        await hub.until(lambda: len(hub.packets) == 1)
+        assert hub.packets[0][:2] == (1, DATA)
+        agent.send(0, 0, 1, b"\0" + (MAX_SENT_MESSAGE_BYTES + 1).to_bytes(4, "big"))  # the prefix, and nothing more
+        _, flags, stream_id, block = await agent.seen(1)
+        assert (flags & 1, stream_id) == (1, 1)
         rule = f"gRPC: a message of {MAX_SENT_MESSAGE_BYTES + 1} bytes, the limit is {MAX_SENT_MESSAGE_BYTES}"
-        assert [packet[:2] for packet in hub.packets] == [(1, DATA), (2, ERROR), (3, DATA)]
-        assert hub.packets[1][3] == rule
-        while not agent.packets():
-            await agent.frame()
-        assert agent.packets() == [Packet(2, ERROR, b"", rule)]
+        assert dict(agent.decoder.decode(block)) == {"grpc-status": "8", "grpc-message": rule}
+        assert (await agent.seen(3))[2:] == (1, bytes(4))  # NO_ERROR: send no more
+        assert rule in str(hub.lost[0])
+        agent.send(0, 0, 1, bytes(16384))  # what was under way
+        agent.send(0, 0, 3, Packet(1, 0, b"fine").encode())
+        await other.until(lambda: other.packets)
+        assert not other.lost
+        assert ends.server.messages.held_bytes == 0
 
 
 @pytest.mark.parametrize("trailers", [False, True])

@@ -25,6 +25,7 @@ from ..proxy import Measures, Proxy, ProxyLimits, Upstreams
 from ..syntax import Address, is_label, is_loopback, parse_address
 from ..telemetry.health import HealthServer
 from ..telemetry.metrics import MetricsPage
+from ..tunnel.budget import MessageBudget
 from ..tunnel.features import FEATURES
 from ..tunnel.grpc import GrpcStatus, Status
 from ..tunnel.liveness import LivenessTimes
@@ -92,6 +93,7 @@ class Hub:
             self._page = MetricsPage(lambda: read(self), prefix="fastpipe_hub_", field="enable_metrics")
             if not config.health_address:
                 logger.warning("metrics are counted and shown nowhere: health_address isn't set")
+        self.messages = MessageBudget()
         self.tunnel_features = FEATURES
         self.liveness = LivenessTimes()
         self.credentials = CredentialWatch(config)
@@ -153,7 +155,10 @@ class Hub:
         self.proxy = proxy
         health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
         tunnels = TunnelServer(
-            open_tunnel=self.open_tunnel, features=self.tunnel_features, liveness=self.liveness
+            open_tunnel=self.open_tunnel,
+            features=self.tunnel_features,
+            liveness=self.liveness,
+            messages=self.messages,
         )
         grpc = parse_address(self._config.grpc_address, listen=True)
         http = parse_address(self._config.http_address, listen=True)

@@ -40,6 +40,14 @@ def read(hub: Hub) -> Iterator[Metric]:
     yield from logs.read()
     yield from _agents(hub)
     yield from _requests(hub)
+    yield Metric(
+        "unfinished_message_bytes", "gauge", "Bytes of agents' messages that have not come whole.",
+        (), [((), hub.messages.held_bytes)],
+    )  # fmt: skip
+    yield Metric(
+        "calls_crowded_out", "counter", "Agents' calls ended because unfinished messages held all they may.",
+        (), [((), hub.messages.ended_calls)],
+    )  # fmt: skip
 
 
 def _agents(hub: Hub) -> Iterator[Metric]:

@@ -21,8 +21,10 @@ from ssl import SSLContext
 
 from ..errors import HubError, WireError
 from ..peer_certificate import TIMEOUT_S, fault_of_own, whose_dates
+from .budget import SharedBudget, SparedAccount
 from .connect import Proxy, connect
 from .features import GOAWAY, read_features, write_features
+from .frames import MessageRefused
 from .grpc import GrpcStatus, Metadata, Status, request_headers, response_status
 from .http2 import Http2Connection
 from .packet import PROBE_ID, ControlCode
@@ -119,11 +121,18 @@ class Call:
         message_bytes: int,
         features: frozenset[str] = frozenset(),
         windows: WindowBudget | None = None,
+        messages: SharedBudget | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.endpoint = endpoint
         self.tunnel = Tunnel("agent", self, windows)
-        self.connection = Http2Connection(self, client=True, window_bytes=window_bytes, message_bytes=message_bytes)
+        self.connection = Http2Connection(
+            self,
+            client=True,
+            window_bytes=window_bytes,
+            message_bytes=message_bytes,
+            account=None if messages is None else lambda stream: SparedAccount(messages),
+        )
         self.connection.checks_alpn = endpoint.ssl is not None
         self.ended: asyncio.Future[HubError | None] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
@@ -330,6 +339,9 @@ class Call:
 
     def stream_lost(self, error: Exception) -> None:
         self.fail(self._why(error))
+
+    def message_refused(self, error: MessageRefused) -> None:
+        raise error  # an agent passes the message over, and its tunnel goes on
 
     def _why(self, error: Exception | None) -> HubError:
         refused = self._refused(error)

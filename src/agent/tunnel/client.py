@@ -10,6 +10,7 @@ from typing import Any
 
 from ..backoff import BackOff
 from ..errors import HubError
+from .budget import SharedBudget
 from .call import Call, HubEndpoint, ReplacedError
 from .features import FEATURES
 from .grpc import check_metadata
@@ -90,6 +91,7 @@ class TunnelClient:
         user_agent: str = "fastpipe-agent",
         features: frozenset[str] = FEATURES,
         windows: WindowBudget | None = None,
+        messages: SharedBudget | None = None,
         is_idle: Callable[[Tunnel], bool] = lambda tunnel: not tunnel.open_outbounds,
         ask_idle: Callable[[Tunnel], object] = lambda tunnel: None,
         settle: Callable[[Tunnel], Awaitable[object]] | None = None,
@@ -117,6 +119,7 @@ class TunnelClient:
         self._user_agent = user_agent
         self._features = features
         self._windows = windows or WindowBudget()
+        self._messages = messages
         self._is_idle = is_idle
         self._ask_idle = ask_idle
         self._settle = settle
@@ -262,6 +265,7 @@ class TunnelClient:
             message_bytes=self._message_bytes,
             features=self._features,
             windows=self._windows,
+            messages=self._messages,
         )
         self._calls.append(call)
         call.tunnel.open(self._open_receiver(call.tunnel))

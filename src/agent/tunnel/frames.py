@@ -106,7 +106,7 @@ _OF_THE_CONNECTION = frozenset((SETTINGS, PING, GOAWAY))  # 6.5, 6.7, 6.8
 def check_control(kind: int, flags: int, stream_id: int, length: int) -> None:
     """Check the header of a frame that is neither DATA nor of a type not known. Raises WireError: the connection ends.
 
-    Before the payload has come, and whatever the state of the stream: a size that is wrong is wrong on a closed one too.
+    Before the payload has come, and whatever the stream's state: a wrong size is wrong on a closed stream too.
     """
     name = frame_name(kind)
     if stream_id:
@@ -208,6 +208,11 @@ def message_refused(length: int, limit: int) -> MessageRefused:
 
 def message_crowded(length: int) -> MessageRefused:
     return MessageRefused(f"gRPC: no memory for a message of {length} bytes: unfinished messages hold all they may")
+
+
+def message_crowded_out(held: int) -> MessageRefused:
+    rule = f"{held} bytes of an unfinished message give way: unfinished messages hold all they may"
+    return MessageRefused(f"gRPC: {rule}")
 
 
 def message_passed_over(length: int, limit: int, head: bytes) -> PacketError:

@@ -3,7 +3,8 @@
 Who does what (RFC 9113), as experiments with h2 4.4 drew the border:
 
     h2    the connection preface, SETTINGS and their ACKs, HPACK, the state of streams, PING, RST_STREAM, trailers
-    here  frames are cut (framing), DATA, WINDOW_UPDATE and all windows, GOAWAY, frame types not known
+    here  frames are cut (framing), DATA, WINDOW_UPDATE and all windows, GOAWAY, PRIORITY, frame types not known,
+          how many streams there may be, and what fields a head may have (malformed)
 
 h2 sees neither DATA nor WINDOW_UPDATE: fed with one but not the other its windows would overflow after 2 GiB. It sees
 no graceful GOAWAY: on any, it closes the connection and forgets its output, while the sender of NO_ERROR means our
@@ -43,7 +44,7 @@ from ..errors import WireError
 from .coalescing import ReceiveCoalescing
 from .flood import FloodGuard
 from .flow import ConnectionFlow, Http2Stream, Sender
-from .frames import ACK, PING
+from .frames import ACK, HEADERS, PING, PRIORITY, ByteAccount, MessageRefused, bare_headers
 from .framing import (
     DATA,
     DEFAULT_WINDOW,
@@ -57,6 +58,7 @@ from .framing import (
     frame,
 )
 from .kernel import Link, size_receive_queue_freely
+from .malformed import Decoder, HeadKind, fault_of
 from .sizes import FRAME_BYTES
 from .stream import ConnectionUser, GoAwayError, Headers, StreamReset, StreamUser
 
@@ -73,7 +75,8 @@ LINGER_S = 2.0
 
 _MAX_STREAMS = 100
 _SETTINGS = h2.settings.SettingCodes
-_NO_ERROR, _INTERNAL_ERROR, _FLOW_CONTROL_ERROR, _STREAM_CLOSED = 0x0, 0x2, 0x3, 0x5
+_MOST_STREAMS = 2**32 - 1  # what h2 takes for the limit: past one it would end the connection
+_NO_ERROR, _PROTOCOL_ERROR, _INTERNAL_ERROR, _FLOW_CONTROL_ERROR, _STREAM_CLOSED = 0x0, 0x1, 0x2, 0x3, 0x5
 _FRAME_SIZE_ERROR, _REFUSED_STREAM, _ENHANCE_YOUR_CALM = 0x6, 0x7, 0xB
 _END_STREAM = 0x1
 _SIGN, _MEASURE = b"liveness", b"fastpipe"
@@ -86,7 +89,8 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
     """One HTTP/2 connection. client: whether this side opens the streams.
 
     window_bytes: receive window of each stream and of the connection, 65,535 to 2^31-1. message_bytes: the longest
-    message that is taken.
+    message that is taken. account: makes what a stream's unfinished message is charged to. A client passes a message
+    over that is too long or finds no room, and its user hears of it; a server ends the call.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         client: bool,
         window_bytes: int = WINDOW_BYTES,
         message_bytes: int = MESSAGE_BYTES,
+        account: Callable[[Http2Stream], ByteAccount] | None = None,
     ) -> None:
         if not DEFAULT_WINDOW <= window_bytes <= MAX_WINDOW:
             raise ValueError(f"window_bytes must be from {DEFAULT_WINDOW} to {MAX_WINDOW}, not {window_bytes}")
@@ -106,18 +111,17 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         self.client = client
         self.checks_alpn = True  # not where the transport's TLS is a proxy's, and the hub is spoken to in plaintext
         self._message_bytes = message_bytes
+        self._account = account
         self._loop: asyncio.AbstractEventLoop | None = None
         self._flood: FloodGuard | None = None
-        self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=client, header_encoding=None))
-        values = {
-            _SETTINGS.INITIAL_WINDOW_SIZE: window_bytes,
-            _SETTINGS.MAX_FRAME_SIZE: FRAME_BYTES,
-            _SETTINGS.MAX_CONCURRENT_STREAMS: _MAX_STREAMS,
-            _SETTINGS.MAX_HEADER_LIST_SIZE: self._h2.DEFAULT_MAX_HEADER_LIST_SIZE,
-            _SETTINGS.ENABLE_PUSH: 0,
-        }
-        self._h2.local_settings = h2.settings.Settings(client=client, initial_values=values)
+        config = h2.config.H2Configuration(client_side=client, header_encoding=None, validate_inbound_headers=False)
+        self._h2 = h2.connection.H2Connection(config)
+        self._decoder = Decoder()
+        self._decoder.max_header_list_size = self._h2.DEFAULT_MAX_HEADER_LIST_SIZE
+        self._h2.decoder = self._decoder
+        self._h2.local_settings = self._settings(_MAX_STREAMS)
         self._h2.max_inbound_frame_size = FRAME_BYTES  # the reader holds the peer to it, from the ACK on
+        self._malformed = ""  # the rule that a HEADERS frame has broken whose block isn't whole yet
         self._acknowledged = False  # whether the peer has our SETTINGS
         self._goaway_sent = False
         self._refusing = False  # no new streams; the connection closes with its last one
@@ -249,6 +253,7 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         self.sender.start(transport, self._loop)  # I3
         self._coalescing = ReceiveCoalescing(transport, self._loop)
         self._h2.initiate_connection()
+        self._h2.local_settings = self._settings(_MOST_STREAMS)  # `_request` counts them
         if not self.client:
             self._h2.receive_data(PREFACE)  # the reader takes the client's
         self._flush()
@@ -292,14 +297,20 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         assert self._flood is not None
         self._flood.frame(kind, flags)  # I5
         if kind == GOAWAY:
-            self._goaway(stream_id, whole[9:], whole)
-        elif kind == PING and flags & ACK and whole[9:] in (_SIGN, _MEASURE) and not stream_id:
+            self._goaway(whole[9:], whole)
+        elif kind == PING and flags & ACK and whole[9:] in (_SIGN, _MEASURE):
             if whole[9:] == _MEASURE and self._pings:
                 self._pings.popleft()()
-        elif kind == RST_STREAM and stream_id and stream_id not in self.streams:
+        elif kind == RST_STREAM and stream_id not in self.streams:
             # h2 would end the connection for one that crosses the end of the stream.
             if self._is_idle(stream_id):
                 raise WireError(f"HTTP/2: RST_STREAM frame on idle stream {stream_id}")
+        elif kind == PRIORITY:  # of which nobody takes notice (section 5.3.2)
+            if len(whole) != 14:
+                rule = f"PRIORITY frame of {len(whole) - 9} bytes, not 5"
+                self.stream_error(stream_id, WireError(f"HTTP/2: {rule}", http2_code=_FRAME_SIZE_ERROR))
+        elif kind == HEADERS:
+            self._headers(flags, stream_id, bare_headers(whole))
         else:
             self._feed_h2(whole)
 
@@ -319,11 +330,38 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
 
     def stream_error(self, stream_id: int, error: WireError) -> None:
         stream = self.streams.get(stream_id)
-        if stream is not None:
-            self.reset(stream, error.http2_code)
-            stream.user.stream_lost(error)
+        if stream is None:
+            return
+        if isinstance(error, MessageRefused) and not self.client:
+            if stream.reader is not None:
+                stream.reader.close()
+            stream.user.message_refused(error)
+            return
+        self.reset(stream, error.http2_code)
+        stream.user.stream_lost(error)
+
+    def _headers(self, flags: int, stream_id: int, whole: bytes) -> None:
+        """A HEADERS frame without padding and priority. Its block may go on in CONTINUATION frames."""
+        self._malformed = ""
+        stream = self.streams.get(stream_id)
+        if stream is not None and stream.answered and not flags & _END_STREAM:
+            # Malformed: an error of the stream (sections 8.1, 8.1.1). h2 would end the connection, so it sees an end.
+            self._malformed = "trailers don't end the stream (section 8.1)"
+            whole = whole[:4] + bytes((whole[4] | _END_STREAM,)) + whole[5:]
+        self._feed_h2(whole)
 
     # ------------------------------------------------------------ h2
+
+    def _settings(self, most_streams: int) -> h2.settings.Settings:
+        """Our settings, with so many streams."""
+        values = {
+            _SETTINGS.INITIAL_WINDOW_SIZE: self._window_bytes,
+            _SETTINGS.MAX_FRAME_SIZE: FRAME_BYTES,
+            _SETTINGS.MAX_CONCURRENT_STREAMS: most_streams,
+            _SETTINGS.MAX_HEADER_LIST_SIZE: self._h2.DEFAULT_MAX_HEADER_LIST_SIZE,
+            _SETTINGS.ENABLE_PUSH: 0,
+        }
+        return h2.settings.Settings(client=self.client, initial_values=values)
 
     def _feed_h2(self, whole: bytes) -> None:
         self.sender.answering = True
@@ -350,19 +388,19 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
                     for reader in self._frames.streams.values():
                         reader.window += self._window_bytes - DEFAULT_WINDOW
             case h2.events.RequestReceived():
-                self._request(event.stream_id, event.headers, event.stream_ended is not None)
+                self._request(event.stream_id, self._decoder.fields, event.stream_ended is not None)
             case h2.events.ResponseReceived():
                 stream = self.streams.get(event.stream_id)
-                if stream is not None:
+                if stream is not None and self._well_formed(stream, "response"):
                     stream.answered = True
                     self._read(stream)
                     self._ended_remotely(stream, event.stream_ended is not None)
-                    stream.user.headers_received(event.headers, event.stream_ended is not None)
+                    stream.user.headers_received(self._decoder.fields, event.stream_ended is not None)
             case h2.events.TrailersReceived():
                 stream = self.streams.get(event.stream_id)
-                if stream is not None:
+                if stream is not None and self._well_formed(stream, "trailers"):
                     self._ended_remotely(stream, True)
-                    stream.user.trailers_received(event.headers)
+                    stream.user.trailers_received(self._decoder.fields)
             case h2.events.DataReceived():  # the mirror of an END_STREAM
                 stream = self.streams.get(event.stream_id)
                 if stream is not None:
@@ -385,7 +423,12 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
 
     def _request(self, stream_id: int, headers: Headers, ended: bool) -> None:
         stream = self._add_stream(stream_id)
-        if self._refusing:
+        fault = fault_of(headers, "request")
+        if fault:
+            logger.info("an agent's call is malformed", extra={"peer": self.extra_info("peername"), "reason": fault})
+            self.reset(stream, _PROTOCOL_ERROR)
+            return
+        if self._refusing or len(self.streams) > _MAX_STREAMS:  # section 5.1.2
             self.reset(stream, _REFUSED_STREAM)
             return
         stream.answered = True
@@ -393,6 +436,13 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         self.user.stream_opened(stream, headers, ended)
         if self.streams.get(stream_id) is stream:
             self._read(stream)
+
+    def _well_formed(self, stream: Http2Stream, kind: HeadKind) -> bool:
+        """Whether the head that was decoded last breaks no rule; else the stream has ended for it."""
+        fault = self._malformed or fault_of(self._decoder.fields, kind)
+        if fault:
+            self.stream_error(stream.id, WireError(f"HTTP/2: malformed {kind}: {fault}"))
+        return not fault
 
     def send_headers(self, stream: Http2Stream, headers: Headers, end_stream: bool) -> None:
         """Send a head on this stream, where its side is still open."""
@@ -402,12 +452,7 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
             if end_stream:
                 self._ended_locally(stream)
 
-    def _goaway(self, stream_id: int, payload: bytes, whole: bytes) -> None:
-        if stream_id:
-            raise WireError(f"HTTP/2: GOAWAY frame on stream {stream_id}")
-        if len(payload) < 8:
-            rule = f"GOAWAY frame of {len(payload)} bytes, not 8 or more"
-            raise WireError(f"HTTP/2: {rule}", http2_code=_FRAME_SIZE_ERROR)
+    def _goaway(self, payload: bytes, whole: bytes) -> None:
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         code = int.from_bytes(payload[4:8], "big")
         if code == _NO_ERROR and (not self.client or self._last_ours <= last):
@@ -432,7 +477,13 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         """Take the stream's DATA from now on: the peer's headers have come."""
         if stream.reader is None:
             window = self._window_bytes if self._acknowledged else DEFAULT_WINDOW
-            stream.reader = MessageReader(stream.user, window=window, max_message_bytes=self._message_bytes)
+            stream.reader = MessageReader(
+                stream.user,
+                window=window,
+                max_message_bytes=self._message_bytes,
+                account=None if self._account is None else self._account(stream),
+                ends=not self.client,
+            )
             stream.reader.ended = stream.remote_ended
             self._frames.streams[stream.id] = stream.reader
 

@@ -7,7 +7,9 @@ import logging
 from collections.abc import Callable
 
 from ..errors import AgentError, WireError
+from .budget import MessageBudget
 from .features import FEATURES, GOAWAY, WINDOW, read_features, write_features
+from .frames import MessageRefused
 from .grpc import PATH, GrpcStatus, Status, is_grpc, metadata_of, response_headers, trailers
 from .http2 import WINDOW_BYTES, Http2Connection
 from .liveness import Liveness, LivenessTimes
@@ -35,10 +37,10 @@ class TunnelServer:
 
     open_tunnel: called for each call before anything of it is handed on. window_bytes: receive window of each stream
     and connection, 65,535 to 2^31-1. message_bytes: the longest message that is taken, of which each call may have one
-    under way: as base hubs, no more than agents send (wire.md, "agent → hub, DATA"). liveness: when a silent agent is
-    asked, suspected and given up (`liveness`). A connection that has had no call for `idle_s` is closed: only with a
-    call does a peer say who it is. features: the extensions that are used with agents that offer them. windows: the
-    budget of all connections' windows.
+    under way: as base hubs, no more than agents send (wire.md, "agent → hub, DATA"). messages: the budget of what all
+    calls of all connections have under way so. liveness: when a silent agent is asked, suspected and given up
+    (`liveness`). A connection that has had no call for `idle_s` is closed: only with a call does a peer say who it is.
+    features: the extensions that are used with agents that offer them. windows: the budget of all connections' windows.
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class TunnelServer:
         liveness: LivenessTimes | None = None,
         features: frozenset[str] = FEATURES,
         windows: WindowBudget | None = None,
+        messages: MessageBudget | None = None,
     ) -> None:
         self.open_tunnel = open_tunnel
         self.features = features
         self.windows = windows or WindowBudget()
+        self.messages = messages or MessageBudget()
         self.liveness = liveness or LivenessTimes()
         self._window_bytes = window_bytes
         self._message_bytes = message_bytes
@@ -65,7 +69,11 @@ class TunnelServer:
         """A protocol for one connection: the factory for `loop.create_server`."""
         peer = _Peer(self)
         peer.connection = Http2Connection(
-            peer, client=False, window_bytes=self._window_bytes, message_bytes=self._message_bytes
+            peer,
+            client=False,
+            window_bytes=self._window_bytes,
+            message_bytes=self._message_bytes,
+            account=self.messages.account,
         )
         return peer.connection
 
@@ -236,6 +244,11 @@ class _Call:
             self.end(GrpcStatus(Status.INTERNAL, reason), AgentError(reason))
         else:
             self.end(GrpcStatus(Status.OK))
+
+    def message_refused(self, error: MessageRefused) -> None:
+        peer = self.tunnel.peername
+        logger.warning("an agent's call ends: %s", error, extra={"peer": peer})
+        self.end(GrpcStatus(Status.RESOURCE_EXHAUSTED, error.rule), error)
 
     def stream_lost(self, error: Exception) -> None:
         if isinstance(error, WireError):

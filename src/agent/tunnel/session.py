@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 from ..errors import WireError
 from .features import GOAWAY, WINDOW
 from .flow import NOBODY, TunnelFlow
+from .frames import MessageRefused
 from .kernel import FAR_S
 from .liveness import Liveness
 from .packet import ControlCode, PacketError, PacketReceiver
@@ -64,6 +65,9 @@ class TunnelSide(Protocol):
 
     def stream_lost(self, error: Exception) -> None:
         """The stream is gone."""
+
+    def message_refused(self, error: MessageRefused) -> None:
+        """The peer's message is too long, or there is no room for it: end the call (hub's side)."""
 
 
 class Tunnel(TunnelFlow):
@@ -309,3 +313,6 @@ class Tunnel(TunnelFlow):
 
     def stream_lost(self, error: Exception) -> None:
         self._side.stream_lost(error)
+
+    def message_refused(self, error: MessageRefused) -> None:
+        self._side.message_refused(error)

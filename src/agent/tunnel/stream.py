@@ -8,6 +8,7 @@ import h2.errors
 
 from ..errors import AgentError
 from .flow import Http2Stream
+from .frames import MessageRefused
 from .framing import FrameWriter, MessageSink
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ class StreamUser(MessageSink, Protocol):
 
     def stream_lost(self, error: Exception) -> None:
         """The stream is gone, by a reset or with its connection."""
+
+    def message_refused(self, error: MessageRefused) -> None:
+        """A message is too long, or there is no room for it: end the call (hub's side). Nothing more is read."""
 
     def fill(self, writer: FrameWriter) -> bool:
         """Give the writer the next message; False where there is none."""

@@ -1,0 +1,138 @@
+"""How much memory unfinished messages may hold, over all calls of all connections.
+
+A gRPC message is kept until its last byte has come. Nothing makes its sender go on: 100 calls of one connection, each
+4 MiB into a message, were 400 MiB of the hub's memory.
+
+    MessageReader ──take──► account of its stream ──► MessageBudget
+                  ◄──no───                              ends the call that holds most, on the connection that holds most
+
+What is charged are the bytes that have come of an unfinished message. They are given back when it is whole, or its
+stream or connection ends.
+
+The hub ends a call where the bytes of another would pass the budget. If it were always the call that asks, a peer that
+holds the whole budget would have all others ended. So it is the call that holds most of the connection that holds most.
+
+An agent's hub is one peer with few streams, and other people's requests: there the message is passed over, and its
+connection fails (`SparedAccount`).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from . import frames
+from .flow import Http2Stream
+from .frames import ByteAccount
+
+__all__ = ["MessageBudget", "SharedBudget", "SparedAccount"]
+
+MESSAGE_BUDGET_BYTES = 64 * 1024 * 1024
+"""What a hub holds of unfinished messages: sixteen of the longest, or a thousand of those that agents of ours send."""
+
+SPARED_BYTES = 1024 * 1024
+"""What an agent takes of each session's unfinished message though its budget is spent: other requests go on."""
+
+
+class SharedBudget(ByteAccount, Protocol):
+    """What an agent's accounts take from: it also holds what waits for slow targets."""
+
+
+class MessageBudget:
+    """The hub's, for all streams of all connections. limit_bytes: how much may be held."""
+
+    def __init__(self, limit_bytes: int = MESSAGE_BUDGET_BYTES) -> None:
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+        self.ended_calls = 0
+        """Calls that were ended for want of room so far."""
+        self._holding: dict[object, dict[_Account, None]] = {}  # by connection
+
+    def account(self, stream: Http2Stream) -> ByteAccount:
+        """What this stream's unfinished message is charged to."""
+        return _Account(self, stream)
+
+    def take(self, account: _Account, size_bytes: int) -> bool:
+        """Charge these bytes to an account of ours; False where its call is the one to end."""
+        while self.held_bytes + size_bytes > self.limit_bytes:
+            victim = self._largest(account, size_bytes)
+            if victim is account:
+                self.ended_calls += 1
+                return False
+            before = self.held_bytes
+            victim.end_call()
+            if self.held_bytes >= before:
+                return False
+            self.ended_calls += 1
+        self.held_bytes += size_bytes
+        account.held_bytes += size_bytes
+        self._holding.setdefault(account.stream.connection, {})[account] = None
+        return True
+
+    def give_back(self, account: _Account, size_bytes: int) -> None:
+        self.held_bytes -= size_bytes
+        account.held_bytes -= size_bytes
+        if not account.held_bytes:
+            connection = account.stream.connection
+            accounts = self._holding[connection]
+            del accounts[account]
+            if not accounts:
+                del self._holding[connection]
+
+    def _largest(self, asking: _Account, size_bytes: int) -> _Account:
+        """The account that holds most of the connection that holds most, `asking` with what it asks for."""
+
+        def held(account: _Account) -> int:
+            return account.held_bytes + (size_bytes if account is asking else 0)
+
+        groups = {connection: list(accounts) for connection, accounts in self._holding.items()}
+        own = groups.setdefault(asking.stream.connection, [])
+        if asking not in own:
+            own.append(asking)
+        return max(max(groups.values(), key=lambda accounts: sum(map(held, accounts))), key=held)
+
+
+class _Account:
+    """One stream's."""
+
+    __slots__ = ("_budget", "held_bytes", "stream")
+
+    def __init__(self, budget: MessageBudget, stream: Http2Stream) -> None:
+        self._budget = budget
+        self.stream = stream
+        self.held_bytes = 0
+
+    def take(self, size_bytes: int) -> bool:
+        return self._budget.take(self, size_bytes)
+
+    def give_back(self, size_bytes: int) -> None:
+        self._budget.give_back(self, size_bytes)
+
+    def end_call(self) -> None:
+        """End the call, which gives back what it holds."""
+        self.stream.connection.stream_error(self.stream.id, frames.message_crowded_out(self.held_bytes))
+
+
+class SparedAccount:
+    """An agent's session: charges a budget that it shares with others for what is beyond SPARED_BYTES."""
+
+    __slots__ = ("_budget", "_charged_bytes", "held_bytes")
+
+    def __init__(self, budget: SharedBudget) -> None:
+        self._budget = budget
+        self._charged_bytes = 0
+        self.held_bytes = 0
+
+    def take(self, size_bytes: int) -> bool:
+        due = max(self.held_bytes + size_bytes - SPARED_BYTES, 0)
+        if due > self._charged_bytes and not self._budget.take(due - self._charged_bytes):
+            return False
+        self._charged_bytes = due
+        self.held_bytes += size_bytes
+        return True
+
+    def give_back(self, size_bytes: int) -> None:
+        self.held_bytes -= size_bytes
+        due = max(self.held_bytes - SPARED_BYTES, 0)
+        if due < self._charged_bytes:
+            self._budget.give_back(self._charged_bytes - due)
+            self._charged_bytes = due

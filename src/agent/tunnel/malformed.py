@@ -1,0 +1,107 @@
+"""What makes a head malformed (RFC 9113, section 8.1.1), and what that ends: its stream, never the connection.
+
+h2 ends the connection for each of these, and with it up to 100 tunnels. So h2 is told to check no fields, and sees only
+what it can't object to: `Decoder` takes the place of its HPACK decoder, and keeps content-length from it. Every header
+block is decoded, whatever becomes of its stream: HPACK's state is the connection's.
+
+What h2 still raises, by its classes, and what each is by the RFC:
+
+    raised by h2                scope         code                 section
+    ------------------------    ----------    -----------------    ----------------------------------------------
+    ProtocolError (HPACK)       connection    COMPRESSION_ERROR    4.3; never: `Decoder` raises with the right code
+    DenialOfServiceError        connection    ENHANCE_YOUR_CALM    4.3, 10.5.1; never: likewise
+    FrameTooLargeError          connection    FRAME_SIZE_ERROR     4.2; never: `frames` has checked the header
+    FrameDataMissingError       connection    FRAME_SIZE_ERROR     4.2; never: likewise
+    InvalidSettingsValueError   connection    its own              6.5.2: PROTOCOL_ERROR or FLOW_CONTROL_ERROR
+    StreamIDTooLowError         connection    PROTOCOL_ERROR       5.1.1
+    StreamClosedError           stream        STREAM_CLOSED        5.1, half-closed (remote); h2 answers it itself
+    StreamClosedError           connection    STREAM_CLOSED        5.1, closed: HEADERS behind both ends' END_STREAM
+    NoSuchStreamError           connection    PROTOCOL_ERROR       5.1, idle
+    FlowControlError            connection    FLOW_CONTROL_ERROR   never: `flow` has the windows
+    TooManyStreamsError         stream        REFUSED_STREAM       5.1.2; never: `http2` counts
+    InvalidBodyLengthError      stream        PROTOCOL_ERROR       8.1.1; never: `Decoder` hides content-length
+    ProtocolError (fields)      stream        PROTOCOL_ERROR       8.2, 8.3; never: `fault_of` checks
+    UnsupportedFrameError       connection    PROTOCOL_ERROR       never: types not known are passed over
+    ProtocolError (else)        connection    PROTOCOL_ERROR       5.1: a frame that its state doesn't have
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import hpack
+from hpack.exceptions import HPACKError, OversizedHeaderListError
+from hpack.struct import HeaderTuple
+
+from ..errors import WireError
+from .stream import Headers
+
+__all__ = ["Decoder", "HeadKind", "fault_of"]
+
+HeadKind = Literal["request", "response", "trailers"]
+
+_COMPRESSION_ERROR, _ENHANCE_YOUR_CALM = 0x9, 0xB  # RFC 9113, section 7
+_NAME = re.compile(rb":?[!#-9;-@\[-~]+")  # section 8.2.1: visible ASCII, no capitals, no colon but a pseudo-field's
+_VALUE = re.compile(rb"(?![ \t])[^\0\r\n]*(?<![ \t])")
+_OF_THE_CONNECTION = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
+_PSEUDO: dict[HeadKind, frozenset[bytes]] = {
+    "request": frozenset((b":method", b":scheme", b":path", b":authority")),
+    "response": frozenset((b":status",)),
+    "trailers": frozenset(),
+}
+_REQUIRED: dict[HeadKind, tuple[bytes, ...]] = {
+    "request": (b":method", b":scheme", b":path"),
+    "response": (b":status",),
+    "trailers": (),
+}
+
+
+class Decoder(hpack.Decoder):
+    """An HPACK decoder that keeps what it decoded last, and gives h2 all of it but content-length.
+
+    Raises WireError for a block that it can't decode to its end: the connection has lost HPACK's state.
+    """
+
+    fields: Headers
+
+    def decode(self, data: bytes, raw: bool = False) -> list[HeaderTuple]:
+        try:
+            decoded = list(super().decode(data, raw=True))
+        except OversizedHeaderListError:
+            rule = f"a head of more than {self.max_header_list_size} bytes"
+            raise WireError(f"HTTP/2: {rule}", http2_code=_ENHANCE_YOUR_CALM) from None
+        except (HPACKError, IndexError, TypeError, UnicodeDecodeError) as error:  # as h2 has them
+            raise WireError(f"HTTP/2: HPACK: {error}", http2_code=_COMPRESSION_ERROR) from error
+        self.fields = [(bytes(name), bytes(value)) for name, value in decoded]
+        return [each for each in decoded if each[0] != b"content-length"]
+
+
+def fault_of(fields: Headers, kind: HeadKind) -> str:
+    """The rule of RFC 9113, sections 8.2 and 8.3, that a head breaks; "" for none. fields: as they were decoded."""
+    seen: set[bytes] = set()
+    regular = False
+    for name, value in fields:
+        if not _NAME.fullmatch(name):
+            return "a field's name has a character that it must not have (section 8.2.1)"
+        if not _VALUE.fullmatch(value):
+            return f"the value of {name.decode()} has a character that it must not have (section 8.2.1)"
+        if name.startswith(b":"):
+            if regular:
+                return f"{name.decode()} comes behind other fields (section 8.3)"
+            if name not in _PSEUDO[kind]:
+                return f"{name.decode()} is no field of a {kind.removesuffix('s')} (section 8.3)"
+            if name in seen:
+                return f"{name.decode()} is there twice (section 8.3)"
+            seen.add(name)
+        else:
+            regular = True
+            if name in _OF_THE_CONNECTION or (name == b"te" and value.lower() != b"trailers"):
+                return f"{name.decode()} is a field of HTTP/1.1's connections (section 8.2.2)"
+    if kind == "request" and (b":method", b"CONNECT") in fields:
+        wrong = seen & {b":scheme", b":path"} or b":authority" not in seen
+        return "CONNECT has :authority and neither :scheme nor :path (section 8.5)" if wrong else ""
+    for name in _REQUIRED[kind]:
+        if name not in seen:
+            return f"{name.decode()} is missing (section 8.3.1)"
+    return ":path is empty (section 8.3.1)" if (b":path", b"") in fields else ""
