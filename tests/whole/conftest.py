@@ -14,6 +14,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+from whole_log import Process as LoggingProcess
 from whole_peers import BaseHubProcess, Nginx, free_port
 from whole_rig import Rig
 
@@ -51,3 +52,18 @@ def rig(hub_kind: str, mode: str, base_hub_process: BaseHubProcess) -> Rig:
 def unused_port() -> int:
     """A port that nobody listens on."""
     return free_port()
+
+
+@pytest.fixture
+def started() -> Iterator[type[LoggingProcess]]:
+    """A `whole_log.Process`, all of whose instances are ended after the test."""
+    processes: list[LoggingProcess] = []
+
+    class Own(LoggingProcess):
+        def __init__(self, *arguments: str, blocked: bool) -> None:
+            super().__init__(*arguments, blocked=blocked)
+            processes.append(self)
+
+    yield Own
+    for process in reversed(processes):
+        process.close()

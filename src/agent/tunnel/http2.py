@@ -344,6 +344,8 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         """A HEADERS frame without padding and priority. Its block may go on in CONTINUATION frames."""
         self._malformed = ""
         stream = self.streams.get(stream_id)
+        if self.client and stream is None and self._is_idle(stream_id):
+            raise WireError(f"HTTP/2: HEADERS frame on stream {stream_id}, which nobody has opened")
         if stream is not None and stream.answered and not flags & _END_STREAM:
             # Malformed: an error of the stream (sections 8.1, 8.1.1). h2 would end the connection, so it sees an end.
             self._malformed = "trailers don't end the stream (section 8.1)"
