@@ -479,6 +479,32 @@ def test_errors_become_exit_codes(kind: str, code: int, said: list[str]) -> None
         assert text in ended.stderr
 
 
+STUCK = """
+import asyncio, os, sys, threading
+from agent import cli
+from agent.config import ProcessConfig
+
+async def body():
+    asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)  # as a name's look-up without an answer
+    if sys.argv[2] == "fails":
+        raise OSError(98, "Address already in use")
+
+cli._set_up_logging(ProcessConfig())
+sys.exit(cli._serve(body, ProcessConfig(loop=sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize(("how", "code"), [("ends", 0), ("fails", 1)])
+def test_a_thread_that_does_not_end_holds_no_process(loop: str, how: str, code: int) -> None:
+    """A name server that didn't answer held an agent for a minute behind SIGTERM."""
+    ended = subprocess.run(
+        [sys.executable, "-c", STUCK, loop, how], capture_output=True, text=True, timeout=60, env=ENVIRON, check=False
+    )
+    assert ended.returncode == code
+    assert ("Address already in use" in ended.stderr) == (how == "fails")
+
+
 def test_a_closed_standard_output_does_not_stop_serving(log: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)

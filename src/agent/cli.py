@@ -33,6 +33,9 @@ __all__ = ["main"]
 PROGRAM = "fastpipe-agent"
 DONE, FAILED, USAGE = 0, 1, 2
 
+LEAVE_S = 3.0
+"""How long threads may take to end once a service has ended."""
+
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -431,11 +434,39 @@ def _serve(
 
     keep_freed_memory()
     open_more_descriptors()
+
+    async def serve() -> int:
+        try:
+            code = await _until_signalled(body)
+        except Exception as error:
+            code = _report(error, sources)
+        _leave(code)
+        return code
+
     try:
         with asyncio.Runner(loop_factory=_loop_factory(process.loop)) as runner:
-            return runner.run(_until_signalled(body))
+            return runner.run(serve())
     except Exception as error:
         return _report(error, sources)
+
+
+def _leave(code: int) -> None:
+    """Have the process end within LEAVE_S and what the log takes, with this code.
+
+    Threads that nothing can end would hold it: a look-up of a name whose server doesn't answer takes up to a minute,
+    and both loops and Python wait for it.
+    """
+    import threading
+    import time
+
+    def end() -> None:
+        time.sleep(LEAVE_S)
+        from .telemetry.logs import finish
+
+        finish()
+        os._exit(code)
+
+    threading.Thread(target=end, name="end of the process", daemon=True).start()
 
 
 async def _until_signalled(body: Callable[[], Coroutine[Any, Any, None]]) -> int:

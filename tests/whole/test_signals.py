@@ -214,7 +214,8 @@ def test_a_second_signal_during_the_drain_aborts(started: type[Process], blocked
         else:
             hub = started(*HUB, blocked=blocked)
             grpc_port, port = hub.port("grpc"), hub.port("http")
-            agent = started(*run_of(grpc_port, "--insecure", "--route", f"/x=http://127.0.0.1:{target}"), blocked=blocked)
+            route = f"/x=http://127.0.0.1:{target}"
+            agent = started(*run_of(grpc_port, "--insecure", "--route", route), blocked=blocked)
             assert agent.line() == "ready"
             service = hub if role == "hub" else agent
         with socket.create_connection(("127.0.0.1", port)) as client:

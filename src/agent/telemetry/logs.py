@@ -27,9 +27,15 @@ from .repeats import RepeatLimit
 from .writing import LineWriter
 
 __all__ = [
-    "KeyValueFormatter", "LogHandler", "StandardError", "announce", "configure", "read",
+    "KeyValueFormatter",
+    "LogHandler",
+    "StandardError",
+    "announce",
+    "configure",
+    "finish",
+    "read",
     "take_standard_error",
-]  # fmt: skip
+]
 
 EXIT_S = 1.0
 """How long the end of the process waits for a reader of its log."""
@@ -220,6 +226,11 @@ def announce(line: str) -> None:
         output = _of_process.output = LineWriter(fd, on_error=_output_failed, name="output writer")
         _of_process.begin()
     output.post(line.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def finish() -> None:
+    """Wait until what was written is out, at most EXIT_S; for who ends the process without its exit handlers."""
+    _of_process.flush()
 
 
 def read() -> Iterator[Metric]:
