@@ -63,9 +63,10 @@ class MessageBudget:
             if self.held_bytes >= before:
                 return False
             self.ended_calls += 1
+        if not account.held_bytes:
+            self._holding.setdefault(account.stream.connection, {})[account] = None
         self.held_bytes += size_bytes
         account.held_bytes += size_bytes
-        self._holding.setdefault(account.stream.connection, {})[account] = None
         return True
 
     def give_back(self, account: _Account, size_bytes: int) -> None:
