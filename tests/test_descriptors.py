@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from agent.descriptors import share_out
+
 resource = pytest.importorskip("resource")
 
 ASK = """
@@ -43,3 +45,20 @@ def test_a_hub_has_raised_it() -> None:
         finally:
             hub.terminate()
             assert hub.wait(20) == 0
+
+
+@pytest.mark.parametrize("limit", [64, 100, 300, 1024, 4096, 20_000, 1_000_000])
+def test_shares_are_never_more_than_the_limit_and_never_nothing(limit: int) -> None:
+    for clients, agents in ((10_000, 5000), (1, 1), (10_000, 1), (1, 5000)):
+        shares = share_out(limit, clients, agents)
+        assert sum(shares) < limit
+        assert min(shares) >= 1
+        assert shares.clients <= clients
+        assert shares.agents <= agents
+
+
+def test_what_one_kind_does_not_ask_for_the_other_gets() -> None:
+    both = share_out(1024, 10_000, 5000)
+    assert share_out(1024, 10, 5000).agents > both.agents
+    assert share_out(1024, 10_000, 10).clients > both.clients
+    assert share_out(20_000, 10_000, 5000)[:3:2] == share_out(0, 10_000, 5000)[:3:2] == (10_000, 5000)

@@ -1,4 +1,4 @@
-"""Lets the process open as many descriptors as it may, and keeps the standard ones what they are.
+"""Lets the process open as many descriptors as it may, shares them out, and keeps the standard ones what they are.
 
 A connection is a descriptor, and a shell gives 1,024 of them, with a far higher bound for whoever asks: a hub that may
 have 10,000 users would refuse most of them. Go's runtime asks for itself; Python's doesn't.
@@ -7,8 +7,33 @@ have 10,000 users would refuse most of them. Go's runtime asks for itself; Pytho
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
-__all__ = ["descriptor_limit", "fill_standard_descriptors", "open_descriptors", "open_more_descriptors"]
+__all__ = [
+    "Shares", "descriptor_limit", "fill_standard_descriptors", "open_descriptors", "open_more_descriptors", "share_out",
+]  # fmt: skip
+
+RESERVE = 64
+"""Descriptors for files, the event loop, listening sockets and the health address."""
+
+STRANGERS = 256
+"""Connections of the gRPC port without an accepted call, where the limit allows so many."""
+
+SPARE_CLIENTS = 256
+"""Users' connections above `max_clients`, which are answered 503, where the limit allows so many."""
+
+
+class Shares(NamedTuple):
+    """What each kind of a hub's connections may have at once.
+
+    clients: users' connections that are served. spare_clients: users' connections above that. agents: agents' tunnels.
+    strangers: agents' connections without an accepted call.
+    """
+
+    clients: int
+    spare_clients: int
+    agents: int
+    strangers: int
 
 
 def descriptor_limit() -> int:
@@ -55,3 +80,19 @@ def fill_standard_descriptors() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
+
+
+def share_out(limit: int, max_clients: int, max_agents: int) -> Shares:
+    """Share a process's descriptors out among a hub's connections. limit: 0 for none.
+
+    Nobody gets more than asked for. Agents have a quarter of what both together may have, and what users leave.
+    """
+    if not limit:
+        return Shares(max_clients, SPARE_CLIENTS, max_agents, STRANGERS)
+    left = max(limit - RESERVE, limit // 2)
+    strangers = max(1, min(STRANGERS, left // 4))
+    spare = max(1, min(SPARE_CLIENTS, left // 8))
+    left = max(left - strangers - spare, 2)
+    agents = max(1, min(max_agents, left // 4))
+    clients = min(max_clients, left - agents)
+    return Shares(clients, spare, min(max_agents, left - clients), strangers)
