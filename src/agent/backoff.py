@@ -45,6 +45,10 @@ class BackOff:
         """This delay, spread by ± jitter, so that agents that lost one hub don't come back to it as one."""
         return delay_s * (1 + self._jitter * (2 * self._random() - 1))
 
+    def between_s(self, low_s: float, high_s: float) -> float:
+        """A delay by chance between two others."""
+        return low_s + (high_s - low_s) * self._random()
+
     def reset(self) -> None:
         """Start over: things went well for a while."""
         self._next_s = self._first_s

@@ -76,14 +76,25 @@ class HubError(AgentError):
 
     retryable: False where trying again at once can't help, as with a rejected identity (then it is said loudly and
     retried slowly). cause: one word for counting: `dial`, `tls`, `probe`, `connection`, `protocol`, `ended` by the hub,
-    `rejected` or `replaced`.
+    `rejected`, `full` or `replaced`. pushback_s: how long the hub asked to wait, None where it didn't. unheard: the hub
+    closed the connection before its first byte, or before TLS was there.
     """
 
-    def __init__(self, reason: str, *, retryable: bool = True, cause: str = "ended") -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        retryable: bool = True,
+        cause: str = "ended",
+        pushback_s: float | None = None,
+        unheard: bool = False,
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.cause = cause
         self.retryable = retryable
+        self.pushback_s = pushback_s
+        self.unheard = unheard
 
 
 class TargetError(AgentError):

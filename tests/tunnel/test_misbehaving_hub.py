@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import struct
 from typing import Any
 
 import pytest
 
+from agent.backoff import BackOff
 from agent.errors import HubError
 from agent.tunnel import client as client_module
 from agent.tunnel import flood
@@ -641,3 +643,77 @@ async def test_a_hub_that_swallows_everything_is_found_behind_an_open_download(
         took_s = loop.time() - began_s
         assert took_s <= 20
         assert "no answer to a probe" in str(agent.lost[0])
+
+
+@pytest.mark.parametrize(
+    ("status", "pushback", "low_s", "high_s"),
+    [
+        ("14", "5000", 5, 5), ("14", "1", 0.1, 0.1), ("14", "86400000", 60, 60), ("14", "-1", 60, 60),
+        ("14", "soon", 0.5, 0.5), ("14", "9" * 30, 0.5, 0.5), ("13", "5000", 0.5, 0.5),
+    ],
+)  # fmt: skip
+async def test_a_hub_that_is_busy_says_when_to_come_back(
+    raw_hub: Any, tunnels: Any, status: str, pushback: str, low_s: float, high_s: float
+) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))  # its chance is always the middle
+        hub = await accepted()
+        hub.settings()
+        hub.headers(*OK_HEAD, ("grpc-status", status), ("grpc-retry-pushback-ms", pushback), end=True)
+        await ends.until(lambda: ends.delays_s)
+        assert low_s <= ends.delays_s[0] <= high_s
+
+
+async def test_a_wait_that_was_asked_for_is_spread(raw_hub: Any, tunnels: Any) -> None:
+    for chance, delay_s in ((0.0, 8.0), (1.0, 12.0)):
+        async with raw_hub() as (port, accepted), tunnels() as ends:
+            ends.start(ends.client(port, backoff=BackOff(random=lambda chance=chance: chance)))
+            hub = await accepted()
+            hub.settings()
+            hub.headers(*OK_HEAD, ("grpc-status", "14"), ("grpc-retry-pushback-ms", "10000"), end=True)
+            await ends.until(lambda: ends.delays_s)
+            assert ends.delays_s[0] == pytest.approx(delay_s)
+
+
+async def test_a_hub_that_is_full_before_the_call_is_asked_slowly_and_one_that_resets_a_long_message_is_not(
+    raw_hub: Any, tunnels: Any, caplog: Any
+) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port))
+        hub = await accepted()
+        await hub.greet()
+        await ends.until(lambda: ends.ready)
+        hub.headers(("grpc-status", "8"), ("grpc-message", "too long"), end=True)  # of a session that was up
+        await ends.until(lambda: len(ends.delays_s) == 1)
+        hub = await accepted()
+        hub.settings()
+        hub.headers(*OK_HEAD, ("grpc-status", "8"), ("grpc-message", "full"), end=True)
+        await ends.until(lambda: len(ends.delays_s) == 2)
+        assert ends.delays_s[0] == 0.5
+        assert 2.5 <= ends.delays_s[1] <= 7.5
+        assert ends.clients[0].redials == {"ended": 1, "full": 1}
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_hub_that_closes_before_its_first_byte_is_left_alone_if_it_was_reached_before(
+    tunnels: Any, known: bool, tls: bool
+) -> None:
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    server = await asyncio.start_server(close, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with tunnels() as ends:
+        context = None
+        if tls:
+            context = ssl.create_default_context()
+            context.set_alpn_protocols(["h2"])
+        client = ends.client(endpoint=HubEndpoint("127.0.0.1", port, context))
+        client._reached = f"127.0.0.1:{port}" if known else ""
+        ends.start(client)
+        await ends.until(lambda: ends.delays_s)
+        server.close()
+        await ends.stop()
+        await server.wait_closed()
+        assert ends.delays_s[0] == (17.5 if known else 0.5)

@@ -167,7 +167,11 @@ class Call:
         except (OSError, UnicodeError) as error:  # the latter for a name that DNS can't have
             reason = getattr(error, "strerror", "") or error
             hint = self._tls_hint if isinstance(error, ConnectionResetError) else ""  # in a handshake of TLS 1.2
-            self.fail(HubError(f"no connection to {endpoint}{through}: {reason}{hint}", cause="dial"))
+            # TCP was there: a hub that has too many in its queue closes before TLS.
+            unheard = endpoint.ssl is not None and isinstance(error, ConnectionResetError | ConnectionAbortedError)
+            self.fail(
+                HubError(f"no connection to {endpoint}{through}: {reason}{hint}", cause="dial", unheard=unheard)
+            )
         except BaseException:
             self.fail(HubError("the dial was cancelled", cause="dial"))
             raise
@@ -326,7 +330,7 @@ class Call:
         self.tunnel.negotiated(read_features(headers) & self._offered)
         status = response_status(headers)
         if status is not None:
-            self._status(status)
+            self._status(status, refused=True)
         elif ended:
             self._status(GrpcStatus(Status.UNKNOWN, "the answer has no grpc-status"))
 
@@ -348,7 +352,7 @@ class Call:
         if refused is None and not self.connection.heard and isinstance(error, ConnectionError):
             if not self._tls_hint:
                 reason = f"{_hub_error(error)} before it said anything: does it speak TLS there? Then without insecure"
-                return HubError(reason, cause="connection")
+                return HubError(reason, cause="connection", unheard=True)
             return HubError(f"the hub ended the connection behind the TLS handshake{self._tls_hint}", cause="tls")
         return refused or _hub_error(error)
 
@@ -386,13 +390,21 @@ class Call:
             raise
         return HubError(f"{what}: {_tls_reason(error)}{whose and f': {whose}'}", cause="tls")
 
-    def _status(self, status: GrpcStatus) -> None:
+    def _status(self, status: GrpcStatus, refused: bool = False) -> None:
+        """How the hub ended the call. refused: before it accepted it."""
         if status.code == Status.OK or (self._ending and not self.drains_first):  # a Go hub says UNKNOWN to a DRAIN
             self.fail(None if self._ending or self.drained.done() else HubError("the hub ended the tunnel"))
         else:
             rejected = status.code in _REJECTED
-            cause = "rejected" if rejected else "ended"
-            self.fail(HubError(f"the hub ended the tunnel with {status}", retryable=not rejected, cause=cause))
+            # Later it is about a message that was too long (wire.md, "agent → hub, DATA").
+            full = refused and status.code == Status.RESOURCE_EXHAUSTED
+            cause = "rejected" if rejected else "full" if full else "ended"
+            self.fail(
+                HubError(
+                    f"the hub ended the tunnel with {status}", retryable=not (rejected or full), cause=cause,
+                    pushback_s=status.pushback_s if status.code == Status.UNAVAILABLE else None,
+                )
+            )  # fmt: skip
 
     async def _raise_if_ended(self) -> None:
         if self.ended.done():

@@ -27,6 +27,16 @@ _MAX_LEAVING = 4
 _DRAIN_ANSWER_TIMEOUT_S = 5.0
 """How long a hub with `goaway` has to answer a DRAIN before it is left without."""
 
+_TURNED_AWAY_S = (5.0, 30.0)
+"""How long to wait where a hub that was reached before closes before its first byte: too many agents wait there
+(wire.md, "admission")."""
+
+_PUSHBACK_SPREAD = (0.8, 1.2)
+"""Between which parts of it a wait that a hub asked for is spread, so that its agents don't come back as one."""
+
+_FULL_FIRST_S = 5.0
+"""The first wait where a hub has no room for one more session; it doubles up to slow_retry_s."""
+
 _LEAVE_POLL_S = 1.0
 """How often a session that is being left is looked at, whether its last connection has gone."""
 
@@ -114,6 +124,8 @@ class TunnelClient:
         self._tls_timeout_s = tls_timeout_s
         self._stable_after_s = stable_after_s
         self._slow_retry_s = slow_retry_s
+        self._full = BackOff(min(_FULL_FIRST_S, slow_retry_s), 2.0, max_s=slow_retry_s)
+        self._full_told = False  # once, until the hub has let this agent in
         self._window_bytes = window_bytes
         self._message_bytes = message_bytes
         self._user_agent = user_agent
@@ -283,6 +295,8 @@ class TunnelClient:
         self._up.add(call)
         self.sessions += 1
         self._reached = str(endpoint)
+        self._full.reset()
+        self._full_told = False
         logger.info("the hub answers: the tunnel is up", extra=extra)
         self._on_ready(call.tunnel)
         task = loop.create_task(self._tend(call))
@@ -374,8 +388,19 @@ class TunnelClient:
     def _after(self, error: HubError, extra: dict[str, str]) -> float:
         """Log and count why there is no session; how long to wait."""
         self.redials[error.cause] += 1
+        if error.cause == "full":
+            delay_s = self._full.next_s()
+            level = logging.DEBUG if self._full_told else logging.ERROR
+            self._full_told = True
+            logger.log(level, "%s; trying again, with waits of up to %.0f s", error, self._slow_retry_s, extra=extra)
+            return delay_s
         if error.retryable:
-            delay_s = self._backoff.next_s(_KNOWN_HUB_S if self._reached == extra["hub"] else None)
+            if error.pushback_s is not None:
+                delay_s = self._backoff.between_s(*(part * error.pushback_s for part in _PUSHBACK_SPREAD))
+            elif error.unheard and self._reached == extra["hub"]:
+                delay_s = self._backoff.between_s(*_TURNED_AWAY_S)
+            else:
+                delay_s = self._backoff.next_s(_KNOWN_HUB_S if self._reached == extra["hub"] else None)
             logger.warning("%s; trying again in %.1f s", error, delay_s, extra=extra)
             return delay_s
         delay_s = self._backoff.spread_s(self._slow_retry_s)

@@ -30,6 +30,10 @@ PATH = b"/tunnel.v1.TunnelService/Tunnel"
 Metadata = list[tuple[str, str | bytes]]
 """Names in lower case; values are text, or bytes where the name ends in `-bin`."""
 
+MIN_PUSHBACK_S, MAX_PUSHBACK_S = 0.1, 60.0
+"""What a hub may ask an agent to wait."""
+
+_MILLISECONDS = re.compile(rb"-?[0-9]{1,18}\Z")
 _MAX_MESSAGE_BYTES = 3000  # of a status's words that are read: up to three bytes each; they are for a line of a log
 _CONTENT_TYPE = b"application/grpc"
 _NAME = re.compile(r"[0-9a-z_.\-]+\Z")
@@ -75,13 +79,21 @@ _FROM_HTTP = {
 
 
 class GrpcStatus(AgentError):
-    """How a call ended, or is to end. code: a Status, or a number that isn't one. message: for a person."""
+    """How a call ended, or is to end. code: a Status, or a number that isn't one. message: for a person.
 
-    def __init__(self, code: int, message: str = "") -> None:
+    pushback_s: how long the hub asks the agent to wait before it calls again (`grpc-retry-pushback-ms` of gRPC's A6);
+    None where the hub doesn't ask. logged: who raised it has logged why.
+    """
+
+    def __init__(
+        self, code: int, message: str = "", *, pushback_s: float | None = None, logged: bool = False
+    ) -> None:
         name = _NAMES.get(code, f"status {code}")
         super().__init__(f"{name}: {message}" if message else name)
         self.code = code
         self.message = message
+        self.pushback_s = pushback_s
+        self.logged = logged
 
 
 def check_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
@@ -164,13 +176,18 @@ def response_status(headers: Headers) -> GrpcStatus | None:
     """
     code: int | None = None
     message = ""
+    pushback_s: float | None = None
     for name, value in headers:
         if name == b"grpc-status":
             code = int(value) if value.isdigit() and len(value) < 5 else Status.UNKNOWN
         elif name == b"grpc-message":
             message = unquote_to_bytes(value[:_MAX_MESSAGE_BYTES]).decode("utf-8", "replace")
+        elif name == b"grpc-retry-pushback-ms" and _MILLISECONDS.match(value):
+            # A negative one means "don't retry"; an agent always does, so as late as it may be told to.
+            asked_s = int(value) / 1000 if int(value) >= 0 else MAX_PUSHBACK_S
+            pushback_s = min(max(asked_s, MIN_PUSHBACK_S), MAX_PUSHBACK_S)
     if code is not None:
-        return GrpcStatus(code, message)
+        return GrpcStatus(code, message, pushback_s=pushback_s)
     status = http_status(headers)
     if status and (status != 200 or not is_grpc(headers)):
         text = f"the answer is HTTP {status}" + ("" if status != 200 else ", but not gRPC")

@@ -117,22 +117,15 @@ class Watched(Protocol):
 class Liveness:
     """Watches one connection from `start` to `stop`.
 
-    looked: called whenever the timer looks. watchers: called when the agent becomes suspected, and when a suspected one
-    was heard again: each within a turn of the timer. state: as it was when the timer last looked, or `ask` was called.
+    watchers: called when the agent becomes suspected, and when a suspected one was heard again: each within a turn of
+    the timer. state: as it was when the timer last looked, or `ask` was called.
     """
 
-    def __init__(
-        self,
-        connection: Watched,
-        times: LivenessTimes,
-        *,
-        looked: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, connection: Watched, times: LivenessTimes) -> None:
         self.times = times
         self.state = State.HEARD
         self.watchers: list[Callable[[], None]] = []
         self._connection = connection
-        self._looked = looked
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = 0.0
@@ -192,9 +185,6 @@ class Liveness:
         now_s, times = self._loop.time() + TICK_S, self.times
         if now_s - self._due_s > LATE_S:  # L2
             self._arm(now_s + CATCH_UP_S)
-            return
-        self._looked()
-        if self.state is State.ENDED:
             return
         if self.state is not State.HEARD and self._is_heard:
             self._move(Event.BYTE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Protocol
 
 from ..errors import AgentError, WireError
 from .budget import MessageBudget
@@ -12,17 +13,20 @@ from .features import FEATURES, GOAWAY, WINDOW, read_features, write_features
 from .frames import MessageRefused
 from .grpc import PATH, GrpcStatus, Status, is_grpc, metadata_of, response_headers, trailers
 from .http2 import WINDOW_BYTES, Http2Connection
-from .liveness import Liveness, LivenessTimes
+from .liveness import CATCH_UP_S, LATE_S, Liveness, LivenessTimes
 from .packet import MAX_SENT_MESSAGE_BYTES, ControlCode, PacketReceiver
 from .session import Tunnel
 from .stream import Headers, Http2Stream
 from .window import WindowBudget
 
-__all__ = ["GrpcStatus", "OpenTunnel", "TunnelServer"]
+__all__ = ["ConnectionWatch", "GrpcStatus", "OpenTunnel", "TunnelServer"]
 
 OpenTunnel = Callable[[Tunnel, Headers], PacketReceiver]
 """`open_tunnel(tunnel, metadata)`: the receiver of an agent's packets. metadata: (name, value) in the order received,
 names in lower case. Raises GrpcStatus to refuse the call."""
+
+CALL_TIMEOUT_S = 10.0
+"""How long a connection may be without an accepted call: only with a call does a peer say who it is."""
 
 _HTTP_METHOD_NOT_ALLOWED, _HTTP_UNSUPPORTED_MEDIA_TYPE = b"405", b"415"
 
@@ -32,6 +36,16 @@ _SAID_BYTES = 200
 logger = logging.getLogger(__name__)
 
 
+class ConnectionWatch(Protocol):
+    """Who wants to know what becomes of a connection."""
+
+    def call_accepted(self) -> None:
+        """A call of the connection's was accepted; called for each."""
+
+    def connection_ended(self) -> None:
+        """The connection is closed; the last call."""
+
+
 class TunnelServer:
     """Takes agents' connections, each of which may carry several calls (gRPC libraries share one among channels).
 
@@ -39,8 +53,8 @@ class TunnelServer:
     and connection, 65,535 to 2^31-1. message_bytes: the longest message that is taken, of which each call may have one
     under way: as base hubs, no more than agents send (wire.md, "agent → hub, DATA"). messages: the budget of what all
     calls of all connections have under way so. liveness: when a silent agent is asked, suspected and given up
-    (`liveness`). A connection that has had no call for `idle_s` is closed: only with a call does a peer say who it is.
-    features: the extensions that are used with agents that offer them. windows: the budget of all connections' windows.
+    (`liveness`). call_timeout_s: a connection that has had no accepted call for so long is closed. features: the
+    extensions that are used with agents that offer them. windows: the budget of all connections' windows.
     """
 
     def __init__(
@@ -50,6 +64,7 @@ class TunnelServer:
         window_bytes: int = WINDOW_BYTES,
         message_bytes: int = MAX_SENT_MESSAGE_BYTES,
         liveness: LivenessTimes | None = None,
+        call_timeout_s: float = CALL_TIMEOUT_S,
         features: frozenset[str] = FEATURES,
         windows: WindowBudget | None = None,
         messages: MessageBudget | None = None,
@@ -59,15 +74,16 @@ class TunnelServer:
         self.windows = windows or WindowBudget()
         self.messages = messages or MessageBudget()
         self.liveness = liveness or LivenessTimes()
+        self.call_timeout_s = call_timeout_s
         self._window_bytes = window_bytes
         self._message_bytes = message_bytes
         self._peers: set[_Peer] = set()
         self._closing = False
         self._empty: asyncio.Event | None = None
 
-    def protocol(self) -> asyncio.BufferedProtocol:
+    def protocol(self, watch: ConnectionWatch | None = None) -> Http2Connection:
         """A protocol for one connection: the factory for `loop.create_server`."""
-        peer = _Peer(self)
+        peer = _Peer(self, watch)
         peer.connection = Http2Connection(
             peer,
             client=False,
@@ -112,18 +128,21 @@ class _Peer:
 
     connection: Http2Connection
 
-    def __init__(self, server: TunnelServer) -> None:
+    def __init__(self, server: TunnelServer, watch: ConnectionWatch | None) -> None:
         self._server = server
+        self._watch = watch
         self._calls: set[_Call] = set()
-        self._called_s = 0.0  # when the last call ended, or the connection began
+        self._accepted: set[_Call] = set()  # those of them that were not refused
+        self._no_call: asyncio.TimerHandle | None = None
+        self._no_call_s = 0.0  # when it is due
         self._liveness: Liveness | None = None
 
     def connected(self, connection: Http2Connection) -> None:
-        self._called_s = connection.heard_s
-        self._liveness = Liveness(connection, self._server.liveness, looked=self._looked)
+        self._liveness = Liveness(connection, self._server.liveness)
         self._server._connected(self)
         if not connection.closing:
             self._liveness.start()
+            self._await_call(self._server.call_timeout_s)
 
     def stream_opened(self, stream: Http2Stream, headers: Headers, ended: bool) -> None:
         call = _Call(self._server)
@@ -131,11 +150,33 @@ class _Peer:
         stream.user = call.tunnel
         self._calls.add(call)
         call.ended.append(lambda: self._call_ended(call))
-        call.begin(stream, headers, ended)
+        if not call.begin(stream, headers, ended):
+            return
+        if not call.tunnel.lost:
+            self._accepted.add(call)
+            if self._no_call is not None:
+                self._no_call.cancel()
+                self._no_call = None
+        if self._watch is not None:
+            self._watch.call_accepted()
+
+    def _await_call(self, timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._no_call_s = loop.time() + timeout_s
+        self._no_call = loop.call_at(self._no_call_s, self._without_call)
+
+    def _without_call(self) -> None:
+        if asyncio.get_running_loop().time() - self._no_call_s > LATE_S:
+            self._await_call(CATCH_UP_S)  # this process stood still: what has come meanwhile is read first
+        else:
+            self.connection.close()
 
     def _call_ended(self, call: _Call) -> None:
         self._calls.discard(call)
-        self._called_s = self.connection.heard_s
+        if call in self._accepted:
+            self._accepted.discard(call)
+            if not self._accepted and not self.connection.closing:
+                self._await_call(self._server.call_timeout_s)
 
     def goaway_received(self, connection: Http2Connection) -> None:
         pass  # the agent opens no more; what it has goes on
@@ -143,6 +184,11 @@ class _Peer:
     def connection_ended(self, connection: Http2Connection, error: Exception | None) -> None:
         if self._liveness is not None:
             self._liveness.stop()
+        if self._no_call is not None:
+            self._no_call.cancel()
+            self._no_call = None
+        if self._watch is not None:
+            self._watch.connection_ended()
         if isinstance(error, WireError):
             peer = connection.extra_info("peername")
             logger.warning("an agent's connection ends: %s", error, extra={"peer": peer})
@@ -155,12 +201,6 @@ class _Peer:
             agreed = call.tunnel.drain_sent and call.tunnel.drain_received
             call.end(GrpcStatus(Status.OK) if agreed else GrpcStatus(Status.UNAVAILABLE, "the hub is shutting down"))
 
-    def _looked(self) -> None:
-        """Close a connection that has had no call for long."""
-        now_s = asyncio.get_running_loop().time()
-        if not self._calls and now_s - self._called_s >= self._server.liveness.idle_s and self._liveness is not None:
-            self._liveness.stop()
-            self.connection.close()
 
 
 class _Call:
@@ -172,17 +212,17 @@ class _Call:
         self._server = server
         self._stream: Http2Stream | None = None
 
-    def begin(self, stream: Http2Stream, headers: Headers, ended: bool) -> None:
-        """Check the call; open the tunnel, or refuse."""
+    def begin(self, stream: Http2Stream, headers: Headers, ended: bool) -> bool:
+        """Check the call; open the tunnel, or refuse. Returns whether it was accepted."""
         self._stream = stream
         self.tunnel.attach(stream)
         fields = dict(headers)
         if fields.get(b":method") != b"POST":
             self._refuse([(b":status", _HTTP_METHOD_NOT_ALLOWED), (b"allow", b"POST")])
-            return
+            return False
         if not is_grpc(headers):
             self._refuse([(b":status", _HTTP_UNSUPPORTED_MEDIA_TYPE)])
-            return
+            return False
         try:
             if fields.get(b":path") != PATH:
                 path = fields.get(b":path", b"")[:_SAID_BYTES].decode("latin-1")
@@ -197,15 +237,20 @@ class _Call:
             self.tunnel.negotiated(read_features(headers) & self._server.features)
             receiver = self._server.open_tunnel(self.tunnel, metadata_of(headers))
         except GrpcStatus as status:
-            peer = stream.connection.extra_info("peername")
-            logger.info("an agent's call was refused: %s", status, extra={"peer": peer})
-            self._refuse(response_headers()[:2] + trailers(status.code, status.message))
-            return
+            if not status.logged:
+                peer = stream.connection.extra_info("peername")
+                logger.info("an agent's call was refused: %s", status, extra={"peer": peer})
+            head = response_headers()[:2] + trailers(status.code, status.message)
+            if status.pushback_s is not None:
+                head.append((b"grpc-retry-pushback-ms", b"%d" % (status.pushback_s * 1000)))
+            self._refuse(head)
+            return False
         self.tunnel.open(receiver)
         # At once, and so before any packet: the agent reads packets by what this says (wire.md, "Extensions").
         if WINDOW in self.tunnel.features:
             self.tunnel.measure()
         stream.send_headers(response_headers() + write_features(self.tunnel.features))
+        return True
 
     def end(self, status: GrpcStatus, error: Exception | None = None) -> None:
         """End the call with this status, and tell the receiver. A second call is none."""
