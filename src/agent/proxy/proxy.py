@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from typing import cast
@@ -18,14 +19,16 @@ from agent.proxy.upstream import Upstreams
 
 __all__ = ["Proxy"]
 
-
+LOOKS = 32
+"""Connections that are looked at for one that can make room for another."""
 
 class Proxy:
     """An HTTP/1.1 reverse proxy without a listener: `connection()` makes the protocol for one client connection.
 
     route: names a request's target. process: gives the head that goes there (identity headers); None leaves it as it
     is. Both may return awaitables and raise Refused. upstreams: where connections to targets come from; not closed by
-    this. cluster: given to `route` with each head. max_connections: past it a connection's first request gets a 503.
+    this. cluster: given to `route` with each head. max_connections: past it a connection that was never
+    used is closed, or else the new one's first request gets a 503.
     connections_limit: the setting that this is, for the log. party: which one this proxy is, for the log and its
     answers. owns_clients: whether its connections are its clients' own, so that closing one ends a body: an agent's are
     a hub's, which may be another's and then knows no such end.
@@ -66,7 +69,7 @@ class Proxy:
         self.requests_per_connection = 0
         self.requests_in_flight = 0
         self.clock = Clock(self.limits.tick_s, self._sweep)
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}  # those looked at least recently first
         self._empty: asyncio.Event | None = None
 
     @property
@@ -127,19 +130,29 @@ class Proxy:
 
     def opened(self, connection: Connection) -> bool:
         """Count a connection. Returns whether it may have its requests served."""
-        self._connections.add(connection)
+        self._connections[connection] = None
         self.clock.start()
         if self.draining:
             self.refused[connection.carrier, "draining"] += 1
-        elif len(self._connections) > self.max_connections:
+        elif len(self._connections) > self.max_connections and not self.make_room():
             self.refused[connection.carrier, "max_connections"] += 1
         else:
             return True
         return False
 
+    def make_room(self) -> bool:
+        """Close a connection that has sent no byte for a second. Returns whether there is one, as far as it looks."""
+        for connection in list(itertools.islice(self._connections, LOOKS)):
+            del self._connections[connection]
+            self._connections[connection] = None  # so that the next look is at others
+            if connection.is_silent():
+                connection.abort()
+                return True
+        return False
+
     def forget(self, connection: Connection) -> None:
         """A connection is gone."""
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         if not self._connections and self._empty is not None:
             self._empty.set()
 

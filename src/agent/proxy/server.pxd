@@ -7,7 +7,7 @@ from agent.proxy.intake cimport BodyIntake, RequestHeadIntake
 from agent.proxy.relay cimport Exchange
 
 cdef object HEAD, BODY, WAITING, DRAINING, UPGRADED, LINGERING, CLOSED
-cdef double NEVER
+cdef double NEVER, SILENCE_S
 cdef int HEADS_PER_TURN
 
 
@@ -32,7 +32,7 @@ cdef class Connection:
     cdef public long long _drain_left
     cdef public double _deadline
     cdef public bint _is_tls, _is_base_hubs, _backlog_paused, _exchange_paused, _half_closed, _closing, _served
-    cdef public bint _yielded, _in_hand, _ends_by_closing, _explained
+    cdef public bint _yielded, _in_hand, _ends_by_closing, _explained, _silent
     cdef public Stall _stall
 
     @cython.locals(exchange=Exchange, heads=int)

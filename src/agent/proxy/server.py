@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
+SILENCE_S = 1.0
+"""How long a client that sends nothing is left alone when others need its place."""
+
 log = logging.getLogger(__name__)
 
 
@@ -72,8 +75,8 @@ class Connection:
     __slots__ = (
         "_backlog", "_backlog_paused", "_body", "_closing", "_deadline", "_drain_left", "_ends_by_closing",
         "_exchange", "_exchange_paused", "_explained", "_half_closed", "_heads", "_in_hand", "_input", "_is_base_hubs",
-        "_is_tls", "_last", "_last_head", "_last_target", "_outcome", "_served", "_stall", "_transport", "_upgraded",
-        "_yielded", "advancing", "carrier", "conn_id", "may_have_left", "measures", "proxy", "requests_left",
+        "_is_tls", "_last", "_last_head", "_last_target", "_outcome", "_served", "_silent", "_stall", "_transport",
+        "_upgraded", "_yielded", "advancing", "carrier", "conn_id", "may_have_left", "measures", "proxy", "requests_left",
         "writing_paused",
     )  # fmt: skip
 
@@ -109,6 +112,7 @@ class Connection:
         self._ends_by_closing = False  # and has no other end
         self._explained = False  # a line has said why the request whose body is drained ended
         self._served = True
+        self._silent = True  # no request has come yet
         self._in_hand = False  # there is input behind the head that is begun
         self._yielded = False  # the backlog is worked on at the loop's next turn
         self._stall = Stall()
@@ -285,6 +289,7 @@ class Connection:
         """A whole head has come: answer it here, or begin its exchange."""
         proxy = self.proxy
         self._exchange = exchange = Exchange(self, request, target)
+        self._silent = False
         proxy.requests_in_flight += 1
         if request.length == 0:
             self._input = WAITING
@@ -566,6 +571,13 @@ class Connection:
         if self._ends_by_closing and self._transport.get_write_buffer_size():
             reset_when_closed(self._transport, True)
         self._transport.abort()
+
+    def is_silent(self) -> bool:
+        """Whether the client has been connected for a second, and has sent nothing at all."""
+        if not self._silent or self._input is not HEAD or self._heads.begun or self._backlog:
+            return False
+        # The deadline is that of the first head, from the connection on.
+        return self.proxy.clock.later(self.proxy.limits.head_timeout_s) - self._deadline >= SILENCE_S
 
     def _drop_exchange(self) -> None:
         if self._exchange is not None or self._upgraded is not None:
