@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 5.0
 HEAD_BYTES = 8192
+MAX_CONNECTIONS = 16
+"""Open at once; the oldest makes room for one more."""
 _ACCEPT = re.compile(rb"\r\naccept:[ \t]*([^\r\n]*)", re.IGNORECASE)
 
 
@@ -30,11 +32,13 @@ class HealthServer:
         self._ready = ready
         self._metrics = metrics
         self._server: asyncio.Server | None = None
-        self._requests: set[asyncio.Task[None]] = set()
+        self._requests: dict[asyncio.Task[None], None] = {}  # the oldest first
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port. host "" means every interface. Raises OSError."""
-        self._server = await asyncio.start_server(self._accept, host or None, port, limit=HEAD_BYTES)
+        self._server = await asyncio.start_server(
+            self._accept, host or None, port, limit=HEAD_BYTES, backlog=MAX_CONNECTIONS
+        )
         listening: int = self._server.sockets[0].getsockname()[1]
         return listening
 
@@ -48,9 +52,13 @@ class HealthServer:
             await asyncio.wait(self._requests)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._requests) >= MAX_CONNECTIONS:
+            oldest = next(iter(self._requests))
+            del self._requests[oldest]
+            oldest.cancel()
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._requests.add(task)
-        task.add_done_callback(self._requests.discard)
+        self._requests[task] = None
+        task.add_done_callback(lambda done: self._requests.pop(done, None))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
