@@ -283,6 +283,12 @@ class HubConfig(Checked):
         "users' connections at once; past it the answer is 503",
         default=10_000, low=1, high=1_000_000, unit="connections",
     )
+    max_agents: int = kind.integer(
+        "agents' tunnels at once; past it new ones are refused", default=5000, low=1, high=1_000_000, unit="tunnels",
+    )
+    max_sessions_per_cluster: int = kind.integer(
+        "tunnels of one cluster at once; past it new ones are refused", default=32, low=1, high=100_000, unit="tunnels",
+    )
     limits: LimitsConfig = kind.group(LimitsConfig)
     agent_ca_file: str = kind.file(
         "PEM CA of agents' certificates, whose CN or DNS name is their cluster's name", holds="roots"

@@ -259,12 +259,10 @@ def test_a_port_serves_new_connections_with_its_files_of_that_time(
     roots = write(tmp_path / "roots.pem", pem(ca))
     ours = write(tmp_path / "ours.pem", ca.issue_cert("c1").private_key_and_cert_chain_pem.bytes())
     theirs = write(tmp_path / "theirs.pem", other_ca.issue_cert("c1").private_key_and_cert_chain_pem.bytes())
-    failures: list[str] = []
     port = server_context(
         write(cert, first[0]), write(key, first[1]), cert_field="grpc_cert_file",
         client_ca_file=write(clients, pem(ca)), alpn=["h2"], check_interval_s=0,
     )  # fmt: skip
-    port.on_failure = failures.append
 
     def connect(name: str, shown: str) -> None:
         _, seen = handshake(client_context(ca_file=roots, cert_file=shown), port, name)
@@ -283,10 +281,8 @@ def test_a_port_serves_new_connections_with_its_files_of_that_time(
         connect("second.test", theirs)
     write(clients, pem(other_ca))
     connect("second.test", theirs)
-    failures.clear()
     with pytest.raises(ssl.SSLError):
         connect("second.test", ours)
-    assert [each for each in failures if "refused" in each]  # whichever context it was
 
 
 def test_a_wrong_certificate_or_key_is_a_config_error(tmp_path: Path, ca: trustme.CA) -> None:

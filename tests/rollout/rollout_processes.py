@@ -21,19 +21,40 @@ from prometheus_client.parser import text_string_to_metric_families
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "KUBERNETES_"))}
 TIMEOUT_S = 20.0
 
+LIMITED = """
+import os, resource, runpy, sys
+limit, leaked = int(sys.argv[1]), int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+null = [os.open(os.devnull, os.O_RDONLY) for _ in range(leaked)]
+sys.argv[:] = ["agent", *sys.argv[3:]]
+runpy.run_module("agent", run_name="__main__")
+"""
+"""A program that starts the command with few descriptors."""
+
 _clusters = itertools.count(1)
 
 
 class Process:
-    """One command, its standard output read line by line, its log kept in a file."""
+    """One command, its standard output read line by line, its log kept in a file.
+
+    descriptors: its hard limit (`ulimit -Hn`), 0 for this process's. leaked: how many of them are open and used for
+    nothing.
+    """
 
     def __init__(
-        self, log: pathlib.Path, *arguments: str, cwd: pathlib.Path | None = None, environ: dict[str, str] = ENVIRON
+        self,
+        log: pathlib.Path,
+        *arguments: str,
+        cwd: pathlib.Path | None = None,
+        environ: dict[str, str] = ENVIRON,
+        descriptors: int = 0,
+        leaked: int = 0,
     ) -> None:
         self._log = log
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "agent", *arguments],
+                [sys.executable, *(["-c", LIMITED, str(descriptors), str(leaked)] if descriptors else ["-m", "agent"]),
+                 *arguments],
                 stdout=subprocess.PIPE, stderr=errors, env=environ, cwd=cwd, text=True,
             )  # fmt: skip
 
@@ -76,8 +97,10 @@ class Process:
 class HubProcess(Process):
     """Our hub on free ports."""
 
-    def __init__(self, log: pathlib.Path, *arguments: str) -> None:
-        super().__init__(log, "hub", "--grpc-address=127.0.0.1:0", "--http-address=127.0.0.1:0", *arguments)
+    def __init__(self, log: pathlib.Path, *arguments: str, **process: Any) -> None:
+        super().__init__(
+            log, "hub", "--grpc-address=127.0.0.1:0", "--http-address=127.0.0.1:0", *arguments, **process
+        )  # fmt: skip
         self.grpc_port = self._port("grpc")
         self.http_port = self._port("http")
 

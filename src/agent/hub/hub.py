@@ -11,16 +11,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import socket
+from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from ..acceptor import listening_sockets
 from ..config import HubConfig, limits_of
 from ..credentials import CredentialWatch
+from ..descriptors import Shares, descriptor_limit, share_out
 from ..errors import ConfigError, PolicyFault, Redirected, Refused, listening
 from ..messages import RequestHead, Target
 from ..outcome import Kind, Stage
 from ..policy.agents import AgentPolicy
 from ..policy.references import load_reference
-from ..policy.trust import server_context
+from ..policy.trust import handshake_failure, server_context
 from ..proxy import Measures, Proxy, ProxyLimits, Upstreams
 from ..syntax import Address, is_label, is_loopback, parse_address
 from ..telemetry.health import HealthServer
@@ -31,9 +36,11 @@ from ..tunnel.grpc import GrpcStatus, Status
 from ..tunnel.liveness import LivenessTimes
 from ..tunnel.server import TunnelServer
 from ..tunnel.session import Tunnel
+from .agent_door import AgentDoor
 from .known import UNKNOWN, UNKNOWN_SEGMENT, KnownClusters
 from .readings import read
 from .session import AgentSession, readable
+from .user_door import UserDoor
 
 __all__ = ["ClusterParser", "Hub", "cluster_of_path"]
 
@@ -49,6 +56,9 @@ IDLE_CONNECTIONS = 1000
 ClusterParser = Callable[[RequestHead], str]
 """Names the cluster that a request is for, by one RFC 1123 label; its agent gets the request as it came. Raises Refused
 for an answer to the client instead."""
+
+BACKLOG = 4096
+"""Connections that the kernel holds until they are accepted, on each port; cut to net.core.somaxconn."""
 
 CARRIER = "tcp"
 """What users' connections are measured as."""
@@ -85,7 +95,13 @@ class Hub:
         self._upstreams = Upstreams()
         self.proxy: Proxy | None = None
         self.ready = False
-        self.sessions_opened = self.refused = self.tls_failures = 0
+        self.sessions_opened = 0
+        self._open_sessions = 0
+        self._max_agents = config.max_agents
+        self.refused: Counter[str] = Counter()
+        """Agents refused, by reason: `policy`, `tls`, `max_agents`, `max_sessions_per_cluster`."""
+        self.agent_door: AgentDoor | None = None
+        self.user_door: UserDoor | None = None
         self.measures = Measures()
         self._past_bytes = [0, 0]  # of sessions that are over
         self._page: MetricsPage | None = None
@@ -109,19 +125,15 @@ class Hub:
             client_required=not config.agent_token_file and not config.allow_any_agent,
             alpn=["h2"],
         )
-        if self._grpc_tls:
-            self._grpc_tls.on_failure = self._tls_failed
         self._http_tls = config.http_cert_file and server_context(
             config.http_cert_file,
             config.http_key_file,
             cert_field="http_cert_file",
             client_ca_file=config.user_ca_file,
             client_ca_field="user_ca_file",
-            client_required=not config.allow_any_user,
+            client_required=False,  # the door answers those without one
             alpn=["http/1.1"],
         )
-        if self._http_tls:
-            self._http_tls.on_failure = _user_tls_failed
         given = cluster_parser or config.cluster_parser or cluster_of_path
         self._is_by_path = given is cluster_of_path
         self._cluster_of: ClusterParser = load_reference("cluster_parser", given) if isinstance(given, str) else given
@@ -141,13 +153,15 @@ class Hub:
             unanswered_s=self.liveness.unanswered_s,
             **limits_of(self._config.limits),
         )
+        shares = self._shares()
+        self._max_agents = shares.agents
         self._upstreams = upstreams = Upstreams(limits=limits)
         proxy = Proxy(
             route=self.route,
             process=None,
             upstreams=upstreams,
             limits=limits,
-            max_connections=self._config.max_clients,
+            max_connections=shares.clients,
             party="hub",
             owns_clients=True,
             measures={CARRIER: self.measures} if self._page is not None else None,
@@ -160,31 +174,39 @@ class Hub:
             liveness=self.liveness,
             messages=self.messages,
         )
+        self.agent_door = agent_door = AgentDoor(
+            protocol=tunnels.protocol,
+            tls=self._grpc_tls or None,
+            max_connections=shares.agents + shares.strangers,
+            strangers=shares.strangers,
+            reason_of=handshake_failure,
+            on_tls_failed=self._tls_failed,
+        )
+        self.user_door = user_door = UserDoor(
+            protocol=lambda: proxy.connection(next(self._ids), _ended, CARRIER),
+            open_connections=lambda: proxy.open_connections,
+            make_room=proxy.make_room,
+            max_connections=shares.clients + shares.spare_clients,
+            tls=self._http_tls or None,
+            certificate_required=bool(self._config.user_ca_file) and not self._config.allow_any_user,
+            reason_of=handshake_failure,
+        )
         grpc = parse_address(self._config.grpc_address, listen=True)
         http = parse_address(self._config.http_address, listen=True)
-        servers: list[asyncio.Server] = []
+        unopened: list[socket.socket] = []
         watching = loop.create_task(self.credentials.run())
         try:
             with listening("grpc_address", grpc):
-                servers.append(
-                    await loop.create_server(
-                        tunnels.protocol, grpc.host or None, grpc.port, ssl=self._grpc_tls or None, backlog=1024
-                    )
-                )
+                for_agents = await listening_sockets(grpc.host, grpc.port, backlog=BACKLOG)
+            unopened += for_agents
             with listening("http_address", http):
-                servers.append(
-                    await loop.create_server(
-                        lambda: proxy.connection(next(self._ids), _ended, CARRIER),
-                        http.host or None,
-                        http.port,
-                        ssl=self._http_tls or None,
-                        backlog=4096,
-                    )
-                )
+                for_users = await listening_sockets(http.host, http.port, backlog=BACKLOG)
+            unopened.clear()
+            grpc_port, http_port = agent_door.open(for_agents), user_door.open(for_users)
             if not (is_loopback(http.host) or self._config.user_ca_file):
                 logger.warning(UNGUARDED, extra={"http_address": str(http)})
-            self._on_listening("grpc", grpc.host, _port(servers[0].sockets))
-            self._on_listening("http", http.host, _port(servers[1].sockets))
+            self._on_listening("grpc", grpc.host, grpc_port)
+            self._on_listening("http", http.host, http_port)
             if self._config.health_address:
                 address = parse_address(self._config.health_address, listen=True)
                 with listening("health_address", address):
@@ -195,17 +217,21 @@ class Hub:
                 await loop.create_future()  # until cancelled
             finally:
                 self.ready = False
-                for server in servers:
-                    server.close()
+                agent_door.stop()
+                user_door.stop()
                 proxy.start_draining()
                 for session in self.sessions:
                     session.drain()
                 await proxy.wait_drained(self._config.drain_grace_s)
         finally:
             watching.cancel()
-            for server in servers:
-                server.close()
+            for sock in unopened:
+                sock.close()
+            agent_door.stop()
+            user_door.stop()
             proxy.close()
+            await user_door.close()
+            await agent_door.close()
             await upstreams.close()
             await tunnels.close()
             await health.close()
@@ -221,26 +247,55 @@ class Hub:
         except Refused as refused:
             extra = {"cluster": cluster[:63].decode("latin-1"), "peer": tunnel.peername, "reason": refused.reason}
             logger.warning("agent refused", extra=extra)
-            self.refused += 1
-            raise GrpcStatus(GRPC_STATUS[refused.status], refused.reason) from None
+            self.refused["policy"] += 1
+            raise GrpcStatus(GRPC_STATUS[refused.status], refused.reason, logged=True) from None
         name = cluster.decode("ascii")
-        sessions = self._sessions.setdefault(name, [])
+        sessions = self._sessions.get(name, [])
         if any(session.identity != identity for session in sessions):
             extra = {"cluster": name, "peer": tunnel.peername}
             logger.warning("agent refused: another identity holds the cluster", extra=extra)
-            self.refused += 1
-            raise GrpcStatus(Status.PERMISSION_DENIED, "another identity holds this cluster")
+            self.refused["policy"] += 1
+            raise GrpcStatus(Status.PERMISSION_DENIED, "another identity holds this cluster", logged=True)
+        for setting, open_now, most, whose in (
+            ("max_sessions_per_cluster", len(sessions), self._config.max_sessions_per_cluster, "this cluster"),
+            ("max_agents", self._open_sessions, self._max_agents, "this hub"),
+        ):
+            if open_now >= most:
+                self.refused[setting] += 1
+                extra = {"cluster": name, "peer": tunnel.peername, "limit": setting, "most": most}
+                logger.warning("agent refused: too many sessions", extra=extra)
+                reason = f"{whose} has {open_now} sessions, the most that are allowed ({setting})"
+                raise GrpcStatus(Status.RESOURCE_EXHAUSTED, reason, logged=True)
         session = AgentSession(
             tunnel, name, identity, self._lost, on_draining=self._draining, successor=self._newest
         )
-        sessions.append(session)
+        self._sessions.setdefault(name, sessions).append(session)
         self.sessions_opened += 1
+        self._open_sessions += 1
         logger.info("agent connected", extra={"cluster": name, "peer": tunnel.peername})
+        if len(sessions) > 1:
+            extra = {"cluster": name, "peer": tunnel.peername, "sessions": len(sessions)}
+            logger.info("a cluster has several agents: the newest gets new requests", extra=extra)
         return session
 
-    def _tls_failed(self, reason: str) -> None:
-        self.tls_failures += 1
-        logger.warning("an agent's TLS handshake failed", extra={"reason": reason})
+    def _tls_failed(self, peer: Any, reason: str) -> None:
+        self.refused["tls"] += 1
+        logger.warning("an agent's TLS handshake failed", extra={"peer": peer, "reason": reason})
+
+    def _shares(self) -> Shares:
+        """What the process's descriptors allow of what is configured."""
+        config = self._config
+        limit = descriptor_limit()
+        shares = share_out(limit, config.max_clients, config.max_agents)
+        for setting, asked, allowed in (
+            ("max_clients", config.max_clients, shares.clients), ("max_agents", config.max_agents, shares.agents)
+        ):  # fmt: skip
+            if allowed < asked:
+                logger.warning(
+                    "%s is lowered from %d to %d: the process may open %d file descriptors (ulimit -n)",
+                    setting, asked, allowed, limit,
+                )  # fmt: skip
+        return shares
 
     def route(self, request: RequestHead) -> Target:
         """The newest agent of the cluster that this request is for, whatever the one before it on its connection was.
@@ -313,6 +368,7 @@ class Hub:
         self._known.seen(session.cluster)
         sessions = self._sessions[session.cluster]
         sessions.remove(session)
+        self._open_sessions -= 1
         self._past_bytes = [past + own for past, own in zip(self._past_bytes, session.carried_bytes, strict=True)]
         if not sessions:
             del self._sessions[session.cluster]
@@ -334,12 +390,3 @@ def cluster_of_path(request: RequestHead) -> str:
 
 def _ended(conn_id: int, kind: Kind, stage: Stage) -> None:
     logger.debug("client connection ended", extra={"conn_id": conn_id, "kind": kind, "stage": stage})
-
-
-def _user_tls_failed(reason: str) -> None:
-    logger.info("a user's TLS handshake failed", extra={"reason": reason})
-
-
-def _port(sockets: Sequence[object]) -> int:
-    port: int = sockets[0].getsockname()[1]  # type: ignore[attr-defined]  # typeshed has no type for uvloop's
-    return port

@@ -21,6 +21,12 @@ __all__ = ["read"]
 
 CERTIFICATE_HELP = "When the certificates of a setting's files expire, in seconds since 1970."
 
+REASONS = (
+    "policy", "tls", "max_agents", "max_sessions_per_cluster", "queue", "connections", "strangers", "no_call",
+    "descriptors",
+)  # fmt: skip
+"""Why agents are refused: by the hub, and at its door."""
+
 MANY = 3
 """Clusters with so many agents and more are counted together."""
 
@@ -68,11 +74,17 @@ def _agents(hub: Hub) -> Iterator[Metric]:
         [((agents,), count) for agents, count in clusters.items()],
     )  # fmt: skip
     yield Metric("sessions", "counter", "Tunnels opened so far.", (), [((), hub.sessions_opened)])
-    refused = {"policy": hub.refused, "tls": hub.tls_failures}
+    door = hub.agent_door
+    refused = dict.fromkeys(REASONS, 0) | hub.refused
+    if door is not None:
+        refused |= door.refused
+        refused["descriptors"] = door.refused_descriptors
     yield Metric(
-        "agents_refused", "counter", "Agents refused: by who they are, or in the TLS handshake.", ("reason",),
+        "agents_refused", "counter", "Agents refused, and connections to their port that were closed.", ("reason",),
         [((reason,), count) for reason, count in refused.items()],
     )  # fmt: skip
+    waiting = door.waiting if door is not None else 0
+    yield Metric("agents_waiting", "gauge", "Agents' connections that the hub has not begun with.", (), [((), waiting)])
 
 
 def _requests(hub: Hub) -> Iterator[Metric]:
@@ -82,7 +94,10 @@ def _requests(hub: Hub) -> Iterator[Metric]:
     yield Metric("client_connections", "gauge", "Users' connections that are open.", (), [((), connections)])
     yield Metric("requests_in_flight", "gauge", "Requests being served.", (), [((), in_flight)])
     over = sum(proxy.refused.values()) if proxy is not None else 0
-    yield Metric("connections_refused", "counter", "Users' connections answered 503.", (), [((), over)])
+    door = hub.user_door
+    if door is not None:
+        over += door.refused["connections"] + door.refused_descriptors
+    yield Metric("connections_refused", "counter", "Users' connections answered 503, or closed.", (), [((), over)])
     responses = [
         ((source, f"{digit}xx"), count)
         for source, by_digit in (("agent", measures.responses), ("hub", measures.own))

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from ..errors import ConfigError
@@ -23,6 +23,7 @@ __all__ = [
     "FileTrust",
     "ServerContext",
     "client_context",
+    "handshake_failure",
     "parse_certificates",
     "roots_context",
     "server_context",
@@ -184,30 +185,13 @@ def client_context(
     return context
 
 
-class _ReportingTLS(ssl.SSLObject):
-    """The server's end of a connection whose handshake may fail: asyncio and uvloop say nothing where one does."""
-
-    def do_handshake(self) -> None:
-        try:
-            super().do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLEOFError):
-            raise  # it goes on, or the peer left: a port that is looked at is no failure
-        except ssl.SSLError as error:
-            on_failure = getattr(self.context, "on_failure", None)
-            if on_failure is not None:
-                on_failure(_reason(error))
-            raise
-
-
 class ServerContext(ssl.SSLContext):
-    """A server's context. on_failure: called with what went wrong in words whenever a peer's handshake fails.
+    """A server's context.
 
     files: where what is to be served with comes from. Each new connection is served with a whole context of its time: a
     context can't forget a CA that it has been given, and would let clients in again by their session tickets.
     """
 
-    sslobject_class = _ReportingTLS
-    on_failure: Callable[[str], None] | None = None
     files: Reloaded[ServerContext] | None = None
 
     def wrap_bio(
@@ -222,11 +206,14 @@ class ServerContext(ssl.SSLContext):
         if self.files is None:
             return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
         current = self.files.refresh()
-        current.on_failure = self.on_failure
         return current.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
 
 
-def _reason(error: ssl.SSLError) -> str:
+def handshake_failure(error: BaseException) -> str | None:
+    """Why a peer's handshake failed, in words; None where the peer only left: a port that is looked at is no failure.
+    """
+    if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError):
+        return "it took too long" if isinstance(error, ConnectionAbortedError) else None
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the client's certificate was refused: {error.verify_message}"
     if error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":

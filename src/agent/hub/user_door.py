@@ -1,0 +1,279 @@
+"""The door that users come through: from an accepted socket to the proxy, by TLS or plainly.
+
+    accepted ──► too many? 503, close
+        │ plaintext port ─────────────────────────────────────────────────────────► the proxy's connection
+        │ TLS port: first byte ──► not TLS's ──► 400, close
+        └─────────────────────────► handshake ──► no certificate where one is due ──► 400, close
+                                        └─────────────────────────────────────────► the proxy's connection
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, cast
+
+from ..acceptor import Acceptor, RateLimitedLog
+
+__all__ = ["UserDoor"]
+
+logger = logging.getLogger(__name__)
+
+TLS_TIMEOUT_S = 10.0
+"""From a connection to the end of its TLS handshake."""
+
+ANSWER_TIMEOUT_S = 5.0
+"""How long a user who gets no more than an answer from the door may take to send a byte, and to read the answer."""
+
+_TLS_HANDSHAKE = b"\x16"
+"""The first byte of a TLS connection: a record of type handshake (RFC 8446, section 5.1)."""
+
+
+def _answer(status: str, text: str, *fields: str) -> bytes:
+    body = text.encode() + b"\n"
+    head = (
+        f"HTTP/1.1 {status}", "Content-Type: text/plain; charset=utf-8", "X-Content-Type-Options: nosniff",
+        f"Content-Length: {len(body)}", *fields, "Connection: close", "", "",
+    )  # fmt: skip
+    return "\r\n".join(head).encode() + body
+
+
+TOO_MANY = _answer("503 Service Unavailable", "too many connections", "Retry-After: 1")
+NOT_TLS = _answer("400 Bad Request", "the client sent an HTTP request to an HTTPS port")
+NO_CERTIFICATE = _answer("400 Bad Request", "the client sent no certificate, and one is required")
+
+
+class UserDoor:
+    """Lets users in.
+
+    protocol: makes the proxy's protocol for one connection. open_connections: how many of those there are. make_room:
+    closes a connection that was never used; returns whether there is one.
+    max_connections: of the port, all told; past it a connection is answered 503 at once, or closed where TLS would come
+    first. tls: the port's context, None for plaintext. certificate_required: users without a certificate get 400.
+    reason_of: why a handshake failed, in words; None for what isn't worth a line.
+    refused: connections closed or answered at the door, by reason: `connections`, `handshakes`, `not_tls`,
+    `no_certificate`, `tls`.
+    """
+
+    def __init__(
+        self,
+        *,
+        protocol: Callable[[], asyncio.Protocol],
+        open_connections: Callable[[], int],
+        make_room: Callable[[], bool],
+        max_connections: int,
+        tls: ssl.SSLContext | None,
+        certificate_required: bool,
+        reason_of: Callable[[BaseException], str | None],
+    ) -> None:
+        self._protocol = protocol
+        self._open_connections = open_connections
+        self._make_room = make_room
+        self._max_connections = max_connections
+        self._tls = tls
+        self._certificate_required = certificate_required
+        self._reason_of = reason_of
+        self._loop = asyncio.get_running_loop()
+        self._acceptor: Acceptor | None = None
+        self._entering: dict[asyncio.Task[Any], None] = {}  # the oldest first
+        self._answering: set[_Answer] = set()
+        self._max_handshakes = max(1, max_connections // 2)
+        self.refused: Counter[str] = Counter()
+        self._full = RateLimitedLog(logger, logging.WARNING, "users' connections are refused: there are too many")
+        self._slow = RateLimitedLog(
+            logger, logging.WARNING, "too many TLS handshakes with users at once: the oldest are closed"
+        )
+
+    def open(self, sockets: list[socket.socket]) -> int:
+        """Accept on these sockets, which are the door's from now on. Returns the port."""
+        refuse = _send_too_many if self._tls is None else lambda sock: None
+        accepted = self._accepted if self._tls is None else self._accepted_tls
+        self._acceptor = Acceptor(sockets, accepted, refuse, name="http")
+        self._acceptor.start()
+        return self._acceptor.port
+
+    def stop(self) -> None:
+        """Accept no more. Those that have come are let in. Again is no error."""
+        if self._acceptor is not None:
+            self._acceptor.close()
+        self._full.close()
+        self._slow.close()
+
+    async def close(self) -> None:
+        """Close all that is not the proxy's yet. Cancelled: all of it is closed but not waited for."""
+        self.stop()
+        tasks = list(self._entering)
+        for task in tasks:
+            task.cancel()
+        for answer in list(self._answering):
+            answer.abort()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    @property
+    def refused_descriptors(self) -> int:
+        """Connections refused because no descriptor was left."""
+        return self._acceptor.refused if self._acceptor is not None else 0
+
+    # -- who comes
+
+    def _has_room(self) -> bool:
+        taken = self._open_connections() + len(self._entering) + len(self._answering)
+        if taken < self._max_connections or self._make_room():
+            return True
+        self.refused["connections"] += 1
+        self._full(limit=self._max_connections)
+        return False
+
+    def _accepted(self, sock: socket.socket, peer: Any) -> None:
+        if self._has_room():
+            task = self._loop.create_task(self._loop.connect_accepted_socket(self._protocol, sock))
+            self._entering[task] = None
+            task.add_done_callback(self._entered)
+            return
+        sock.setblocking(False)
+        with sock, contextlib.suppress(OSError):
+            _send_too_many(sock)
+
+    def _accepted_tls(self, sock: socket.socket, peer: Any) -> None:
+        sock.setblocking(False)
+        if not self._has_room():
+            sock.close()
+            return
+        if len(self._entering) >= self._max_handshakes:
+            oldest = next(iter(self._entering))
+            del self._entering[oldest]
+            oldest.cancel()
+            self.refused["handshakes"] += 1
+            self._slow(limit=self._max_handshakes)
+        task: asyncio.Task[Any] = self._loop.create_task(self._let_in_by_tls(sock, peer))
+        self._entering[task] = None
+        task.add_done_callback(self._entered)
+
+    def _entered(self, task: asyncio.Task[Any]) -> None:
+        self._entering.pop(task, None)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, OSError):  # the peer has left
+            logger.debug("a user's connection can't be served", extra={"reason": str(error)})
+        elif error is not None:
+            raise error
+
+    async def _let_in_by_tls(self, sock: socket.socket, peer: Any) -> None:
+        protocol: Callable[[], asyncio.BaseProtocol] = self._protocol
+        if self._certificate_required:
+            protocol = lambda: _CertificateCheck(self)  # noqa: E731 - a def would need the same types again
+        due_s = self._loop.time() + TLS_TIMEOUT_S
+        try:
+            async with asyncio.timeout_at(due_s):
+                first = await self._first_byte(sock)
+            if first and first != _TLS_HANDSHAKE and first.isalpha():
+                self.refused["not_tls"] += 1
+                logger.info("a user speaks plain HTTP to the TLS port", extra={"peer": peer})
+                await self._loop.connect_accepted_socket(lambda: _Answer(self._answering, NOT_TLS), sock)
+                return
+            await self._loop.connect_accepted_socket(
+                protocol, sock, ssl=self._tls, ssl_handshake_timeout=max(0.1, due_s - self._loop.time())
+            )
+        except TimeoutError:
+            sock.close()
+            self._failed(peer, "no byte came in time")
+        except OSError as error:  # ssl.SSLError is one
+            sock.close()
+            reason = self._reason_of(error)
+            if reason is not None:
+                self._failed(peer, reason)
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+
+    def _failed(self, peer: Any, reason: str) -> None:
+        self.refused["tls"] += 1
+        logger.info("a user's TLS handshake failed", extra={"peer": peer, "reason": reason})
+
+    async def _first_byte(self, sock: socket.socket) -> bytes:
+        """The first byte, which stays to be read; b"" where it can't be had. Cancelled: nothing has changed."""
+        while True:
+            try:
+                return sock.recv(1, socket.MSG_PEEK)
+            except (BlockingIOError, InterruptedError):
+                readable = asyncio.Event()
+                try:
+                    self._loop.add_reader(sock, readable.set)
+                except NotImplementedError:  # Windows' proactor
+                    return b""
+                try:
+                    await readable.wait()
+                finally:
+                    self._loop.remove_reader(sock)
+
+
+class _CertificateCheck(asyncio.Protocol):
+    """The first protocol of a connection whose user must show a certificate: hands it on to the proxy's, or to a 400.
+
+    TLS lets users in who show none, so that they can be told (TLS 1.3 clients don't wait for the server's verdict).
+    """
+
+    def __init__(self, door: UserDoor) -> None:
+        self._door = door
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        door = self._door
+        peer = transport.get_extra_info("peername")
+        protocol: asyncio.Protocol
+        if transport.get_extra_info("peercert"):
+            protocol = door._protocol()
+        else:
+            door.refused["no_certificate"] += 1
+            logger.info("a user showed no certificate", extra={"peer": peer})
+            protocol = _Answer(door._answering, NO_CERTIFICATE)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+
+
+class _Answer(asyncio.Protocol):
+    """Answers what comes, whatever it is, and closes. So the client can read the answer, what it sends is read, too.
+
+    open: the set that this is in while it is connected.
+    """
+
+    def __init__(self, open: set[_Answer], answer: bytes) -> None:
+        self._open = open
+        self._answer = answer
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._open.add(self)
+        self._timer = asyncio.get_running_loop().call_later(ANSWER_TIMEOUT_S, self.abort)
+
+    def data_received(self, data: bytes) -> None:
+        answer, self._answer = self._answer, b""
+        if answer and self._transport is not None:
+            self._transport.write(answer)
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            else:
+                self._transport.close()  # TLS says its own goodbye, and reads the peer's
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._open.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _send_too_many(sock: socket.socket) -> None:
+    """A 503 in one go. What the client has sent is read first: closing would take the answer from it otherwise."""
+    with contextlib.suppress(BlockingIOError):
+        sock.recv(65536)
+    sock.send(TOO_MANY)
+    sock.shutdown(socket.SHUT_WR)
