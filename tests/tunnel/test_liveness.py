@@ -69,11 +69,11 @@ class Clockwork:
         self.timers = [timer for timer in self.timers if not timer.cancelled]
         return self.timers
 
-    def run_to(self, end_s: float) -> None:
-        """Let time pass up to `end_s` seconds after the beginning."""
+    def run_to(self, end_s: float, late_s: float = 0.0) -> None:
+        """Let time pass up to `end_s` seconds after the beginning. Each timer fires late_s too late."""
         end_s += 100.0
         while due := sorted((t for t in self.open_timers() if t.due_s <= end_s), key=lambda timer: timer.due_s):
-            self.now_s = max(self.now_s, due[0].due_s)
+            self.now_s = max(self.now_s, due[0].due_s + late_s)
             self.timers.remove(due[0])
             self.fired += 1
             due[0].call()
@@ -210,6 +210,45 @@ def test_a_hub_that_stood_still_reads_before_it_judges(watch: Watch) -> None:
     assert liveness.state is State.HEARD
     assert not connection.failed
     assert LATE_S < 60
+
+
+def test_a_hub_whose_every_turn_is_long_finds_dead_agents_too(watch: Watch) -> None:
+    liveness, connection, loop = watch
+    loop.run_to(2)
+    liveness.ask()
+    loop.run_to(8, late_s=LATE_S + 0.3)
+    assert liveness.suspected
+    loop.run_to(24, late_s=LATE_S + 0.3)
+    assert connection.failed
+
+
+def test_the_time_in_which_the_hub_stood_still_does_not_count_against_the_agent(watch: Watch) -> None:
+    """A frozen machine receives nothing, and the peer sends again only seconds later."""
+    liveness, connection, loop = watch
+    loop.run_to(2)
+    liveness.ask()  # the end is due at 16
+    loop.run_to(3)
+    loop.now_s += 60  # 58.5 s after the timer was due
+    loop.run_to(16 + 58.4)
+    assert not connection.failed
+    loop.run_to(16 + 58.6)
+    assert connection.failed
+
+
+@pytest.mark.parametrize("stops", [2, 3])
+def test_a_hub_that_is_stopped_again_has_read_in_between(watch: Watch, stops: int) -> None:
+    liveness, connection, loop = watch
+    loop.run_to(2)
+    liveness.ask()
+    for stop in range(stops):
+        loop.now_s += 30
+        due = loop.open_timers()[0]
+        loop.timers.remove(due)
+        due.call()
+        assert not liveness.suspected
+        if not stop:
+            connection.hear()
+    assert not connection.failed
 
 
 def test_a_slow_link_that_carries_what_waits_puts_the_end_off_up_to_a_minute(watch: Watch) -> None:

@@ -18,7 +18,8 @@ A suspected agent gets nothing new while another agent of its cluster serves (`h
 
 Invariants:
 L1. A byte counts when it comes, not when the timer next looks: `suspected` compares times.
-L2. A timer that is late says nothing about the peer: what the kernel has received meanwhile is read first.
+L2. A timer that is late says nothing about the peer: what the kernel has received meanwhile is read first, and the end
+    is put off by as long as this process stood still. Never twice in a row: a busy hub finds dead agents, too.
 L3. A slow link is no dead one: while more is acknowledged of what still waits to be, the end is put off, up to
     MAX_SILENCE_S. The PING stands behind it.
 L4. One timer per connection; a received byte moves no timer.
@@ -34,19 +35,21 @@ from typing import Final, Protocol
 
 from ..errors import AgentError
 
-__all__ = ["TRANSITIONS", "Event", "Liveness", "LivenessTimes", "State"]
+__all__ = ["CATCH_UP_S", "LATE_S", "TRANSITIONS", "Event", "Liveness", "LivenessTimes", "State"]
 
 MAX_SILENCE_S: Final = 60.0
 """How long a connection may last without a byte from its agent, whatever its TCP acknowledges."""
 
-LATE_S: Final = 0.5
-"""A timer that fires so much later than it was set for shows that this process stood still."""
+LATE_S: Final = 0.05
+"""A timer that fires so much later than it was set for shows that this process stood still: what it waits for may have
+come meanwhile. A loop may execute its timers before it reads its sockets (libuv's does when its wait was interrupted).
+"""
 
 TICK_S: Final = 0.001
 """A timer of uvloop may fire so much too soon."""
 
 CATCH_UP_S: Final = 0.1
-"""What the loop then gets for reading, before the timer looks again."""
+"""What the loop then gets for reading, before one looks again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -129,7 +132,9 @@ class Liveness:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = 0.0
+        self._was_late = False  # the timer, when it last fired
         self._asked_s = 0.0
+        self._suspect_s = 0.0  # when the agent that was asked becomes suspected
         self._taken_bytes = 0  # when the end was last put off, or the agent asked
         self._end_s = 0.0
         self._was_suspected = False  # when it ended
@@ -177,13 +182,18 @@ class Liveness:
         self._asked_s = now_s
         self._taken_bytes, _ = self._connection.outgoing()
         self._end_s = max(self._connection.heard_s + times.idle_s, now_s) + times.answer_s
+        self._suspect_s = now_s + times.suspect_s
         self._connection.ping()
-        self._arm(min(now_s + times.suspect_s, self._end_s))
+        self._arm(min(self._suspect_s, self._end_s))
 
     def _look(self) -> None:
         self._timer = None
         now_s, times = self._loop.time() + TICK_S, self.times
-        if now_s - self._due_s > LATE_S:  # L2
+        late_s = now_s - self._due_s
+        self._was_late = late_s > LATE_S and not self._was_late
+        if self._was_late:  # L2
+            self._suspect_s += late_s
+            self._end_s += late_s
             self._arm(now_s + CATCH_UP_S)
             return
         if self.state is not State.HEARD and self._is_heard:
@@ -198,10 +208,11 @@ class Liveness:
         if now_s >= self._end_s and not self._is_taking(now_s):
             self._end()
             return
-        if self.state is State.ASKED and now_s >= self._asked_s + times.suspect_s:
+        if self.state is State.ASKED and now_s >= self._suspect_s:
             self._move(Event.UNANSWERED)
         # A suspected agent is looked at as often, so that the log says soon when it was heard.
-        self._arm(min(now_s + times.suspect_s, max(self._end_s, now_s)))
+        look_s = self._suspect_s if self.state is State.ASKED else now_s + times.suspect_s
+        self._arm(min(look_s, self._end_s))
 
     def _is_taking(self, now_s: float) -> bool:
         """Whether the agent's TCP has taken more since it was asked: then the end is put off."""
