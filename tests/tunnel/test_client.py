@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,6 +123,62 @@ async def test_cancelling_leaves_nothing_at_any_stage(
         with pytest.raises(asyncio.CancelledError):
             await task
         assert all(len(session.lost) == 1 for session in ends.agent_sessions)
+
+
+@pytest.mark.parametrize("late_s", [0.3, 1.5])
+async def test_an_agent_that_stood_still_reads_before_it_takes_a_probe_for_unanswered(
+    raw_hub: Any, tunnels: Any, late_s: float
+) -> None:
+    """The answer lies in the socket, and the deadline has passed: uvloop executes timers first."""
+    timeout_s = 0.5
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port, probe_interval_s=0.05, probe_timeout_s=timeout_s))
+        hub = await accepted()
+        await hub.greet()
+        await ends.until(lambda: ends.ready)
+        loop = asyncio.get_running_loop()
+        here, there = socket.socketpair()
+        with here, there:
+            for probe in (2, 3, 4):
+                while len(hub.packets()) < probe:
+                    await hub.frame()
+                sent: list[bytes] = []
+                hub.writer.write, write = sent.append, hub.writer.write  # type: ignore[method-assign]  # a frame's bytes
+                hub.answer_probe()
+                hub.writer.write = write  # type: ignore[method-assign]
+                stopped = asyncio.Event()
+
+                def stop(answer: bytes, stopped: asyncio.Event) -> None:
+                    os.write(hub.writer.get_extra_info("socket").fileno(), answer)
+                    time.sleep(timeout_s + late_s)
+                    loop.remove_reader(here)
+                    here.recv(1)
+                    stopped.set()
+
+                loop.add_reader(here, stop, sent[0], stopped)  # so that the loop's timers are what comes next
+                there.send(b"x")
+                await stopped.wait()
+            while len(hub.packets()) < 5:
+                await hub.frame()
+        assert ends.lost == []
+
+
+async def test_an_agent_whose_every_turn_is_long_finds_a_dead_hub_too(raw_hub: Any, tunnels: Any) -> None:
+    async with raw_hub() as (port, accepted), tunnels() as ends:
+        ends.start(ends.client(port, probe_interval_s=0.05, probe_timeout_s=0.2))
+        hub = await accepted()
+        await hub.greet()
+        await ends.until(lambda: ends.ready)
+
+        def work() -> None:
+            time.sleep(0.4)
+            if not ends.lost:
+                loop.call_later(0.001, work)
+
+        loop = asyncio.get_running_loop()
+        work()
+        await ends.until(lambda: ends.lost)
+        assert "no answer to a probe" in str(ends.lost[0][1])
 
 
 async def test_drain_is_forced_where_the_hub_does_not_end_the_stream(

@@ -27,6 +27,7 @@ from .features import GOAWAY, read_features, write_features
 from .frames import MessageRefused
 from .grpc import GrpcStatus, Metadata, Status, request_headers, response_status
 from .http2 import Http2Connection
+from .liveness import CATCH_UP_S, LATE_S
 from .packet import PROBE_ID, ControlCode
 from .session import Tunnel
 from .stream import Headers, Http2Stream
@@ -40,9 +41,6 @@ _FLOOD_PACKETS = 1000
 
 _MAX_PROBE_S = 60.0
 """How late a probe's answer may be where something moves: 32 MB that a base hub has queued before it, at 0.5 MB/s."""
-
-_LATE_S = 1.0
-"""A wait that takes so much longer than it should shows that this process stood still."""
 
 _REFUSALS = {
     "CERTIFICATE_REQUIRED": "it asks for one",
@@ -193,11 +191,18 @@ class Call:
         self.tunnel.send(PROBE_ID, ControlCode.DATA)
         asked_s = looked_s = self._probed_s = loop.time()
         heard_s, (taken_bytes, _) = self.connection.heard_s, self.connection.outgoing()
+        wait_s, was_late = timeout_s, False
         while not self._probe.done():
-            await asyncio.wait((self._probe, self.ended), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((self._probe, self.ended), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             await self._raise_if_ended()
             if not self._probe.done():
                 before_s, looked_s = looked_s, loop.time()
+                late_s = looked_s - before_s - wait_s
+                was_late = late_s > LATE_S and not was_late  # as for liveness.py's L2
+                if was_late:  # this process stood still: that time doesn't count, and what has come is read first
+                    wait_s = min(timeout_s, late_s) + CATCH_UP_S
+                    continue
+                wait_s = timeout_s
                 heard_before_s, heard_s = heard_s, self.connection.heard_s
                 taken_before_bytes = taken_bytes
                 taken_bytes, waits = self.connection.outgoing()
@@ -205,8 +210,6 @@ class Call:
                     # The probe alone moves nothing: a stopped hub's kernel acknowledges it.
                     taken_bytes > taken_before_bytes and (waits or self.tunnel.bytes_buffered > 0)
                 )
-                if looked_s - before_s > timeout_s + _LATE_S:  # this process stood still: read what has come, first
-                    continue
                 waited_s = looked_s - asked_s
                 if waited_s < least_s:
                     continue
