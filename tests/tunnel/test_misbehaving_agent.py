@@ -312,3 +312,20 @@ async def test_tls_without_alpn_is_turned_away(tunnels: Any, tmp_path: Any) -> N
             assert await reader.read() == b""
         writer.transport.abort()
         assert ends.hub_sessions == []
+
+
+async def test_an_agent_that_acknowledges_no_ping_is_sent_a_bounded_number(
+    tunnels: Any, raw_agent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call has its round trip measured, and a call costs its agent nothing."""
+    monkeypatch.setattr("agent.tunnel.http2._MAX_PINGS", 20)
+    async with tunnels() as ends, raw_agent(ends.port) as agent:
+        hello(agent)
+        for number in range(60):
+            agent.headers(*CALL, ("tunnel-features", "window"), stream_id=2 * number + 1)
+            agent.send(3, 0, 2 * number + 1, bytes(4))
+        agent.headers(*CALL, ("tunnel-features", "window"), stream_id=121)
+        while (await agent.seen(1))[2] != 121:
+            pass
+        assert len(ends.hub_sessions) == 61
+        assert sum(kind == 6 for kind, _, _, _ in agent.frames) == 20

@@ -74,6 +74,8 @@ LINGER_S = 2.0
 """How long a peer may take to read what is left when we close."""
 
 _MAX_STREAMS = 100
+_MAX_PINGS = 2 * _MAX_STREAMS
+"""So many may wait for their ACKs; each call of a connection measures its round trip by one at a time."""
 _SETTINGS = h2.settings.SettingCodes
 _MOST_STREAMS = 2**32 - 1  # what h2 takes for the limit: past one it would end the connection
 _NO_ERROR, _PROTOCOL_ERROR, _INTERNAL_ERROR, _FLOW_CONTROL_ERROR, _STREAM_CLOSED = 0x0, 0x1, 0x2, 0x3, 0x5
@@ -144,10 +146,15 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         return stream
 
     def ping(self, answered: Callable[[], None] | None = None) -> None:
-        """Send a PING; `answered` is called when its ACK comes."""
+        """Send a PING; `answered` is called when its ACK comes.
+
+        Past _MAX_PINGS whose ACKs are missing nothing is sent: calls that come and go would pile up without an end.
+        """
         if self.closing:
             return
         if answered is not None:
+            if len(self._pings) >= _MAX_PINGS:
+                return
             self._pings.append(answered)
         self._flush()  # I1
         self._write(frame(PING, 0, 0, _SIGN if answered is None else _MEASURE))
