@@ -310,10 +310,7 @@ class AgentSession:
 
         Returns whether the agent is suspected, and another session of the cluster serves.
         """
-        if self._liveness is None:
-            return False
-        self._liveness.ask()
-        return self._liveness.suspected and self._other is not None
+        return self._liveness is not None and self._liveness.ask() and self._other is not None
 
     @property
     def _other(self) -> AgentSession | None:

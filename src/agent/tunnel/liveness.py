@@ -79,6 +79,10 @@ class State(enum.Enum):
     ENDED = enum.auto()
 
 
+# Looked up once: until Python 3.12 an enum's attribute costs a call.
+HEARD, ENDED = State.HEARD, State.ENDED
+
+
 class Event(enum.Enum):
     """ask: a PING goes out. byte: one came after it. unanswered: none for `suspect_s`. over: none at all, or closed."""
 
@@ -163,12 +167,19 @@ class Liveness:
         """
         return self._was_suspected or (self.state is State.SUSPECTED and not self._is_heard)  # L1
 
-    def ask(self) -> None:
-        """A request has waited for `unanswered_s`: ask the agent whether it lives, if it has been silent as long."""
-        if self.state in (State.ASKED, State.SUSPECTED) and self._is_heard:
+    def ask(self) -> bool:
+        """A request has waited for `unanswered_s`: ask the agent whether it lives, if it has been silent as long.
+
+        Returns `suspected`. Each request that still waits calls this at each sweep.
+        """
+        state, heard_s = self.state, self._connection.heard_s
+        if state is not HEARD:
+            if state is ENDED or heard_s < self._asked_s:
+                return self.suspected
             self._move(Event.BYTE)
-        if self.state is State.HEARD and self._timer is not None and self.silent_s >= self.times.unanswered_s:
+        if self._timer is not None and self._loop.time() - heard_s >= self.times.unanswered_s:
             self._ask()
+        return False
 
     # ------------------------------------------------------------ the machine
 
