@@ -12,7 +12,7 @@ from whole_peers import running_cable, running_origin, until
 from whole_rig import Rig
 
 import agent.hub.session
-from agent.errors import TargetError
+from agent.errors import TargetError, WireError
 from agent.hub.session import AgentSession
 from agent.tunnel.client import HubEndpoint, TunnelClient
 from agent.tunnel.packet import ControlCode
@@ -272,6 +272,32 @@ async def test_what_an_agent_says_of_a_connection_reaches_the_proxy_and_the_log(
         record = next(record for record in caplog.records if record.message == "agent ended a connection")
         assert record.__dict__["reason"] == failure.reason.removeprefix("the agent says: ")
         assert record.__dict__["fault"] == "agent"
+
+
+@pytest.mark.parametrize(
+    ("error", "fault", "text"),
+    [
+        (ConnectionResetError(), "agent", "ConnectionResetError"),
+        (ConnectionResetError(104, "Connection reset by peer"), "agent", "Connection reset by peer"),
+        (WireError("x\r\n\x1b[31m" + "y" * 1_000), "agent", "x   [31m" + "y" * 192),
+        (KeyError("/etc/a secret"), "hub", "the hub failed (KeyError)"),
+    ],
+)
+async def test_users_are_told_why_a_session_was_lost_and_whose_fault_it_is(
+    error: Exception, fault: str, text: str
+) -> None:
+    async with Pair() as pair, asyncio.timeout(20):
+        session, seen = pair.sessions[0], pair.seen[0]
+        used = await session.connect(asyncio.Protocol())
+        used.write(b"hello")
+        await until(lambda: seen.packets)
+        assert session.tunnel._stream is not None
+        session.tunnel._stream.connection.fail(error)
+        failure = used.get_extra_info("failure")
+        assert (failure.fault, failure.reason) == (fault, f"the agent of this cluster was lost: {text}")
+        with pytest.raises(TargetError) as raised:
+            await session.connect(asyncio.Protocol())
+        assert (raised.value.fault, raised.value.reason) == (fault, failure.reason)
 
 
 async def test_a_connection_of_a_lost_agent_names_the_agent() -> None:

@@ -39,7 +39,7 @@ from ..tunnel.session import Tunnel
 from .agent_door import AgentDoor
 from .known import UNKNOWN, UNKNOWN_SEGMENT, KnownClusters
 from .readings import read
-from .session import AgentSession, readable
+from .session import AgentSession, why_lost
 from .user_door import UserDoor
 
 __all__ = ["ClusterParser", "Hub", "cluster_of_path"]
@@ -376,8 +376,8 @@ class Hub:
         if error is None:
             logger.info("agent disconnected", extra=extra)
         else:
-            reason = readable(str(error) or type(error).__name__)
-            logger.warning("agent disconnected", extra={**extra, "reason": reason, "fault": "agent"})
+            fault, reason = why_lost(error)
+            logger.warning("agent disconnected", extra={**extra, "reason": reason, "fault": fault})
 
 
 def cluster_of_path(request: RequestHead) -> str:

@@ -18,7 +18,7 @@ from typing import cast
 
 from fastpipe import PipeEnd, create_pipe
 
-from ..errors import TargetError
+from ..errors import AgentError, Party, TargetError
 from ..tunnel.packet import ControlCode
 from ..tunnel.scheduler import Outbound
 from ..tunnel.session import Tunnel
@@ -268,6 +268,7 @@ class AgentSession:
         self._left_open: asyncio.TimerHandle | None = None
         self._lost = False
         self._lost_reason = ""
+        self._lost_fault: Party = "agent"
         self._liveness = tunnel.liveness
         if self._liveness is not None:
             self._liveness.watchers.append(self._suspicion_changed)
@@ -330,7 +331,7 @@ class AgentSession:
             if other is not None:
                 return await other.connect(protocol)
             if self._lost:
-                raise TargetError(502, self._lost_reason, stage="connect", fault="agent")
+                raise TargetError(502, self._lost_reason, stage="connect", fault=self._lost_fault)
             raise TargetError(503, "the only agent of this cluster is being stopped", stage="connect", fault="agent")
         if self.suspected:
             other = self._other
@@ -404,9 +405,9 @@ class AgentSession:
 
     def tunnel_lost(self, error: Exception | None) -> None:
         self._lost = True
-        reason = readable(str(error)) if error is not None else "it ended its session"
+        self._lost_fault, reason = why_lost(error)
         self._lost_reason = f"the agent of this cluster was lost: {reason}"
-        failure = TargetError(502, self._lost_reason, stage="response head", fault="agent")
+        failure = TargetError(502, self._lost_reason, stage="response head", fault=self._lost_fault)
         if self._liveness is not None and self._suspicion_changed in self._liveness.watchers:
             self._liveness.watchers.remove(self._suspicion_changed)
         self._probe_timer.cancel()
@@ -465,6 +466,16 @@ class AgentSession:
             if connection.probed_at_bytes == connection.bytes_seen:
                 self.tunnel.send(connection.conn_id, DATA)
             connection.probed_at_bytes = connection.bytes_seen
+
+
+def why_lost(error: Exception | None) -> tuple[Party, str]:
+    """Whose fault the end of a session is, and what may be said of it to users and in the log."""
+    if error is None:
+        return "agent", "it ended its session"
+    if isinstance(error, (AgentError, OSError)):
+        said = (error.strerror if isinstance(error, OSError) else "") or str(error)
+        return "agent", readable(said) or type(error).__name__
+    return "hub", f"the hub failed ({type(error).__name__})"  # the log has it; its text may hold anything
 
 
 def readable(text: str) -> str:
