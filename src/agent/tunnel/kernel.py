@@ -6,7 +6,9 @@ it is bounded only where that is little: towards a near peer, and only while the
 turns the kernel's own sizing off. Linux 5.14 and later can turn it on again (SO_BUF_LOCK); elsewhere no bound is set.
 
 What was sent and is not acknowledged for UNACKNOWLEDGED_S ends the connection (TCP_USER_TIMEOUT). So a hole in the
-path's MTU is found, through which small packets still pass.
+path's MTU is found, through which small packets still pass. So is a peer whose process leaves its receive queue full for
+as long: Linux counts that time too, though each of its probes is acknowledged. Both sides always read, so a full queue
+says that a process stands still.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ FAR_S: Final = 0.005
 """Past this round trip a peer is far: UNREAD_BYTES, doubled by the kernel, each FAR_S are about 1 Gbit/s."""
 
 UNACKNOWLEDGED_S: Final = 15.0
-"""How long the peer's TCP may leave what was sent without an acknowledgement."""
+"""How long the peer's TCP may leave what was sent without an acknowledgement, or its window shut."""
 
 _LINUX = sys.platform == "linux"
 _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)
