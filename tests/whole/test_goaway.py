@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import aiohttp
@@ -298,6 +299,28 @@ async def test_users_are_told_why_a_session_was_lost_and_whose_fault_it_is(
         with pytest.raises(TargetError) as raised:
             await session.connect(asyncio.Protocol())
         assert (raised.value.fault, raised.value.reason) == (fault, failure.reason)
+
+
+@pytest.mark.parametrize("catches_up", [True, False])
+async def test_a_client_is_not_too_slow_because_the_hub_stood_still(
+    monkeypatch: pytest.MonkeyPatch, catches_up: bool
+) -> None:
+    monkeypatch.setattr(agent.hub.session, "BEHIND_TIMEOUT_S", 0.2)
+    async with Pair() as pair, asyncio.timeout(20):
+        session, loop = pair.sessions[0], asyncio.get_running_loop()
+        used = await session.connect(asyncio.Protocol())
+        (connection,) = session._connections.values()
+        session.fell_behind(connection)
+        loop.call_soon(time.sleep, 0.5)
+        looked = asyncio.Event()
+        loop.call_at(loop.time() + 0.201, looked.set)  # behind the session's own timer
+        await looked.wait()
+        assert not used.is_closing()
+        if catches_up:
+            session.caught_up(connection)
+            assert not session._behind
+        else:
+            await until(used.is_closing)
 
 
 async def test_a_connection_of_a_lost_agent_names_the_agent() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import cast
@@ -19,6 +20,7 @@ from typing import cast
 from fastpipe import PipeEnd, create_pipe
 
 from ..errors import AgentError, Party, TargetError
+from ..tunnel.liveness import CATCH_UP_S, LATE_S
 from ..tunnel.packet import ControlCode
 from ..tunnel.scheduler import Outbound
 from ..tunnel.session import Tunnel
@@ -440,7 +442,8 @@ class AgentSession:
     def fell_behind(self, connection: _Connection) -> None:
         """Stop reading the tunnel until this client has caught up, or its time is over."""
         if connection not in self._behind and not self._lost:
-            self._behind[connection] = self._loop.call_later(BEHIND_TIMEOUT_S, self._too_slow, connection)
+            due_s = self._loop.time() + BEHIND_TIMEOUT_S
+            self._behind[connection] = self._loop.call_at(due_s, self._too_slow, connection, due_s)
             if len(self._behind) == 1:
                 self.tunnel.pause_reading()
 
@@ -451,7 +454,12 @@ class AgentSession:
             if not self._behind and not self._lost:
                 self.tunnel.resume_reading()
 
-    def _too_slow(self, connection: _Connection) -> None:
+    def _too_slow(self, connection: _Connection, due_s: float) -> None:
+        late_s = self._loop.time() - due_s
+        if late_s > LATE_S:  # this process stood still, and the client may have read all the while. Never twice
+            wait_s = min(late_s, BEHIND_TIMEOUT_S) + CATCH_UP_S
+            self._behind[connection] = self._loop.call_later(wait_s, self._too_slow, connection, math.inf)
+            return
         logger.warning(
             "client too slow: its connection is ended", extra={"conn_id": connection.conn_id, "cluster": self.cluster}
         )
