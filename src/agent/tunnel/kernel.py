@@ -6,9 +6,9 @@ it is bounded only where that is little: towards a near peer, and only while the
 turns the kernel's own sizing off. Linux 5.14 and later can turn it on again (SO_BUF_LOCK); elsewhere no bound is set.
 
 What was sent and is not acknowledged for UNACKNOWLEDGED_S ends the connection (TCP_USER_TIMEOUT). So a hole in the
-path's MTU is found, through which small packets still pass. So is a peer whose process leaves its receive queue full for
-as long: Linux counts that time too, though each of its probes is acknowledged. Both sides always read, so a full queue
-says that a process stands still.
+path's MTU is found, through which small packets still pass. So is a peer whose process leaves its receive queue full
+for as long: Linux counts that time too, though each of its probes is acknowledged. Both sides always read, so a full
+queue says that a process stands still.
 """
 
 from __future__ import annotations
