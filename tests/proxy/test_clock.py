@@ -102,6 +102,50 @@ async def test_a_loop_whose_every_turn_is_long_sweeps_all_the_same():
     clock.stop()
 
 
+class Turns:
+    """A loop whose time passes when it is told to, with one timer."""
+
+    def __init__(self) -> None:
+        self.now_s = self.due_s = 100.0
+
+    def time(self):
+        return self.now_s
+
+    def call_later(self, seconds, call):
+        self.due_s, self.call = self.now_s + seconds, call
+        return call
+
+    def turn(self, late_s=0.0):
+        """Let the timer come so late."""
+        self.now_s = self.due_s + late_s
+        self.call()
+
+
+def test_deadlines_come_in_time_in_a_loop_whose_every_turn_is_long(monkeypatch):
+    loop = Turns()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+    swept = []
+    clock = Clock(TICK_S, lambda now: swept.append(now) or True)
+    clock.start()
+    deadline = clock.later(10 * LATE)
+    began_s = loop.now_s
+    while not swept or swept[-1] < deadline:
+        loop.turn(late_s=LATE)
+    assert loop.now_s - began_s <= 14 * LATE
+
+
+def test_each_of_several_stops_is_left_out(monkeypatch):
+    loop = Turns()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+    clock = Clock(TICK_S, lambda now: True)
+    clock.start()
+    deadline = clock.later(LATE / 2)
+    for _ in range(3):
+        loop.turn(late_s=LATE)
+        loop.turn()
+    assert clock.now < deadline
+
+
 async def test_a_clock_started_again_does_not_go_back():
     clock = Clock(TICK_S, lambda now: False)
     clock.start()

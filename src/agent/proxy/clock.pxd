@@ -7,7 +7,7 @@ cdef class Clock:
     cdef public double _tick_s
     cdef public object _sweep, _loop, _handle
     cdef public double now, _due_s, _stood_still_s
-    cdef public bint _counts_stops, _skipped
+    cdef public bint _counts_stops, _skipped, _was_late
 
     cpdef double later(self, double seconds)
 

@@ -6,6 +6,7 @@ A process that was stopped (SIGSTOP, a frozen container, a host that swaps) find
 the same moment. Bytes that came in time must not be late for that: a tick that comes late sweeps nothing, so that a
 tick's length of turns, in which the sockets are read, comes before the next one. Nor does the time in which the loop
 stood still count, for it takes more turns than that until bytes have found their way through a tunnel and its pipes.
+One late tick behind another is load, and its time counts: deadlines come in time where every turn is long, too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Clock:
     """
 
     __slots__ = (
-        "_counts_stops", "_due_s", "_handle", "_loop", "_skipped", "_stood_still_s", "_sweep", "_tick_s", "now",
+        "_counts_stops", "_due_s", "_handle", "_loop", "_skipped", "_stood_still_s", "_sweep", "_tick_s", "_was_late",
+        "now",
     )  # fmt: skip
 
     def __init__(self, tick_s: float, sweep: Callable[[float], bool], *, counts_stops: bool = False) -> None:
@@ -38,6 +40,7 @@ class Clock:
         self._handle: asyncio.TimerHandle | None = None
         self._counts_stops = counts_stops
         self._skipped = False  # the tick before this one swept nothing
+        self._was_late = False
         self._due_s = 0.0  # when the next tick should come, by the loop's time
         self._stood_still_s = 0.0
         self.now = 0.0
@@ -65,8 +68,9 @@ class Clock:
         time_s = self._loop.time()
         late_s = time_s - self._due_s
         is_late = late_s > LATE_TICKS * self._tick_s
-        if is_late and not self._counts_stops:
+        if is_late and not self._was_late and not self._counts_stops:
             self._stood_still_s += late_s
+        self._was_late = is_late
         self.now = time_s - self._stood_still_s
         self._skipped = is_late and not self._skipped  # never twice: a loop whose every turn is long sweeps, too
         if self._skipped or (self._sweep(self.now) and self._handle is None):
