@@ -507,7 +507,7 @@ class Connection:
 
     def _finish(self) -> None:
         """Close after a whole answer, or idle."""
-        if self._backlog and not self._half_closed:
+        if (self._backlog or self._in_hand) and not self._half_closed:
             self._linger()  # closing on unread bytes would reset the connection, and the answer with it
         else:
             self._tell(Kind.COMPLETE, Stage.IDLE)
@@ -530,6 +530,7 @@ class Connection:
             self._shut()
             return
         self._input = LINGERING
+        self._stall.reset()
         self._deadline = self.proxy.clock.later(self.proxy.limits.linger_s)
         self._exchange_paused = self._backlog_paused = False
         self._resume_transport()
@@ -608,7 +609,7 @@ class Connection:
         if now >= self._deadline:
             self._deadline = NEVER
             self._late()
-        if self.writing_paused or self._input is CLOSED:
+        if self.writing_paused or self._input is CLOSED or self._input is LINGERING:
             limit_s = self.proxy.limits.write_timeout_s
             if self._stall.is_longer_than(limit_s, self._transport.get_write_buffer_size(), now):
                 self._log_end(logging.WARNING, "the client takes nothing", "write", "limits.write_timeout_s")
@@ -640,13 +641,12 @@ class Connection:
                 self._abort_transport()
         elif state is DRAINING:
             self._stop_draining("the request's body did not end soon behind its response", "limits.drain_s")
+        elif self._transport.get_write_buffer_size():  # LINGERING, CLOSED: it still reads its answer
+            self._deadline = self.proxy.clock.later(self.proxy.limits.linger_s)
         elif state is LINGERING:
+            self._shut()
+        else:  # by TLS a close waits for the peer's own, and many idle clients read nothing
             self._abort_transport()
-        elif state is CLOSED:  # by TLS a close waits for the peer's own, and many idle clients read nothing
-            if self._transport.get_write_buffer_size():
-                self._deadline = self.proxy.clock.later(self.proxy.limits.linger_s)
-            else:
-                self._abort_transport()
 
     def _log_end(self, level: int, reason: str, stage: str, limit: str) -> None:
         """Say why the client's connection ends, and what it has got of a response that isn't whole."""
