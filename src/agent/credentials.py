@@ -106,6 +106,8 @@ class CredentialWatch:
                 file = files.get(path) or _File()
                 try:
                     info = os.stat(path)
+                    if not stat.S_ISREG(info.st_mode):  # a pipe is read once, by whoever needs its content
+                        continue
                     stamp = (info.st_mtime_ns, info.st_size, info.st_ino)
                     if stamp != file.stamp:
                         file = _read(path, stamp)

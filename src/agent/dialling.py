@@ -6,12 +6,12 @@ import logging
 import os
 import ssl
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .config import AgentConfig
 from .errors import ConfigError
 from .outbound_proxy import proxy_for
-from .policy.files import read_token
+from .policy.files import is_pipe, read_token
 from .policy.trust import client_context, roots_context
 from .syntax import is_loopback
 from .tunnel.client import HubEndpoint
@@ -28,12 +28,14 @@ Stamp = list[tuple[int, int, int] | None]
 class Dialling:
     """Of all hubs of an agent. config: may be replaced, for the dials to come; with as many addresses as before.
 
-    A file that turns bad later ends no running agent: the last good one is used, and that is said loudly.
+    A file that turns bad later ends no running agent: the last good one is used, and that is said loudly. A pipe
+    (`--hub-token-file <(command)`) is read once, and all dials use what it gave.
     Raises ConfigError for files that can't be used now.
     """
 
     def __init__(self, config: AgentConfig) -> None:
         self.config = config
+        self._of_pipes: dict[tuple[str, ...], Any] = {}  # what was made of files of which one is a pipe
         self._tls = self._read_tls()
         _check_proxies(config)
         self._metadata = self._read_metadata()
@@ -83,22 +85,34 @@ class Dialling:
         config = config or self.config
         if config.insecure:
             return None
-        return client_context(
-            ca_file=config.hub_ca_file, cert_file=config.hub_client_cert_file, key_file=config.hub_client_key_file
+        ca_file, cert_file, key_file = _tls_files(config)
+        return self._once(
+            (ca_file, cert_file, key_file),
+            lambda: client_context(ca_file=ca_file, cert_file=cert_file, key_file=key_file),
         )
 
     def _read_metadata(self, config: AgentConfig | None = None) -> Metadata:
         path = (config or self.config).hub_token_file
         if not path:
             return []
-        return [("authorization", f"Bearer {read_token(path, field='hub_token_file')}")]
+        return self._once((path,), lambda: [("authorization", f"Bearer {read_token(path, field='hub_token_file')}")])
+
+    def _once(self, paths: tuple[str, ...], read: Callable[[], T]) -> T:
+        """What `read` makes of these files; what it made of them before where one is a pipe."""
+        if not any(map(is_pipe, paths)):
+            return read()
+        if paths not in self._of_pipes:
+            self._of_pipes[paths] = read()
+        found: T = self._of_pipes[paths]
+        return found
 
     def _look(self) -> Stamp:
-        config = self.config
-        paths = (
-            config.hub_ca_file, config.hub_client_cert_file, config.hub_client_key_file, config.hub_token_file
-        )  # fmt: skip
+        paths = (*_tls_files(self.config), self.config.hub_token_file)
         return [_stamp(path) for path in paths if path]
+
+
+def _tls_files(config: AgentConfig) -> tuple[str, str, str]:
+    return config.hub_ca_file, config.hub_client_cert_file, config.hub_client_key_file
 
 
 def _check_proxies(config: AgentConfig) -> None:
@@ -107,6 +121,8 @@ def _check_proxies(config: AgentConfig) -> None:
 
 
 def _stamp(path: str) -> tuple[int, int, int] | None:
+    if is_pipe(path):  # its time changes when it is written to
+        return None
     try:
         found = os.stat(path)
     except OSError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import os
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
@@ -135,7 +136,7 @@ def fault_of_own(cert_file: str) -> str:
 
     cert_file: its PEM file, "" for none.
     """
-    if not cert_file:
+    if not os.path.isfile(cert_file):  # a pipe can't be read once more
         return ""
     try:
         with open(cert_file, "rb") as file:

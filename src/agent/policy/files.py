@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from ..errors import ConfigError
 
-__all__ = ["Reloaded", "read_token"]
+__all__ = ["Reloaded", "is_pipe", "read_token"]
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class Reloaded(Generic[T]):
 
     Files are looked at when the value is asked for, at most every `check_interval_s`: no task, no thread. Looking is
     one stat per file, so a Kubernetes volume's symlink swap is seen. A change that can't be read or parsed is logged as
-    an ERROR once, `problem` says it until it is mended, and the last good value stays.
+    an ERROR once, `problem` says it until it is mended, and the last good value stays. A pipe is read once (`is_pipe`).
 
     value: as of the last look. generation: counts up with each new value, from 0.
     """
@@ -43,6 +44,7 @@ class Reloaded(Generic[T]):
         field: the configuration field that names the files. Raises ConfigError where they can't be read or parsed now.
         """
         self._paths = tuple(paths)
+        self._is_fixed = any(map(is_pipe, self._paths))
         self._parse = parse
         self._field = field
         self._check_interval_s = check_interval_s
@@ -58,7 +60,7 @@ class Reloaded(Generic[T]):
 
     def refresh(self, *, now: bool = False) -> T:
         """The value, after a look at the files where one is due. now: look whether or not it is due. Never raises."""
-        if not self._paths:
+        if self._is_fixed or not self._paths:
             return self.value
         clock_s = time.monotonic()
         if now or clock_s >= self._next_check_s:
@@ -115,6 +117,18 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'} must be a readable file ({error.strerror or error})"
     return str(error)
+
+
+def is_pipe(path: str) -> bool:
+    """Whether this is a pipe, as a shell's `<(command)`, or a device: to be read once.
+
+    A second read finds nothing, or blocks the event loop until somebody writes. False for what isn't there.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def read_token(path: str, *, field: str) -> str:
