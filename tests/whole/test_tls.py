@@ -21,6 +21,8 @@ from aiohttp import web
 from whole_peers import BaseHubProcess, curl, free_port, program, running_origin, until
 from whole_rig import RunningAgent, running_hub
 
+from agent.peer_certificate import whose_dates
+
 HELLO = (0, b"hello from the origin\n")
 
 
@@ -246,6 +248,42 @@ async def test_an_agent_says_whose_certificate_has_expired_and_when(
         assert "the client showed no certificate" not in caplog.text
         found = [vars(each) for each in caplog.records if each.getMessage().startswith("certificate ")]
         assert [each["setting"] for each in found] == ["grpc_cert_file"]
+
+
+@pytest.mark.loops("uvloop")  # as above
+async def test_a_hub_is_asked_for_its_certificate_once_a_minute_not_at_each_dial(
+    files: Files, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    async def count(*arguments: Any) -> str:
+        nonlocal asked
+        asked += 1
+        return await whose_dates(*arguments)
+
+    def told() -> list[str]:
+        return [each.getMessage() for each in caplog.records if each.name == "agent.tunnel.client"]
+
+    async def dial_again() -> None:
+        before = len(told())
+        agent.agent.reconnect_now()
+        await until(lambda: len(told()) > before)
+
+    monkeypatch.setattr("agent.tunnel.call.whose_dates", count)
+    cert = dated(files, tmp_path / "hub.pem", "expired")
+    async with (
+        running_hub(grpc_cert_file=cert, allow_any_agent=True) as (port, _),
+        running_agent("memory", port, "http://127.0.0.1:9", hub_ca_file=files.ca, hub_server_name="localhost") as agent,
+    ):
+        await until(lambda: bool(told()))
+        for _ in range(4):
+            await dial_again()
+        assert asked == 1
+        assert all(DATES["expired"][2] in each for each in told())
+        monkeypatch.setattr("agent.tunnel.call._ASK_AGAIN_S", 0.0)
+        for _ in range(2):
+            await dial_again()
+        assert asked > 1
 
 
 @pytest.mark.loops("uvloop")

@@ -20,7 +20,7 @@ import ssl
 from ssl import SSLContext
 
 from ..errors import HubError, WireError
-from ..peer_certificate import TIMEOUT_S, fault_of_own, whose_dates
+from ..peer_certificate import TIMEOUT_S, fault_of_own, has_wrong_dates, whose_dates
 from .budget import SharedBudget, SparedAccount
 from .connect import Proxy, connect
 from .features import GOAWAY, read_features, write_features
@@ -60,6 +60,14 @@ _HINTS = dict.fromkeys((18, 19, 20, 21), "hub_ca_file says whose certificates ar
 )
 """What helps where a hub's certificate isn't accepted, by OpenSSL's codes (x509_vfy.h): an unknown issuer, its own,
 none to be had, a leaf alone; a name or an address that isn't in it."""
+
+_ASK_AGAIN_S = 60.0
+"""How long a hub isn't asked again for the dates of its certificate: a dial fails each second at first."""
+
+_MOST_ASKED = 100
+
+_asked: dict[tuple[str, str, int], tuple[float, str]] = {}
+"""By hub, name and OpenSSL's code: when a hub was asked for its certificate, and what is wrong with its dates."""
 
 _REJECTED = (Status.UNAUTHENTICATED, Status.PERMISSION_DENIED)
 
@@ -386,11 +394,19 @@ class Call:
             plain = dataclasses.replace(endpoint, ssl=None)
             await connect(plain, reader, dial_timeout_s=TIMEOUT_S, tls_timeout_s=TIMEOUT_S)
 
-        try:
-            whose = await whose_dates(error, "the hub", endpoint.server_hostname or endpoint.host, again, ["h2"])
-        except asyncio.CancelledError:
-            self.fail(HubError("the dial was cancelled", cause="dial"))
-            raise
+        name, now_s = endpoint.server_hostname or endpoint.host, asyncio.get_running_loop().time()
+        key = (str(endpoint), name, getattr(error, "verify_code", 0))
+        asked_s, whose = _asked.get(key, (0.0, ""))
+        if has_wrong_dates(error) and (key not in _asked or now_s - asked_s >= _ASK_AGAIN_S):
+            try:
+                whose = await whose_dates(error, "the hub", name, again, ["h2"])
+            except asyncio.CancelledError:
+                self.fail(HubError("the dial was cancelled", cause="dial"))
+                raise
+            _asked.pop(key, None)
+            if len(_asked) >= _MOST_ASKED:
+                del _asked[next(iter(_asked))]
+            _asked[key] = now_s, whose
         return HubError(f"{what}: {_tls_reason(error)}{whose and f': {whose}'}", cause="tls")
 
     def _status(self, status: GrpcStatus, refused: bool = False) -> None:
