@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import random
 import ssl
+from collections.abc import Sequence
 
 import pytest
 import trustme
@@ -15,6 +16,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent import certificates
 from agent.certificates import in_pem, read_certificate
 
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -25,7 +27,7 @@ def made(
     subject: list[tuple[x509.ObjectIdentifier, str]],
     begins: datetime.datetime = datetime.datetime(2026, 1, 2, 3, 4, 5),
     ends: datetime.datetime = datetime.datetime(2027, 1, 2, 3, 4, 5),
-    names: tuple[str, ...] = (),
+    names: Sequence[str] = (),
 ) -> bytes:
     """A self-signed certificate in DER."""
     name = x509.Name([x509.NameAttribute(oid, text) for oid, text in subject])
@@ -113,6 +115,27 @@ def test_a_certificate_with_changed_bytes_is_read_or_is_a_value_error(seed: int)
         except ValueError:
             continue
         assert found.subject.isprintable()
+
+
+def test_of_a_certificate_full_of_names_the_first_few_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+    as_it_is = certificates._text
+
+    def text(tag: int, content: bytes) -> str:
+        read.append(content)
+        return as_it_is(tag, content)
+
+    monkeypatch.setattr(certificates, "_text", text)
+    many = [(NameOID.COMMON_NAME, "ab")] * 2000
+    assert read_certificate(made(many)).subject.startswith("CN=ab, CN=ab")
+    assert read_certificate(made([], names=["a.test"] * 2000)).subject.startswith("DNS=a.test, DNS=")
+    assert len(read) <= 20
+
+
+def test_a_certificate_longer_than_openssl_takes_is_a_value_error() -> None:
+    der = made([], names=["a" * 60 + ".test"] * 1600)
+    with pytest.raises(ValueError, match="at most 100 KiB"):
+        read_certificate(der)
 
 
 @settings(deadline=None, max_examples=300)

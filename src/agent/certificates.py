@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import binascii
 import datetime
+import itertools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 __all__ = ["Certificate", "in_pem", "read_certificate"]
 
-MAX_BYTES = 1 << 20
-"""A certificate is 1 to 4 KiB; post-quantum signatures add tens."""
+MAX_BYTES = 100 * 1024
+"""What OpenSSL takes of a peer's whole chain (SSL_CTX_set_max_cert_list). A certificate is 1 to 4 KiB; post-quantum
+signatures add tens."""
 
 _SEQUENCE, _SET, _OID, _OCTETS = 0x30, 0x31, 0x06, 0x04
 _VERSION, _EXTENSIONS = 0xA0, 0xA3
@@ -33,6 +35,7 @@ _ENCODINGS = {0x0C: "utf-8", 0x1E: "utf-16-be", 0x1C: "utf-32-be"}  # every othe
 
 _SHOWN = 100  # characters of a subject
 _SHOWN_NAMES = 3
+_SHOWN_PARTS = 10  # of a subject; what follows is not even looked at
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]*)-----END CERTIFICATE-----")
 
@@ -49,7 +52,7 @@ class Certificate(NamedTuple):
 def read_certificate(der: bytes) -> Certificate:
     """Read a DER certificate. Raises ValueError for anything else; its signature is not looked at."""
     if len(der) > MAX_BYTES:
-        raise ValueError("a certificate must be at most 1 MiB")
+        raise ValueError("a certificate must be at most 100 KiB")
     whole = _one(der, _SEQUENCE)
     tbs = next(_elements(whole), None)
     if tbs is None or tbs[0] != _SEQUENCE:
@@ -62,7 +65,8 @@ def read_certificate(der: bytes) -> Certificate:
     times = [_time(tag, content) for tag, content in _elements(fields[3][1])]
     if len(times) != 2:
         raise ValueError("a certificate's validity must be two times")
-    subject = ", ".join(_subject(fields[4][1])) or ", ".join(_dns_names(fields[6:])) or "without a name"
+    parts = list(itertools.islice(_subject(fields[4][1]), _SHOWN_PARTS)) or _dns_names(fields[6:])
+    subject = ", ".join(parts) or "without a name"
     return Certificate(subject[:_SHOWN], *times)
 
 
@@ -144,8 +148,8 @@ def _dns_names(fields: list[tuple[int, bytes]]) -> list[str]:
             parts = list(_elements(extension))
             if len(parts) < 2 or parts[0] != (_OID, _ALT_NAMES) or parts[-1][0] != _OCTETS:
                 continue
-            names = _elements(_one(parts[-1][1], _SEQUENCE))
-            found += [f"DNS={_text(*each)}" for each in names if each[0] == _DNS_NAME][:_SHOWN_NAMES]
+            names = (each for each in _elements(_one(parts[-1][1], _SEQUENCE)) if each[0] == _DNS_NAME)
+            found += [f"DNS={_text(*each)}" for each in itertools.islice(names, _SHOWN_NAMES)]
     return found
 
 
