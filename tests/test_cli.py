@@ -673,3 +673,12 @@ def test_a_hubs_two_certificates_are_warned_of_at_start(log: Path, tmp_path: Pat
     with running(log, "hub", *addresses, *files) as hub:
         hub.logged('level=warning logger=agent.credentials msg="certificate has expired" setting=grpc_cert_file')
         hub.logged('level=warning logger=agent.credentials msg="certificate expires soon" setting=http_cert_file')
+
+
+def test_a_misspelt_variable_is_said_beside_the_printed_configuration() -> None:
+    given = {"HUB_GRPC_ADRESS": "127.0.0.1:1", "HUB_HTTP_ADDRESS": "127.0.0.1:2"}
+    ended = finished("hub", "--print-config", environ=given)
+    assert ended.returncode == 0
+    assert 'http_address = "127.0.0.1:2"  # HUB_HTTP_ADDRESS' in ended.stdout
+    assert "HUB_GRPC_ADRESS: a variable that is not read; perhaps HUB_GRPC_ADDRESS is meant" in ended.stderr
+    assert "127.0.0.1:1" not in ended.stderr

@@ -154,14 +154,17 @@ class _Configured(Generic[T]):
         """The variables that nothing reads, though they look like ours."""
         return doubts(os.environ, self._prefix, ProcessConfig, COMMANDS)
 
+    def _note_doubts(self) -> None:
+        for doubt in self.doubts():
+            print(f"{PROGRAM}: {doubt.variable}: a variable that is not read; {doubt.reason}", file=sys.stderr)
+
     def begin(self, print_config: bool) -> tuple[T, ProcessConfig]:
         """Read it, and set up logging by it. Exits 2, all errors said, where it is wrong; 0 where it is to be shown."""
         try:
             config, process, sources = self.read()
         except ConfigError as error:
             code = _report(error)
-            for doubt in self.doubts():  # one of them may be what is missing
-                print(f"{PROGRAM}: {doubt.variable}: a variable that is not read; {doubt.reason}", file=sys.stderr)
+            self._note_doubts()  # one of them may be what is missing
             sys.exit(code)
         if print_config:
             try:
@@ -169,6 +172,7 @@ class _Configured(Generic[T]):
             except ConfigError as error:
                 sys.exit(_report(error))
             _say("\n".join([as_toml((config, process), sources).rstrip("\n"), *lines]))
+            self._note_doubts()
             sys.exit(DONE)
         _set_up_logging(process)
         self.process = process
