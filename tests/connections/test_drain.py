@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from agent.connections import ConnectionLimits
 from agent.outcome import Kind, Stage
 
 from .conftest import CLOSE, DATA, ERROR, House, OpenHouse, until
 
 FIRST = b"GET /c1/ HTTP/1.1\r\nHost: h\r\n\r\n"
+UNCONFIRMED = "the hub did not say that it has closed its clients' connections"
 
 
 def forgets_at_once(house: House) -> None:
@@ -121,7 +124,9 @@ async def test_a_client_that_is_gone_is_not_waited_for(open_house: OpenHouse) ->
         await until(lambda: peer.lost)
 
 
-async def test_a_hub_that_answers_no_probe_is_given_its_own_time_for_a_client(open_house: OpenHouse) -> None:
+async def test_a_hub_that_answers_no_probe_is_given_its_own_time_for_a_client(
+    open_house: OpenHouse, caplog: pytest.LogCaptureFixture
+) -> None:
     assert ConnectionLimits().listed_s == 31.0  # a Go hub's 30 s, and one
     limits = ConnectionLimits(listed_s=0.4, probe_interval_s=0.1)
     async with open_house(limits=limits) as house:
@@ -135,6 +140,7 @@ async def test_a_hub_that_answers_no_probe_is_given_its_own_time_for_a_client(op
         await drain
         assert 0.35 <= time.monotonic() - before < 4
         assert house.manager.is_idle
+        assert caplog.messages.count(UNCONFIRMED) == 1  # it may have it still: an upload's client, for example
 
 
 async def test_a_client_with_a_whole_response_is_ended_by_an_error_after_a_second(open_house: OpenHouse) -> None:
@@ -208,7 +214,9 @@ async def test_many_that_ended_before_are_asked_about_a_few_hundred_at_a_time(op
         assert most <= 600  # a hub drops an answer where 1,000 packets wait
 
 
-async def test_what_ended_is_forgotten_when_no_hub_lists_it_any_longer(open_house: OpenHouse) -> None:
+async def test_what_ended_is_forgotten_when_no_hub_lists_it_any_longer(
+    open_house: OpenHouse, caplog: pytest.LogCaptureFixture
+) -> None:
     async with open_house(limits=ConnectionLimits(listed_s=0.2, probe_interval_s=0.1)) as house:
         peer = await house.opened(1)
         peer.end()
@@ -216,6 +224,7 @@ async def test_what_ended_is_forgotten_when_no_hub_lists_it_any_longer(open_hous
         assert not house.manager.is_idle
         await until(lambda: house.manager.is_idle)
         await until(lambda: house.manager._tick is None)
+        assert UNCONFIRMED not in caplog.messages  # nobody asked
 
 
 async def test_a_hub_with_close_lists_nothing_that_ended(open_house: OpenHouse) -> None:

@@ -380,6 +380,9 @@ class ConnManager:
         for conn_id in expired:
             del self._listed[conn_id]
         if expired:
+            if self._leaving:  # it was asked again and again
+                extra = {"connections": len(expired), "waited_s": self.limits.listed_s, "fault": "hub"}
+                logger.warning("the hub did not say that it has closed its clients' connections", extra=extra)
             self._notify()
 
     def _end_listed(self, conn_id: int, now_s: float) -> None:
