@@ -682,3 +682,15 @@ def test_a_misspelt_variable_is_said_beside_the_printed_configuration() -> None:
     assert 'http_address = "127.0.0.1:2"  # HUB_HTTP_ADDRESS' in ended.stdout
     assert "HUB_GRPC_ADRESS: a variable that is not read; perhaps HUB_GRPC_ADDRESS is meant" in ended.stderr
     assert "127.0.0.1:1" not in ended.stderr
+
+
+def test_a_hub_that_gets_the_agent_s_file_by_a_shared_environment_says_which_variable(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text('cluster_name = "c1"\n')
+    ended = finished("hub", "--print-config", environ={"AGENT_CONFIG": str(file)})
+    assert ended.returncode == 2
+    assert "cluster_name (from " in ended.stderr
+    assert "AGENT_CONFIG: names the file; it is called HUB_CONFIG now" in ended.stderr
+    assert finished("hub", "--print-config", environ={"AGENT_CONFIG": str(file), "HUB_CONFIG": ""}).returncode == 0
+    ended = finished("run", environ={"AGENT_CONFIG": str(file)})
+    assert "names the file" not in ended.stderr

@@ -142,9 +142,8 @@ class _Configured(Generic[T]):
     def warn(self, sources: Mapping[str, str]) -> None:
         """Say which variables nothing reads, though they look like ours, and which have another name now."""
         declared = {each.name: each for cls in (self._cls, ProcessConfig) for each in settings(cls, self._prefix)}
-        variable, *old = config_variables(self._prefix)
-        if variable not in os.environ and any(os.environ.get(each) == self._config_file != "" for each in old):
-            _log.warning("a variable has another name now", extra=renamed(old[0], variable)._asdict())
+        for doubt in self._file_by_old_name():
+            _log.warning("a variable has another name now", extra=doubt._asdict())
         for doubt in outdated(sources, declared):
             _log.warning("a variable has another name now", extra=doubt._asdict())
         for doubt in self.doubts():
@@ -154,7 +153,15 @@ class _Configured(Generic[T]):
         """The variables that nothing reads, though they look like ours."""
         return doubts(os.environ, self._prefix, ProcessConfig, COMMANDS)
 
+    def _file_by_old_name(self) -> list[Doubt]:
+        """What is to be told where the variable that named the file has another name now."""
+        variable, *old = config_variables(self._prefix)
+        by_old_name = variable not in os.environ and any(os.environ.get(each) == self._config_file for each in old)
+        return [renamed(old[0], variable)] if by_old_name and self._config_file else []
+
     def _note_doubts(self) -> None:
+        for doubt in self._file_by_old_name():  # the file may be the other command's
+            print(f"{PROGRAM}: {doubt.variable}: names the file; {doubt.reason}", file=sys.stderr)
         for doubt in self.doubts():
             print(f"{PROGRAM}: {doubt.variable}: a variable that is not read; {doubt.reason}", file=sys.stderr)
 
