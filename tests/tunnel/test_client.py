@@ -293,6 +293,17 @@ async def test_a_hub_that_answered_before_is_dialled_every_10_s_at_least(tunnels
         assert max(ends.delays_s) == pytest.approx(10.0)
 
 
+async def test_a_hub_that_goes_away_in_order_again_and_again_is_dialled_every_10_s_at_least(tunnels: Any) -> None:
+    async with tunnels() as ends:
+        ends.start(ends.client(backoff=BackOff(first_s=20.0)))  # as after some time without the hub
+        for turn in range(4):
+            await ends.until(lambda turn=turn: len(ends.ready) == turn + 1)
+            ends.hub_sessions[-1].tunnel.say_drain()
+            await ends.until(lambda turn=turn: len(ends.delays_s) == turn + 1)
+        assert max(ends.delays_s) <= 10.0
+        assert min(ends.delays_s) > 1.0
+
+
 async def test_a_hub_that_never_answered_is_dialled_less_and_less(tunnels: Any, unused_port: int) -> None:
     async with tunnels() as ends:
         ends.start(ends.client(unused_port, backoff=BackOff(random=lambda: 1.0)))

@@ -319,7 +319,7 @@ class TunnelClient:
         if stable or self._reconnecting:
             self._reconnecting = False
             return 0
-        return self._backoff.next_s()
+        return self._backoff.next_s(_KNOWN_HUB_S)
 
     async def _vacate(self, call: Call) -> None:
         """Let a session that is left end before the same hub gets another, where it has no `goaway`."""
