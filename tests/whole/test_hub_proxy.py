@@ -220,7 +220,7 @@ async def test_a_proxy_that_does_not_answer_is_not_waited_for_longer_than_for_a_
     call = Call(endpoint, [], "test", window_bytes=65535, message_bytes=1000)
     async with server:
         with pytest.raises(HubError) as late:
-            await call.dial(0.05)
+            await call.dial(0.05, 0.05)
         assert late.value.reason == f"no connection to hub:8443 through the proxy http://127.0.0.1:{port} within 0.05 s"
 
 
