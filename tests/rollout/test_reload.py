@@ -67,7 +67,7 @@ async def test_the_mode_changes_for_new_connections_and_drops_none(
         await origin.arrived.acquire()
         said = await reloaded(agent, settings, modes[after])
         assert 'msg="setting changed" setting=use_memory_comm' in said
-        assert "redials=False" in said
+        assert "redials=false" in said
         assert await get(f"{agent.url}/hello") == 200
         page = await scrape(unused_port)
         assert page["connections_open", before] == 1
@@ -151,7 +151,7 @@ async def test_a_wrong_file_changes_nothing_and_every_error_is_said(
         assert "memory_comm.max_connections (from" in agent.log
         assert await get(f"{agent.url}/hello") == 200
         said = await reloaded(agent, settings, "")
-        assert "changed=0 redials=False" in said
+        assert "changed=0 redials=false" in said
 
 
 async def test_a_hub_is_dialled_anew_only_where_its_settings_changed(
@@ -167,9 +167,9 @@ async def test_a_hub_is_dialled_anew_only_where_its_settings_changed(
         held = asyncio.ensure_future(get(f"{agent.url}/hold"))
         await origin.arrived.acquire()
         same = f'hub_token_file = "{token}"\n'
-        assert "redials=False" in await reloaded(agent, settings, same)
+        assert "redials=false" in await reloaded(agent, settings, same)
         token.write_text("second\n")
-        assert "redials=True" in await reloaded(agent, settings, same)
+        assert "redials=true" in await reloaded(agent, settings, same)
         await agent.logged("the next session waits until this one is over")
         assert base_hub.stats(agent.cluster)["streams"] == 1  # a second one could lock a Go hub up
         origin.go_on.release()
@@ -260,7 +260,7 @@ async def test_all_that_can_change_at_once_drops_no_request_in_flight(
         assert agent.log.count('msg="setting needs a restart" setting=') == 1
         assert 'msg="setting needs a restart" setting=health_address' in agent.log
         assert "cluster_name" not in agent.log  # a flag wins over the file
-        assert "redials=False" in agent.log
+        assert "redials=false" in agent.log
 
         assert (await service("shop:443"), await service("other:8443")) == (403, 502)
         page = await scrape(unused_port)
