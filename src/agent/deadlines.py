@@ -2,7 +2,7 @@
 
 A process that was stopped (SIGSTOP, a frozen container, a host that swaps) finds its timers due and its sockets full in
 the same moment. If a timer ran first, it would call late what had come in time. So a deadline that comes late by more
-than `LATE_S` waits another `GRACE_S`: turns of the loop, in which the sockets are read.
+than `LATE_S` waits as long as the process stood still, and `CATCH_UP_S` for the sockets.
 """
 
 from __future__ import annotations
@@ -10,27 +10,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
-__all__ = ["GRACE_S", "LATE_S", "Deadline", "timeout"]
+__all__ = ["CATCH_UP_S", "LATE_S", "Deadline", "timeout"]
 
-LATE_S = 1.0
-"""A timer that comes later than this was not late by load: the loop stood still."""
-GRACE_S = 1.0
+LATE_S: Final = 0.05
+"""A timer that fires so much later than it was set for shows that this process stood still: what it waits for may have
+come meanwhile. A loop may execute its timers before it reads its sockets (libuv's does when its wait was interrupted).
+"""
+
+CATCH_UP_S: Final = 0.1
+"""What the loop then gets for reading, before one looks again."""
 
 
 class Deadline:
     """Calls `callback` after `seconds`, as `loop.call_later` does, unless cancelled. Needs the running loop.
 
-    Where the loop stood still, the call comes `GRACE_S` after the loop turns again. That is done once: a loop whose
-    every turn is longer than `LATE_S` keeps its deadlines, too.
+    If the loop stood still, that time does not count, up to `seconds`. The deadline moves once: a loop whose every turn
+    is longer than `LATE_S` keeps its deadlines too.
     """
 
-    __slots__ = ("_callback", "_due_s", "_graced", "_handle", "_loop")
+    __slots__ = ("_callback", "_due_s", "_handle", "_loop", "_moved", "_seconds")
 
     def __init__(self, seconds: float, callback: Callable[[], object]) -> None:
         self._callback = callback
         self._loop = asyncio.get_running_loop()
-        self._graced = False
+        self._moved = False
+        self._seconds = seconds
         self._due_s = self._loop.time() + seconds
         self._handle = self._loop.call_later(seconds, self._reached)
 
@@ -39,9 +45,10 @@ class Deadline:
         self._handle.cancel()
 
     def _reached(self) -> None:
-        if self._loop.time() - self._due_s > LATE_S and not self._graced:
-            self._graced = True
-            self._handle = self._loop.call_later(GRACE_S, self._reached)
+        late_s = self._loop.time() - self._due_s
+        if late_s > LATE_S and not self._moved:
+            self._moved = True
+            self._handle = self._loop.call_later(min(late_s, self._seconds) + CATCH_UP_S, self._reached)
         else:
             self._callback()
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from agent.deadlines import GRACE_S, LATE_S, Deadline, timeout
+from agent.deadlines import CATCH_UP_S, LATE_S, Deadline, timeout
 from agent.proxy.clock import LATE_TICKS, Clock
 
 TICK_S = 0.02
@@ -181,7 +181,7 @@ async def test_a_timeout_is_one_where_nothing_comes():
             await asyncio.get_running_loop().create_future()
 
 
-async def test_a_late_deadline_comes_after_its_grace_and_a_cancelled_one_never():
+async def test_a_late_deadline_lets_the_loop_catch_up_and_a_cancelled_one_never():
     loop = asyncio.get_running_loop()
     reached = loop.create_future()
     Deadline(0.05, lambda: reached.set_result(loop.time()))
@@ -191,4 +191,4 @@ async def test_a_late_deadline_comes_after_its_grace_and_a_cancelled_one_never()
     await asyncio.sleep(0.01)
     cancelled.cancel()
     await reached
-    assert time.monotonic() - woken_s >= GRACE_S - 0.1
+    assert time.monotonic() - woken_s >= CATCH_UP_S

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from agent.tunnel.liveness import LATE_S, TRANSITIONS, Event, Liveness, LivenessTimes, State
+from agent.deadlines import LATE_S
+from agent.tunnel.liveness import TRANSITIONS, Event, Liveness, LivenessTimes, State
 
 TIMES = LivenessTimes()
 

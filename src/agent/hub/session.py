@@ -10,17 +10,17 @@ belongs to one session and dies with it (wire.md, "conn ids"): nothing here is h
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
-import math
 from collections import deque
 from collections.abc import Callable
 from typing import cast
 
 from fastpipe import PipeEnd, create_pipe
 
+from ..deadlines import Deadline
 from ..errors import AgentError, Party, TargetError
-from ..tunnel.liveness import CATCH_UP_S, LATE_S
 from ..tunnel.packet import ControlCode
 from ..tunnel.scheduler import Outbound
 from ..tunnel.session import Tunnel
@@ -276,7 +276,7 @@ class AgentSession:
             self._liveness.watchers.append(self._suspicion_changed)
         self._ids = itertools.count(1)
         self._connections: dict[int, _Connection] = {}
-        self._behind: dict[_Connection, asyncio.TimerHandle] = {}
+        self._behind: dict[_Connection, Deadline] = {}
         self._loop = asyncio.get_running_loop()
         self._probe_timer = self._loop.call_later(PROBE_INTERVAL_S, self._probe)
 
@@ -442,8 +442,7 @@ class AgentSession:
     def fell_behind(self, connection: _Connection) -> None:
         """Stop reading the tunnel until this client has caught up, or its time is over."""
         if connection not in self._behind and not self._lost:
-            due_s = self._loop.time() + BEHIND_TIMEOUT_S
-            self._behind[connection] = self._loop.call_at(due_s, self._too_slow, connection, due_s)
+            self._behind[connection] = Deadline(BEHIND_TIMEOUT_S, functools.partial(self._too_slow, connection))
             if len(self._behind) == 1:
                 self.tunnel.pause_reading()
 
@@ -454,12 +453,7 @@ class AgentSession:
             if not self._behind and not self._lost:
                 self.tunnel.resume_reading()
 
-    def _too_slow(self, connection: _Connection, due_s: float) -> None:
-        late_s = self._loop.time() - due_s
-        if late_s > LATE_S:  # this process stood still, and the client may have read all the while. Never twice
-            wait_s = min(late_s, BEHIND_TIMEOUT_S) + CATCH_UP_S
-            self._behind[connection] = self._loop.call_later(wait_s, self._too_slow, connection, math.inf)
-            return
+    def _too_slow(self, connection: _Connection) -> None:
         logger.warning(
             "client too slow: its connection is ended", extra={"conn_id": connection.conn_id, "cluster": self.cluster}
         )

@@ -19,6 +19,7 @@ import logging
 import ssl
 from ssl import SSLContext
 
+from ..deadlines import CATCH_UP_S, LATE_S
 from ..errors import HubError, WireError
 from ..peer_certificate import TIMEOUT_S, fault_of_own, has_wrong_dates, whose_dates
 from .budget import SharedBudget, SparedAccount
@@ -27,7 +28,6 @@ from .features import GOAWAY, read_features, write_features
 from .frames import MessageRefused
 from .grpc import GrpcStatus, Metadata, Status, request_headers, response_status
 from .http2 import Http2Connection
-from .liveness import CATCH_UP_S, LATE_S
 from .packet import PROBE_ID, ControlCode
 from .session import Tunnel
 from .stream import Headers, Http2Stream

@@ -33,23 +33,16 @@ import enum
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from ..deadlines import CATCH_UP_S, LATE_S
 from ..errors import AgentError
 
-__all__ = ["CATCH_UP_S", "LATE_S", "TRANSITIONS", "Event", "Liveness", "LivenessTimes", "State"]
+__all__ = ["TRANSITIONS", "Event", "Liveness", "LivenessTimes", "State"]
 
 MAX_SILENCE_S: Final = 60.0
 """How long a connection may last without a byte from its agent, whatever its TCP acknowledges."""
 
-LATE_S: Final = 0.05
-"""A timer that fires so much later than it was set for shows that this process stood still: what it waits for may have
-come meanwhile. A loop may execute its timers before it reads its sockets (libuv's does when its wait was interrupted).
-"""
-
 TICK_S: Final = 0.001
 """A timer of uvloop may fire so much too soon."""
-
-CATCH_UP_S: Final = 0.1
-"""What the loop then gets for reading, before one looks again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from ..deadlines import CATCH_UP_S, LATE_S
 from ..errors import AgentError, WireError
 from .budget import MessageBudget
 from .features import FEATURES, GOAWAY, WINDOW, read_features, write_features
 from .frames import MessageRefused
 from .grpc import PATH, GrpcStatus, Status, is_grpc, metadata_of, response_headers, trailers
 from .http2 import WINDOW_BYTES, Http2Connection
-from .liveness import CATCH_UP_S, LATE_S, Liveness, LivenessTimes
+from .liveness import Liveness, LivenessTimes
 from .packet import MAX_SENT_MESSAGE_BYTES, ControlCode, PacketReceiver
 from .session import Tunnel
 from .stream import Headers, Http2Stream
