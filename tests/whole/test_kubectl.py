@@ -18,7 +18,8 @@ from collections.abc import AsyncIterator
 import pytest
 import trustme
 from kube_end import POD, KubeEnd, running_kube_end
-from whole_rig import Rig, Whole
+from whole_peers import nginx_before
+from whole_rig import Rig
 
 KUBECTL = shutil.which("kubectl") or ""
 pytestmark = [
@@ -31,13 +32,15 @@ DATA = random.Random(5).randbytes(600_000)
 
 
 class Kubectl:
-    """Runs kubectl against one cluster behind a hub. transport: what exec and port-forward are made to speak."""
+    """Runs kubectl against one cluster behind a hub. transport: what exec and port-forward are made to speak. url: of
+    the cluster's root.
+    """
 
-    def __init__(self, whole: Whole, end: KubeEnd, transport: str, home: pathlib.Path) -> None:
+    def __init__(self, url: str, end: KubeEnd, transport: str, home: pathlib.Path) -> None:
         self.end = end
         self.upgrade = "websocket" if transport == "websocket" else "SPDY/3.1"
         websockets = "true" if transport == "websocket" else "false"
-        self._command = [KUBECTL, "--server", whole.url, "--namespace", "default"]
+        self._command = [KUBECTL, "--server", url, "--namespace", "default"]
         self._environment = {
             "PATH": os.environ["PATH"], "HOME": str(home), "KUBECONFIG": "/dev/null",
             "KUBECTL_REMOTE_COMMAND_WEBSOCKETS": websockets, "KUBECTL_PORT_FORWARD_WEBSOCKETS": websockets,
@@ -81,14 +84,23 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 
 @contextlib.asynccontextmanager
-async def cluster(rig: Rig, directory: pathlib.Path, transport: str) -> AsyncIterator[Kubectl]:
+async def cluster(
+    rig: Rig, directory: pathlib.Path, transport: str, *, through_nginx: bool = False
+) -> AsyncIterator[Kubectl]:
+    """through_nginx: before the hub stands nginx, which speaks HTTP/1.0 to it."""
     authority = trustme.CA()
     ca_file = directory / "ca.pem"
     authority.cert_pem.write_to_path(ca_file)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
-    async with running_kube_end(context) as end, rig.running(end.url, target_ca_file=str(ca_file)) as whole:
-        yield Kubectl(whole, end, transport, directory)
+    async with contextlib.AsyncExitStack() as stack:
+        end = await stack.enter_async_context(running_kube_end(context))
+        whole = await stack.enter_async_context(rig.running(end.url, target_ca_file=str(ca_file)))
+        url = whole.url
+        if through_nginx:
+            front = nginx_before(whole.http_port, directory / "front", "proxy_buffering off;")
+            url = f"{await stack.enter_async_context(front)}/{whole.cluster}"
+        yield Kubectl(url, end, transport, directory)
 
 
 async def test_exec_carries_input_its_end_both_outputs_and_the_exit_code(
@@ -150,7 +162,17 @@ async def test_port_forward_carries_each_connection_and_each_ones_end(
 
 
 async def test_logs_and_watches_arrive_line_by_line(rig: Rig, tmp_path: pathlib.Path) -> None:
-    async with cluster(rig, tmp_path, "spdy") as kubectl:
+    await _logs_and_watches(rig, tmp_path, through_nginx=False)
+
+
+@pytest.mark.leaves_descriptors
+@pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
+async def test_logs_and_watches_pass_an_nginx_that_speaks_1_0(rig: Rig, tmp_path: pathlib.Path) -> None:
+    await _logs_and_watches(rig, tmp_path, through_nginx=True)
+
+
+async def _logs_and_watches(rig: Rig, directory: pathlib.Path, *, through_nginx: bool) -> None:
+    async with cluster(rig, directory, "spdy", through_nginx=through_nginx) as kubectl:
         async with kubectl.running("logs", "-f", "p") as process:
             assert process.stdout is not None
             for number in range(5):

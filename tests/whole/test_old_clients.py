@@ -8,13 +8,11 @@ import os
 import pathlib
 import random
 import signal
-import socket
 import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from whole_peers import START_TIMEOUT_S, curl, free_port, program, until
+from whole_peers import NginxServer, curl, nginx_before, program, until
 from whole_rig import Rig
 
 pytestmark = [pytest.mark.parametrize("hub_kind", ["ours"], indirect=True), pytest.mark.leaves_descriptors]
@@ -23,56 +21,6 @@ REPOSITORY_BYTES = 40_000_000
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Accel-Buffering: no\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
-
-
-class Server:
-    """Debian's nginx with one `location`, on a free port."""
-
-    def __init__(self, directory: pathlib.Path, location: str) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        temporary = "".join(
-            f"{name}_temp_path {directory}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        config = directory / "nginx.conf"
-        config.write_text(
-            f"""
-            daemon off; master_process off; pid {directory}/pid; error_log {directory}/error.log;
-            events {{ worker_connections 256; }}
-            http {{ {temporary} access_log off; client_max_body_size 0;
-              server {{ listen 127.0.0.1:{self.port}; {location} }} }}
-            """
-        )
-        self._process = subprocess.Popen(
-            [program("nginx"), "-c", str(config), "-e", f"{directory}/error.log"], stderr=subprocess.DEVNULL
-        )
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while not _is_listening(self.port):
-            assert time.monotonic() < deadline_s, (directory / "error.log").read_text()
-            time.sleep(0.01)
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait(10)
-
-
-def _is_listening(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
-
-
-@contextlib.asynccontextmanager
-async def in_front_of(hub_port: int, directory: pathlib.Path) -> AsyncIterator[str]:
-    """nginx with nothing but `proxy_pass` before the hub; its URL."""
-    server = await asyncio.to_thread(
-        Server, directory, f"location / {{ proxy_pass http://127.0.0.1:{hub_port}; }}"
-    )
-    try:
-        yield server.url
-    finally:
-        await asyncio.to_thread(server.close)
 
 
 async def git(*arguments: str, cwd: pathlib.Path, **more: str) -> None:
@@ -105,7 +53,7 @@ def git_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
     backend = subprocess.run([program("git"), "--exec-path"], capture_output=True, text=True, check=True)
     script = pathlib.Path(backend.stdout.strip()) / "git-http-backend"
     wrapper = subprocess.Popen([program("fcgiwrap"), "-s", f"unix:{root}/fcgi", "-c", "2"], start_new_session=True)
-    server = Server(
+    server = NginxServer(
         root / "nginx",
         f"""location / {{
             fastcgi_pass unix:{root}/fcgi;
@@ -135,7 +83,7 @@ async def test_git_clones_a_repository_of_40_mb(
     rig: Rig, git_server: tuple[str, bytes], tmp_path: pathlib.Path, version: str
 ) -> None:
     url, content = git_server
-    async with rig.running(url) as whole, in_front_of(whole.http_port, tmp_path / "front") as front:
+    async with rig.running(url) as whole, nginx_before(whole.http_port, tmp_path / "front") as front:
         base = front if version == "1.0" else f"http://127.0.0.1:{whole.http_port}"
         await git("clone", "-q", f"{base}/{whole.cluster}/repository.git", "copy", cwd=tmp_path)
         assert (tmp_path / "copy" / "file").read_bytes() == content
@@ -182,7 +130,7 @@ async def following(
         whole = await stack.enter_async_context(rig.running(url))
         base, version = f"http://127.0.0.1:{whole.http_port}", "--http1.0"
         if through == "nginx":
-            base = await stack.enter_async_context(in_front_of(whole.http_port, directory / "front"))
+            base = await stack.enter_async_context(nginx_before(whole.http_port, directory / "front"))
             version = "--http1.1"
         output = directory / "events"
         output.touch()

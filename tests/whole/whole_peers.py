@@ -123,16 +123,14 @@ async def until(state: Callable[[], Any], condition: Callable[[Any], bool] = boo
     return found
 
 
-class Nginx:
-    """Debian's nginx on a free port: `/hello`, `/big` (10 MiB), and PUT below `/up/` into `directory`/www."""
+class NginxServer:
+    """Debian's nginx on a free port. directives: of its one `server` block."""
 
-    def __init__(self, directory: pathlib.Path) -> None:
+    def __init__(self, directory: pathlib.Path, directives: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        (directory / "www").mkdir()
-        (directory / "www" / "hello").write_text("hello from nginx\n")
-        (directory / "www" / "big").write_bytes(BIG)
         temporary = "".join(
             f"{name}_temp_path {directory}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
@@ -146,11 +144,7 @@ class Nginx:
               access_log {directory}/access.log;
               client_max_body_size 0;
               default_type text/plain;
-              server {{
-                listen 127.0.0.1:{self.port};
-                root {directory}/www;
-                location /up/ {{ dav_methods PUT DELETE; create_full_put_path on; }}
-              }}
+              server {{ listen 127.0.0.1:{self.port}; {directives} }}
             }}
             """
         )
@@ -168,6 +162,31 @@ class Nginx:
     def close(self) -> None:
         self._process.terminate()
         self._process.wait(10)
+
+
+class Nginx(NginxServer):
+    """Serves `/hello`, `/big` (10 MiB), and PUT below `/up/` into `directory`/www."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        (directory / "www").mkdir()
+        (directory / "www" / "hello").write_text("hello from nginx\n")
+        (directory / "www" / "big").write_bytes(BIG)
+        super().__init__(
+            directory,
+            f"root {directory}/www; location /up/ {{ dav_methods PUT DELETE; create_full_put_path on; }}",
+        )
+
+
+@contextlib.asynccontextmanager
+async def nginx_before(hub_port: int, directory: pathlib.Path, *directives: str) -> AsyncIterator[str]:
+    """nginx with `proxy_pass`, which speaks HTTP/1.0, and these directives before the hub; its URL."""
+    passing = f"proxy_pass http://127.0.0.1:{hub_port};"
+    location = f"location / {{ {' '.join((passing, *directives))} }}"
+    server = await asyncio.to_thread(NginxServer, directory, location)
+    try:
+        yield server.url
+    finally:
+        await asyncio.to_thread(server.close)
 
 
 class Origin:
