@@ -136,7 +136,7 @@ class Agent:
             route=self._apps.routed(self._router.route),
             process=self.processor.process,
             upstreams=self.upstreams,
-            limits=limits,
+            limits=_for_hub(limits),
             cluster=config.cluster_name,
             connections_limit="memory_comm.max_connections",
             measures=self.measures,
@@ -283,7 +283,8 @@ class Agent:
         self.config = self._dialling.config = new
         self._router = router
         self.proxy.route = self._apps.routed(router.route)
-        self.proxy.limits = self.upstreams.limits = _limits(new)
+        self.upstreams.limits = limits = _limits(new)
+        self.proxy.limits = _for_hub(limits)
         if new.memory_percent != old.memory_percent:
             self._tell_share()
         before, self._served = self._served, self._bound()
@@ -380,3 +381,8 @@ class Agent:
 
 def _limits(config: AgentConfig) -> ProxyLimits:
     return ProxyLimits(buffer_bytes=config.memory_comm.buffer_size, **limits_of(config.limits))
+
+
+def _for_hub(limits: ProxyLimits) -> ProxyLimits:
+    """The limits of the hub's connections: hubs keep the same times for their users, and know them."""
+    return limits.later("body_timeout_s", "write_timeout_s")

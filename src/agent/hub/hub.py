@@ -155,12 +155,13 @@ class Hub:
         )
         shares = self._shares()
         self._max_agents = shares.agents
-        self._upstreams = upstreams = Upstreams(limits=limits)
+        # Agents keep the same times for their targets, and know them.
+        self._upstreams = upstreams = Upstreams(limits=limits.later("write_timeout_s"))
         proxy = Proxy(
             route=self.route,
             process=None,
             upstreams=upstreams,
-            limits=limits,
+            limits=limits.later("first_byte_timeout_s"),
             max_connections=shares.clients,
             party="hub",
             owns_clients=True,
