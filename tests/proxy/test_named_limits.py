@@ -161,6 +161,32 @@ async def test_silence_behind_a_half_closed_upgrade_names_its_setting(house, ori
     assert (line.limit, line.fault) == ("limits.half_closed_idle_s", "client")
 
 
+@pytest.mark.parametrize("party", ["target", "agent"])
+async def test_an_upgraded_connection_names_the_party_that_takes_nothing(house, origin, eventually, caplog, party):
+    caplog.set_level(logging.INFO, "agent.proxy")
+
+    async def target(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(SWITCH)
+        await asyncio.get_running_loop().create_future()
+
+    async with origin(target) as o:
+
+        def route(head):
+            return Target(o.url, party=party)
+
+        async with house(route, limits={"write_timeout_s": 0.2}) as h:
+            client = await h.open()
+            client.send(WANTS)
+            assert (await client.switched()).status == 101
+            client.send(bytes(20_000_000))
+            await eventually(lambda: lines(caplog))
+            assert await client.closed()
+    (line,) = lines(caplog)
+    assert line.message == f"the {party} takes nothing"
+    assert (line.limit, line.fault) == ("limits.write_timeout_s", party)
+
+
 @pytest.mark.parametrize(("party", "setting"), [("agent", "memory_comm.max_connections"), ("hub", "max_clients")])
 async def test_too_many_connections_name_their_setting(house, origin, caplog, party, setting):
     caplog.set_level(logging.INFO, "agent.proxy")

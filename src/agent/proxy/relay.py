@@ -387,7 +387,7 @@ class Exchange:
         self._mode = DONE
         if connection.measures is not None:
             connection.measures.upgraded += 1
-        upgraded = Upgraded(connection, upstream)
+        upgraded = Upgraded(connection, upstream, self._party)
         upstream.exchange = upgraded
         head = switching_head(response)
         write_pieces(connection, [head, rest] if rest else [head])

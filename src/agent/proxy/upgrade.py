@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from agent.errors import TargetError
+from agent.errors import Party, TargetError
 from agent.outcome import Stage
 from agent.proxy.clock import NEVER
 
@@ -26,13 +26,15 @@ log = logging.getLogger(__name__)
 
 
 class Upgraded:
-    """Stands where the exchange stood. deadline: when a half-closed connection that stays silent ends."""
+    """Stands where the exchange stood. party: who is at the other end of `upstream`. deadline: when a half-closed
+    connection that stays silent ends."""
 
-    __slots__ = ("_client_ended", "_target_ended", "_upstream", "connection", "deadline")
+    __slots__ = ("_client_ended", "_party", "_target_ended", "_upstream", "connection", "deadline")
 
-    def __init__(self, connection: Connection, upstream: Upstream) -> None:
+    def __init__(self, connection: Connection, upstream: Upstream, party: Party) -> None:
         self.connection = connection
         self.deadline = NEVER
+        self._party: Party = party
         self._upstream: Upstream | None = upstream
         self._client_ended = False
         self._target_ended = False
@@ -93,10 +95,10 @@ class Upgraded:
                 "conn_id": self.connection.conn_id, "stage": "upgraded", "fault": "client",
                 "limit": "limits.half_closed_idle_s",
             }  # fmt: skip
-            log.info("the client has sent its end and the target sends nothing", extra=extra)
+            log.info(f"the client has sent its end and the {self._party} sends nothing", extra=extra)
             self._end()
         elif self._upstream is not None and self._upstream.takes_nothing(now):
-            self._fail("the target takes nothing", "limits.write_timeout_s")
+            self._fail(f"the {self._party} takes nothing", "limits.write_timeout_s")
 
     # -- from the target
 
@@ -129,8 +131,8 @@ class Upgraded:
         if error is None:  # TLS ends both directions at once
             self._end()
             return
-        extra = {"conn_id": self.connection.conn_id, "stage": "upgraded", "fault": "target"}
-        log.warning("the connection to the target was lost", extra=extra)
+        extra = {"conn_id": self.connection.conn_id, "stage": "upgraded", "fault": self._party}
+        log.warning(f"the connection to the {self._party} was lost", extra=extra)
         self.connection.cut(Stage.UPGRADED)
 
     def pause_sending(self) -> None:
@@ -150,7 +152,7 @@ class Upgraded:
 
     def _fail(self, reason: str, limit: str) -> None:
         """End it by force: nothing can be said any more."""
-        extra = {"conn_id": self.connection.conn_id, "stage": "upgraded", "fault": "target", "limit": limit}
+        extra = {"conn_id": self.connection.conn_id, "stage": "upgraded", "fault": self._party, "limit": limit}
         log.warning(reason, extra=extra)
         self._drop_upstream()
         self.connection.cut(Stage.UPGRADED)
