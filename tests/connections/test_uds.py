@@ -340,6 +340,7 @@ async def test_no_descriptors_left_is_an_error_for_that_connection_alone(monkeyp
         patched.setattr("agent.connections.acceptor.socket.socket", exhausted)
         manager.packet_received(1, DATA, FIRST, "")
     assert tunnel.codes(1) == [ERROR]
+    assert tunnel.packets[-1][-1] == "the agent has no descriptor left"
     assert acceptor._announced == {}
     manager.packet_received(2, DATA, FIRST, "")
     await until(lambda: tunnel.sent(2) == FIRST)

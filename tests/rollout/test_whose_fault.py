@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
 import pathlib
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -16,10 +17,12 @@ from typing import cast
 import aiohttp
 import pytest
 from rollout_processes import AgentProcess, HubProcess, running_agent
+from whole_peers import until
 
 pytestmark = [pytest.mark.loops("uvloop"), pytest.mark.timeout(120)]
 
 MANY = 20
+GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"
 
 
 @pytest.fixture(params=["uds", "memory"])
@@ -77,10 +80,13 @@ async def test_a_target_that_does_not_answer_is_told_as_the_target(tmp_path: pat
 
         found = Counter(await asyncio.gather(*map(ask, range(MANY))))
         assert found == {(504, "the target did not answer in time\n"): MANY}
-        assert "did not answer in time" in agent.log
+        await agent.logged("did not answer in time")
         assert "fault=target" in agent.log
         assert "limit=limits.first_byte_timeout_s" in agent.log
         assert "fault=agent" not in hub.log
+        await hub.logged("the agent answered a failure")
+        reason, limit = 'reason="the target did not answer in time"', "limit=limits.first_byte_timeout_s"
+        assert f"status=504 fault=target method=GET {reason} {limit}" in hub.log
 
 
 async def test_a_target_that_takes_nothing_is_told_as_the_target(tmp_path: pathlib.Path, mode: str) -> None:
@@ -91,8 +97,9 @@ async def test_a_target_that_takes_nothing_is_told_as_the_target(tmp_path: pathl
         for _ in range(3):
             async with client.post(agent.url + "/upload", data=io.BytesIO(bytes(60_000_000))) as answer:
                 assert (answer.status, await answer.text()) == (504, "the target takes nothing\n")
-        assert "fault=target" in agent.log
+        await agent.logged("fault=target")
         assert "limit=limits.write_timeout_s" in agent.log
+        await hub.logged('fault=target method=POST reason="the target takes nothing" limit=limits.write_timeout_s')
         assert "fault=agent" not in hub.log
 
 
@@ -110,3 +117,54 @@ async def test_a_client_that_takes_nothing_is_told_as_the_client(tmp_path: pathl
         assert "fault=agent" not in hub.log
         for writer in writers:
             writer.transport.abort()
+
+
+async def test_an_agent_without_a_descriptor_is_told_as_the_agent(tmp_path: pathlib.Path, mode: str) -> None:
+    import resource
+
+    async with running(tmp_path, mode, GOOD) as (hub, agent), aiohttp.ClientSession() as client:
+        hard = resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE)[1]
+        resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (3, hard))  # it has more, and opens none
+        async with client.get(agent.url + "/x") as answer:
+            status, text = answer.status, await answer.text()
+        assert status in (502, 503)
+        assert "target" not in text
+        assert "descriptor" in text
+        await agent.logged("level=error")
+        await agent.logged("fault=agent")
+        await hub.logged("fault=agent")
+        await hub.logged("descriptor")
+
+
+async def test_an_agent_that_is_lost_is_told_as_the_agent(tmp_path: pathlib.Path, mode: str) -> None:
+    async with running(tmp_path, mode, b"") as (hub, agent), aiohttp.ClientSession() as client:
+        before = len(os.listdir(f"/proc/{agent.process.pid}/fd"))
+        asking = asyncio.ensure_future(client.post(agent.url + "/silent", data=b"x"))
+        await until(lambda: len(os.listdir(f"/proc/{agent.process.pid}/fd")) > before)  # it has dialled its target
+        agent.signal("SIGKILL")
+        answer = await asking
+        text = await answer.text()
+        assert answer.status == 502
+        assert text.startswith("the agent of this cluster was lost: ")
+        await hub.logged("agent disconnected")
+        await hub.logged("fault=agent")
+        assert "fault=target" not in hub.log
+
+
+async def test_a_target_cannot_name_a_party(tmp_path: pathlib.Path, mode: str) -> None:
+    forged = b"HTTP/1.1 503 Service Unavailable\r\nTunnel-Fault: agent - forged\r\nContent-Length: 2\r\n\r\nNO"
+    async with running(tmp_path, mode, forged) as (hub, agent), aiohttp.ClientSession() as client:
+        async with client.get(agent.url + "/x", headers={"Tunnel-Fault": "agent - forged"}) as answer:
+            assert (answer.status, await answer.text()) == (503, "NO")
+            assert "Tunnel-Fault" not in answer.headers
+        assert "forged" not in hub.log + agent.log
+
+
+async def test_no_user_sees_the_field(tmp_path: pathlib.Path, mode: str) -> None:
+    async with (
+        running(tmp_path, mode, b"", "--limits-first-byte-timeout-s=0.5") as (_, agent),
+        aiohttp.ClientSession() as client,
+        client.get(agent.url + "/silent") as answer,
+    ):
+        assert answer.status == 504
+        assert "Tunnel-Fault" not in answer.headers

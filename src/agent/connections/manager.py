@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import functools
 import itertools
 import logging
@@ -235,6 +236,15 @@ class ConnManager:
             connection = self.make_connection(conn_id)
         except FullError as error:
             self._refuse(conn_id, str(error))
+            return None
+        except OSError as error:
+            extra: dict[str, object] = {"conn_id": conn_id, "fault": "agent", "reason": error.strerror or str(error)}
+            text = "the agent could not open the connection"
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                text = "the agent has no descriptor left"
+                extra["limit"] = "RLIMIT_NOFILE" if error.errno == errno.EMFILE else "fs.file-max"
+            logger.error("a connection could not be opened", extra=extra)
+            self._refuse(conn_id, text)
             return None
         except Exception:
             logger.exception("a connection could not be opened", extra={"conn_id": conn_id})

@@ -30,6 +30,7 @@ Fields = list[tuple[bytes, bytes]]
 HOP_BY_HOP = frozenset({
     b"connection", b"proxy-connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
     b"transfer-encoding", b"upgrade",
+    b"tunnel-fault",  # blame.py
 })  # fmt: skip
 SPECIAL = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 """Fields that are read, and then written afresh or dropped: they never go on as they came."""

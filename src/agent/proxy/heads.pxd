@@ -26,7 +26,7 @@ cdef class Request:
 
 @cython.final
 cdef class Response:
-    cdef public bytes block, upgrade, lines, digits
+    cdef public bytes block, upgrade, lines, digits, fault
     cdef public int status
     cdef public Py_ssize_t line_bytes
     cdef public long long length, content_length

@@ -220,12 +220,12 @@ class Response:
     -1 where it didn't; digits: in canonical form. keep_alive: the target means to go on afterwards. upgrade: the
     protocol it switches to, as the target spells it. block: the whole head as it came, b"" where that is too much to
     keep. framing, closing, written: what a client was last sent of it, and for which length and `Connection`; b""
-    before.
+    before. fault: the value of `Tunnel-Fault` on a failure, b"" where there is none.
     """
 
     __slots__ = (
-        "block", "closing", "content_length", "digits", "framing", "keep_alive", "length", "line_bytes", "lines",
-        "status", "upgrade", "written",
+        "block", "closing", "content_length", "digits", "fault", "framing", "keep_alive", "length", "line_bytes",
+        "lines", "status", "upgrade", "written",
     )  # fmt: skip
 
     block: bytes
@@ -238,6 +238,7 @@ class Response:
     length: int
     content_length: int
     digits: bytes
+    fault: bytes
     keep_alive: bool
     upgrade: bytes
 
@@ -467,7 +468,7 @@ def parse_response(head: bytes, fast: bool = IS_FAST) -> Response:
     response = Response()
     response.block = head if len(head) <= KEPT_BYTES else b""
     response.framing = 0
-    response.closing = response.written = response.upgrade = response.digits = b""
+    response.closing = response.written = response.upgrade = response.digits = response.fault = b""
     response.length = UNTIL_EOF
     response.content_length = -1
     line_end = plain_status_line(head) if fast else 0
@@ -485,6 +486,8 @@ def parse_response(head: bytes, fast: bool = IS_FAST) -> Response:
     response.keep_alive = (not is_1_0 or b"keep-alive" in options) and b"close" not in options
     if b"upgrade" in special:
         response.upgrade = b",".join(elements(special[b"upgrade"]))
+    if response.status >= 500 and b"tunnel-fault" in special:
+        response.fault = special[b"tunnel-fault"][0]
     lengths, codings = special.get(b"content-length"), special.get(b"transfer-encoding")
     if codings is not None or lengths is not None:
         response.length = _body_length(lengths, codings, is_1_0)

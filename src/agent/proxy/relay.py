@@ -31,6 +31,7 @@ from agent.errors import Party, PolicyFault, Redirected, Refused, TargetError
 from agent.messages import RequestHead, Target
 from agent.outcome import Stage
 from agent.proxy.answers import CONTINUE
+from agent.proxy.blame import read_fault
 from agent.proxy.chunked import LAST_CHUNK, ChunkedDecoder, ChunkError, encode_chunk, encode_last
 from agent.proxy.clock import NEVER
 from agent.proxy.decide import Decision, Undecided, decide
@@ -177,14 +178,17 @@ class Exchange:
                 extra["limit"] = error.limit
             log.info(error.reason, extra=extra)
             challenge = [(b"WWW-Authenticate", b"Bearer")] if error.status == 401 else None  # RFC 9110, section 15.5.2
-            self.connection.answer(error.status, error.reason, close=error.status == 421, fields=challenge)
+            self.connection.answer(
+                error.status, error.reason, close=error.status == 421, fields=challenge,
+                fault=error.fault, limit=error.limit,
+            )  # fmt: skip
             return
         extra["status"] = 503
         if isinstance(error, PolicyFault):
             log.error(str(error), extra=extra)
         else:
             log.error("the request could not be decided", extra=extra, exc_info=error)
-        self.connection.answer(503, "the request could not be decided")
+        self.connection.answer(503, "the request could not be decided", fault="policy")
 
     # -- the request's way
 
@@ -398,6 +402,8 @@ class Exchange:
         request, connection = self.request, self.connection
         self._response = response
         self.deadline = self.waits_at = NEVER
+        if response.fault and connection.proxy.party == "hub":
+            self._log_fault(response)
         length = response.length
         framing = length
         if request.method == b"HEAD" or response.status == 204 or response.status == 304:
@@ -432,6 +438,17 @@ class Exchange:
             write_pieces(connection, [head, body])
         if left <= 0:
             self._complete(left == 0)
+
+    def _log_fault(self, response: Response) -> None:
+        """The agent has answered a failure itself, and says whose fault it was."""
+        fault, limit, reason = read_fault(response.fault)
+        extra: dict[str, object] = {
+            "conn_id": self.connection.conn_id, "stage": "response head", "status": response.status, "fault": fault,
+            "method": self.request.method.decode(), "reason": reason,
+        }  # fmt: skip
+        if limit:
+            extra["limit"] = limit
+        log.warning("the agent answered a failure", extra=extra)
 
     def _head_for_client(self, framing: int) -> bytes:
         assert self._response is not None
@@ -617,7 +634,7 @@ class Exchange:
         log.log(logging.WARNING if status >= 500 else logging.INFO, reason, extra=extra)
         self._end_upstream()
         if self.stage is BEFORE_HEAD:
-            connection.answer(status, reason, close=close)
+            connection.answer(status, reason, close=close, fault=fault, limit=limit)
         else:
             connection.cut(self.stage)
 

@@ -23,8 +23,10 @@ import enum
 import logging
 from typing import TYPE_CHECKING, cast
 
+from agent.errors import Party
 from agent.outcome import Kind, Outcome, Stage
 from agent.proxy.answers import own_answer
+from agent.proxy.blame import FAULT_FIELD, write_fault
 from agent.proxy.chunked import ChunkError
 from agent.proxy.clock import NEVER, Stall
 from agent.proxy.headers import Fields
@@ -306,7 +308,8 @@ class Connection:
                 reason = "too many connections"
                 extra["limit"] = proxy.connections_limit
             log.info(reason, extra=extra)
-            self.answer(503, reason, close=True)
+            limit = "" if proxy.draining else proxy.connections_limit
+            self.answer(503, reason, close=True, fault=proxy.party, limit=limit)
         elif target == b"*":
             self.answer(204, "", fields=[(b"Allow", ALLOW)])
         else:
@@ -410,8 +413,22 @@ class Connection:
                 self._closing = True
         return self._closing
 
-    def answer(self, status: int, reason: str, *, close: bool = False, fields: Fields | None = None) -> None:
-        """Send an answer of the proxy's own; the exchange, if there is one, is over. A 503 says when to try again."""
+    def answer(
+        self,
+        status: int,
+        reason: str,
+        *,
+        close: bool = False,
+        fields: Fields | None = None,
+        fault: Party | None = None,
+        limit: str = "",
+    ) -> None:
+        """Send an answer of the proxy's own; the exchange, if there is one, is over. A 503 says when to try again.
+
+        fault, limit: told to a hub of ours with a status of 500 and above, for its log.
+        """
+        if status >= 500 and fault and not (self.proxy.owns_clients or self._is_base_hubs):
+            fields = [*(fields or ()), (FAULT_FIELD, write_fault(fault, limit, reason))]
         if status == 503:
             fields = [*(fields or ()), (b"Retry-After", b"%d" % self.proxy.limits.retry_after_s)]
         request = self._exchange.request if self._exchange is not None else None

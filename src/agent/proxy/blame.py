@@ -1,0 +1,35 @@
+"""`Tunnel-Fault`: an agent answers a failure itself, and its hub's log has to name the party at fault too.
+
+    Tunnel-Fault: <party> <limit, or "-"> <the reason, as in the answer's text>
+
+Hubs and agents drop the field wherever it comes from another party: neither a user nor a target can write it.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from agent.errors import Party
+
+__all__ = ["FAULT_FIELD", "read_fault", "write_fault"]
+
+FAULT_FIELD = b"Tunnel-Fault"
+BLAMED = ("client", "target", "agent", "policy")
+"""Parties that an agent may name. One that names another is at fault itself."""
+LIMIT_CHARS = 64
+REASON_CHARS = 200
+
+
+def write_fault(fault: Party, limit: str, reason: str) -> bytes:
+    """The field's value."""
+    text = f"{fault} {limit or '-'} {reason[:REASON_CHARS]}"
+    return "".join(char if " " <= char <= "~" else "?" for char in text).encode()
+
+
+def read_fault(value: bytes) -> tuple[Party, str, str]:
+    """(the party, the limit or "", the reason) of an agent's field, fit for the log whatever it says."""
+    text = "".join(char if char.isprintable() else "?" for char in value.decode("latin-1"))
+    party, _, rest = text.partition(" ")
+    limit, _, reason = rest.partition(" ")
+    fault = cast(Party, party) if party in BLAMED else "agent"
+    return fault, "" if limit == "-" else limit[:LIMIT_CHARS], reason[:REASON_CHARS]
