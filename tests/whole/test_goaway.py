@@ -303,7 +303,7 @@ async def test_users_are_told_why_a_session_was_lost_and_whose_fault_it_is(
 
 @pytest.mark.parametrize("catches_up", [True, False])
 async def test_a_client_is_not_too_slow_because_the_hub_stood_still(
-    monkeypatch: pytest.MonkeyPatch, catches_up: bool
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, catches_up: bool
 ) -> None:
     monkeypatch.setattr(agent.hub.session, "BEHIND_TIMEOUT_S", 0.2)
     async with Pair() as pair, asyncio.timeout(20):
@@ -321,6 +321,8 @@ async def test_a_client_is_not_too_slow_because_the_hub_stood_still(
             assert not session._behind
         else:
             await until(used.is_closing)
+            (line,) = [each for each in caplog.records if each.message.startswith("client too slow")]
+            assert vars(line)["fault"] == "client"
 
 
 async def test_a_connection_of_a_lost_agent_names_the_agent() -> None:

@@ -454,9 +454,8 @@ class AgentSession:
                 self.tunnel.resume_reading()
 
     def _too_slow(self, connection: _Connection) -> None:
-        logger.warning(
-            "client too slow: its connection is ended", extra={"conn_id": connection.conn_id, "cluster": self.cluster}
-        )
+        extra = {"conn_id": connection.conn_id, "cluster": self.cluster, "fault": "client"}
+        logger.warning("client too slow: its connection is ended", extra=extra)
         self.tunnel.send(connection.conn_id, ERROR, error_message="the client is too slow")
         connection.abort()
 
