@@ -69,6 +69,7 @@ NAMES = [
     b"X", b"X-A", b"Accept", b"Cookie", b"Authorization", b"Content_Length", b"transfer_encoding", b"", b"X Y",
     b"(X)", b"X\xe9",
     b" X", b"\tX", b"X\0", b"HTTP2-Settings", b"Trailer", b"Keep-Alive", b"Proxy-Authorization", b"Via",
+    b"Tunnel-Fault",
 ]  # fmt: skip
 SPECIAL = {
     b"Host": HOSTS, b"Content-Length": LENGTHS, b"Transfer-Encoding": CODINGS, b"Connection": OPTIONS,
