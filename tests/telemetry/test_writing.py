@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import pty
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -226,3 +227,49 @@ def test_the_thread_asks_for_what_is_due_without_a_line(pipe: Pipe) -> None:
     due.append(b"due\n")
     writer.wake()
     assert pipe.read(b"due\n") == b"due\n"
+
+
+def test_a_writer_that_gets_no_thread_writes_once_it_gets_one(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    writer = LineWriter(pipe.write_end)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        assert writer.post(b"first\n")
+        writer.wake()
+        assert not writer.flush(5)
+    assert writer.post(b"second\n")
+    assert pipe.read(b"second\n") == b"first\nsecond\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_the_child_of_a_fork_writes_its_own_lines_whoever_held_the_lock(pipe: Pipe) -> None:
+    writer = LineWriter(pipe.write_end)
+    writer.post(b"parent\n")
+    assert pipe.read(b"parent\n") == b"parent\n"
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with writer._changed:
+            held.set()
+            done.wait(20)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    held.wait(20)
+    child = os.fork()
+    if not child:
+        try:
+            signal.alarm(20)  # a child that waits for the lock ends
+            writer.post(b"child\n")
+            writer.flush(10)
+        finally:
+            os._exit(0)
+    done.set()
+    holding.join()
+    assert os.waitpid(child, 0)[1] == 0
+    writer.post(b"again\n")
+    assert pipe.read(b"again\n") == b"child\nagain\n"

@@ -25,6 +25,7 @@ import os
 import select
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -34,6 +35,9 @@ QUEUE_BYTES = 1024 * 1024
 QUEUE_LINES = 10_000
 _BATCH_BYTES = 64 * 1024  # a pipe's capacity on Linux: more in one write would only block longer
 _LINE_BYTES = 64 * 1024  # a longer line is cut: one traceback must not fill the queue
+
+
+_writers: weakref.WeakSet[LineWriter] = weakref.WeakSet()
 
 
 def _drop_quietly(lines: list[bytes], error: OSError) -> None:
@@ -68,6 +72,11 @@ class LineWriter:
         self._limit_bytes = limit_bytes
         self._limit_lines = limit_lines
         self._name = name
+        self._begin()
+        _writers.add(self)
+
+    def _begin(self) -> None:
+        """Have nothing queued and no thread: at first, and in the child of a fork, whose parent writes what waits."""
         # Reentrant: a destructor that logs may run in the thread that holds it.
         self._changed = threading.Condition(threading.RLock())
         self._lines: deque[bytes] = deque()
@@ -93,7 +102,7 @@ class LineWriter:
                 self._drop(1)
                 return False
             self._put(line)
-            if self._thread is None:
+            if not self.alive:
                 self._start()
             elif not self._writing:
                 self._changed.notify_all()
@@ -103,7 +112,7 @@ class LineWriter:
         """Have `tick` called soon."""
         with self._changed:
             self._woken = True
-            if self._thread is None:
+            if not self.alive:
                 self._start()
             self._changed.notify_all()
 
@@ -120,7 +129,7 @@ class LineWriter:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs: not in the child of a fork."""
+        """Whether the thread runs: not before the first line, and not in the child of a fork until its first."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
@@ -131,8 +140,12 @@ class LineWriter:
     # ------------------------------------------------------------ with the lock
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no thread may be started now (ulimit -u): the next line tries again
+            return
+        self._thread = thread
 
     def _put(self, line: bytes) -> None:
         self._lines.append(line)
@@ -201,3 +214,13 @@ class LineWriter:
                 self._cut = len(view) < len(data) and error.errno not in (errno.EPIPE, errno.EBADF)
                 raise
             view = view[written:]
+
+
+def _begin_after_fork() -> None:
+    for writer in list(_writers):
+        writer._begin()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    # The thread is the parent's, and so may be whoever held the lock.
+    os.register_at_fork(after_in_child=_begin_after_fork)
