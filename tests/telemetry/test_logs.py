@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from agent.telemetry.logs import KeyValueFormatter, configure
+from agent.telemetry.logs import KeyValueFormatter, LogHandler, configure
 
 
 def line(message: str, *arguments: object, level: int = logging.INFO, **extra: object) -> str:
@@ -86,3 +86,40 @@ def test_a_traceback_follows_indented() -> None:
     assert first.endswith("msg=failed")
     assert rest
     assert all(each.startswith("    ") for each in rest)
+
+
+def test_a_traceback_holds_no_character_that_a_terminal_or_another_reader_obeys() -> None:
+    try:
+        raise ValueError("reason\rtime=1 level=error\x1b[2J\x85forged\u2028forged\u202e\tx é")
+    except ValueError:
+        record = logging.getLogger("agent.test").makeRecord(
+            "agent.test", logging.ERROR, __file__, 1, "failed", (), sys.exc_info()
+        )
+    found = KeyValueFormatter().format(record)
+    assert found.splitlines() == found.split("\n")
+    assert "reason\\rtime=1 level=error\\x1b[2J\\x85forged\\u2028forged\\u202e\tx é" in found
+
+
+class Broken:
+    def __str__(self) -> str:
+        raise LookupError("no text")
+
+
+@pytest.mark.parametrize("name", ["conn_id", "peer", "reason"])
+def test_a_field_whose_text_fails_costs_the_line_nothing_else(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    handler = LogHandler(2)
+    for message, arguments in (("failed", ()), ("failed %d", ("x",)), ("%s", (Broken(),))):
+        handler.handle(
+            logging.getLogger("agent.test").makeRecord(
+                "agent.test", logging.ERROR, __file__, 1, message, arguments, None, extra={name: Broken(), "other": 1}
+            )
+        )
+    assert handler.writer is not None
+    assert handler.writer.flush(20)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all(f'{name}="<Broken: LookupError in its text>"' in each and " other=1" in each for each in lines)
+    assert 'msg="failed %d <TypeError in its arguments>"' in lines[1]
+    assert 'msg="%s <LookupError in its arguments>"' in lines[2]

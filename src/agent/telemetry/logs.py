@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 
 from .metrics import Metric
-from .repeats import RepeatLimit
+from .repeats import RepeatLimit, message_of, text_of
 from .writing import LineWriter
 
 __all__ = [
@@ -41,6 +41,8 @@ EXIT_S = 1.0
 """How long the end of the process waits for a reader of its log."""
 
 _PLAIN = re.compile(r"[!#-<>-~]+")  # visible ASCII without space, quote and "="
+# What a terminal obeys, or a reader takes for a line's end, in a traceback: it quotes what peers sent.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -57,11 +59,16 @@ class KeyValueFormatter(logging.Formatter):
         }
         if "conn_id" in extra:
             fields["conn_id"] = extra.pop("conn_id")
-        fields |= {"msg": record.getMessage()} | extra
+        fields |= {"msg": message_of(record)} | extra
         line = " ".join(f"{key}={_quoted(value)}" for key, value in fields.items())
         if record.exc_info:
-            line += "\n    " + self.formatException(record.exc_info).replace("\n", "\n    ")
+            traceback = _CONTROL.sub(_escaped, self.formatException(record.exc_info))
+            line += "\n    " + traceback.replace("\n", "\n    ")
         return line
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def _quoted(value: object) -> str:
@@ -69,7 +76,7 @@ def _quoted(value: object) -> str:
         value = f"[{value[0]}]:{value[1]}" if ":" in value[0] else f"{value[0]}:{value[1]}"
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    text = value.decode("latin-1") if isinstance(value, bytes) else text_of(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 

@@ -20,7 +20,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-__all__ = ["RepeatLimit"]
+__all__ = ["RepeatLimit", "message_of", "text_of"]
 
 EQUAL_BURST, EQUAL_PER_SECOND = 10, 1.0
 PLACE_BURST, PLACE_PER_SECOND = 1000, 100.0
@@ -31,6 +31,22 @@ _HELD_CHARACTERS = 4096  # of a line that is left out and may be written later
 _OF_ONE_EVENT = frozenset(("conn_id", "request_id", "trace_id", "connection", "client", "peer", "address"))
 _MEASURED = ("_s", "_ms", "_bytes")  # what a name ends in where the value differs from event to event
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "repeated", "similar"}
+
+
+def text_of(value: object) -> str:
+    """A field's value as text. A value that fails to give one costs the line nothing else."""
+    try:
+        return str(value)
+    except Exception as error:
+        return f"<{type(value).__name__}: {type(error).__name__} in its text>"
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """A record's text. One whose arguments fail is there without them."""
+    try:
+        return record.getMessage()
+    except Exception as error:
+        return f"{text_of(record.msg)} <{type(error).__name__} in its arguments>"
 
 
 class _Allowance:
@@ -170,7 +186,7 @@ class RepeatLimit:
 def _compared(record: logging.LogRecord) -> tuple[Hashable, ...]:
     """What makes a record equal to another of the same place: its text, its fields, and what was raised where."""
     fields = [
-        (name, str(value)[:_TEXT_CHARACTERS])
+        (name, text_of(value)[:_TEXT_CHARACTERS])
         for name, value in vars(record).items()
         if name not in _STANDARD and name not in _OF_ONE_EVENT and not name.endswith(_MEASURED)
     ]
@@ -181,4 +197,4 @@ def _compared(record: logging.LogRecord) -> tuple[Hashable, ...]:
             traceback = traceback.tb_next
         line = None if traceback is None else (traceback.tb_frame.f_code.co_filename, traceback.tb_lineno)
         raised = (record.exc_info[0].__qualname__, line)
-    return (record.getMessage()[:_TEXT_CHARACTERS], tuple(fields), raised)
+    return (message_of(record)[:_TEXT_CHARACTERS], tuple(fields), raised)
