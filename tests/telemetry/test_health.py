@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import socket
 
 import httpx
 import pytest
 
+from agent.descriptors import open_descriptors
+from agent.telemetry import health
 from agent.telemetry.health import HealthServer
 
 
@@ -55,3 +58,59 @@ async def test_closing_ends_a_client_that_says_nothing() -> None:
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
+
+
+async def test_a_client_that_does_not_read_its_answer_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "REQUEST_TIMEOUT_S", 0.2)
+    server = HealthServer(lambda: True, lambda accept: ("text/plain", bytes(16 * 2**20)))
+    port = await server.start("127.0.0.1", 0)
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as clients:
+        try:
+            for _ in range(3):
+                client = clients.enter_context(socket.socket())
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.setblocking(False)
+                await loop.sock_connect(client, ("127.0.0.1", port))
+                await loop.sock_sendall(client, b"GET /metrics HTTP/1.1\r\n\r\n")
+            without = open_descriptors()
+            async with asyncio.timeout(10):
+                while server._requests or open_descriptors() != without - 3:
+                    without = max(without, open_descriptors())
+                    await asyncio.sleep(0.01)
+        finally:
+            await server.close()
+
+
+async def test_a_burst_of_clients_leaves_none_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest makes room for one more, in the turn of the loop in which it came as well."""
+    monkeypatch.setattr(health, "MAX_CONNECTIONS", 2)
+    server = HealthServer(lambda: True)
+    port = await server.start("127.0.0.1", 0)
+    pairs = [Pair() for _ in range(6)]
+    for pair in pairs:
+        server._accept(*pair.made())
+    try:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert [pair.aborted for pair in pairs] == [True] * 4 + [False] * 2
+    finally:
+        await server.close()
+    assert port
+
+
+class Pair(asyncio.Transport):
+    """A connection of which only its end is of interest."""
+
+    aborted = False
+
+    def made(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        return reader, asyncio.StreamWriter(self, asyncio.StreamReaderProtocol(reader), reader, loop)
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.aborted

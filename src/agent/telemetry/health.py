@@ -58,18 +58,20 @@ class HealthServer:
             oldest.cancel()
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._requests[task] = None
-        task.add_done_callback(lambda done: self._requests.pop(done, None))
+        task.add_done_callback(lambda done: self._served(done, writer))
+
+    def _served(self, task: asyncio.Task[None], writer: asyncio.StreamWriter) -> None:
+        self._requests.pop(task, None)
+        writer.transport.abort()  # nothing where it is closed; else its peer doesn't read, or it was never begun with
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            # A peer that is slow, sends too much or goes away gets nothing: there is nobody to tell.
-            with contextlib.suppress(OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
-                async with timeout(REQUEST_TIMEOUT_S):
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    writer.write(self._answer(head))
-                    await writer.drain()
-        finally:
-            writer.close()
+        # A peer that is slow, sends too much or goes away gets nothing: there is nobody to tell.
+        with contextlib.suppress(OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
+            async with timeout(REQUEST_TIMEOUT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(self._answer(head))
+                writer.close()
+                await writer.wait_closed()
 
     def _answer(self, head: bytes) -> bytes:
         method, _, rest = head.partition(b" ")
