@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import logging
 import pathlib
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +19,12 @@ import trustme
 from whole_peers import running_origin, until
 from whole_rig import RunningAgent, running_hub
 
+from agent import expiry
 from agent.hub import user_door
+
+
+VALID_S = 86400.0
+"""How long users' certificates are valid."""
 
 
 class Certificates:
@@ -28,7 +36,8 @@ class Certificates:
         ours.cert_pem.write_to_path(self.ca)
         ours.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(self.hub)
         self.user, self.stranger = str(folder / "user.pem"), str(folder / "stranger.pem")
-        ours.issue_cert("alice@ours.test").private_key_and_cert_chain_pem.write_to_path(self.user)
+        until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=VALID_S)
+        ours.issue_cert("alice@ours.test", not_after=until).private_key_and_cert_chain_pem.write_to_path(self.user)
         theirs.issue_cert("eve@theirs.test").private_key_and_cert_chain_pem.write_to_path(self.stranger)
 
     def client(self, shown: str = "", newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
@@ -140,6 +149,36 @@ async def test_a_session_of_a_user_without_a_certificate_is_no_certificate(certi
         assert await asyncio.to_thread(resumed, certificates.client()) == [b"HTTP/1.1 400"] * 2
         assert not seen
         assert await asyncio.to_thread(resumed, certificates.client(certificates.user)) == [b"HTTP/1.1 200"] * 2
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_resumed_session_does_not_outlive_its_certificate(
+    certificates: Certificates, version: ssl.TLSVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with hub_with_agent(certificates, user_ca_file=certificates.ca) as (port, seen):
+        context = certificates.client(certificates.user, version)
+
+        def told(session: ssl.SSLSession | None) -> tuple[bytes, bool | None, ssl.SSLSession | None]:
+            with (
+                socket.create_connection(("127.0.0.1", port), 10) as sock,
+                context.wrap_socket(sock, server_hostname="127.0.0.1", session=session) as tls,
+            ):
+                tls.sendall(HELLO)
+                data = b""
+                while piece := tls.recv(4096):
+                    data += piece
+                return data, tls.session_reused, tls.session
+
+        first, _, session = await asyncio.to_thread(told, None)
+        assert first.startswith(b"HTTP/1.1 200")
+        again, reused, session = await asyncio.to_thread(told, session)
+        assert (again[:12], reused) == (b"HTTP/1.1 200", True)
+        del seen[:]
+        monkeypatch.setattr(expiry, "time", SimpleNamespace(time=lambda: time.time() + 2 * VALID_S))
+        late, reused, _ = await asyncio.to_thread(told, session)
+        assert reused
+        assert late.endswith(b"\r\n\r\nthe client's certificate has expired\n")
+        assert not seen
 
 
 async def test_an_untrusted_certificate_fails_in_the_handshake_and_the_line_has_the_peer(

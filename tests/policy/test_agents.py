@@ -141,3 +141,11 @@ def test_a_wrong_token_file_is_a_config_error(tmp_path: Path, content: bytes) ->
     path.write_bytes(content)
     with pytest.raises(ConfigError, match="agent_token_file"):
         AgentPolicy(token_file=str(path))
+
+
+def test_a_certificate_that_has_expired_since_its_handshake_names_nobody(token_file: Path) -> None:
+    """A TLS session that is resumed has the certificate of its first handshake, whatever the time."""
+    policy = AgentPolicy(certificates=True, token_file=str(token_file), anyone=True)
+    valid, expired = ({**CERTIFICATE, "notAfter": f"Jan  1 00:00:00 {year} GMT"} for year in (9999, 2020))
+    assert verdict(policy, b"c1", None, valid) == "certificate:c1"
+    assert verdict(policy, b"c1", None, expired) == 403

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from ..acceptor import Acceptor, RateLimitedLog
+from ..expiry import has_expired
 
 __all__ = ["UserDoor"]
 
@@ -46,6 +47,7 @@ def _answer(status: str, text: str, *fields: str) -> bytes:
 TOO_MANY = _answer("503 Service Unavailable", "too many connections", "Retry-After: 1")
 NOT_TLS = _answer("400 Bad Request", "the client sent an HTTP request to an HTTPS port")
 NO_CERTIFICATE = _answer("400 Bad Request", "the client sent no certificate, and one is required")
+EXPIRED = _answer("400 Bad Request", "the client's certificate has expired")
 
 
 class UserDoor:
@@ -57,7 +59,7 @@ class UserDoor:
     first. tls: the port's context, None for plaintext. certificate_required: users without a certificate get 400.
     reason_of: why a handshake failed, in words; None for what isn't worth a line.
     refused: connections closed or answered at the door, by reason: `connections`, `handshakes`, `not_tls`,
-    `no_certificate`, `tls`.
+    `no_certificate` (also one that has expired), `tls`.
     """
 
     def __init__(
@@ -225,7 +227,12 @@ class _CertificateCheck(asyncio.Protocol):
         door = self._door
         peer = transport.get_extra_info("peername")
         protocol: asyncio.Protocol
-        if transport.get_extra_info("peercert"):
+        certificate = transport.get_extra_info("peercert")
+        if certificate and has_expired(certificate):  # since the handshake that this TLS session began with
+            door.refused["no_certificate"] += 1
+            logger.info("a user's certificate has expired", extra={"peer": peer})
+            protocol = _Answer(door._answering, EXPIRED)
+        elif certificate:
             protocol = door._protocol()
         else:
             door.refused["no_certificate"] += 1

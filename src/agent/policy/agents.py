@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import Refused
+from ..expiry import has_expired
 from ..syntax import check_label, is_label
 from .files import Reloaded
 
@@ -56,6 +57,8 @@ class AgentPolicy:
         name = cluster.decode("ascii")
         shown = False
         if self._certificates and certificate:
+            if has_expired(certificate):  # since its connection, or the session that this one resumed, began
+                raise Refused(403, "the agent's certificate has expired")
             if name in _names(certificate):
                 return f"certificate:{name}"
             shown = True
