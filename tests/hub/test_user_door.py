@@ -217,6 +217,30 @@ async def test_a_user_that_sends_nothing_is_closed_in_time(
         assert len(reasons) == 2
 
 
+async def test_a_handshake_that_gives_way_before_it_began_leaves_no_socket(certificates: Certificates) -> None:
+    """Many come in one turn of the loop: each makes room for the next before its own turn."""
+    loop = asyncio.get_running_loop()
+    door = user_door.UserDoor(
+        protocol=asyncio.Protocol, open_connections=lambda: 0, make_room=lambda: False, max_connections=20,
+        tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate_required=False, reason_of=str,
+    )  # fmt: skip
+    pairs = [socket.socketpair() for _ in range(15)]
+    try:
+        for ours, _ in pairs:
+            door._accepted_tls(ours, "peer")
+        assert door.refused["handshakes"] == 5
+        for _, theirs in pairs[:5]:
+            theirs.setblocking(False)
+            async with asyncio.timeout(20):
+                assert await loop.sock_recv(theirs, 1) == b""
+        assert [ours.fileno() < 0 for ours, _ in pairs] == [True] * 5 + [False] * 10
+        await door.close()
+        assert all(ours.fileno() < 0 for ours, _ in pairs)
+    finally:
+        for _, theirs in pairs:
+            theirs.close()
+
+
 async def test_the_hub_ends_with_users_at_its_door(certificates: Certificates) -> None:
     async with hub_with_agent(certificates) as (port, _):
         open_ones = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]

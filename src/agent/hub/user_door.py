@@ -15,7 +15,7 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 from ..acceptor import Acceptor, RateLimitedLog
@@ -134,9 +134,7 @@ class UserDoor:
 
     def _accepted(self, sock: socket.socket, peer: Any) -> None:
         if self._has_room():
-            task = self._loop.create_task(self._loop.connect_accepted_socket(self._protocol, sock))
-            self._entering[task] = None
-            task.add_done_callback(self._entered)
+            self._enter(self._loop.connect_accepted_socket(self._protocol, sock), sock)
             return
         sock.setblocking(False)
         with sock, contextlib.suppress(OSError):
@@ -153,12 +151,17 @@ class UserDoor:
             oldest.cancel()
             self.refused["handshakes"] += 1
             self._slow(limit=self._max_handshakes)
-        task: asyncio.Task[Any] = self._loop.create_task(self._let_in_by_tls(sock, peer))
-        self._entering[task] = None
-        task.add_done_callback(self._entered)
+        self._enter(self._let_in_by_tls(sock, peer), sock)
 
-    def _entered(self, task: asyncio.Task[Any]) -> None:
+    def _enter(self, entering: Coroutine[Any, Any, Any], sock: socket.socket) -> None:
+        task: asyncio.Task[Any] = self._loop.create_task(entering)
+        self._entering[task] = None
+        task.add_done_callback(lambda done: self._entered(done, sock))
+
+    def _entered(self, task: asyncio.Task[Any], sock: socket.socket) -> None:
         self._entering.pop(task, None)
+        if task.cancelled():
+            sock.close()  # it may have been cancelled before it began
         error = None if task.cancelled() else task.exception()
         if isinstance(error, OSError):  # the peer has left
             logger.debug("a user's connection can't be served", extra={"reason": str(error)})
