@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["Acceptor", "RateLimitedLog", "listening_sockets"]
+__all__ = ["Acceptor", "RateLimitedLog", "hang_up", "listening_sockets"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,16 @@ async def listening_sockets(host: str, port: int, *, backlog: int) -> list[socke
             listener.close()
         raise
     return sockets
+
+
+def hang_up(sock: socket.socket) -> None:
+    """End a connection that the loop is letting in, as if its peer had left: both ways, and whoever has it closes it.
+
+    Not by cancelling `connect_accepted_socket`: if uvloop has called the protocol's `connection_made` by then, it never
+    calls `connection_lost`, and what counts connections counts that one for ever.
+    """
+    with contextlib.suppress(OSError):  # the peer has left, or the socket is closed
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 class RateLimitedLog:

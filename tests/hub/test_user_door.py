@@ -233,12 +233,37 @@ async def test_a_handshake_that_gives_way_before_it_began_leaves_no_socket(certi
             theirs.setblocking(False)
             async with asyncio.timeout(20):
                 assert await loop.sock_recv(theirs, 1) == b""
-        assert [ours.fileno() < 0 for ours, _ in pairs] == [True] * 5 + [False] * 10
+        await until(lambda: [ours.fileno() < 0 for ours, _ in pairs] == [True] * 5 + [False] * 10)
         await door.close()
         assert all(ours.fileno() < 0 for ours, _ in pairs)
     finally:
         for _, theirs in pairs:
             theirs.close()
+
+
+async def test_a_user_that_gives_way_while_the_door_answers_is_counted_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the call of a protocol's `connection_made` and the end of `connect_accepted_socket`."""
+    door = user_door.UserDoor(
+        protocol=asyncio.Protocol, open_connections=lambda: 0, make_room=lambda: False, max_connections=3,
+        tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate_required=False, reason_of=str,
+    )  # fmt: skip
+    (ours, theirs), (others, last) = socket.socketpair(), socket.socketpair()
+    made = user_door._Answer.connection_made
+
+    def crowded(answer: user_door._Answer, transport: asyncio.BaseTransport) -> None:
+        made(answer, transport)
+        door._accepted_tls(others, "peer")
+
+    monkeypatch.setattr(user_door._Answer, "connection_made", crowded)
+    with theirs, last:
+        theirs.sendall(HELLO)
+        door._accepted_tls(ours, "peer")
+        await until(lambda: door.refused["handshakes"] == 1)
+        await until(lambda: not door._answering and ours.fileno() < 0)
+        await door.close()
+        assert others.fileno() < 0
 
 
 async def test_the_hub_ends_with_users_at_its_door(certificates: Certificates) -> None:

@@ -34,7 +34,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ..acceptor import Acceptor, RateLimitedLog
+from ..acceptor import Acceptor, RateLimitedLog, hang_up
 
 __all__ = ["AgentDoor", "AgentProtocol", "Guest"]
 
@@ -313,13 +313,11 @@ class AgentDoor:
 
     def _connected(self, guest: Guest, task: asyncio.Task[None]) -> None:
         guest.task = None
-        if guest.protocol is None:  # cancelled before it began
+        if guest.protocol is None:  # it could not be made
             guest.sock.close()
-        if task.cancelled():
-            return
-        error = task.exception()
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
-            reason = self._reason_of(error)
+            reason = None if guest.state is GONE else self._reason_of(error)
             if reason is not None:
                 self._on_tls_failed(guest.peer, reason)
             self._left(guest)
@@ -357,7 +355,7 @@ class AgentDoor:
         if state is PARKED:
             self._loop.remove_reader(guest.sock)
         if guest.task is not None:
-            guest.task.cancel()
+            hang_up(guest.sock)
         elif guest.protocol is not None:
             (guest.protocol.abort if at_once else guest.protocol.close)()
         else:

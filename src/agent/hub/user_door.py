@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
-from ..acceptor import Acceptor, RateLimitedLog
+from ..acceptor import Acceptor, RateLimitedLog, hang_up
 from ..expiry import has_expired
 
 __all__ = ["UserDoor"]
@@ -82,7 +82,7 @@ class UserDoor:
         self._reason_of = reason_of
         self._loop = asyncio.get_running_loop()
         self._acceptor: Acceptor | None = None
-        self._entering: dict[asyncio.Task[Any], None] = {}  # the oldest first
+        self._entering: dict[asyncio.Task[Any], socket.socket] = {}  # the oldest first
         self._answering: set[_Answer] = set()
         self._max_handshakes = max(1, max_connections // 2)
         self.refused: Counter[str] = Counter()
@@ -110,8 +110,8 @@ class UserDoor:
         """Close all that is not the proxy's yet. Cancelled: all of it is closed but not waited for."""
         self.stop()
         tasks = list(self._entering)
-        for task in tasks:
-            task.cancel()
+        for sock in self._entering.values():
+            hang_up(sock)
         for answer in list(self._answering):
             answer.abort()
         if tasks:
@@ -146,22 +146,18 @@ class UserDoor:
             sock.close()
             return
         if len(self._entering) >= self._max_handshakes:
-            oldest = next(iter(self._entering))
-            del self._entering[oldest]
-            oldest.cancel()
+            hang_up(self._entering.pop(next(iter(self._entering))))
             self.refused["handshakes"] += 1
             self._slow(limit=self._max_handshakes)
         self._enter(self._let_in_by_tls(sock, peer), sock)
 
     def _enter(self, entering: Coroutine[Any, Any, Any], sock: socket.socket) -> None:
         task: asyncio.Task[Any] = self._loop.create_task(entering)
-        self._entering[task] = None
-        task.add_done_callback(lambda done: self._entered(done, sock))
+        self._entering[task] = sock
+        task.add_done_callback(self._entered)
 
-    def _entered(self, task: asyncio.Task[Any], sock: socket.socket) -> None:
+    def _entered(self, task: asyncio.Task[Any]) -> None:
         self._entering.pop(task, None)
-        if task.cancelled():
-            sock.close()  # it may have been cancelled before it began
         error = None if task.cancelled() else task.exception()
         if isinstance(error, OSError):  # the peer has left
             logger.debug("a user's connection can't be served", extra={"reason": str(error)})
