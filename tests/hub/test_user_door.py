@@ -22,7 +22,6 @@ from whole_rig import RunningAgent, running_hub
 from agent import expiry
 from agent.hub import user_door
 
-
 VALID_S = 86400.0
 """How long users' certificates are valid."""
 
