@@ -184,6 +184,29 @@ async def test_with_an_accepted_call_a_connection_stays() -> None:
         assert rig.door.open_connections == 1
 
 
+async def test_who_has_ended_its_calls_makes_room_for_an_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_door, "PATIENCE_S", 0.0)
+    async with opened(max_connections=3, strangers=2, call_timeout_s=0.3) as rig:
+        for number in range(3):
+            await rig.connect(b"x")
+            await until(lambda number=number: len(rig.begun) == number + 1)
+            rig.begun[number].guest.call_accepted()
+        first, second, third = (each.guest for each in rig.begun)
+        for guest in (second, first, first):
+            guest.calls_ended()
+        second.call_accepted()
+        await rig.connect(b"agent")
+        await until(lambda: len(rig.begun) == 4)
+        assert [first.state, second.state, third.state] == [agent_door.GONE, agent_door.IN, agent_door.IN]
+        rig.begun[3].guest.call_accepted()
+        assert rig.door.open_connections == 3
+        third.calls_ended()
+        await asyncio.sleep(1)  # longer than call_timeout_s: the connection's protocol closes it, not the door
+        assert third.state is agent_door.SLOW
+        third.connection_ended()
+        assert rig.door.open_connections == 2
+
+
 async def test_time_in_the_hubs_own_queue_is_not_the_agents() -> None:
     async with opened(call_timeout_s=0.5) as rig:
         rig.door._slots = 1

@@ -7,13 +7,14 @@ so it begins with few. The others wait unread in the order they came, and cost i
               accepted  │ its first byte         │
     TCP ──► WAITING ────┴──► oldest first ───────┴──► BEGUN ──► a call is accepted ──► IN
                                                         │ no call within LOAN_S           ▲
-                                                        └──► SLOW ── a call is accepted ──┘
+                                                        └──► SLOW ── a call is accepted ──┤
+                                                               ▲── its last call has ended ◄──┘
 
     PARKED, BEGUN, SLOW ── no accepted call within call_timeout_s, or others need the place ──► closed
 
 Invariants
   D1  At most SLOTS are BEGUN, and at most PER_TURN are begun in one turn of the loop: users' requests come between.
-  D2  BEGUN and SLOW are at most `strangers`; all together, those inside too, at most `max_connections`. Where these are
+  D2  BEGUN and SLOW are at most `strangers`, before those whose calls have ended; all together, those inside too, at most `max_connections`. Where these are
       reached, the oldest PARKED is closed for the one that comes, or the oldest SLOW.
   D3  An agent's time starts when the hub looks at it, not while it waits in the hub's own queue.
   D4  The queue is never longer than what MAX_WAIT_S does at the measured pace: an agent that came too late is closed
@@ -26,6 +27,7 @@ import asyncio
 import contextlib
 import enum
 import logging
+import math
 import select
 import socket
 import ssl
@@ -93,9 +95,9 @@ WAITING, PARKED, BEGUN, SLOW, IN, GONE = State
 
 
 class Guest:
-    """One connection. peer: its address. What its protocol calls: `call_accepted` and `connection_ended`."""
+    """One connection. peer: its address. What its protocol calls: `call_accepted`, `calls_ended` and `connection_ended`."""
 
-    __slots__ = ("_door", "begun_s", "due_s", "peer", "protocol", "sock", "state", "task")
+    __slots__ = ("_door", "begun_s", "due_s", "peer", "protocol", "sock", "state", "task", "was_in")
 
     def __init__(self, door: AgentDoor, sock: socket.socket, peer: Any) -> None:
         self._door = door
@@ -103,12 +105,17 @@ class Guest:
         self.peer = peer
         self.state = WAITING
         self.due_s = self.begun_s = 0.0
+        self.was_in = False
         self.protocol: AgentProtocol | None = None
         self.task: asyncio.Task[None] | None = None
 
     def call_accepted(self) -> None:
         """A call of this connection's was accepted. Again is no error."""
         self._door._let_in(self)
+
+    def calls_ended(self) -> None:
+        """This connection has no accepted call any longer."""
+        self._door._let_out(self)
 
     def connection_ended(self) -> None:
         """The connection is closed."""
@@ -329,6 +336,14 @@ class AgentDoor:
             self._move(guest, IN)
             self._inside += 1
 
+    def _let_out(self, guest: Guest) -> None:
+        """Whoever opens calls to end them holds no place that others need: it has had its time (`begun_s`)."""
+        if guest.state is IN:
+            self._inside -= 1
+            guest.due_s = math.inf  # its protocol closes it
+            guest.was_in = True
+            self._move(guest, SLOW)
+
     def _left(self, guest: Guest) -> None:
         if guest.state is IN:
             self._inside -= 1
@@ -343,7 +358,7 @@ class AgentDoor:
         entered = self._by_state.get(state)
         if entered is not None:
             entered[guest] = None
-        if state in (IN, GONE) and before in (BEGUN, SLOW):
+        if state in (IN, GONE) and before in (BEGUN, SLOW) and not guest.was_in:
             self._done += 1
         if before in (BEGUN, SLOW) and self.waiting:
             self._pump_soon()

@@ -43,6 +43,9 @@ class ConnectionWatch(Protocol):
     def call_accepted(self) -> None:
         """A call of the connection's was accepted; called for each."""
 
+    def calls_ended(self) -> None:
+        """All accepted calls of the connection have ended; another may be accepted later."""
+
     def connection_ended(self) -> None:
         """The connection is closed; the last call."""
 
@@ -158,8 +161,8 @@ class _Peer:
             if self._no_call is not None:
                 self._no_call.cancel()
                 self._no_call = None
-        if self._watch is not None:
-            self._watch.call_accepted()
+            if self._watch is not None:
+                self._watch.call_accepted()
 
     def _await_call(self, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -178,6 +181,8 @@ class _Peer:
             self._accepted.discard(call)
             if not self._accepted and not self.connection.closing:
                 self._await_call(self._server.call_timeout_s)
+                if self._watch is not None:
+                    self._watch.calls_ended()
 
     def goaway_received(self, connection: Http2Connection) -> None:
         pass  # the agent opens no more; what it has goes on
