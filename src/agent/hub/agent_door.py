@@ -14,8 +14,9 @@ so it begins with few. The others wait unread in the order they came, and cost i
 
 Invariants
   D1  At most SLOTS are BEGUN, and at most PER_TURN are begun in one turn of the loop: users' requests come between.
-  D2  BEGUN and SLOW are at most `strangers`, before those whose calls have ended; all together, those inside too, at most `max_connections`. Where these are
-      reached, the oldest PARKED is closed for the one that comes, or the oldest SLOW.
+  D2  BEGUN and SLOW are at most `strangers`, before those whose calls have ended. All together, those inside too, are
+      at most `max_connections`. Where these are reached, the oldest PARKED is closed for the one that comes, or the
+      oldest SLOW.
   D3  An agent's time starts when the hub looks at it, not while it waits in the hub's own queue.
   D4  The queue is never longer than what MAX_WAIT_S does at the measured pace: an agent that came too late is closed
       before TLS, and comes back.
@@ -95,7 +96,7 @@ WAITING, PARKED, BEGUN, SLOW, IN, GONE = State
 
 
 class Guest:
-    """One connection. peer: its address. What its protocol calls: `call_accepted`, `calls_ended` and `connection_ended`."""
+    """One connection. peer: its address. Its protocol calls `call_accepted`, `calls_ended` and `connection_ended`."""
 
     __slots__ = ("_door", "begun_s", "due_s", "peer", "protocol", "sock", "state", "task", "was_in")
 
