@@ -12,7 +12,7 @@ OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
 WHEEL_PYTHONS ?= $(or $(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python),$(PYTHON))
 WHEEL_SUITE ?= tests
 
-.PHONY: bench bench-curves bench-docs bench-quick chaos demo test test-compiled test-python test-pythons fuzz soak sanitize lint types wheels wheels-quick sdist pure identifiers clean
+.PHONY: bench bench-curves bench-docs bench-quick chaos commits demo test test-compiled test-python test-pythons fuzz soak sanitize lint types wheels wheels-quick sdist pure identifiers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastpipe-agent demo
@@ -105,6 +105,12 @@ lint: $(VENV)/.linted
 
 types: $(VENV)/.linted
 	$(BIN)/mypy
+	$(BIN)/mypy .ci/commit_message.py
+
+# The commits of a pull request: what CI checks. Needs Git and a Python alone.
+RANGE ?= origin/main..HEAD
+commits:
+	$(PYTHON) .ci/commit_message.py --range "$(RANGE)"
 
 clean:
 	rm -rf $(VENV) $(VENV)-* build dist src/*.egg-info src/fastpipe/*.so src/agent/*/*.so
