@@ -12,7 +12,7 @@ OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
 WHEEL_PYTHONS ?= $(or $(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python),$(PYTHON))
 WHEEL_SUITE ?= tests
 
-.PHONY: bench bench-curves bench-docs bench-quick chaos commits demo test test-compiled test-python test-pythons fuzz soak sanitize lint types wheels wheels-quick sdist pure identifiers clean
+.PHONY: bench bench-curves bench-docs bench-quick chaos commits demo hooks test test-compiled test-python test-pythons fuzz soak sanitize lint types wheels wheels-quick sdist pure identifiers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastpipe-agent demo
@@ -111,6 +111,11 @@ types: $(VENV)/.linted
 RANGE ?= origin/main..HEAD
 commits:
 	$(PYTHON) .ci/commit_message.py --range "$(RANGE)"
+
+# Ruff, cython-lint and the check of the message, before each commit: .pre-commit-config.yaml runs them from $(VENV).
+hooks: $(VENV)/.linted
+	$(BIN)/python -m pip install --quiet --group hooks
+	$(BIN)/pre-commit install --hook-type pre-commit --hook-type commit-msg
 
 clean:
 	rm -rf $(VENV) $(VENV)-* build dist src/*.egg-info src/fastpipe/*.so src/agent/*/*.so
