@@ -12,24 +12,28 @@ OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
 WHEEL_PYTHONS ?= $(or $(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python),$(PYTHON))
 WHEEL_SUITE ?= tests
 
-.PHONY: bench bench-curves bench-docs bench-quick chaos commits demo hooks test test-compiled test-python test-pythons fuzz soak sanitize lint types wheels wheels-quick sdist pure identifiers clean
+.PHONY: bench bench-curves bench-docs bench-quick chaos commits demo help hooks test test-compiled test-python test-pythons fuzz soak sanitize lint types wheels wheels-quick sdist pure identifiers clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed ## run hub, agent and target in one process, and print a table (the default target)
 	$(BIN)/fastpipe-agent demo
 
+# Each target's line is the comment behind its name. Needs no environment.
+help: ## list all targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
+
 # Both twins, each through the whole suite, side by side: half of it is waiting for other processes.
-test: $(VENV)/.tested
+test: $(VENV)/.tested ## run the whole suite on both twins; PYTEST_ARGS=tests/tunnel runs a part
 	@echo "Testing the Python twin and the compiled one side by side: some minutes each, the first one's output at its end."
 	@.ci/beside "$(MAKE) --no-print-directory test-python" "$(MAKE) --no-print-directory test-compiled"
 
-test-compiled: $(VENV)/.tested
+test-compiled: $(VENV)/.tested ## run the suite on the compiled twin
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-python: $(VENV)/.tested
+test-python: $(VENV)/.tested ## run the suite on the Python twin
 	FASTPIPE_NO_EXTENSIONS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # The transport's own tests, on every newer CPython that pyenv has here.
-test-pythons:
+test-pythons: ## run the transport's tests on every newer CPython that pyenv has
 	@for python in $(OTHER_PYTHONS); do \
 	  venv=$(VENV)-$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 	  $(MAKE) --no-print-directory test-compiled VENV=$$venv PYTHON=$$python PYTEST_ARGS=tests/fastpipe || exit 1; \
@@ -39,7 +43,7 @@ test-pythons:
 # are made from the sdist, since this tree's own objects are without; what they find ends the run.
 SANITIZE_SUITE ?= tests/fastpipe tests/tunnel/test_framing.py tests/proxy/test_heads.py
 SANITIZERS = $(shell gcc -print-file-name=libasan.so):$(shell gcc -print-file-name=libubsan.so)
-sanitize: $(VENV)-sanitize/.packaging
+sanitize: $(VENV)-sanitize/.packaging ## run transport and decoders under the address and undefined-behaviour sanitizers
 	rm -rf build/sanitize
 	$(VENV)-sanitize/bin/python -m build --sdist --outdir build/sanitize .
 	$(VENV)-sanitize/bin/python -m pip uninstall --quiet --yes fastpipe-agent
@@ -49,40 +53,40 @@ sanitize: $(VENV)-sanitize/.packaging
 	  $(VENV)-sanitize/bin/python -m pytest -p no:cacheprovider --timeout=900 $(SANITIZE_SUITE) $(PYTEST_ARGS)
 
 # sdist -> a wheel for each CPython here and one for every machine, each installed away from here and tried; into dist/.
-wheels: $(VENV)-packaging/.packaging
+wheels: $(VENV)-packaging/.packaging ## build sdist and wheels into dist/, and try each of them with the suite
 	$(VENV)-packaging/bin/python .ci/wheels.py --suite "$(WHEEL_SUITE)" $(WHEEL_PYTHONS)
 
 # The same with a part of the suite that takes seconds.
-wheels-quick:
+wheels-quick: ## run `wheels` with the part of the suite that takes seconds
 	$(MAKE) --no-print-directory wheels WHEEL_SUITE="tests/fastpipe/test_pipe_states.py tests/test_imports.py"
 
 # Parts of it, for the workflows: the sdist alone; it and the wheel for every machine; what cibuildwheel would build.
-sdist: $(VENV)-packaging/.packaging
+sdist: $(VENV)-packaging/.packaging ## build the sdist alone
 	$(VENV)-packaging/bin/python .ci/wheels.py --step sdist
 
-pure: $(VENV)-packaging/.packaging
+pure: $(VENV)-packaging/.packaging ## build the sdist and the wheel for every machine
 	$(VENV)-packaging/bin/python .ci/wheels.py --step pure --suite "$(WHEEL_SUITE)" $(firstword $(WHEEL_PYTHONS))
 
-identifiers: $(VENV)-packaging/.packaging
+identifiers: $(VENV)-packaging/.packaging ## list the wheels that cibuildwheel builds
 	$(VENV)-packaging/bin/python .ci/wheels.py --step identifiers
 
 # Every rival in the same run; reports in bench/results. Under 15 min, and under 90 s. BENCH_ARGS="--only hop"
-bench: $(VENV)/.tested
+bench: $(VENV)/.tested ## measure everything with its rivals; BENCH_ARGS="--only hop" runs a part
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
-bench-quick: $(VENV)/.tested
+bench-quick: $(VENV)/.tested ## measure a named subset in under 90 s
 	$(BIN)/python -m bench --quick $(BENCH_ARGS)
 
 # Each default beside what was not chosen; bench/results/curves.*, in under 10 min.
-bench-curves: $(VENV)/.tested
+bench-curves: $(VENV)/.tested ## measure each default beside its alternatives
 	$(BIN)/python -m bench $(BENCH_ARGS) curves
 
 # Their figures into docs/performance.md and README.md.
-bench-docs: $(VENV)/.tested
+bench-docs: $(VENV)/.tested ## put the last figures into README.md and docs/performance.md
 	$(BIN)/python -m bench $(BENCH_ARGS) docs
 
 # The nightly run: a million inputs for the tunnel's decoders and a million heads, both twins (CI takes 50,000 of each).
-fuzz: $(VENV)/.tested
+fuzz: $(VENV)/.tested ## give the decoders a million random inputs each, on both twins
 	FASTPIPE_INPUTS=1000000 $(BIN)/python -m pytest tests/tunnel/test_framing_twins.py $(PYTEST_ARGS)
 	FASTPIPE_INPUTS=1000000 $(BIN)/python -m pytest tests/proxy/test_head_twins.py $(PYTEST_ARGS)
 	FASTPIPE_INPUTS=1000000 FASTPIPE_NO_EXTENSIONS=1 $(BIN)/python -m pytest tests/proxy/test_head_twins.py $(PYTEST_ARGS)
@@ -90,34 +94,34 @@ fuzz: $(VENV)/.tested
 # Nightly too: what the suite does in seconds, at full length, on both twins. 20 readers of 1 GiB that stand still for a
 # minute; a hub that is killed 50 times under load. About a quarter of an hour; what was measured is printed at the end.
 SOAK_SUITE := tests/tunnel/test_stalled.py tests/whole/test_kills.py
-soak: $(VENV)/.tested
+soak: $(VENV)/.tested ## run the long tests: stalled readers, and a hub that is killed 50 times
 	FASTPIPE_SOAK=1 $(BIN)/python -m pytest -s $(SOAK_SUITE) $(PYTEST_ARGS)
 	FASTPIPE_SOAK=1 FASTPIPE_NO_EXTENSIONS=1 $(BIN)/python -m pytest -s $(SOAK_SUITE) $(PYTEST_ARGS)
 
 # Faults on links between real processes in network namespaces, one table, exit 1 if a bound is missed. Needs root and
 # iproute2, under 15 min. CHAOS_ARGS="--only blackhole" a part, CHAOS_ARGS=--list names them.
-chaos: $(VENV)/.tested
+chaos: $(VENV)/.tested ## break links between processes in network namespaces; needs root; CHAOS_ARGS=--list
 	$(BIN)/python -m bench.chaos $(CHAOS_ARGS)
 
-lint: $(VENV)/.linted
+lint: $(VENV)/.linted ## run ruff and cython-lint
 	$(BIN)/ruff check .
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint $(CYTHON) # it looks for pycodestyle there
 
-types: $(VENV)/.linted
+types: $(VENV)/.linted ## run mypy in strict mode
 	$(BIN)/mypy
 	$(BIN)/mypy .ci/commit_message.py
 
 # The commits of a pull request: what CI checks. Needs Git and a Python alone.
 RANGE ?= origin/main..HEAD
-commits:
+commits: ## check the commit messages of RANGE (origin/main..HEAD)
 	$(PYTHON) .ci/commit_message.py --range "$(RANGE)"
 
 # Ruff, cython-lint and the check of the message, before each commit: .pre-commit-config.yaml runs them from $(VENV).
-hooks: $(VENV)/.linted
+hooks: $(VENV)/.linted ## install the Git hooks that check each commit
 	$(BIN)/python -m pip install --quiet --group hooks
 	$(BIN)/pre-commit install --hook-type pre-commit --hook-type commit-msg
 
-clean:
+clean: ## remove environments and everything that was built
 	rm -rf $(VENV) $(VENV)-* build dist src/*.egg-info src/fastpipe/*.so src/agent/*/*.so
 
 # What takes a while, before it does: a slow machine is silent for minutes in each of these.
