@@ -34,7 +34,7 @@ PLAIN = {"fastpipe/_streams_c"}
 """Extensions whose source is a Python file of another name."""
 IGNORED = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "*.pyd", "__pycache__", "results")
 COPIED = ["src", "tests", "bench", "docs", "setup.py", "pyproject.toml", "MANIFEST.in", "Makefile"]
-COPIED += ["README.md", "LICENSE", "CHANGELOG.md"]
+COPIED += ["README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
 
 
 def build(tree: Path, what: str, out: Path, **environ: str) -> subprocess.CompletedProcess[str]:
