@@ -75,6 +75,7 @@ async def served(url: str, **options: object) -> None:
 async def test_what_the_limit_does_not_allow_is_lowered_and_said(tmp_path: pathlib.Path) -> None:
     with few(tmp_path) as hub:
         for setting, asked in (("max_clients", 10000), ("max_agents", 5000)):
+            await hub.logged(f"{setting} is lowered")
             (line,) = [line for line in hub.log.splitlines() if f"{setting} is lowered" in line]
             assert f"from {asked} to " in line
             assert "level=warning" in line

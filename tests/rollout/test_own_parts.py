@@ -90,23 +90,23 @@ async def test_a_part_that_gives_the_wrong_thing_is_a_503_and_one_clear_line(clu
         async with it.agent(router="own_parts:Wrong") as agent:
             for path, kind in ROUTES.items():
                 assert await get(f"{agent.url}/{path}") == (503, "the request could not be decided\n")
-                assert f'"route must give a Target or an awaitable of one, not {kind}"' in agent.log
+                await agent.logged(f'"route must give a Target or an awaitable of one, not {kind}"')
             assert agent.log.count("level=error") == len(ROUTES)
         async with it.agent(router="own_parts:Wrong", request_processor="kubernetes", **it.kubernetes()) as agent:
             assert (await get(f"{agent.url}/plain", Authorization="Bearer bob"))[0] == 503
-            assert "route must give an https URL for the API server, not http" in agent.log
+            await agent.logged("route must give an https URL for the API server, not http")
         async with it.agent(
             route=[f"/={it.managed.url}"], request_processor="own_parts:WrongProcessor"
         ) as other:
             for path, said in PROCESSES.items():
                 assert await get(f"{other.url}/{path}") == (503, "the request could not be decided\n")
-                assert said in other.log
+                await other.logged(said)
             assert other.log.count("level=error") == len(PROCESSES)
         async with it.agent(
             router="own_parts:Renaming", certificate_provider="own_parts:WrongTrust"
         ) as third:
             assert await get(f"{third.url}/one/pods") == (503, "the request could not be decided\n")
-            assert "ssl_context must give an ssl.SSLContext, not str" in third.log
+            await third.logged("ssl_context must give an ssl.SSLContext, not str")
             assert third.log.count("level=error") == 1
         assert "Traceback" not in agent.log + other.log + third.log
         assert "secret" not in agent.log + other.log + third.log
