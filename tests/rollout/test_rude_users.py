@@ -30,10 +30,10 @@ threading.Thread(target=write, daemon=True).start()
 answers = 0
 while data := sock.recv(1 << 18):
     before, answers = answers, answers + data.count(b"HTTP/1.1 ")
-    if answers // 1000 > before // 1000:
+    if answers // 100 > before // 100:
         print(answers, flush=True)
 """
-"""Pipelines requests on one connection, reads the answers, and tells of each thousand."""
+"""Pipelines requests on one connection, reads the answers, and tells of each hundred."""
 
 FULL = 300
 LEAVERS = 500
@@ -129,7 +129,7 @@ async def test_a_flood_that_the_hub_answers_itself_slows_nobody(tmp_path: pathli
             before = counts[-1]
             async with asyncio.timeout(60):
                 took_s = await p50_s(url)
-            assert counts[-1] > before
+            await until(lambda: counts[-1] > before)  # the flood is answered all the while
         assert took_s < 0.1  # once 0.5 s, and up to 7 s
 
 
