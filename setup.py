@@ -58,8 +58,11 @@ def compiler_present() -> bool:
         try:
             compiler.compile([str(source)], output_dir=folder, include_dirs=[get_python_inc()])
         except Exception as error:  # distutils' compilers each have their own error classes
-            print(f"fastpipe: no C compiler or no Python headers ({error}): installing the Python twins only, which do "
-                  "the same and are slower; with both there, install again for the compiled ones", file=sys.stderr)
+            print(
+                f"fastpipe: no C compiler or no Python headers ({error}): installing the Python twins only, which do "
+                "the same and are slower; with both there, install again for the compiled ones",
+                file=sys.stderr,
+            )
             return False
     return True
 

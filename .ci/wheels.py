@@ -62,9 +62,14 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None, chec
     ours = ("FASTPIPE_", "AGENT_", "PYTHON")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     ended = subprocess.run(
-        [str(each) for each in command], cwd=cwd, env=clean | (env or {}),
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-    )  # fmt: skip
+        [str(each) for each in command],
+        cwd=cwd,
+        env=clean | (env or {}),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
     if check and ended.returncode:
         sys.exit(f"{shlex.join(str(each) for each in command)}\n{ended.stdout}\nended with {ended.returncode}")
     return ended.stdout
@@ -134,9 +139,17 @@ class Proof:
             run(binaries / "python", "-c", CALL, cwd=home)
         # Without the variable the suite fails where a twin is missing.
         output = run(
-            binaries / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *self.suite,
-            cwd=self.tree, env={"FASTPIPE_NO_EXTENSIONS": "1"} if twin == "python" else None, check=False,
-        )  # fmt: skip
+            binaries / "python",
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *self.suite,
+            cwd=self.tree,
+            env={"FASTPIPE_NO_EXTENSIONS": "1"} if twin == "python" else None,
+            check=False,
+        )
         last = output.strip().rpartition("\n")[2]
         version = run(binaries / "python", "-c", "import platform; print(platform.python_version())", cwd=home).strip()
         if " passed" not in last or " failed" in last or " error" in last:
@@ -171,9 +184,11 @@ def main() -> None:
     parser.add_argument("--out", default="dist", help="where sdist and wheels are left; emptied first")
     parser.add_argument("--suite", default="tests", help="what pytest is given, in one string")
     parser.add_argument(
-        "--step", choices=["sdist", "pure", "all", "identifiers"], default="all",
+        "--step",
+        choices=["sdist", "pure", "all", "identifiers"],
+        default="all",
         help="sdist: that alone; pure: the none-any wheel too; identifiers: only what cibuildwheel would build",
-    )  # fmt: skip
+    )
     given = parser.parse_args()
     pythons = [Path(shutil.which(each) or sys.exit(f"{each} is no program")).absolute() for each in given.pythons]
     if given.step in ("all", "identifiers"):

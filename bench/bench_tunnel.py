@@ -228,9 +228,12 @@ def environment(twin: str, messages: str) -> dict[str, str]:
 def start_hub(kind: str, messages: str) -> tuple[subprocess.Popen[str], int]:
     command = [str(PEER), messages, "hub", "--echo"] if kind == "grpcio" else [__file__, "--hub"]
     hub = subprocess.Popen(
-        [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [sys.executable, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
         env=environment(kind, messages),
-    )  # fmt: skip
+    )
     assert hub.stdout is not None
     return hub, json.loads(hub.stdout.readline())["port"]
 

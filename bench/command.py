@@ -33,9 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     comparing = commands.add_parser("compare", help="say what got better or worse beyond the spread")
     comparing.add_argument(
-        "reports", type=pathlib.Path, nargs="+", metavar="OLD.json NEW.json",
+        "reports",
+        type=pathlib.Path,
+        nargs="+",
+        metavar="OLD.json NEW.json",
         help="more pairs may follow: only what all of them say counts",
-    )  # fmt: skip
+    )
     commands.add_parser("curves", help="measure each default beside what was not chosen (--only, --output as above)")
     documenting = commands.add_parser("docs", help="put the figures into docs/performance.md and README.md")
     documenting.add_argument("reports", type=pathlib.Path, nargs="*", metavar="REPORT.json", help="default: the last")

@@ -34,8 +34,11 @@ def compare(paths: Sequence[pathlib.Path]) -> int:
         reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         pairs = list(zip(reports[::2], reports[1::2], strict=True))
         worse = _ratios(pairs)
-        if all(old["environment"].get(key) == new["environment"].get(key)
-               for key in ("processor", "python", "quick") for old, new in pairs):  # fmt: skip
+        if all(
+            old["environment"].get(key) == new["environment"].get(key)
+            for key in ("processor", "python", "quick")
+            for old, new in pairs
+        ):
             _figures(pairs)
         else:
             print("other processor, Python or amounts: figures aren't compared, ratios are")
@@ -86,8 +89,10 @@ def _ratios(pairs: Sequence[Pair]) -> int:
         for line in found[move]:
             print(f"{title:7}{line}")
     gone, added = len(first_old.keys() - first_new.keys()), len(first_new.keys() - first_old.keys())
-    print(f"ratios: {len(found[1])} better, {len(found[-1])} worse, {len(found[0])} within the spread, {added} new, "
-          f"{gone} gone")  # fmt: skip
+    print(
+        f"ratios: {len(found[1])} better, {len(found[-1])} worse, {len(found[0])} within the spread, {added} new, "
+        f"{gone} gone"
+    )
     return worse
 
 

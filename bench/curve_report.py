@@ -20,16 +20,19 @@ COLUMNS, WIDTH, HEIGHT = 3, 300, 178
 LEFT, RIGHT, TOP, BOTTOM = 18, 18, 56, 34
 
 
-def write(
-    folder: pathlib.Path, curves: Sequence[Curve], found: Sequence[Measurement], where: dict[str, Any]
-) -> None:
+def write(folder: pathlib.Path, curves: Sequence[Curve], found: Sequence[Measurement], where: dict[str, Any]) -> None:
     """Write the three files, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     named = [
-        {"case": each.case.name, "title": each.case.title, "setting": each.setting, "chosen": each.chosen,
-         "why": each.why}
+        {
+            "case": each.case.name,
+            "title": each.case.title,
+            "setting": each.setting,
+            "chosen": each.chosen,
+            "why": each.why,
+        }
         for each in curves
-    ]  # fmt: skip
+    ]
     content = {"environment": where, "curves": named, "measurements": [rounded(item) for item in found]}
     replace(folder / "curves.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     replace(folder / "curves.md", f"# Defaults and their curves\n\n{where_it_ran(where)}\n\n{tables(content)}")

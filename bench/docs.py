@@ -29,24 +29,73 @@ __all__ = ["Reports", "fill", "filled"]
 DOCUMENTS = (HERE.parent / "docs" / "performance.md", HERE.parent / "README.md")
 MARKED = re.compile(r"(<!--measured ([^>]*)-->).*?(<!--/measured-->)", re.DOTALL)
 PROPOSAL = (
-    ("latency, p50", "1–5 µs → 0.1–0.5 µs, 10–50×", "pipe round trip 64 B", "round trip", "pipe", False,
-     "64 B there and back between two Python protocols, the carrier alone"),
+    (
+        "latency, p50",
+        "1–5 µs → 0.1–0.5 µs, 10–50×",
+        "pipe round trip 64 B",
+        "round trip",
+        "pipe",
+        False,
+        "64 B there and back between two Python protocols, the carrier alone",
+    ),
     ("latency, p99", "10×", "pipe round trip 64 B", "round trip p99", "pipe", False, "the same"),
-    ("… in the agent", "", "hop in-process target", "latency p99", "memory", False,
-     "a request through manager, carrier and proxy, target in the process, p99"),
-    ("throughput", "10–50 → 50–100 GB/s, 2–5×", "pipe one way", "throughput", "pipe", False,
-     "64 KiB writes of `bytes`, by reference: no byte is copied, so GB/s here is a count of writes"),
-    ("requests/s", "2×", "hop connection per request", "requests/s", "memory", False,
-     "the agent's hop to nginx, a connection per request"),
+    (
+        "… in the agent",
+        "",
+        "hop in-process target",
+        "latency p99",
+        "memory",
+        False,
+        "a request through manager, carrier and proxy, target in the process, p99",
+    ),
+    (
+        "throughput",
+        "10–50 → 50–100 GB/s, 2–5×",
+        "pipe one way",
+        "throughput",
+        "pipe",
+        False,
+        "64 KiB writes of `bytes`, by reference: no byte is copied, so GB/s here is a count of writes",
+    ),
+    (
+        "requests/s",
+        "2×",
+        "hop connection per request",
+        "requests/s",
+        "memory",
+        False,
+        "the agent's hop to nginx, a connection per request",
+    ),
     ("… kept-alive", "2×", "hop kept-alive", "requests/s", "memory", False, "the same on 16 kept-alive connections"),
-    ("CPU", "−20 to −40%", "hop kept-alive", "CPU per request", "memory", True,
-     "the agent's hop, kept-alive, user and system time per request"),
-    ("… a connection per request", "−20 to −40%", "hop connection per request", "CPU per request", "memory", True,
-     "the same, a connection per request"),
-    ("memory", "−30 to −50%", "open connections", "memory with the kernel's", "memory", True,
-     "an open, idle connection from manager to proxy, process and kernel (Slab)"),
+    (
+        "CPU",
+        "−20 to −40%",
+        "hop kept-alive",
+        "CPU per request",
+        "memory",
+        True,
+        "the agent's hop, kept-alive, user and system time per request",
+    ),
+    (
+        "… a connection per request",
+        "−20 to −40%",
+        "hop connection per request",
+        "CPU per request",
+        "memory",
+        True,
+        "the same, a connection per request",
+    ),
+    (
+        "memory",
+        "−30 to −50%",
+        "open connections",
+        "memory with the kernel's",
+        "memory",
+        True,
+        "an open, idle connection from manager to proxy, process and kernel (Slab)",
+    ),
     ("descriptors", "", "open connections", "descriptors", "memory", True, "the same"),
-)  # fmt: skip
+)
 """(label, what was expected, case, metric, variant that is compared with UDS, as a share, what was measured)."""
 
 
@@ -127,8 +176,16 @@ def many(clients: int) -> str:
 
 
 def whole_path(reports: Reports) -> str:
-    head = ("clients", "requests/s, memory", "UDS", "latency, memory", "agent's CPU per request, memory", "UDS",
-            "hub's CPU per request", "failures, memory / UDS")  # fmt: skip
+    head = (
+        "clients",
+        "requests/s, memory",
+        "UDS",
+        "latency, memory",
+        "agent's CPU per request, memory",
+        "UDS",
+        "hub's CPU per request",
+        "failures, memory / UDS",
+    )
     lines = [cells(*head), "| ---: | ---: | ---: | --- | ---: | ---: | ---: | --- |"]
     for clients in CLIENTS:
         case = f"whole path 1 KiB, {many(clients)}"
@@ -220,9 +277,15 @@ def short(reports: Reports) -> str:
 
 
 TABLES: dict[str, Callable[[Reports], str]] = {
-    "where": where, "short": short, "proposal": proposal, "goals": goals_table, "whole path": whole_path, "ways": ways,
-    "connections": connections, "curves": curves,
-}  # fmt: skip
+    "where": where,
+    "short": short,
+    "proposal": proposal,
+    "goals": goals_table,
+    "whole path": whole_path,
+    "ways": ways,
+    "connections": connections,
+    "curves": curves,
+}
 
 
 def figure(reports: Reports, asked: str) -> str:

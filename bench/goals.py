@@ -43,8 +43,16 @@ GOALS = (
     Goal("failures of UDS, any number of clients", "whole path*", "failures", "UDS", "", 0, "", True, True),
     Goal("1 GiB download, whole path", "whole path 1 GiB download", "throughput", "memory", "", 800, "MB/s"),
     *(
-        Goal(f"p99 of 1 KiB beside a 1 GiB download, {mode}", "whole path 1 KiB beside a download",
-             "p99 beside over p99 alone", mode, "", 3, "×", True)
+        Goal(
+            f"p99 of 1 KiB beside a 1 GiB download, {mode}",
+            "whole path 1 KiB beside a download",
+            "p99 beside over p99 alone",
+            mode,
+            "",
+            3,
+            "×",
+            True,
+        )
         for mode in ("memory", "UDS")
     ),
     Goal("cold start of `run` to ready", "start", "time to ready", "memory", "", 400, "ms", True),
@@ -68,30 +76,83 @@ GOALS = (
     Goal("CPU per packet of 32 KiB", "tunnel 32 KiB, grpcio hub", "CPU per packet", "compiled", "grpc.aio", 3),
     Goal("MB/s of them there", "tunnel 32 KiB, grpcio hub", "throughput", "compiled", "grpc.aio", 0.8),
     Goal("MB/s of 32 KiB packets, own to own", "tunnel 32 KiB, own hub", "throughput", "compiled", "grpc.aio", 2),
-    Goal("CPU per packet, 10,000 connections open to 10 (1 / 1.3)", "tunnel 10,000 open connections", "CPU per packet",
-         "10,000 open", "10 open", 1 / 1.3),
-    Goal("memory of an open connection in the tunnel", "tunnel 10,000 open connections", "memory in the process",
-         "10,000 open", "", 6 << 10, "bytes", True),
-    Goal("memory of one between tunnel and proxy", "open connections", "memory in the process", "memory", "", 6 << 10,
-         "bytes", True),
+    Goal(
+        "CPU per packet, 10,000 connections open to 10 (1 / 1.3)",
+        "tunnel 10,000 open connections",
+        "CPU per packet",
+        "10,000 open",
+        "10 open",
+        1 / 1.3,
+    ),
+    Goal(
+        "memory of an open connection in the tunnel",
+        "tunnel 10,000 open connections",
+        "memory in the process",
+        "10,000 open",
+        "",
+        6 << 10,
+        "bytes",
+        True,
+    ),
+    Goal(
+        "memory of one between tunnel and proxy",
+        "open connections",
+        "memory in the process",
+        "memory",
+        "",
+        6 << 10,
+        "bytes",
+        True,
+    ),
     *(
-        Goal(f"the agent's memory for each of 10,000 {who} users", "10,000 users", "agent's memory per connection",
-             f"memory, {who}", "", 6 << 10, "bytes", True)
+        Goal(
+            f"the agent's memory for each of 10,000 {who} users",
+            "10,000 users",
+            "agent's memory per connection",
+            f"memory, {who}",
+            "",
+            6 << 10,
+            "bytes",
+            True,
+        )
         for who in ("idle", "watching")
     ),
     *(
-        Goal(f"its CPU per request beside 10,000 {who}, to 10 alone (1 / 1.3)", "10,000 users",
-             "agent's CPU per request", f"memory, {who}", "memory, 10 open", 1 / 1.3)
+        Goal(
+            f"its CPU per request beside 10,000 {who}, to 10 alone (1 / 1.3)",
+            "10,000 users",
+            "agent's CPU per request",
+            f"memory, {who}",
+            "memory, 10 open",
+            1 / 1.3,
+        )
         for who in ("idle", "watching")
     ),
     Goal("CPU per request of the hop, 1 KiB", "hop kept-alive", "CPU per request", "memory", "", 20, "µs", True),
-    Goal("the same, no two heads alike", "hop kept-alive, heads that differ", "CPU per request", "memory", "", 20, "µs",
-         True),
+    Goal(
+        "the same, no two heads alike",
+        "hop kept-alive, heads that differ",
+        "CPU per request",
+        "memory",
+        "",
+        20,
+        "µs",
+        True,
+    ),
     Goal("the same against UDS (−25%)", "hop kept-alive, heads that differ", "CPU per request", "memory", "UDS", 1.333),
     Goal("1 GiB through the hop against the yardstick", "hop 1 GiB download", "throughput", "memory", "yardstick", 0.8),
     Goal("the same, upload", "hop 1 GiB upload", "throughput", "memory", "yardstick", 0.8),
-    Goal("memory that either takes at its peak", "hop 1 GiB *load", "memory grown at its peak", "memory", "", 32, "MiB",
-         True, True),
+    Goal(
+        "memory that either takes at its peak",
+        "hop 1 GiB *load",
+        "memory grown at its peak",
+        "memory",
+        "",
+        32,
+        "MiB",
+        True,
+        True,
+    ),
     Goal("requests/s to a TLS target, pooled", "hop TLS target", "requests/s", "pooled", "connection per request", 10),
 )
 

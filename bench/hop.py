@@ -36,9 +36,26 @@ from .pipe import on_loop
 from .resources import GROWTH, growing
 
 __all__ = [
-    "CASES", "CPU", "KEPT", "MODES", "RATIOS", "SPEED", "Clients", "House", "Packets", "Receiver", "TinyTarget",
-    "Yardstick", "YardstickConnection", "YardstickTarget", "counted", "house", "in_process", "requests", "turns",
-]  # fmt: skip
+    "CASES",
+    "CPU",
+    "KEPT",
+    "MODES",
+    "RATIOS",
+    "SPEED",
+    "Clients",
+    "House",
+    "Packets",
+    "Receiver",
+    "TinyTarget",
+    "Yardstick",
+    "YardstickConnection",
+    "YardstickTarget",
+    "counted",
+    "house",
+    "in_process",
+    "requests",
+    "turns",
+]
 
 DATA, ERROR, CLOSE = 0, 1, 3
 KEPT = b"GET /c1/%s HTTP/1.1\r\nHost: hub.example.com\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
@@ -223,9 +240,13 @@ async def house(
     limits = limits or ProxyLimits()
     upstreams = upstreams or Upstreams(limits=limits)
     made.proxy = Proxy(
-        route=route, process=Anonymous().process, upstreams=upstreams, limits=limits, cluster="c1",
+        route=route,
+        process=Anonymous().process,
+        upstreams=upstreams,
+        limits=limits,
+        cluster="c1",
         max_connections=20_000,
-    )  # fmt: skip
+    )
     acceptor = None
     if mode == "UDS":
         acceptor = UDSAcceptor(lambda conn_id, outcome: made.proxy.connection(conn_id, outcome, "uds"))

@@ -18,9 +18,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 __all__ = [
-    "Case", "Measurement", "Metric", "Ratio", "Samples", "Scale", "Shared", "Turn", "latency", "measured",
-    "no_collection", "one", "percentile",
-]  # fmt: skip
+    "Case",
+    "Measurement",
+    "Metric",
+    "Ratio",
+    "Samples",
+    "Scale",
+    "Shared",
+    "Turn",
+    "latency",
+    "measured",
+    "no_collection",
+    "one",
+    "percentile",
+]
 
 T = TypeVar("T")
 
@@ -200,9 +211,7 @@ def _measurement(case: Case, variant: str, metric: Metric, rounds: Sequence[Mapp
     unit = max(abs(median), metric.resolution)
     spread = (max(medians) - min(medians)) / unit if unit else 0.0
     p99 = percentile(every, 0.99)
-    return Measurement(
-        case.name, variant, metric.name, metric.unit, median, p99, spread, len(every), metric.resolution
-    )
+    return Measurement(case.name, variant, metric.name, metric.unit, median, p99, spread, len(every), metric.resolution)
 
 
 def _ratio(case: Case, metric: Metric, of: str, over: str, rounds: Sequence[Mapping[str, Samples]]) -> Ratio | None:

@@ -39,9 +39,13 @@ class Program:
         self.began = time.perf_counter()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
             env={**os.environ, **environment},
-        )  # fmt: skip
+        )
         self.pid = self._process.pid
         self._watched = psutil.Process(self.pid)
 

@@ -449,9 +449,7 @@ def _turn(loop: str, measure: Callable[[Connect], Coroutine[Any, Any, Samples]],
     return found
 
 
-def turns_of(
-    scale: Scale, measure: Callable[[Connect], Coroutine[Any, Any, Samples]]
-) -> Iterator[tuple[str, Turn]]:
+def turns_of(scale: Scale, measure: Callable[[Connect], Coroutine[Any, Any, Samples]]) -> Iterator[tuple[str, Turn]]:
     for name, (loop, connect) in RIVALS.items():
         if not scale.quick or name in FEW:
             yield name, functools.partial(_turn, loop, measure, connect)

@@ -113,6 +113,12 @@ def open_start(scale: Scale) -> Iterator[Mapping[str, Turn]]:
 CASES: Sequence[Case] = (
     holding("open connections", 10_000, 4_000),
     holding("1,000 open connections", 1_000, 1_000),
-    Case("start", "`fastpipe-agent run` from the process's start to `ready`, the hub up", open_start,
-         [("memory", "UDS")], quick=True, rounds=(7, 4)),
+    Case(
+        "start",
+        "`fastpipe-agent run` from the process's start to `ready`, the hub up",
+        open_start,
+        [("memory", "UDS")],
+        quick=True,
+        rounds=(7, 4),
+    ),
 )

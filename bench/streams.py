@@ -286,9 +286,7 @@ def streams_case(name: str, title: str, measure: Measure, n: int, *, whole_laten
         return latency("round trip", found) if whole_latencies else one(Metric("time", "µs"), found[0])
 
     def open_case(scale: Scale) -> contextlib.AbstractContextManager[Mapping[str, Turn]]:
-        turns: dict[str, Turn] = {
-            who: functools.partial(samples_of, connect, scale) for who, connect in RIVALS.items()
-        }
+        turns: dict[str, Turn] = {who: functools.partial(samples_of, connect, scale) for who, connect in RIVALS.items()}
         if whole_latencies:
             turns["anyio memory stream"] = lambda: latency("round trip", on_loop("uvloop", anyio_round_trips(n // 4)))
             turns["trio memory stream"] = lambda: latency("round trip", on_trio(n // 4))

@@ -45,9 +45,11 @@ async def connected(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWrit
 async def test_every_connection_is_handed_over_with_its_peer() -> None:
     taken: list[tuple[socket.socket, Any]] = []
     acceptor = Acceptor(
-        await listening_sockets("127.0.0.1", 0, backlog=128), lambda sock, peer: taken.append((sock, peer)),
-        lambda sock: None, name="test",
-    )  # fmt: skip
+        await listening_sockets("127.0.0.1", 0, backlog=128),
+        lambda sock, peer: taken.append((sock, peer)),
+        lambda sock: None,
+        name="test",
+    )
     acceptor.start()
     clients = [await connected(acceptor.port) for _ in range(100)]
     await until(lambda: not (len(taken) < 100))

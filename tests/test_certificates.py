@@ -147,10 +147,19 @@ def test_any_bytes_are_a_value_error(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\x30", b"\x30\x80", b"\x30\x85\x00\x00\x00\x00\x01", b"\x30\x84\xff\xff\xff\xff", b"\x30\x82" * 2000,
-     b"\x3f\x01\x00", b"\x30\x00" * 2, bytes(1 << 21)],
+    [
+        b"",
+        b"\x30",
+        b"\x30\x80",
+        b"\x30\x85\x00\x00\x00\x00\x01",
+        b"\x30\x84\xff\xff\xff\xff",
+        b"\x30\x82" * 2000,
+        b"\x3f\x01\x00",
+        b"\x30\x00" * 2,
+        bytes(1 << 21),
+    ],
     ids=["nothing", "cut", "endless", "long length", "4 GiB", "nested", "long tag", "two", "2 MiB"],
-)  # fmt: skip
+)
 def test_lengths_that_promise_more_are_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"certificate|element|length|tag|DER"):
         read_certificate(data)

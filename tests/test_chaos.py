@@ -152,9 +152,14 @@ def test_row_says_what_was_missed() -> None:
     assert not row.ok
     lines = table([row]).splitlines()
     assert [cell.strip() for cell in lines[2].strip("|").split("|")] == [
-        "blackhole", "hub 46.2 s, agent never", "3 of 5 (502: 3)", "0.25 s", "–",
-        "both know within 20 s (MISSED); first success in 12 s", "NO",
-    ]  # fmt: skip
+        "blackhole",
+        "hub 46.2 s, agent never",
+        "3 of 5 (502: 3)",
+        "0.25 s",
+        "–",
+        "both know within 20 s (MISSED); first success in 12 s",
+        "NO",
+    ]
     assert len({len(line) for line in lines}) == 1
 
 

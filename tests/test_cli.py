@@ -25,9 +25,13 @@ ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith
 def finished(*arguments: str, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """A command run to its end."""
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, env=ENVIRON | (environ or {}),
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=ENVIRON | (environ or {}),
         check=False,
-    )  # fmt: skip
+    )
 
 
 class Running:
@@ -109,7 +113,7 @@ def log(tmp_path: Path) -> Path:
         (["nothing"], ["nothing"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
-)  # fmt: skip
+)
 def test_a_bad_value_exits_2_and_says_field_source_and_range(arguments: list[str], said: list[str]) -> None:
     ended = finished(*arguments)
     assert ended.returncode == 2
@@ -148,15 +152,20 @@ def test_file_and_environment_are_read(tmp_path: Path) -> None:
     [
         (
             [*RUN, "--route", "/=http://a", "--memory-comm-canary-percent", "5"],
-            ['hub_address = ["h:1"]  # --hub-address', "canary_percent = 5  # --memory-comm-canary-percent",
-             'log_level = "warning"  # AGENT_LOG_LEVEL', "use_memory_comm = true  # {file}",
-             "insecure = false  # default", "keep_alive_s = 75.0  # default"],
+            [
+                'hub_address = ["h:1"]  # --hub-address',
+                "canary_percent = 5  # --memory-comm-canary-percent",
+                'log_level = "warning"  # AGENT_LOG_LEVEL',
+                "use_memory_comm = true  # {file}",
+                "insecure = false  # default",
+                "keep_alive_s = 75.0  # default",
+            ],
         ),
         (["hub", "--config", ""], ['http_address = "127.0.0.1:8080"  # default', "max_clients = 10000  # default"]),
         (["proxy", "--config", "", "--route", "/=http://a"], ['route = ["/=http://a"]  # --route']),
     ],
     ids=["run", "hub", "proxy"],
-)  # fmt: skip
+)
 def test_print_config_shows_each_value_and_where_it_came_from(
     tmp_path: Path, arguments: list[str], lines: list[str]
 ) -> None:
@@ -185,9 +194,14 @@ def test_print_config_of_a_wrong_configuration_exits_2() -> None:
 def test_metrics_without_the_extra_exit_2_and_say_what_brings_it(tmp_path: Path) -> None:
     (tmp_path / "prometheus_client.py").write_text("raise ImportError\n")
     ended = finished(
-        *RUN, "--route", "/=http://h", "--memory-comm-enable-metrics", "--health-address", "127.0.0.1:0",
+        *RUN,
+        "--route",
+        "/=http://h",
+        "--memory-comm-enable-metrics",
+        "--health-address",
+        "127.0.0.1:0",
         environ={"PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert ended.returncode == 2
     assert "memory_comm.enable_metrics" in ended.stderr
     assert "fastpipe-agent[metrics]" in ended.stderr
@@ -206,8 +220,19 @@ def test_the_console_script_and_the_module_are_one() -> None:
     by_script = subprocess.run([script, "run", "--help"], capture_output=True, text=True, timeout=60, check=True)
     by_module = finished("run", "--help")
     assert by_script.stdout == by_module.stdout
-    for flag in ("--hub-address", "--cluster-name", "--insecure", "--use-memory-comm", "--uds-socket-path", "--config",
-                 "--route", "--app", "--health-address", "--print-config", "--limits-keep-alive-s"):  # fmt: skip
+    for flag in (
+        "--hub-address",
+        "--cluster-name",
+        "--insecure",
+        "--use-memory-comm",
+        "--uds-socket-path",
+        "--config",
+        "--route",
+        "--app",
+        "--health-address",
+        "--print-config",
+        "--limits-keep-alive-s",
+    ):
         assert flag in by_module.stdout
     for text in ("default: 65536", "BYTES", "SECONDS", "PERCENT", "AGENT_HUB_ADDRESS"):
         assert text in by_module.stdout
@@ -260,9 +285,19 @@ def test_what_is_open_to_the_network_is_said(log: Path, tmp_path: Path) -> None:
     assert "whoever reaches the HTTP port reaches the agents" in log.read_text()
     (tmp_path / "token").write_text("a-token-of-a-test")
     ended = finished(
-        "run", "--hub-address", "hub.invalid:1", "--cluster-name", "c1", "--insecure", "--hub-token-file",
-        str(tmp_path / "token"), "--route", "/=http://127.0.0.1:9", "--health-address", "no.such.host.invalid:1",
-    )  # fmt: skip
+        "run",
+        "--hub-address",
+        "hub.invalid:1",
+        "--cluster-name",
+        "c1",
+        "--insecure",
+        "--hub-token-file",
+        str(tmp_path / "token"),
+        "--route",
+        "/=http://127.0.0.1:9",
+        "--health-address",
+        "no.such.host.invalid:1",
+    )
     assert "plaintext" in ended.stderr
     assert "a-token-of-a-test" not in ended.stderr
 
@@ -384,7 +419,16 @@ def test_over_tls_an_agent_is_let_in_by_what_it_shows(
 
 
 def test_an_agent_without_a_hub_is_not_ready_and_ends_cleanly(log: Path) -> None:
-    base = ["run", "--hub-address", "127.0.0.1:1", "--cluster-name", "c1", "--insecure", "--route", "/=http://127.0.0.1:9"]
+    base = [
+        "run",
+        "--hub-address",
+        "127.0.0.1:1",
+        "--cluster-name",
+        "c1",
+        "--insecure",
+        "--route",
+        "/=http://127.0.0.1:9",
+    ]
     with running(log, *base) as agent:
         agent.logged("127.0.0.1:1")
         agent.process.send_signal(signal.SIGTERM)
@@ -558,16 +602,24 @@ async def test_a_second_signal_ends_a_drain_that_waits_for_a_request(log: Path) 
 def test_hub_and_agent_share_an_environment(tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text("c1 secret\n")
     environ = {
-        "AGENT_HUB_ADDRESS": "hub:8443", "AGENT_CLUSTER_NAME": "c1", "AGENT_HEALTH_ADDRESS": "127.0.0.1:8081",
-        "AGENT_LOG_LEVEL": "debug", "HUB_GRPC_ADDRESS": "127.0.0.1:1", "HUB_HEALTH_ADDRESS": "127.0.0.1:8082",
-        "HUB_LOG_LEVEL": "warning", "HUB_AGENT_TOKEN_FILE": str(tmp_path / "tokens"), "HUB_LIMITS_KEEP_ALIVE_S": "3",
-    }  # fmt: skip
+        "AGENT_HUB_ADDRESS": "hub:8443",
+        "AGENT_CLUSTER_NAME": "c1",
+        "AGENT_HEALTH_ADDRESS": "127.0.0.1:8081",
+        "AGENT_LOG_LEVEL": "debug",
+        "HUB_GRPC_ADDRESS": "127.0.0.1:1",
+        "HUB_HEALTH_ADDRESS": "127.0.0.1:8082",
+        "HUB_LOG_LEVEL": "warning",
+        "HUB_AGENT_TOKEN_FILE": str(tmp_path / "tokens"),
+        "HUB_LIMITS_KEEP_ALIVE_S": "3",
+    }
     hub = finished("hub", "--print-config", environ=environ)
     assert (hub.returncode, hub.stderr) == (0, "")
     for line in (
-        'grpc_address = "127.0.0.1:1"  # HUB_GRPC_ADDRESS', 'health_address = "127.0.0.1:8082"  # HUB_HEALTH_ADDRESS',
-        'log_level = "warning"  # HUB_LOG_LEVEL', "keep_alive_s = 3.0  # HUB_LIMITS_KEEP_ALIVE_S",
-    ):  # fmt: skip
+        'grpc_address = "127.0.0.1:1"  # HUB_GRPC_ADDRESS',
+        'health_address = "127.0.0.1:8082"  # HUB_HEALTH_ADDRESS',
+        'log_level = "warning"  # HUB_LOG_LEVEL',
+        "keep_alive_s = 3.0  # HUB_LIMITS_KEEP_ALIVE_S",
+    ):
         assert line in hub.stdout.splitlines()
     agent = finished("run", "--print-config", environ=environ)
     assert 'health_address = "127.0.0.1:8081"  # AGENT_HEALTH_ADDRESS' in agent.stdout.splitlines()

@@ -127,10 +127,15 @@ def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Git:
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
     for name, value in {
-        "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_EDITOR": "true", "HOME": str(tmp_path),
-        "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@example.com",
-        "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@example.com",
-    }.items():  # fmt: skip
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_EDITOR": "true",
+        "HOME": str(tmp_path),
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@example.com",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@example.com",
+    }.items():
         monkeypatch.setenv(name, value)
     repository = tmp_path / "repository"
     repository.mkdir()
@@ -156,9 +161,13 @@ def ranged(git: Git, revisions: str) -> subprocess.CompletedProcess[str]:
     """The check of a range in the repository."""
     folder = git("rev-parse", "--show-toplevel").stdout.strip()
     return subprocess.run(
-        [sys.executable, str(SCRIPT), "--range", revisions], cwd=folder, capture_output=True, text=True, check=False,
+        [sys.executable, str(SCRIPT), "--range", revisions],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
         timeout=60,
-    )  # fmt: skip
+    )
 
 
 def test_the_hook_lets_a_good_commit_in_and_keeps_a_bad_one_out(git: Git) -> None:
@@ -212,9 +221,13 @@ def test_a_range_names_each_bad_commit(git: Git) -> None:
 def test_a_range_that_git_does_not_know_is_an_error(git: Git, revisions: str, tmp_path: Path) -> None:
     commit(git, "hub: close")
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), f"--range={revisions}"], cwd=tmp_path / "repository", capture_output=True,
-        text=True, check=False, timeout=60,
-    )  # fmt: skip
+        [sys.executable, str(SCRIPT), f"--range={revisions}"],
+        cwd=tmp_path / "repository",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert done.returncode == 2
     assert "cannot be read" in done.stderr
     assert not (tmp_path / "repository" / "made").exists()

@@ -193,13 +193,22 @@ def test_a_hub_starts_where_only_this_machine_or_known_agents_reach_it(values: d
 def test_every_wrong_value_is_reported_at_once() -> None:
     found = errors_of(
         lambda: AgentConfig(
-            hub_address="hub", cluster_name="C1", insecure="x", drain_grace_s=-1,  # type: ignore[arg-type]
-            routes=["x"], hub_client_key_file=__file__,
+            hub_address="hub",
+            cluster_name="C1",
+            insecure="x",
+            drain_grace_s=-1,  # type: ignore[arg-type]
+            routes=["x"],
+            hub_client_key_file=__file__,
         )
     )
     assert list(found) == [
-        "hub_address", "cluster_name", "insecure", "route", "drain_grace_s", "hub_client_key_file",
-    ]  # fmt: skip
+        "hub_address",
+        "cluster_name",
+        "insecure",
+        "route",
+        "drain_grace_s",
+        "hub_client_key_file",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -261,16 +270,24 @@ def test_a_flag_switches_off_what_the_file_switches_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("true", True), ("1", True), ("Yes", True), ("on", True), ("FALSE", False), ("0", False), ("no", False),
-     ("off", False)],
-)  # fmt: skip
+    [
+        ("true", True),
+        ("1", True),
+        ("Yes", True),
+        ("on", True),
+        ("FALSE", False),
+        ("0", False),
+        ("no", False),
+        ("off", False),
+    ],
+)
 def test_a_boolean_variable(tmp_path: Path, text: str, expected: bool) -> None:
     config, _ = load(tmp_path, environ=BASE | {"AGENT_USE_MEMORY_COMM": text})
     assert config.use_memory_comm is expected
 
 
 def test_an_empty_variable_is_not_set(tmp_path: Path) -> None:
-    config, _ = load(tmp_path, 'drain_grace_s = 3', BASE | {"AGENT_DRAIN_GRACE_S": "", "AGENT_ROUTE": ""})
+    config, _ = load(tmp_path, "drain_grace_s = 3", BASE | {"AGENT_DRAIN_GRACE_S": "", "AGENT_ROUTE": ""})
     assert config.drain_grace_s == 3.0
 
 
@@ -350,9 +367,13 @@ def test_a_key_that_nothing_reads_is_said_with_where_it_belongs(
 
 @pytest.mark.parametrize(
     ("toml", "field"),
-    [("a = ", "config"), ("memory_comm = 3", "memory_comm"), ("[hub_address]\na = 1", "hub_address"),
-     ("é = 1", "config")],
-)  # fmt: skip
+    [
+        ("a = ", "config"),
+        ("memory_comm = 3", "memory_comm"),
+        ("[hub_address]\na = 1", "hub_address"),
+        ("é = 1", "config"),
+    ],
+)
 def test_a_wrong_file_is_an_error_with_its_name(tmp_path: Path, toml: str, field: str) -> None:
     found = errors_of(lambda: load(tmp_path, toml, {"AGENT_CLUSTER_NAME": "c1"} if field == "hub_address" else BASE))
     assert found[field].source == str(tmp_path / "agent.toml")
@@ -377,7 +398,10 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_route_from_any_source_never_shows_its_password(tmp_path: Path) -> None:
-    for flags, environ in (({"route": ("/=http://u:secret@h",)}, BASE), ({}, BASE | {"AGENT_ROUTE": "/=http://u:secret@h"})):
+    for flags, environ in (
+        ({"route": ("/=http://u:secret@h",)}, BASE),
+        ({}, BASE | {"AGENT_ROUTE": "/=http://u:secret@h"}),
+    ):
         found = errors_of(lambda: load(tmp_path, environ=environ, **flags))  # noqa: B023
         assert "secret" not in str(found["route"])
 
@@ -419,10 +443,21 @@ def test_an_address_is_refused_or_comes_back_as_it_was(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True), ("LOCALHOST.", True), ("", False),
-     ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("localhost.example", False), ("127.0.0.1.example", False),
-     ("::ffff:10.0.0.1", False)],
-)  # fmt: skip
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("LOCALHOST.", True),
+        ("", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("localhost.example", False),
+        ("127.0.0.1.example", False),
+        ("::ffff:10.0.0.1", False),
+    ],
+)
 def test_what_only_this_machine_reaches(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
 

@@ -26,9 +26,14 @@ def phony() -> set[str]:
 def helped() -> dict[str, str]:
     """{target: its line}, as `make help` prints them."""
     done = subprocess.run(
-        ["make", "--no-print-directory", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True,
-        env=os.environ | {"MAKEFLAGS": "", "MAKELEVEL": "0"}, timeout=60,
-    )  # fmt: skip
+        ["make", "--no-print-directory", "help"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"MAKEFLAGS": "", "MAKELEVEL": "0"},
+        timeout=60,
+    )
     assert all(len(line) <= HELP_COLUMNS for line in done.stdout.splitlines())
     return {line.split()[0]: line.partition(" ")[2].strip() for line in done.stdout.splitlines()}
 

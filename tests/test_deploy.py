@@ -61,8 +61,9 @@ def test_the_manifests_configuration_is_right(configured: tuple[Path, dict[str, 
     container = pod["containers"][0]
     assert str(container["ports"][0]["containerPort"]) == config.health_address.rpartition(":")[2]
     assert (container["readinessProbe"]["httpGet"]["path"], container["livenessProbe"]["httpGet"]["path"]) == (
-        "/readyz", "/healthz",
-    )  # fmt: skip
+        "/readyz",
+        "/healthz",
+    )
     assert parse_services([the("ConfigMap")["data"]["services"].encode()]) == frozenset()
 
 

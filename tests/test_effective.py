@@ -34,7 +34,7 @@ EXAMPLES = [
     ),
     (HubConfig, 'cluster_parser = "a.b:c"\nmax_clients = 5\nlimits.head_timeout_s = 2\n'),
     (ProxyConfig, 'route = ["/=http://h"]\nlisten = "[::1]:0"\n'),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("cls", "toml"), EXAMPLES)

@@ -14,10 +14,19 @@ PACKAGES = [Path(__import__(name).__file__).parent for name in ("agent", "fastpi
 
 ROOMS = {"tunnel", "connections", "proxy", "policy", "hub", "telemetry"}
 ROOTS = {
-    "agent.agent", "agent.dialling", "agent.links", "agent.readings", "agent.hub.hub", "agent.hub.readings",
+    "agent.agent",
+    "agent.dialling",
+    "agent.links",
+    "agent.readings",
+    "agent.hub.hub",
+    "agent.hub.readings",
     "agent.proxy_server",
-    "agent.check", "agent.cli", "agent.demo", "agent.__main__", "agent",
-}  # fmt: skip
+    "agent.check",
+    "agent.cli",
+    "agent.demo",
+    "agent.__main__",
+    "agent",
+}
 """Composition roots: they alone know the rooms. `agent` itself gives its names out when they are first used."""
 LEAVES_OF_LEAVES = {
     "agent.settings": {"agent.errors"},

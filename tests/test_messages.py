@@ -27,11 +27,31 @@ def test_a_target_is_its_url_to_the_letter(url: str, scheme: str, host: str, por
 @pytest.mark.parametrize(
     "url",
     [
-        "", "a", "/a", "//a/b", "ftp://a/", "http://", "http:///x", "HTTP://a/", "http://u@a/", "http://u:p@a/",
-        "http://a/#f", "http://a#f", "http://a/ b", "http://a /b", "http://a/\n", "http://a\n/", "http://a/\x7f",
-        "http://a/\xe4", "http://\xe4/", "http://a:70000/", "http://a:x/", "http://[::1/", "http://?x",
+        "",
+        "a",
+        "/a",
+        "//a/b",
+        "ftp://a/",
+        "http://",
+        "http:///x",
+        "HTTP://a/",
+        "http://u@a/",
+        "http://u:p@a/",
+        "http://a/#f",
+        "http://a#f",
+        "http://a/ b",
+        "http://a /b",
+        "http://a/\n",
+        "http://a\n/",
+        "http://a/\x7f",
+        "http://a/\xe4",
+        "http://\xe4/",
+        "http://a:70000/",
+        "http://a:x/",
+        "http://[::1/",
+        "http://?x",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_such_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the text differs with the fault
         Target(url)

@@ -23,11 +23,15 @@ def goes_through(address: str, no_proxy: str = "", **environ: str) -> bool:
 @pytest.mark.parametrize(
     ("value", "url"),
     [
-        ("http://proxy:3128", "http://proxy:3128"), ("proxy:3128", "http://proxy:3128"), ("proxy", "http://proxy:80"),
-        ("https://proxy", "https://proxy:443"), ("http://[fd00::1]:8080/", "http://[fd00::1]:8080"),
-        (" http://proxy:3128 ", "http://proxy:3128"), ("http://user:secret@proxy:3128", "http://proxy:3128"),
+        ("http://proxy:3128", "http://proxy:3128"),
+        ("proxy:3128", "http://proxy:3128"),
+        ("proxy", "http://proxy:80"),
+        ("https://proxy", "https://proxy:443"),
+        ("http://[fd00::1]:8080/", "http://[fd00::1]:8080"),
+        (" http://proxy:3128 ", "http://proxy:3128"),
+        ("http://user:secret@proxy:3128", "http://proxy:3128"),
     ],
-)  # fmt: skip
+)
 def test_a_url_or_an_address(value: str, url: str) -> None:
     proxy = proxy_for(parse_address("hub:8443"), {"HTTPS_PROXY": value})
     assert str(proxy) == url
@@ -43,9 +47,15 @@ def test_credentials_are_basic_authentication() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["socks5://user:secret@proxy:1080", "http://user:secret@", "http://proxy:0", "http://user:secret@proxy:99999",
-     "http://user:secret@pro xy:1", "http://user:secret@[::1:1"],
-)  # fmt: skip
+    [
+        "socks5://user:secret@proxy:1080",
+        "http://user:secret@",
+        "http://proxy:0",
+        "http://user:secret@proxy:99999",
+        "http://user:secret@pro xy:1",
+        "http://user:secret@[::1:1",
+    ],
+)
 def test_what_can_not_be_used_is_said_without_its_password(value: str) -> None:
     with pytest.raises(ConfigError) as wrong:
         proxy_for(parse_address("hub:8443"), {"https_proxy": value})
@@ -83,7 +93,7 @@ def test_loopback_is_never_dialled_through_a_proxy() -> None:
         (" a , b,, ", ["a:1", "b:1"], ["c:1"]),
         ("10.0.0.0/99,/8,:,::::", [], ["10.0.0.1:1", "hub:1"]),
     ],
-)  # fmt: skip
+)
 def test_no_proxy(no_proxy: str, excepted: list[str], others: list[str]) -> None:
     assert [address for address in excepted if goes_through(address, no_proxy)] == []
     assert [address for address in others if not goes_through(address, no_proxy)] == []

@@ -42,9 +42,14 @@ def build(tree: Path, what: str, out: Path, **environ: str) -> subprocess.Comple
     script = f"from setuptools import build_meta; build_meta.build_{what}({str(out)!r})"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("FASTPIPE_", "CC", "CFLAGS"))}
     return subprocess.run(
-        [sys.executable, "-c", script], cwd=tree, env=clean | environ, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", script],
+        cwd=tree,
+        env=clean | environ,
+        capture_output=True,
+        text=True,
+        check=False,
         timeout=240,
-    )  # fmt: skip
+    )
 
 
 def unpacked(sdist: Path, into: Path) -> Path:
@@ -310,9 +315,13 @@ def test_extensions_are_cythonized_and_compiled_on_all_cores_once(name: str) -> 
 @pytest.mark.parametrize("goal", ["demo", "test"])
 def test_make_says_what_takes_long_before_it_does(tmp_path: Path, goal: str) -> None:
     ended = subprocess.run(
-        ["make", "--no-print-directory", "-n", goal, f"VENV={tmp_path}/venv"], cwd=CHECKOUT, capture_output=True,
-        text=True, check=True, env=os.environ | {"MAKEFLAGS": "", "MAKELEVEL": "0"},
-    )  # fmt: skip
+        ["make", "--no-print-directory", "-n", goal, f"VENV={tmp_path}/venv"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"MAKEFLAGS": "", "MAKELEVEL": "0"},
+    )
     lines = ended.stdout.splitlines()
     said, *_ = [at for at, line in enumerate(lines) if line.startswith("echo") and "compiling the extensions" in line]
     done, *_ = [at for at, line in enumerate(lines) if "pip install" in line and "--editable" in line]

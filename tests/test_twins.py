@@ -98,9 +98,11 @@ def test_the_types_have_every_attribute_that_the_source_sets(module: str) -> Non
             stored = {
                 each.attr
                 for each in ast.walk(node)
-                if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)
-                and isinstance(each.value, ast.Name) and each.value.id == "self"
-            }  # fmt: skip
+                if isinstance(each, ast.Attribute)
+                and isinstance(each.ctx, ast.Store)
+                and isinstance(each.value, ast.Name)
+                and each.value.id == "self"
+            }
             assert stored <= classes[node.name], f"{node.name} in {path.with_suffix('.pxd')}"
 
 
@@ -111,21 +113,28 @@ def module_file(source: Path, name: str, suffix: str) -> Path:
 
 def test_an_edit_of_anything_an_extension_is_built_of_is_seen(tmp_path: Path) -> None:
     files = {
-        ("room.twin_c", SUFFIX): "", ("room.twin_py", ".py"): "", ("room.twin_c", ".pxd"): "",
-        ("room.one", SUFFIX): "", ("room.one", ".py"): "", ("room.one", ".pxd"): "from room.two cimport Two\n",
-        ("room.two", SUFFIX): "", ("room.two", ".py"): "",
+        ("room.twin_c", SUFFIX): "",
+        ("room.twin_py", ".py"): "",
+        ("room.twin_c", ".pxd"): "",
+        ("room.one", SUFFIX): "",
+        ("room.one", ".py"): "",
+        ("room.one", ".pxd"): "from room.two cimport Two\n",
+        ("room.two", SUFFIX): "",
+        ("room.two", ".py"): "",
         ("room.two", ".pxd"): "from libc.stdint cimport uint8_t\nfrom other.three cimport Three as Third\n",
-        ("other.three", SUFFIX): "", ("other.three", ".pyx"): 'include "part.pxi"\n', ("other.part", ".pxi"): "",
+        ("other.three", SUFFIX): "",
+        ("other.three", ".pyx"): 'include "part.pxi"\n',
+        ("other.part", ".pxi"): "",
         ("other.three", ".pxd"): "cimport room.one\n",
         ("other.plain", ".py"): "",
-    }  # fmt: skip
+    }
     for (name, suffix), text in files.items():
         path = module_file(tmp_path, name, suffix)
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         os.utime(path, (2000, 2000) if suffix == SUFFIX else (1000, 1000))
     assert stale(tmp_path) is None
-    for (name, suffix) in files:
+    for name, suffix in files:
         path = module_file(tmp_path, name, suffix)
         if suffix != SUFFIX:
             os.utime(path, (3000, 3000))

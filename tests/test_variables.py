@@ -43,10 +43,19 @@ def test_no_variable_that_a_command_reads_is_told(prefix: str) -> None:
 @pytest.mark.parametrize("prefix", ["AGENT_", "HUB_"])
 def test_what_kubernetes_sets_for_a_service_is_not_told(prefix: str, service: str) -> None:
     names = [
-        "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC", "SERVICE_PORT_HTTP_ADMIN", "PORT", "PORT_8443_TCP",
-        "PORT_8443_TCP_PROTO", "PORT_8443_TCP_PORT", "PORT_8443_TCP_ADDR", "PORT_53_UDP", "PORT_53_UDP_ADDR",
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "SERVICE_PORT_GRPC",
+        "SERVICE_PORT_HTTP_ADMIN",
+        "PORT",
+        "PORT_8443_TCP",
+        "PORT_8443_TCP_PROTO",
+        "PORT_8443_TCP_PORT",
+        "PORT_8443_TCP_ADDR",
+        "PORT_53_UDP",
+        "PORT_53_UDP_ADDR",
         "PORT_132_SCTP",
-    ]  # fmt: skip
+    ]
     assert told(prefix, *(f"{service}_{name}" for name in names)) == {}
 
 

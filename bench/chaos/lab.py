@@ -131,9 +131,14 @@ class Lab:
     """
 
     def __init__(
-        self, prefix: str, folder: pathlib.Path, links: Sequence[tuple[str, str]] = (("hub", "a1"),), *,
-        memory: bool = True, condition: Condition = CLEAR,
-    ) -> None:  # fmt: skip
+        self,
+        prefix: str,
+        folder: pathlib.Path,
+        links: Sequence[tuple[str, str]] = (("hub", "a1"),),
+        *,
+        memory: bool = True,
+        condition: Condition = CLEAR,
+    ) -> None:
         self._prefix, self._folder, self._links = prefix, folder, links
         self._memory, self._first_condition = memory, condition
         self._stack = contextlib.ExitStack()
@@ -200,10 +205,18 @@ class Lab:
             if agent == name
         ]
         command = [
-            sys.executable, "-m", "agent", "run", *hubs, f"--cluster-name={CLUSTER}", "--insecure",
-            f"--hub-token-file={self._folder / 'token'}", f"--route=/=http://127.0.0.1:{target.PORT}",
-            "--use-memory-comm" if self._memory else "--no-use-memory-comm", *arguments,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "agent",
+            "run",
+            *hubs,
+            f"--cluster-name={CLUSTER}",
+            "--insecure",
+            f"--hub-token-file={self._folder / 'token'}",
+            f"--route=/=http://127.0.0.1:{target.PORT}",
+            "--use-memory-comm" if self._memory else "--no-use-memory-comm",
+            *arguments,
+        ]
         started = self._start(Agent, name, name, command)
         await started.printed("ready")
         await until(lambda: started.log.count("the tunnel is up") >= len(hubs), _RELAY_TIMEOUT_S)
@@ -218,9 +231,7 @@ class Lab:
         """The target of an agent."""
         return self._processes[f"{agent}-target"]
 
-    async def set_link(
-        self, hub: str, agent: str, to_agent: Condition, to_hub: Condition | None = None
-    ) -> float:
+    async def set_link(self, hub: str, agent: str, to_agent: Condition, to_hub: Condition | None = None) -> float:
         """Put a link in a condition, one for both directions or one each. Returns the moment, as time.time()."""
         link = f"l{self._links.index((hub, agent))}"
         for end, condition in (("b", to_agent), ("a", to_hub or to_agent)):

@@ -66,18 +66,28 @@ though hubs keep connections for as long as they find them open."""
 
 HUB_SETTINGS = frozenset(
     {
-        "hub_address", "insecure", "hub_ca_file", "hub_client_cert_file", "hub_client_key_file", "hub_server_name",
+        "hub_address",
+        "insecure",
+        "hub_ca_file",
+        "hub_client_cert_file",
+        "hub_client_key_file",
+        "hub_server_name",
         "hub_token_file",
     }
-)  # fmt: skip
+)
 """What hubs are dialled with: a change is for the next dial, which is then made at once."""
 
 LIVE_SETTINGS = frozenset(
     {
-        "use_memory_comm", "memory_comm.buffer_size", "memory_comm.canary_percent", "memory_comm.max_connections",
-        "route", "service_allow_file", "drain_grace_s",
+        "use_memory_comm",
+        "memory_comm.buffer_size",
+        "memory_comm.canary_percent",
+        "memory_comm.max_connections",
+        "route",
+        "service_allow_file",
+        "drain_grace_s",
     }
-)  # fmt: skip
+)
 """What else can change while the agent runs, and all `limits`."""
 
 
@@ -333,9 +343,7 @@ class Agent:
     def _bound(self) -> int:
         """Bound connections, and the requests on each. Returns how many connections are served at once."""
         wanted, percent = self.config.memory_comm.max_connections, self.config.memory_percent
-        served = most_served(
-            wanted, unix_sockets=percent < 100, limit=descriptor_limit(), used=self._descriptors_used
-        )
+        served = most_served(wanted, unix_sockets=percent < 100, limit=descriptor_limit(), used=self._descriptors_used)
         self.proxy.max_connections = served
         self.carriage.most_connections = most_opened(wanted)
         self.carriage.most_sockets = served if served < wanted else None
@@ -346,9 +354,12 @@ class Agent:
         wanted = self.config.memory_comm.max_connections
         if self._served < wanted:
             extra = {
-                "setting": "memory_comm.max_connections", "value": wanted, "in_force": self._served,
-                "limit": "RLIMIT_NOFILE", "descriptors": descriptor_limit(),
-            }  # fmt: skip
+                "setting": "memory_comm.max_connections",
+                "value": wanted,
+                "in_force": self._served,
+                "limit": "RLIMIT_NOFILE",
+                "descriptors": descriptor_limit(),
+            }
             logger.warning("max_connections is lowered to what the descriptor limit allows", extra=extra)
 
     # -- sessions

@@ -60,7 +60,11 @@ def _say_version(context: click.Context, _: click.Parameter, asked: bool) -> Non
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.option(
-    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_say_version,
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_say_version,
     help="Print the version and exit; the command `version` says more.",
 )
 def _commands() -> None:
@@ -109,7 +113,11 @@ def _options(*classes: type[Any]) -> Callable[[Command], Command]:
             for setting in reversed(list(settings(cls, prefix))):
                 command = _option(setting)(command)
         return click.option(
-            "--config", "config_file", metavar="FILE.toml", default=None, callback=from_environment,
+            "--config",
+            "config_file",
+            metavar="FILE.toml",
+            default=None,
+            callback=from_environment,
             help=f"a TOML file with any of these fields  [{variables[0]}]",
         )(command)
 
@@ -134,9 +142,12 @@ class _Configured(Generic[T]):
     def read(self) -> tuple[T, ProcessConfig, dict[str, str]]:
         """The configuration, the process's, and the source of each set field. Raises ConfigErrors."""
         (config, process), sources = load(
-            (self._cls, ProcessConfig), flags=self._flags, environ=os.environ, config_file=self._config_file,
+            (self._cls, ProcessConfig),
+            flags=self._flags,
+            environ=os.environ,
+            config_file=self._config_file,
             others=COMMANDS,
-        )  # fmt: skip
+        )
         return config, process, sources
 
     def warn(self, sources: Mapping[str, str]) -> None:
@@ -205,7 +216,8 @@ def _set_up_logging(process: ProcessConfig) -> None:
 
 
 _print_config = click.option(
-    "--print-config", is_flag=True,
+    "--print-config",
+    is_flag=True,
     help="print the values in force as TOML, each with where it came from, and exit",
 )
 

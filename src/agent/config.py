@@ -58,18 +58,28 @@ class MemoryCommConfig(Checked):
 
     buffer_size: int = kind.integer(
         "bytes that a connection's pipe or socket holds in each direction before its writer is paused",
-        default=65536, low=4096, high=64 * 1024 * 1024, unit="bytes",
+        default=65536,
+        low=4096,
+        high=64 * 1024 * 1024,
+        unit="bytes",
     )
     max_connections: int = kind.integer(
         "connections open at once, over memory or UDS; past it requests are answered 503",
-        default=1000, low=1, high=1_000_000, unit="connections",
+        default=1000,
+        low=1,
+        high=1_000_000,
+        unit="connections",
     )
     enable_metrics: bool = kind.boolean(
         "measure requests, and show that and all counts at /metrics of the health address (needs the extra [metrics])"
     )
     canary_percent: int | None = kind.integer(
         "share of new connections that go through memory, the rest through Unix sockets",
-        default=None, low=0, high=100, unit="percent", unset="default: 100 with use_memory_comm, else 0",
+        default=None,
+        low=0,
+        high=100,
+        unit="percent",
+        unset="default: 100 with use_memory_comm, else 0",
     )
 
 
@@ -100,7 +110,9 @@ class LimitsConfig(Checked):
     )
     half_closed_s: float = kind.seconds(
         "how long a target may send nothing once its client has sent its end; then the request ends",
-        default=5.0, low=0.1, high=_DAY_S,
+        default=5.0,
+        low=0.1,
+        high=_DAY_S,
     )
     first_byte_timeout_s: float = kind.seconds(
         "from a request's end to the whole head of its response; past it 504", default=60.0, low=0.1, high=_DAY_S
@@ -114,9 +126,7 @@ class LimitsConfig(Checked):
 class TargetLimitsConfig(LimitsConfig):
     """Limits where targets are dialled over the network."""
 
-    tls_timeout_s: float = kind.seconds(
-        "for TLS with a target; past it 504", default=10.0, low=0.1, high=3600
-    )
+    tls_timeout_s: float = kind.seconds("for TLS with a target; past it 504", default=10.0, low=0.1, high=3600)
     upstream_idle_s: float = kind.seconds(
         "how long an unused connection to a target is kept", default=60.0, low=0.1, high=_DAY_S
     )
@@ -131,7 +141,8 @@ def limits_of(config: LimitsConfig) -> dict[str, Any]:
 
 
 _TARGET_KEY_RULE = Rule(
-    ("target_client_key_file", "target_client_cert_file"), lambda key, cert: key and not cert,
+    ("target_client_key_file", "target_client_cert_file"),
+    lambda key, cert: key and not cert,
     "must be set together with target_client_cert_file",
 )
 
@@ -174,7 +185,8 @@ class AgentConfig(Targets, Checked):
     limits: TargetLimitsConfig = kind.group(TargetLimitsConfig)
     uds_socket_path: str = kind.text(
         "the proxy's Unix socket (default: in a private directory of its own)",
-        metavar="PATH", check=_check_socket_path,
+        metavar="PATH",
+        check=_check_socket_path,
     )
     routes: Routes = kind.routes(_ROUTE_HELP, name="route")
     app: Any = kind.reference("an ASGI application in this process that gets every request")
@@ -188,11 +200,14 @@ class AgentConfig(Targets, Checked):
     request_processor: Any = kind.reference(
         "who asks, and as whom the request goes on: a RequestProcessor of one's own, or kubernetes for token reviews "
         "with routes or a router, too",
-        what="an object with `process`", methods=("process",), words=("kubernetes",),
+        what="an object with `process`",
+        methods=("process",),
+        words=("kubernetes",),
     )
     certificate_provider: Any = kind.reference(
         "a CertificateProvider of one's own: what targets are trusted by",
-        what="an object with `ssl_context` and `generation`", methods=("ssl_context", "generation"),
+        what="an object with `ssl_context` and `generation`",
+        methods=("ssl_context", "generation"),
     )
     kubeconfig: str = kind.file(
         "how this cluster's API server is reached (default: as a pod, by its service account)", holds="secret"
@@ -206,9 +221,7 @@ class AgentConfig(Targets, Checked):
     allow_hub_system_groups: str | Sequence[str] = kind.texts(
         "groups of the hub's that keep their names here although they start with system:", metavar="GROUP"
     )
-    token_cache_s: float = kind.seconds(
-        "how long a token's review is remembered", default=10, low=0, high=300
-    )
+    token_cache_s: float = kind.seconds("how long a token's review is remembered", default=10, low=0, high=300)
     token_review_timeout_s: float = kind.seconds(
         "how long a token's review may take; past it the answer is 503", default=10, low=0.1, high=60
     )
@@ -221,28 +234,33 @@ class AgentConfig(Targets, Checked):
     rules: ClassVar = (
         Rule(("hub_ca_file", "insecure"), lambda ca, insecure: ca and insecure, "must not be set with insecure"),
         Rule(
-            ("hub_client_cert_file", "insecure"), lambda cert, insecure: cert and insecure,
+            ("hub_client_cert_file", "insecure"),
+            lambda cert, insecure: cert and insecure,
             "must not be set with insecure",
         ),
         Rule(
             ("hub_server_name", "insecure"), lambda name, insecure: name and insecure, "must not be set with insecure"
         ),
         Rule(
-            ("hub_client_key_file", "hub_client_cert_file"), lambda key, cert: key and not cert,
+            ("hub_client_key_file", "hub_client_cert_file"),
+            lambda key, cert: key and not cert,
             "must be set together with hub_client_cert_file",
         ),
         _TARGET_KEY_RULE,
         Rule(
-            ("target_client_cert_file", "route"), lambda cert, routes: cert and not routes,
+            ("target_client_cert_file", "route"),
+            lambda cert, routes: cert and not routes,
             "must be set together with route: other targets are shown a kubeconfig's, or a certificate_provider's",
         ),
         Rule(
-            ("target_client_cert_file", "certificate_provider"), lambda cert, provider: cert and provider is not None,
+            ("target_client_cert_file", "certificate_provider"),
+            lambda cert, provider: cert and provider is not None,
             "must not be set with certificate_provider, which says itself what targets are shown",
         ),
         Rule(("app", "route"), lambda app, routes: app is not None and routes, "must not be set together with route"),
         Rule(
-            ("router", "route", "app"), lambda router, routes, app: router is not None and (routes or app is not None),
+            ("router", "route", "app"),
+            lambda router, routes, app: router is not None and (routes or app is not None),
             "must not be set together with route or app",
         ),
     )
@@ -281,13 +299,24 @@ class HubConfig(Checked):
     )
     max_clients: int = kind.integer(
         "users' connections at once; past it the answer is 503",
-        default=10_000, low=1, high=1_000_000, unit="connections",
+        default=10_000,
+        low=1,
+        high=1_000_000,
+        unit="connections",
     )
     max_agents: int = kind.integer(
-        "agents' tunnels at once; past it new ones are refused", default=5000, low=1, high=1_000_000, unit="tunnels",
+        "agents' tunnels at once; past it new ones are refused",
+        default=5000,
+        low=1,
+        high=1_000_000,
+        unit="tunnels",
     )
     max_sessions_per_cluster: int = kind.integer(
-        "tunnels of one cluster at once; past it new ones are refused", default=32, low=1, high=100_000, unit="tunnels",
+        "tunnels of one cluster at once; past it new ones are refused",
+        default=32,
+        low=1,
+        high=100_000,
+        unit="tunnels",
     )
     limits: LimitsConfig = kind.group(LimitsConfig)
     agent_ca_file: str = kind.file(
@@ -305,29 +334,34 @@ class HubConfig(Checked):
 
     rules: ClassVar = (
         Rule(
-            ("grpc_key_file", "grpc_cert_file"), lambda key, cert: key and not cert,
+            ("grpc_key_file", "grpc_cert_file"),
+            lambda key, cert: key and not cert,
             "must be set together with grpc_cert_file",
         ),
         Rule(
-            ("http_key_file", "http_cert_file"), lambda key, cert: key and not cert,
+            ("http_key_file", "http_cert_file"),
+            lambda key, cert: key and not cert,
             "must be set together with http_cert_file",
         ),
         Rule(
-            ("user_ca_file", "http_cert_file"), lambda ca, cert: ca and not cert,
+            ("user_ca_file", "http_cert_file"),
+            lambda ca, cert: ca and not cert,
             "must be set together with http_cert_file: a client certificate is only shown over TLS",
         ),
         Rule(
-            ("allow_any_user", "user_ca_file"), lambda anyone, ca: anyone and not ca,
+            ("allow_any_user", "user_ca_file"),
+            lambda anyone, ca: anyone and not ca,
             "must be set together with user_ca_file: without one anybody is let in",
         ),
         Rule(
-            ("agent_ca_file", "grpc_cert_file"), lambda ca, cert: ca and not cert,
+            ("agent_ca_file", "grpc_cert_file"),
+            lambda ca, cert: ca and not cert,
             "must be set together with grpc_cert_file: a client certificate is only shown over TLS",
         ),
         Rule(
             ("grpc_address", "agent_ca_file", "agent_token_file", "allow_any_agent"),
-            lambda address, ca, tokens, anyone: not (
-                ca or tokens or anyone or is_loopback(parse_address(address, listen=True).host)
+            lambda address, ca, tokens, anyone: (
+                not (ca or tokens or anyone or is_loopback(parse_address(address, listen=True).host))
             ),
             "must be a loopback address, or agents must be authenticated (--agent-ca-file, --agent-token-file): "
             "any agent could take any cluster's requests. --allow-any-agent allows that",
@@ -356,7 +390,10 @@ class ProxyConfig(Targets, Checked):
     target_client_key_file: str = kind.file(_TARGET_KEY_HELP, holds="secret")
     max_clients: int = kind.integer(
         "clients' connections at once; past it the answer is 503",
-        default=10_000, low=1, high=1_000_000, unit="connections",
+        default=10_000,
+        low=1,
+        high=1_000_000,
+        unit="connections",
     )
     limits: TargetLimitsConfig = kind.group(TargetLimitsConfig)
     drain_grace_s: float = kind.seconds(_DRAIN_HELP, default=DRAIN_GRACE_S, low=0, high=3600)
@@ -376,7 +413,8 @@ class ProcessConfig(Checked):
     )
     loop: str = kind.choice(
         "the event loop; auto is uvloop where it is installed, on Windows winloop",
-        ("auto", "uvloop", "asyncio"), default="auto",
+        ("auto", "uvloop", "asyncio"),
+        default="auto",
     )
 
 

@@ -10,8 +10,13 @@ import os
 from typing import NamedTuple
 
 __all__ = [
-    "Shares", "descriptor_limit", "fill_standard_descriptors", "open_descriptors", "open_more_descriptors", "share_out",
-]  # fmt: skip
+    "Shares",
+    "descriptor_limit",
+    "fill_standard_descriptors",
+    "open_descriptors",
+    "open_more_descriptors",
+    "share_out",
+]
 
 RESERVE = 64
 """Descriptors for files, the event loop, listening sockets and the health address."""

@@ -45,8 +45,7 @@ class Dialling:
             logger.warning("the hub's token goes over the network in plaintext (insecure)", extra={"hubs": exposed})
 
     def endpoint(self, number: int, ip: str = "") -> HubEndpoint:
-        """Where the hub of this number is, from 0, and how it is reached. ip: which of its name's addresses is dialled.
-        """
+        """Where the hub of this number is, from 0, and how it is reached. ip: which of its name's addresses is dialled."""
         self._stamp = self._look()
         self._tls = _or_last_good(self._read_tls, self._tls)
         address = self.config.hub_addresses[number]

@@ -8,9 +8,18 @@ from collections.abc import Iterator
 from typing import Literal
 
 __all__ = [
-    "AgentError", "ConfigError", "HubError", "ListenError", "Party", "PolicyFault", "Redirected", "Refused",
-    "TargetError", "WireError", "listening",
-]  # fmt: skip
+    "AgentError",
+    "ConfigError",
+    "HubError",
+    "ListenError",
+    "Party",
+    "PolicyFault",
+    "Redirected",
+    "Refused",
+    "TargetError",
+    "WireError",
+    "listening",
+]
 
 Party = Literal["client", "target", "agent", "hub", "policy"]
 """Whose fault a failed request is: the value of the log field `fault`. The text of the answer names the same party."""
@@ -105,9 +114,7 @@ class TargetError(AgentError):
     bounds what was waited for, for the log (`limits.connect_timeout_s`); "" for none.
     """
 
-    def __init__(
-        self, status: int, reason: str, *, stage: str = "", fault: Party = "target", limit: str = ""
-    ) -> None:
+    def __init__(self, status: int, reason: str, *, stage: str = "", fault: Party = "target", limit: str = "") -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason

@@ -265,9 +265,7 @@ def reference(
         if isinstance(value, str):
             if value not in words:
                 parse_reference(value)
-        elif value is not None and not (
-            callable(value) or (methods and all(hasattr(value, name) for name in methods))
-        ):
+        elif value is not None and not (callable(value) or (methods and all(hasattr(value, name) for name in methods))):
             raise ValueError(f"must be module:name, or in Python {what}")
         return value
 

@@ -103,9 +103,7 @@ class HubLinks:
                 timer = asyncio.ensure_future(self._look.wait())
                 try:
                     tasks = [task for _, task in self._links.values()]
-                    await asyncio.wait(
-                        [timer, *tasks], timeout=RESOLVE_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED
-                    )
+                    await asyncio.wait([timer, *tasks], timeout=RESOLVE_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     timer.cancel()
                 for link, (_, task) in list(self._links.items()):

@@ -30,7 +30,7 @@ async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int],
     router, processor = select_policy(cluster=None, routes=config.static_routes)
     trust = FileTrust(
         config.target_ca_files, cert_file=config.target_client_cert_file, key_file=config.target_client_key_file
-    )  # fmt: skip
+    )
     limits = ProxyLimits(**limits_of(config.limits))
     upstreams = Upstreams(ssl_context=trust.ssl_context, generation=lambda: trust.generation, limits=limits)
     proxy = Proxy(

@@ -71,21 +71,33 @@ def _connections(agent: Agent) -> Iterator[Metric]:
     yield _by_mode("connections_open", "gauge", "Connections of hubs' clients that are open.", open_by)
     yield _by_mode("connections_opened", "counter", "Connections opened so far.", counters.opened_by)
     yield _table(
-        "connections_ended", "counter", "Connections ended so far: complete, failed, truncated or client_gone.",
-        ("mode", "outcome"), counters.ended_by,
-    )  # fmt: skip
+        "connections_ended",
+        "counter",
+        "Connections ended so far: complete, failed, truncated or client_gone.",
+        ("mode", "outcome"),
+        counters.ended_by,
+    )
     yield _table(
-        "connections_refused", "counter", "Connections answered 503: past max_connections, or draining.",
-        ("mode", "reason"), agent.proxy.refused,
-    )  # fmt: skip
+        "connections_refused",
+        "counter",
+        "Connections answered 503: past max_connections, or draining.",
+        ("mode", "reason"),
+        agent.proxy.refused,
+    )
     yield _table(
-        "connections_paused", "gauge", "Connections that wait for a slow target (from_hub) or hub (to_hub).",
-        ("mode", "direction"), paused_by,
-    )  # fmt: skip
+        "connections_paused",
+        "gauge",
+        "Connections that wait for a slow target (from_hub) or hub (to_hub).",
+        ("mode", "direction"),
+        paused_by,
+    )
     yield Metric(
-        "memory_share_percent", "gauge", "Share of new connections that goes through memory.",
-        (), [((), agent.carriage.memory_percent)],
-    )  # fmt: skip
+        "memory_share_percent",
+        "gauge",
+        "Share of new connections that goes through memory.",
+        (),
+        [((), agent.carriage.memory_percent)],
+    )
     packets = {
         FROM_HUB: agent.past_packets[0] + sum(tunnel.packets_received for tunnel in agent.managers),
         TO_HUB: agent.past_packets[1] + sum(tunnel.packets_sent for tunnel in agent.managers),
@@ -94,15 +106,20 @@ def _connections(agent: Agent) -> Iterator[Metric]:
     carried = {FROM_HUB: counters.inbound_bytes, TO_HUB: counters.outbound_bytes + response_bytes}
     yield _table("carried_bytes", "counter", "Clients' bytes carried.", ("direction",), _keyed(carried))
     ignored = {
-        "closed_id": counters.stray_data, "invalid_id": counters.invalid_ids, "unknown_code": counters.unknown_codes
-    }  # fmt: skip
+        "closed_id": counters.stray_data,
+        "invalid_id": counters.invalid_ids,
+        "unknown_code": counters.unknown_codes,
+    }
     yield _table("packets_ignored", "counter", "Packets that could be for nobody.", ("reason",), _keyed(ignored))
     buffered = {"for_targets": for_targets, "for_hub": for_hub, "first_packets": agent.budget.held_bytes}
     yield _table("buffered_bytes", "gauge", "Bytes that wait, outside pipes and sockets.", ("place",), _keyed(buffered))
     yield Metric(
-        "window_bytes", "gauge", "What hubs may have under way to slow targets, by the windows of all connections.",
-        (), [((), agent.windows.granted_bytes)],
-    )  # fmt: skip
+        "window_bytes",
+        "gauge",
+        "What hubs may have under way to slow targets, by the windows of all connections.",
+        (),
+        [((), agent.windows.granted_bytes)],
+    )
 
 
 def _requests(agent: Agent) -> Iterator[Metric]:
@@ -118,25 +135,34 @@ def _requests(agent: Agent) -> Iterator[Metric]:
                     responses[mode, source, f"{digit}xx"] = count
         responses[mode, "target", "upgraded"] = measures.upgraded
     yield _table(
-        "responses", "counter", "Responses by whose they are and the first digit of their status.",
-        ("mode", "source", "status"), responses,
-    )  # fmt: skip
+        "responses",
+        "counter",
+        "Responses by whose they are and the first digit of their status.",
+        ("mode", "source", "status"),
+        responses,
+    )
     cut = {(mode,): measures.cut for mode, measures in agent.measures.items()}
     yield _table("responses_cut", "counter", "Responses that ended unfinished.", ("mode",), cut)
     yield Metric(
-        "request_stage_seconds", "histogram",
+        "request_stage_seconds",
+        "histogram",
         "How long requests took: policy, connect (new connections to targets), head and body of the response; whole.",
         ("mode", "stage"),
         [((mode, stage), took) for mode, each in agent.measures.items() for stage, took in each.stages.items()],
-    )  # fmt: skip
+    )
 
 
 def _hubs(agent: Agent) -> Iterator[Metric]:
     """By configured address: a name that has several is one label's value."""
     hubs = [(str(hub), agent.links.clients_of(number)) for number, hub in enumerate(agent.config.hub_addresses)]
     up = {(hub,): sum(client.ready for client in clients) for hub, clients in hubs}
-    yield _table("hub_up", "gauge", "How many hubs have answered the last probe: 1 or 0, unless a name has several.",
-                 ("hub",), up)  # fmt: skip
+    yield _table(
+        "hub_up",
+        "gauge",
+        "How many hubs have answered the last probe: 1 or 0, unless a name has several.",
+        ("hub",),
+        up,
+    )
     sessions = {(hub,): sum(client.sessions for client in clients) for hub, clients in hubs}
     yield _table("hub_sessions", "counter", "Sessions that the hub has answered a probe in.", ("hub",), sessions)
     redials: Counter[tuple[str, str]] = Counter()

@@ -15,9 +15,7 @@ from .settings import OLD_PREFIX, Setting, settings
 __all__ = ["Doubt", "config_variables", "doubts", "outdated", "renamed"]
 
 OWN_PREFIX = "FASTPIPE_"
-READ_BY_US = frozenset(
-    {"FASTPIPE_NO_EXTENSIONS", "FASTPIPE_REQUIRE_EXTENSIONS", "FASTPIPE_DEBUG", "FASTPIPE_SANITIZE"}
-)
+READ_BY_US = frozenset({"FASTPIPE_NO_EXTENSIONS", "FASTPIPE_REQUIRE_EXTENSIONS", "FASTPIPE_DEBUG", "FASTPIPE_SANITIZE"})
 """What the library reads when it is imported or built. The tests have more of this prefix, so only slips are told."""
 
 NEAR = 0.85

@@ -1,9 +1,9 @@
 """The pipe's errors, and every text that both twins raise: written once, so they cannot drift apart.
 
-    PipeError
-    ├ PipeClosedError    you closed this end, then read from it: stop using it
-    ├ PipeBrokenError    the peer aborted, or is gone while you still write: also a ConnectionResetError
-    └ PipeBusyError      two readers at once: a protocol is set, so the bytes are its own
+PipeError
+├ PipeClosedError    you closed this end, then read from it: stop using it
+├ PipeBrokenError    the peer aborted, or is gone while you still write: also a ConnectionResetError
+└ PipeBusyError      two readers at once: a protocol is set, so the bytes are its own
 """
 
 from __future__ import annotations

@@ -127,10 +127,27 @@ class PipeEnd(Waiting):
     """One end of a pipe: an asyncio.Transport, or without a protocol a byte stream that is read by hand. See above."""
 
     __slots__ = (
-        "__dict__", "__weakref__", "_accepts_views", "_buffered", "_busy", "_context", "_detach", "_eof_sent",
-        "_eof_told", "_held", "_home", "_inline", "_made", "_max_chunk", "_paused", "_peer_ref",
-        "_peer_strong", "_queued", "_receive", "_swift",
-    )  # fmt: skip
+        "__dict__",
+        "__weakref__",
+        "_accepts_views",
+        "_buffered",
+        "_busy",
+        "_context",
+        "_detach",
+        "_eof_sent",
+        "_eof_told",
+        "_held",
+        "_home",
+        "_inline",
+        "_made",
+        "_max_chunk",
+        "_paused",
+        "_peer_ref",
+        "_peer_strong",
+        "_queued",
+        "_receive",
+        "_swift",
+    )
 
     _start_tls_compatible = True  # loop.start_tls asks for it
     _sendfile_compatible = SENDFILE_FALLBACK  # loop.sendfile asks for it: it reads the file and writes it here

@@ -136,9 +136,25 @@ class PipeReader:
     """
 
     __slots__ = (
-        "__weakref__", "_drainers", "_eof", "_error", "_farewells", "_in_turn", "_length", "_limit", "_loop", "_lost",
-        "_paused", "_pieces", "_spare", "_start", "_steps", "_transport", "_waiter", "_writing_paused",
-    )  # fmt: skip
+        "__weakref__",
+        "_drainers",
+        "_eof",
+        "_error",
+        "_farewells",
+        "_in_turn",
+        "_length",
+        "_limit",
+        "_loop",
+        "_lost",
+        "_paused",
+        "_pieces",
+        "_spare",
+        "_start",
+        "_steps",
+        "_transport",
+        "_waiter",
+        "_writing_paused",
+    )
 
     def __init__(self, limit: int, loop: asyncio.AbstractEventLoop, in_turn: bool = False) -> None:
         """limit: bytes, at least 1. in_turn: the end is not `inline`, so its callbacks are made by the loop alone."""

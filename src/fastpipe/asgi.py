@@ -1,8 +1,8 @@
 """An ASGI app served in memory by uvicorn's own protocol classes: real HTTP/1.1 and WebSockets, no socket, no signals.
 
-    async with serve(app) as listener:
-        async with httpx.AsyncClient(transport=PipeTransport(listener), base_url="http://app") as client:
-            response = await client.get("/")
+async with serve(app) as listener:
+    async with httpx.AsyncClient(transport=PipeTransport(listener), base_url="http://app") as client:
+        response = await client.get("/")
 """
 
 from __future__ import annotations

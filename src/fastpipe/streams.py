@@ -1,6 +1,6 @@
 """Awaitable streams over a pipe: the interface of asyncio's streams, read without their second copy.
 
-    (reader, writer), (their_reader, their_writer) = open_pipe_streams()
+(reader, writer), (their_reader, their_writer) = open_pipe_streams()
 """
 
 from __future__ import annotations

@@ -90,9 +90,7 @@ def joined(mode: str) -> Callable[..., contextlib.AbstractAsyncContextManager[An
             return sessions[-1]
 
         def open_receiver(tunnel: Tunnel) -> ConnManager:
-            managers.append(
-                UDSConnManager(tunnel, acceptor) if mode == "uds" else MemoryConnManager(tunnel, accept)
-            )
+            managers.append(UDSConnManager(tunnel, acceptor) if mode == "uds" else MemoryConnManager(tunnel, accept))
             return managers[-1]
 
         acceptor = UDSAcceptor(accept)

@@ -77,9 +77,18 @@ async def ended(house: House) -> None:
 
 
 STAGES = [
-    nothing, just_opened, first_packet_on_its_way, large_first_packet_held, request_taken, response_streams,
-    response_paused, word_given, half_closed, broken_off, ended,
-]  # fmt: skip
+    nothing,
+    just_opened,
+    first_packet_on_its_way,
+    large_first_packet_held,
+    request_taken,
+    response_streams,
+    response_paused,
+    word_given,
+    half_closed,
+    broken_off,
+    ended,
+]
 
 
 EARLY = [nothing, just_opened, first_packet_on_its_way, large_first_packet_held]

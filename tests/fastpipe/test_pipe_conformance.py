@@ -183,10 +183,13 @@ async def check_concurrent_methods(make_pair: MakePair) -> None:
         transport = writer.transport
         for _ in range(100):
             calls: list[Callable[[], Any]] = [
-                functools.partial(transport.write, b"x" * numbers.randrange(2000)), transport.is_closing,
-                transport.get_write_buffer_size, functools.partial(transport.get_extra_info, "peername"),
-                functools.partial(transport.set_write_buffer_limits, numbers.randrange(1000)), transport.is_reading,
-            ]  # fmt: skip
+                functools.partial(transport.write, b"x" * numbers.randrange(2000)),
+                transport.is_closing,
+                transport.get_write_buffer_size,
+                functools.partial(transport.get_extra_info, "peername"),
+                functools.partial(transport.set_write_buffer_limits, numbers.randrange(1000)),
+                transport.is_reading,
+            ]
             numbers.choice(calls)()
             await asyncio.sleep(0)
 

@@ -124,10 +124,14 @@ async def test_limits_default_as_asyncio_does(twin, recorder):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"limit": -1}, ValueError), ({"limit": sys.maxsize + 1}, ValueError), ({"limit": "1"}, TypeError),
-        ({"limit": 1.5}, TypeError), ({"max_chunk": 0}, ValueError), ({"max_chunk": "1"}, TypeError),
+        ({"limit": -1}, ValueError),
+        ({"limit": sys.maxsize + 1}, ValueError),
+        ({"limit": "1"}, TypeError),
+        ({"limit": 1.5}, TypeError),
+        ({"max_chunk": 0}, ValueError),
+        ({"max_chunk": "1"}, TypeError),
     ],
-)  # fmt: skip
+)
 def test_create_pipe_checks_its_arguments(twin, options, error):
     with pytest.raises(error):
         twin.create_pipe(**options)
@@ -201,9 +205,16 @@ async def test_inline_bytes_wait_until_the_receivers_callback_returns(twin, reco
     a.write(b".")
     log.append("written")
     assert log == [
-        ("b", "data_received", b"."), ("a", "data_received", b".."), "a has written", "b has written",
-        ("b", "data_received", b"..."), ("a", "data_received", b"...."), "a has written", "b has written", "written",
-    ]  # fmt: skip
+        ("b", "data_received", b"."),
+        ("a", "data_received", b".."),
+        "a has written",
+        "b has written",
+        ("b", "data_received", b"..."),
+        ("a", "data_received", b"...."),
+        "a has written",
+        "b has written",
+        "written",
+    ]
     await ended(a, b)
 
 
@@ -464,10 +475,20 @@ async def test_calls_from_another_thread_raise(twin, recorder):
 
     def misuse():
         for end, call, *args in [
-            (a, "write", b"x"), (a, "writelines", [b"x"]), (a, "write_eof"), (a, "close"), (a, "abort"),
-            (a, "pause_reading"), (a, "resume_reading"), (a, "set_protocol", recorder()),
-            (a, "set_write_buffer_limits"), (b, "peek"), (b, "read"), (b, "readinto", bytearray(1)), (b, "consume", 0),
-        ]:  # fmt: skip
+            (a, "write", b"x"),
+            (a, "writelines", [b"x"]),
+            (a, "write_eof"),
+            (a, "close"),
+            (a, "abort"),
+            (a, "pause_reading"),
+            (a, "resume_reading"),
+            (a, "set_protocol", recorder()),
+            (a, "set_write_buffer_limits"),
+            (b, "peek"),
+            (b, "read"),
+            (b, "readinto", bytearray(1)),
+            (b, "consume", 0),
+        ]:
             try:
                 getattr(end, call)(*args)
             except RuntimeError as error:
@@ -475,9 +496,7 @@ async def test_calls_from_another_thread_raise(twin, recorder):
 
     await asyncio.to_thread(misuse)
     assert len(failed) == 13
-    assert set(failed) == {
-        "this pipe belongs to another thread: reach it through its loop's call_soon_threadsafe()"
-    }
+    assert set(failed) == {"this pipe belongs to another thread: reach it through its loop's call_soon_threadsafe()"}
     assert not a.is_closing()
     await ended(a, b)
 

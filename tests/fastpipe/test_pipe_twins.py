@@ -86,9 +86,11 @@ class Player:
         for number in range(1 + choose(2)):
             loop = None if choose(8) == 0 else self.loop
             pair = twin.create_pipe(
-                limit=(65536, 0, 1, 10, 100, 1 << 62)[choose(6)], inline=choose(3) == 0,
-                max_chunk=(262144, None, 1, 7, 64)[choose(5)], loop=loop,
-            )  # fmt: skip
+                limit=(65536, 0, 1, 10, 100, 1 << 62)[choose(6)],
+                inline=choose(3) == 0,
+                max_chunk=(262144, None, 1, 7, 64)[choose(5)],
+                loop=loop,
+            )
             for end, side in zip(pair, "ab", strict=True):
                 self.ends.append(end)
                 self.names[id(end)] = f"{side}{number}"

@@ -62,9 +62,15 @@ class Herd:
             return Nobody()
 
         client = TunnelClient(
-            self._hub, cluster_name=cluster, open_receiver=receiver, dial_timeout_s=60, probe_timeout_s=30,
-            backoff=BackOff(random=lambda: 0.5), wait=self._wait, **options,
-        )  # fmt: skip
+            self._hub,
+            cluster_name=cluster,
+            open_receiver=receiver,
+            dial_timeout_s=60,
+            probe_timeout_s=30,
+            backoff=BackOff(random=lambda: 0.5),
+            wait=self._wait,
+            **options,
+        )
         self.clients.append(client)
         self.tasks.append(asyncio.ensure_future(client.run()))
         return client
@@ -103,9 +109,10 @@ async def test_a_herd_is_let_in_with_one_handshake_each(tmp_path: pathlib.Path, 
         ca.configure_trust(tls)
         tls.set_alpn_protocols(["h2"])
     async with (
-        running_hub(**config) as (grpc_port, http_port), aiohttp.ClientSession() as user,
+        running_hub(**config) as (grpc_port, http_port),
+        aiohttp.ClientSession() as user,
         herd_at(grpc_port, tls) as herd,
-    ):  # fmt: skip
+    ):
         for number in range(HERD):
             herd.add(f"c{number}")
         statuses: Counter[int] = Counter()
@@ -120,14 +127,15 @@ async def test_a_herd_is_let_in_with_one_handshake_each(tmp_path: pathlib.Path, 
 async def test_past_max_sessions_per_cluster_the_oldest_stay(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with (
-        running_hub(max_sessions_per_cluster=2) as (grpc_port, _), herd_at(grpc_port) as herd,
-    ):  # fmt: skip
+        running_hub(max_sessions_per_cluster=2) as (grpc_port, _),
+        herd_at(grpc_port) as herd,
+    ):
         for number in range(2):
             herd.add("c1")
             await herd.ready(number + 1)
         late = herd.add("c1")
         other = herd.add("c2")
-        await until(lambda: (late.redials["full"] >= 3 and other.ready))
+        await until(lambda: late.redials["full"] >= 3 and other.ready)
         assert [client.ready for client in herd.clients] == [True, True, False, True]
         assert sum(herd.clients[0].redials.values()) == 0
         # 5, 10 and 20 s, each ± 50 %

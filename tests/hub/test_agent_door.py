@@ -76,9 +76,13 @@ async def until(reached: Callable[[], Any]) -> None:
 async def opened(**options: Any) -> AsyncIterator[Rig]:
     rig = Rig()
     settings = {
-        "protocol": rig.protocol, "tls": None, "max_connections": 1000, "strangers": 256,
-        "reason_of": str, "on_tls_failed": lambda peer, reason: None,
-    }  # fmt: skip
+        "protocol": rig.protocol,
+        "tls": None,
+        "max_connections": 1000,
+        "strangers": 256,
+        "reason_of": str,
+        "on_tls_failed": lambda peer, reason: None,
+    }
     rig.door = AgentDoor(**(settings | options))
     rig.port = rig.door.open(await listening_sockets("127.0.0.1", 0, backlog=1024))
     try:

@@ -220,9 +220,14 @@ async def test_a_handshake_that_gives_way_before_it_began_leaves_no_socket(certi
     """Many come in one turn of the loop: each makes room for the next before its own turn."""
     loop = asyncio.get_running_loop()
     door = user_door.UserDoor(
-        protocol=asyncio.Protocol, open_connections=lambda: 0, make_room=lambda: False, max_connections=20,
-        tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate_required=False, reason_of=str,
-    )  # fmt: skip
+        protocol=asyncio.Protocol,
+        open_connections=lambda: 0,
+        make_room=lambda: False,
+        max_connections=20,
+        tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+        certificate_required=False,
+        reason_of=str,
+    )
     pairs = [socket.socketpair() for _ in range(15)]
     try:
         for ours, _ in pairs:
@@ -245,9 +250,14 @@ async def test_a_user_that_gives_way_while_the_door_answers_is_counted_no_longer
 ) -> None:
     """Between the call of a protocol's `connection_made` and the end of `connect_accepted_socket`."""
     door = user_door.UserDoor(
-        protocol=asyncio.Protocol, open_connections=lambda: 0, make_room=lambda: False, max_connections=3,
-        tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate_required=False, reason_of=str,
-    )  # fmt: skip
+        protocol=asyncio.Protocol,
+        open_connections=lambda: 0,
+        make_room=lambda: False,
+        max_connections=3,
+        tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+        certificate_required=False,
+        reason_of=str,
+    )
     (ours, theirs), (others, last) = socket.socketpair(), socket.socketpair()
     made = user_door._Answer.connection_made
 

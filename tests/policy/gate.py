@@ -41,9 +41,7 @@ class Gate:
 
     async def __aenter__(self) -> Gate:
         self.policy = make_policy(self.config)
-        self.upstreams = Upstreams(
-            ssl_context=self.policy.ssl_context, generation=lambda: self.policy.generation
-        )
+        self.upstreams = Upstreams(ssl_context=self.policy.ssl_context, generation=lambda: self.policy.generation)
         self.proxy = Proxy(
             route=self.policy.router.route,
             process=self.policy.processor.process,

@@ -226,11 +226,14 @@ async def test_a_plugin_gets_what_kubernetes_says_and_is_found_beside_the_file(t
     document = kubeconfig_of(
         user={
             "exec": {
-                "apiVersion": V1, "command": "./bin/login", "env": [{"name": "A", "value": "b"}],
-                "provideClusterInfo": True, "interactiveMode": "IfAvailable",
+                "apiVersion": V1,
+                "command": "./bin/login",
+                "env": [{"name": "A", "value": "b"}],
+                "provideClusterInfo": True,
+                "interactiveMode": "IfAvailable",
             }
         }
-    )  # fmt: skip
+    )
     (tmp_path / "config").write_text(yaml.safe_dump(document))
     access = ApiAccess.from_kubeconfig(str(tmp_path / "config"), field="kubeconfig")
     assert await access.renew() == ((b"Authorization", f"Bearer {V1}|False|https://h:6443|b".encode()),)
@@ -289,16 +292,19 @@ WRONG: dict[str, tuple[Any, str]] = {
     "token file missing": (kubeconfig_of(user={"tokenFile": "none"}), "readable file"),
     "certificate without key": (kubeconfig_of(user={"client-certificate-data": "eHg="}), "together"),
     "certificate not PEM": (
-        kubeconfig_of(user={"client-certificate-data": "eHg=", "client-key-data": "eHg="}), "client certificate",
+        kubeconfig_of(user={"client-certificate-data": "eHg=", "client-key-data": "eHg="}),
+        "client certificate",
     ),
     "plugin of long ago": (
-        kubeconfig_of(user={"exec": {"apiVersion": V1 + "alpha1", "command": "x"}}), "v1beta1",
+        kubeconfig_of(user={"exec": {"apiVersion": V1 + "alpha1", "command": "x"}}),
+        "v1beta1",
     ),
     "plugin with a terminal": (
-        kubeconfig_of(user={"exec": {"apiVersion": V1, "command": "x", "interactiveMode": "Always"}}), "terminal",
+        kubeconfig_of(user={"exec": {"apiVersion": V1, "command": "x", "interactiveMode": "Always"}}),
+        "terminal",
     ),
     "plugin without a command": (kubeconfig_of(user={"exec": {"apiVersion": V1}}), "kubeconfig"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", list(WRONG))
@@ -387,9 +393,7 @@ async def test_a_pod_uses_its_service_account(
             assert managed.received[-1].values(b"authorization") == [b"Bearer rotated"]
 
 
-def test_a_pod_without_a_service_account_is_a_config_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pod_without_a_service_account_is_a_config_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     with pytest.raises(ConfigError, match="service account"):

@@ -236,8 +236,12 @@ async def test_nobody_gains_an_identity(gated: Callable[..., Any], attack: Attac
 
 NAMES = [
     ("system:admin", [], b"cluster:hub:system:admin", []),
-    ("system:serviceaccount:ns:x", ["system:serviceaccounts"], b"cluster:hub:system:serviceaccount:ns:x",
-     [b"cluster:hub:system:serviceaccounts"]),
+    (
+        "system:serviceaccount:ns:x",
+        ["system:serviceaccounts"],
+        b"cluster:hub:system:serviceaccount:ns:x",
+        [b"cluster:hub:system:serviceaccounts"],
+    ),
     ("system:authenticated", ["system:authenticated"], b"cluster:hub:system:authenticated", [b"system:authenticated"]),
     ("bob", ["system:masters"], b"bob", [b"cluster:hub:system:masters"]),
     ("bob", ["system:masters", "system:masters"], b"bob", [b"cluster:hub:system:masters"]),
@@ -247,7 +251,7 @@ NAMES = [
     ("cluster:hub:system:admin", [], b"cluster:hub:cluster:hub:system:admin", []),
     ("bob", ["System:masters", "xsystem:masters"], b"bob", [b"System:masters", b"xsystem:masters"]),
     ("a,b", ["c,system:masters"], b"a,b", [b"c,system:masters"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("username", "groups", "user", "local"), NAMES, ids=lambda value: str(value)[:60])

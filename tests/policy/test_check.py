@@ -52,9 +52,12 @@ def starts(found: list[str]) -> list[str]:
 async def test_everything_is_tried_in_its_order(clusters: Callable[..., Any]) -> None:
     async with clusters() as (managed, hub), running_hub() as port:
         config = AgentConfig(
-            hub_address=f"localhost:{port}", cluster_name="c1", insecure=True,
-            kubeconfig=managed.kubeconfig(), hub_kubeconfig=hub.kubeconfig(),
-        )  # fmt: skip
+            hub_address=f"localhost:{port}",
+            cluster_name="c1",
+            insecure=True,
+            kubeconfig=managed.kubeconfig(),
+            hub_kubeconfig=hub.kubeconfig(),
+        )
         found = await lines(config)
         assert starts(found) == [
             "ok   configuration",
@@ -78,9 +81,12 @@ async def test_what_the_agent_may_not_do_fails(clusters: Callable[..., Any]) -> 
         managed.denied = {("impersonate", "groups")}
         hub.own_tokens = set()
         config = AgentConfig(
-            hub_address=f"localhost:{port}", cluster_name="c1", insecure=True,
-            kubeconfig=managed.kubeconfig(), hub_kubeconfig=hub.kubeconfig(),
-        )  # fmt: skip
+            hub_address=f"localhost:{port}",
+            cluster_name="c1",
+            insecure=True,
+            kubeconfig=managed.kubeconfig(),
+            hub_kubeconfig=hub.kubeconfig(),
+        )
         failed = [line for line in await lines(config) if line.startswith("FAIL")]
         assert failed == [
             "FAIL managed cluster may impersonate groups: denied to the agent's credentials",
@@ -96,19 +102,29 @@ def rule(resource: str, *names: str, **more: Any) -> dict[str, Any]:
     ("rules", "users", "groups"),
     [
         ([], "FAIL", "FAIL"),
-        ([rule("users", "alice", "bob"), rule("groups", "devs", "system:authenticated")],
-         "ok   managed cluster may impersonate users: allowed for alice, bob only",
-         "ok   managed cluster may impersonate groups: allowed for devs, system:authenticated only"),
-        ([rule("users", *map(str, range(12))), rule("groups", "devs")],
-         "ok   managed cluster may impersonate users: allowed for 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more only",
-         "FAIL managed cluster may impersonate groups: allowed for devs only, and not for system:authenticated, "
-         "which every user has"),
-        ([rule("users", "a", verbs=["get"]), rule("groups", "b", apiGroups=["x"]), rule("uids", "c"), 7, {}],
-         "FAIL", "FAIL"),
-        ([rule("*", "a", verbs=["*"], apiGroups=["*"])],
-         "ok   managed cluster may impersonate users: allowed for a only", "FAIL"),
+        (
+            [rule("users", "alice", "bob"), rule("groups", "devs", "system:authenticated")],
+            "ok   managed cluster may impersonate users: allowed for alice, bob only",
+            "ok   managed cluster may impersonate groups: allowed for devs, system:authenticated only",
+        ),
+        (
+            [rule("users", *map(str, range(12))), rule("groups", "devs")],
+            "ok   managed cluster may impersonate users: allowed for 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more only",
+            "FAIL managed cluster may impersonate groups: allowed for devs only, and not for system:authenticated, "
+            "which every user has",
+        ),
+        (
+            [rule("users", "a", verbs=["get"]), rule("groups", "b", apiGroups=["x"]), rule("uids", "c"), 7, {}],
+            "FAIL",
+            "FAIL",
+        ),
+        (
+            [rule("*", "a", verbs=["*"], apiGroups=["*"])],
+            "ok   managed cluster may impersonate users: allowed for a only",
+            "FAIL",
+        ),
     ],
-)  # fmt: skip
+)
 async def test_a_role_that_names_whom_it_allows_is_read(
     clusters: Callable[..., Any], rules: list[Any], users: str, groups: str
 ) -> None:
@@ -116,9 +132,12 @@ async def test_a_role_that_names_whom_it_allows_is_read(
         managed.denied = {("impersonate", "users"), ("impersonate", "groups")}
         managed.rules = rules
         config = AgentConfig(
-            hub_address=f"localhost:{port}", cluster_name="c1", insecure=True,
-            kubeconfig=managed.kubeconfig(), hub_kubeconfig=hub.kubeconfig(),
-        )  # fmt: skip
+            hub_address=f"localhost:{port}",
+            cluster_name="c1",
+            insecure=True,
+            kubeconfig=managed.kubeconfig(),
+            hub_kubeconfig=hub.kubeconfig(),
+        )
         found = await lines(config)
         for resource, expected in (("users", users), ("groups", groups)):
             (line,) = [line for line in found if f"may impersonate {resource}" in line]
@@ -130,9 +149,12 @@ async def test_an_api_server_with_another_ca_fails_and_says_why(clusters: Callab
     async with clusters() as (managed, hub), running_hub() as port:
         hub.ca_file.write_bytes(trustme.CA().cert_pem.bytes())
         config = AgentConfig(
-            hub_address=f"localhost:{port}", cluster_name="c1", insecure=True,
-            kubeconfig=managed.kubeconfig(), hub_kubeconfig=hub.kubeconfig(),
-        )  # fmt: skip
+            hub_address=f"localhost:{port}",
+            cluster_name="c1",
+            insecure=True,
+            kubeconfig=managed.kubeconfig(),
+            hub_kubeconfig=hub.kubeconfig(),
+        )
         (failed,) = [line for line in await lines(config) if line.startswith("FAIL")]
         assert failed.startswith("FAIL hub cluster API server: TLS with localhost:")
         assert "certificate" in failed
@@ -148,9 +170,11 @@ async def test_a_hub_over_tls(clusters: Callable[..., Any], tmp_path: Path, auth
     files = {"grpc_cert_file": str(tmp_path / "hub.pem"), "agent_token_file": str(tmp_path / "tokens")}
     async with clusters() as (managed, _hub), running_hub(**files) as port:
         settings: dict[str, Any] = {
-            "cluster_name": "c1", "hub_ca_file": str(tmp_path / "ca.pem"),
-            "routes": [("/", managed.url)], "target_ca_file": str(managed.ca_file),
-        }  # fmt: skip
+            "cluster_name": "c1",
+            "hub_ca_file": str(tmp_path / "ca.pem"),
+            "routes": [("/", managed.url)],
+            "target_ca_file": str(managed.ca_file),
+        }
         config = AgentConfig(hub_address=f"localhost:{port}", hub_token_file=str(tmp_path / "token"), **settings)
         assert {line[:4] for line in await lines(config)} == {"ok  "}
         config = AgentConfig(hub_address=f"localhost:{port}", hub_token_file=str(tmp_path / "wrong"), **settings)
@@ -162,17 +186,21 @@ async def test_a_hub_over_tls(clusters: Callable[..., Any], tmp_path: Path, auth
 async def test_certificates_with_wrong_dates_fail_and_are_named(tmp_path: Path, authority: trustme.CA) -> None:
     past = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
     for name, ends in (
-        ("hub", past), ("own", past), ("soon", datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=2))
-    ):  # fmt: skip
+        ("hub", past),
+        ("own", past),
+        ("soon", datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=2)),
+    ):
         issued = authority.issue_cert("localhost", common_name="localhost", not_after=ends)
         issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / name)
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     (tmp_path / "tokens").write_text("c1 right\n")
     async with running_hub(grpc_cert_file=str(tmp_path / "hub"), agent_token_file=str(tmp_path / "tokens")) as port:
         common: dict[str, Any] = {
-            "hub_address": f"localhost:{port}", "cluster_name": "c1", "hub_ca_file": str(tmp_path / "ca.pem"),
+            "hub_address": f"localhost:{port}",
+            "cluster_name": "c1",
+            "hub_ca_file": str(tmp_path / "ca.pem"),
             "routes": [("/", "http://localhost:1")],
-        }  # fmt: skip
+        }
         found = await lines(AgentConfig(hub_client_cert_file=str(tmp_path / "own"), **common))
         (own,) = [line for line in found if line.startswith("FAIL hub_client_cert_file: certificate has expired")]
         assert "not_after 2026-01-02T00:00:00Z" in own
@@ -188,8 +216,10 @@ async def test_what_is_not_there_fails_and_the_rest_is_tried(clusters: Callable[
         (tmp_path / "token").write_text("two words")
         config = AgentConfig(
             hub_address=["no-such-name.invalid:1", f"localhost:{port}", "localhost:1"],
-            cluster_name="c1", insecure=True, routes=[("/", "http://localhost:1")],
-        )  # fmt: skip
+            cluster_name="c1",
+            insecure=True,
+            routes=[("/", "http://localhost:1")],
+        )
         found = await lines(config)
         assert starts(found) == [
             "ok   configuration",
@@ -202,9 +232,12 @@ async def test_what_is_not_there_fails_and_the_rest_is_tried(clusters: Callable[
             "FAIL route /",
         ]
         wrong = AgentConfig(
-            hub_address=f"localhost:{port}", cluster_name="c1", insecure=True, routes=[("/", "http://localhost:1")],
+            hub_address=f"localhost:{port}",
+            cluster_name="c1",
+            insecure=True,
+            routes=[("/", "http://localhost:1")],
             hub_token_file=str(tmp_path / "token"),
-        )  # fmt: skip
+        )
         assert starts(await lines(wrong)) == ["FAIL configuration"]
 
 
@@ -225,9 +258,7 @@ async def test_a_silent_hub_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> No
     await server.wait_closed()
 
 
-async def test_a_silent_api_server_fails_in_time(
-    clusters: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_silent_api_server_fails_in_time(clusters: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     async with clusters() as (managed, _hub), running_hub() as port:
         monkeypatch.setattr("agent.check.ACCESS_REVIEWS", "/apis/authentication.k8s.io/v1/tokenreviews")
         monkeypatch.setattr("agent.check.DIAL_TIMEOUT_S", 0.5)
@@ -246,9 +277,15 @@ async def test_a_silent_api_server_fails_in_time(
 
 async def run_check(*arguments: str) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "agent", "check", *arguments, env=ENVIRON,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "agent",
+        "check",
+        *arguments,
+        env=ENVIRON,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
     output, errors = await asyncio.wait_for(process.communicate(), 60)
     return process.returncode or 0, output.decode(), errors.decode()
 

@@ -92,10 +92,12 @@ def test_a_part_is_an_object_a_class_or_a_function_that_gives_it(module: types.M
 def test_every_part_can_be_ones_own(module: types.ModuleType) -> None:
     policy = make_policy(
         AgentConfig(
-            router="users_own:OwnRouter", request_processor="users_own:OwnProcessor",
-            certificate_provider="users_own:OwnTrust", **HUB,
+            router="users_own:OwnRouter",
+            request_processor="users_own:OwnProcessor",
+            certificate_provider="users_own:OwnTrust",
+            **HUB,
         )
-    )  # fmt: skip
+    )
     assert isinstance(policy.processor, OwnProcessor)
     assert isinstance(policy.trust, OwnTrust)
     assert policy.generation == 7
@@ -106,8 +108,10 @@ def test_arguments_win_over_names(module: types.ModuleType) -> None:
     router, processor, trust = OwnRouter(), OwnProcessor(), OwnTrust()
     policy = make_policy(
         AgentConfig(router="users_own:nothing", request_processor="users_own:nothing", **HUB),
-        router=router, request_processor=processor, certificate_provider=trust,
-    )  # fmt: skip
+        router=router,
+        request_processor=processor,
+        certificate_provider=trust,
+    )
     assert (policy.router, policy.processor, policy.trust) == (router, processor, trust)
 
 
@@ -163,9 +167,12 @@ async def test_sync_and_async_parts_serve(
     async with clusters() as (managed, hub):
         module.OwnRouter.target = managed.url
         async with Gate(
-            managed, hub, router=f"users_own:{router}", request_processor=f"users_own:{processor}",
+            managed,
+            hub,
+            router=f"users_own:{router}",
+            request_processor=f"users_own:{processor}",
             target_ca_file=[str(managed.ca_file)],
-        ) as gate:  # fmt: skip
+        ) as gate:
             answer: Answer = await gate.ask(bearer("anything"), path="/x?y")
             assert answer.status == status
             assert b"secret" not in answer.body

@@ -89,10 +89,16 @@ async def test_a_name_that_is_no_token_is_a_400(gated: Callable[..., Any], name:
 
 @pytest.mark.parametrize(
     "line",
-    [b"Impersonate-User", b"Impersonate-User root", b"Impersonate-User=root", b"X-A: 1\r\n\tImpersonate-User: root",
-     b"X-A: 1\r\n Impersonate-User: root", b"X-A: 1\n\tImpersonate-User: root"],
+    [
+        b"Impersonate-User",
+        b"Impersonate-User root",
+        b"Impersonate-User=root",
+        b"X-A: 1\r\n\tImpersonate-User: root",
+        b"X-A: 1\r\n Impersonate-User: root",
+        b"X-A: 1\n\tImpersonate-User: root",
+    ],
     ids=ascii,
-)  # fmt: skip
+)
 @pytest.mark.loops("uvloop")
 async def test_a_line_that_is_no_field_is_a_400(gated: Callable[..., Any], line: bytes) -> None:
     async with gated() as gate:
@@ -134,12 +140,18 @@ async def test_the_body_of_a_refused_request_is_never_the_next_one(gated: Callab
 
 @pytest.mark.parametrize(
     "framing",
-    [b"Content-Length: 5\r\nTransfer-Encoding: chunked", b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-     b"Transfer-Encoding: chunked, identity", b"Transfer-Encoding:\x0bchunked",
-     b"Content-Length: 5\r\nContent-Length: 6",
-     b"Content-Length: +5", b"Content-Length: 5, 5", b"Transfer_Encoding: chunked\r\nContent-Length: 1a"],
+    [
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked, identity",
+        b"Transfer-Encoding:\x0bchunked",
+        b"Content-Length: 5\r\nContent-Length: 6",
+        b"Content-Length: +5",
+        b"Content-Length: 5, 5",
+        b"Transfer_Encoding: chunked\r\nContent-Length: 1a",
+    ],
     ids=ascii,
-)  # fmt: skip
+)
 @pytest.mark.loops("uvloop")
 async def test_no_framing_trick_hides_a_second_request(gated: Callable[..., Any], framing: bytes) -> None:
     async with gated() as gate:
@@ -159,16 +171,20 @@ async def test_a_swapped_head_is_remembered_for_nobody_else(gated: Callable[...,
         assert await talk(gate.port, sent, len(order)) == [200] * len(order)
         for number, received in zip(order, gate.managed.received, strict=True):
             assert received.like(*CLAIMS) == [
-                (b"Impersonate-User", b"hub-%d" % number), (b"Impersonate-Group", b"g%d" % number),
-            ]  # fmt: skip
+                (b"Impersonate-User", b"hub-%d" % number),
+                (b"Impersonate-Group", b"g%d" % number),
+            ]
 
 
 @pytest.mark.loops("uvloop")
 async def test_rules_see_the_path_without_its_plain_dot_segments(gated: Callable[..., Any]) -> None:
     service = "/c1/api/v1/namespaces/default/services/"
     async with gated() as gate:
-        for path in (f"{service}./https:kubernetes/proxy-service/x", f"{service}https:kubernetes/./proxy-service/./x",
-                     "/./c1/./api/v1/./namespaces/default/services/https:kubernetes:443/proxy-service/."):  # fmt: skip
+        for path in (
+            f"{service}./https:kubernetes/proxy-service/x",
+            f"{service}https:kubernetes/./proxy-service/./x",
+            "/./c1/./api/v1/./namespaces/default/services/https:kubernetes:443/proxy-service/.",
+        ):
             assert (await gate.ask(BOB, path=path)).status == 403, path
         assert gate.managed.received == gate.managed.reviews == []
         assert (await gate.ask(BOB, path="/./c1/./api/v1/pods/.?watch=/./1")).status == 200
@@ -199,10 +215,16 @@ UPGRADES = [b"websocket", b"SPDY/3.1", b"h2c", b"TLS/1.0"]
 @pytest.mark.loops("uvloop")
 async def test_an_upgrade_goes_out_as_its_user(gated: Callable[..., Any], user: str, protocol: bytes) -> None:
     lines = [
-        bearer(user), b"Connection: Upgrade, X-Remote-User", b"Upgrade: " + protocol, b"Impersonate-User: root",
-        b"impersonate_group: system:masters", b"X-Remote-User: root", b"Sec-WebSocket-Version: 13",
-        b"Sec-WebSocket-Key: " + base64.b64encode(b"k" * 16), b"HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA",
-    ]  # fmt: skip
+        bearer(user),
+        b"Connection: Upgrade, X-Remote-User",
+        b"Upgrade: " + protocol,
+        b"Impersonate-User: root",
+        b"impersonate_group: system:masters",
+        b"X-Remote-User: root",
+        b"Sec-WebSocket-Version: 13",
+        b"Sec-WebSocket-Key: " + base64.b64encode(b"k" * 16),
+        b"HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA",
+    ]
     async with gated() as gate:
         answer = await gate.ask(*lines, path="/c1/api/v1/namespaces/n/pods/p/exec?command=id")
         if user == "eve":
@@ -239,10 +261,14 @@ async def test_no_white_space_of_gos_brings_another_token_along(
 
 
 OTHER_NAMES = [
-    "https://kubernetes.default.svc.cluster.local/api", "https://kubernetes.default/api", "https://kubernetes/api",
-    "https://10.96.0.1/api", "https://kubernetes.default.svc:6443/api", "https://[fd00::1]/api",
+    "https://kubernetes.default.svc.cluster.local/api",
+    "https://kubernetes.default/api",
+    "https://kubernetes/api",
+    "https://10.96.0.1/api",
+    "https://kubernetes.default.svc:6443/api",
+    "https://[fd00::1]/api",
     "https://kubernetes.default.svc.cluster.local./api",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("url", OTHER_NAMES)
@@ -337,8 +363,10 @@ async def test_an_expired_token_is_nobodys(
 async def test_one_token_is_another_user_behind_another_agent(clusters: Callable[..., Any]) -> None:
     """Two clusters, two agents in one process: what one has learnt of a token counts for its own cluster alone."""
     async with (
-        clusters() as (one, two), Gate(one, two) as first, Gate(two, one, kubeconfig=two.kubeconfig()) as second,
-    ):  # fmt: skip
+        clusters() as (one, two),
+        Gate(one, two) as first,
+        Gate(two, one, kubeconfig=two.kubeconfig()) as second,
+    ):
         one.users["shared"], two.users["shared"] = {"username": "ones"}, {"username": "twos", "groups": ["g"]}
         assert (await first.ask(bearer("alice"))).status == 200  # of one's; to the second agent a hub's user
         assert (await second.ask(bearer("alice"))).status == 200
@@ -355,19 +383,52 @@ async def identities(server: ApiServer) -> list[tuple[bytes, list[bytes]]]:
 # Made-up heads --------------------------------------------------------------------------------------------------------
 
 NAMES = [
-    b"Impersonate-User", b"Impersonate-Group", b"Impersonate-Uid", b"Impersonate-Extra-x", b"X-Remote-User",
-    b"X-Remote-Group", b"X-Remote-Extra-x", b"Authorization", b"Connection", b"Transfer-Encoding", b"Content-Length",
-    b"Host", b"Expect", b"Upgrade", b"Trailer", b"TE", b"Sec-WebSocket-Protocol", b"Proxy-Authorization",
-]  # fmt: skip
+    b"Impersonate-User",
+    b"Impersonate-Group",
+    b"Impersonate-Uid",
+    b"Impersonate-Extra-x",
+    b"X-Remote-User",
+    b"X-Remote-Group",
+    b"X-Remote-Extra-x",
+    b"Authorization",
+    b"Connection",
+    b"Transfer-Encoding",
+    b"Content-Length",
+    b"Host",
+    b"Expect",
+    b"Upgrade",
+    b"Trailer",
+    b"TE",
+    b"Sec-WebSocket-Protocol",
+    b"Proxy-Authorization",
+]
 VALUES = [
-    b"root", b"system:masters", b"Bearer alice", b"bearer bob", b"Bearer managed-own-token", b"chunked", b"5", b"0",
-    b"", b"close, Impersonate-User", b"Authorization", b"upgrade", b"websocket", b"100-continue", b"a\tb", b"\xff",
+    b"root",
+    b"system:masters",
+    b"Bearer alice",
+    b"bearer bob",
+    b"Bearer managed-own-token",
+    b"chunked",
+    b"5",
+    b"0",
+    b"",
+    b"close, Impersonate-User",
+    b"Authorization",
+    b"upgrade",
+    b"websocket",
+    b"100-continue",
+    b"a\tb",
+    b"\xff",
     PROTOCOL,
-]  # fmt: skip
+]
 PIECES = [b"\r\n", b"\n", b"\r", b"\r\n ", b"\0", b"_", b"-", b":", b" ", b"\t", b"\xc2\xa0", b","]
 BEHIND = [
-    b"", b"", b"hello", b"5\r\nhello\r\n0\r\nImpersonate-User: root\r\n\r\n", GET % (b"behind", ALICE + b"\r\nX: 1"),
-]  # fmt: skip
+    b"",
+    b"",
+    b"hello",
+    b"5\r\nhello\r\n0\r\nImpersonate-User: root\r\n\r\n",
+    GET % (b"behind", ALICE + b"\r\nX: 1"),
+]
 # Not the agent's own judgement of what claims an identity, but the same: any mark stands for "-", in any case.
 CLAIM = re.compile(rb"impersonate[^a-z0-9].*|x[^a-z0-9]remote[^a-z0-9](user|group|uid|extra[^a-z0-9].*)", re.IGNORECASE)
 

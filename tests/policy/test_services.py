@@ -62,11 +62,26 @@ def test_without_a_file_nothing_is_allowed() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "web", "web/", "/shop", "web/shop:", "web/shop:0", "web/shop:65536", "web/shop:https", "web/shop:-1",
-        "Web/shop", "web/shop.x", "*/shop", "web/*", "web/shop:443:1", "web shop", "web/shop 443", "a/b/c",
-        "web/sh%6fp", "wéb/shop",
+        "web",
+        "web/",
+        "/shop",
+        "web/shop:",
+        "web/shop:0",
+        "web/shop:65536",
+        "web/shop:https",
+        "web/shop:-1",
+        "Web/shop",
+        "web/shop.x",
+        "*/shop",
+        "web/*",
+        "web/shop:443:1",
+        "web shop",
+        "web/shop 443",
+        "a/b/c",
+        "web/sh%6fp",
+        "wéb/shop",
     ],
-)  # fmt: skip
+)
 def test_a_wrong_line_is_named(line: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="line 2 must be") as caught:
         listed(tmp_path / "list", f"web/shop\n{line}\n")
@@ -163,9 +178,11 @@ async def test_a_service_gets_the_clients_authorization_and_no_claims(
 
             gate.proxy.route = to_the_stand_in
             answer = await gate.ask(
-                bearer("whoever"), b"Impersonate-User: root", b"X-Remote-User: root",
+                bearer("whoever"),
+                b"Impersonate-User: root",
+                b"X-Remote-User: root",
                 path="/c1/api/v1/namespaces/ns/services/https:web:443/proxy-service/a?b",
-            )  # fmt: skip
+            )
             assert answer.status == (200 if trusted else 502)
             assert managed.received == managed.reviews == service.reviews == []
             if trusted:

@@ -260,9 +260,13 @@ def test_a_port_serves_new_connections_with_its_files_of_that_time(
     ours = write(tmp_path / "ours.pem", ca.issue_cert("c1").private_key_and_cert_chain_pem.bytes())
     theirs = write(tmp_path / "theirs.pem", other_ca.issue_cert("c1").private_key_and_cert_chain_pem.bytes())
     port = server_context(
-        write(cert, first[0]), write(key, first[1]), cert_field="grpc_cert_file",
-        client_ca_file=write(clients, pem(ca)), alpn=["h2"], check_interval_s=0,
-    )  # fmt: skip
+        write(cert, first[0]),
+        write(key, first[1]),
+        cert_field="grpc_cert_file",
+        client_ca_file=write(clients, pem(ca)),
+        alpn=["h2"],
+        check_interval_s=0,
+    )
 
     def connect(name: str, shown: str) -> None:
         _, seen = handshake(client_context(ca_file=roots, cert_file=shown), port, name)

@@ -65,11 +65,16 @@ async def whole_path(
         ready = asyncio.Event()
         agent = Agent(
             AgentConfig(
-                hub_address=f"127.0.0.1:{grpc_port}", cluster_name="c1", insecure=True, drain_grace_s=0.1,
-                kubeconfig=managed.kubeconfig(), hub_kubeconfig=hub.kubeconfig(), **config,
+                hub_address=f"127.0.0.1:{grpc_port}",
+                cluster_name="c1",
+                insecure=True,
+                drain_grace_s=0.1,
+                kubeconfig=managed.kubeconfig(),
+                hub_kubeconfig=hub.kubeconfig(),
+                **config,
             ),
             on_ready=ready.set,
-        )  # fmt: skip
+        )
         task = asyncio.create_task(agent.run())
         await asyncio.wait_for(ready.wait(), 20)
         try:
@@ -163,10 +168,14 @@ async def test_kubectl_is_who_its_token_says(
                 f"users: [{{name: u, user: {{token: {token}}}}}]}}"
             )
             process = await asyncio.create_subprocess_exec(
-                "kubectl", "--kubeconfig", str(user_config), *arguments,
+                "kubectl",
+                "--kubeconfig",
+                str(user_config),
+                *arguments,
                 env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
-                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            )  # fmt: skip
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
             output, errors = await asyncio.wait_for(process.communicate(), 60)
             assert not errors or token == "mallory", errors
             return process.returncode or 0, output, errors
@@ -214,9 +223,15 @@ async def test_an_idle_agent_is_light(clusters: Callable[..., Any], extra: str) 
         else:
             flags += ["--route", f"/={managed.url}", "--target-ca-file", str(managed.ca_file)]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "agent", "run", *flags, env=ENVIRON,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "agent",
+            "run",
+            *flags,
+            env=ENVIRON,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
         try:
             assert process.stdout is not None
             assert await asyncio.wait_for(process.stdout.readline(), 20) == b"ready\n"
@@ -251,9 +266,15 @@ async def test_a_file_that_cant_be_used_exits_2_and_says_why(
         for key, value in files.items():
             flags += [f"--{key.replace('_', '-')}", value]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "agent", "run", *flags, env=ENVIRON,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "agent",
+            "run",
+            *flags,
+            env=ENVIRON,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
         output, errors = await asyncio.wait_for(process.communicate(), 30)
         assert (process.returncode, output) == (2, b"")
         for text in said:
@@ -266,8 +287,10 @@ async def test_reviews_are_on_the_metrics_page(clusters: Callable[..., Any]) -> 
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     settings: dict[str, Any] = {
-        "memory_comm": MemoryCommConfig(enable_metrics=True), "health_address": address, "use_memory_comm": True,
-    }  # fmt: skip
+        "memory_comm": MemoryCommConfig(enable_metrics=True),
+        "health_address": address,
+        "use_memory_comm": True,
+    }
     async with clusters() as (managed, hub), whole_path(managed, hub, **settings) as path:
         for token in ("bob", "bob", "bob", "alice", "mallory", "mallory"):
             await ask_at(path.port, b"GET /c1/a HTTP/1.1\r\nHost: hub\r\n" + bearer(token) + b"\r\n\r\n")
@@ -275,6 +298,10 @@ async def test_reviews_are_on_the_metrics_page(clusters: Callable[..., Any]) -> 
         page = await ask_at(port, b"GET /metrics HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
         found = dict(re.findall(rb'^\w*token_reviews_total\{outcome="(\w+)"\} (\S+)$', page.body, re.MULTILINE))
         assert {key: float(value) for key, value in found.items()} == {
-            b"managed": 1, b"hub": 1, b"unknown": 1, b"unfit": 0, b"failed": 0,
-        }  # fmt: skip
+            b"managed": 1,
+            b"hub": 1,
+            b"unknown": 1,
+            b"unfit": 0,
+            b"failed": 0,
+        }
         assert b"bob" not in page.body

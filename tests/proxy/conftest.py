@@ -273,9 +273,7 @@ def origin() -> Callable[..., contextlib.AbstractAsyncContextManager[Origin]]:
     """
 
     @contextlib.asynccontextmanager
-    async def opened(
-        handler: Handler | None = None, size: int = 1 << 20, **arguments: Any
-    ) -> AsyncIterator[Origin]:
+    async def opened(handler: Handler | None = None, size: int = 1 << 20, **arguments: Any) -> AsyncIterator[Origin]:
         here = Origin()
         tasks: set[asyncio.Task[None]] = set()
 

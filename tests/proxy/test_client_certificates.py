@@ -92,9 +92,7 @@ async def test_targets_are_shown_the_certificate_of_now(house, eventually, askin
     bare = FileTrust([roots], system_roots=False)
     async with house(asking, ssl_context=bare.ssl_context) as h:
         assert (await (await h.open()).get()).status == 400, "nginx: no required certificate was sent"
-    trust = FileTrust(
-        [roots], system_roots=False, cert_file=str(cert), key_file=str(key), check_interval_s=CHECK_S
-    )  # fmt: skip
+    trust = FileTrust([roots], system_roots=False, cert_file=str(cert), key_file=str(key), check_interval_s=CHECK_S)
     async with house(asking, ssl_context=trust.ssl_context, generation=lambda: trust.generation) as h:
         client = await h.open()
         assert b"CN=first" in (await client.get()).body
@@ -117,13 +115,16 @@ async def test_targets_are_shown_the_certificate_of_now(house, eventually, askin
         (lambda file: AgentConfig("h:1", "c1", target_client_cert_file=file), "target_client_cert_file"),
         (
             lambda file: AgentConfig(
-                "h:1", "c1", routes=[("/", "https://a")], target_client_cert_file=file,
+                "h:1",
+                "c1",
+                routes=[("/", "https://a")],
+                target_client_cert_file=file,
                 certificate_provider="module:provider",
             ),
             "target_client_cert_file",
         ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_go_together_is_said(make, field):
     with pytest.raises((ConfigError, ConfigErrors)) as caught:
         make(__file__)

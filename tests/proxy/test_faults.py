@@ -50,10 +50,12 @@ DIALS = {
     "wrong CA": {"FIN": (502, b"certificate")},
     "expired certificate": {"FIN": (502, b"certificate")},
     "TLS": {
-        "FIN": (502, b"handshake"), "RST": (502, b"handshake"), "stall": (504, b"too long (tls)"),
+        "FIN": (502, b"handshake"),
+        "RST": (502, b"handshake"),
+        "stall": (504, b"too long (tls)"),
         "garbage": (502, b"handshake"),
     },
-}  # fmt: skip
+}
 
 # Afterwards: stage → (what the target reads of the request, what it sends before it breaks).
 STAGES = {
@@ -200,10 +202,11 @@ async def test_a_fault_at_the_target(house, origin, authority, scheme, eventuall
     open_now = 0
 
     async with (
-        origin(bad, size=2 * BODY, **tls) as broken, origin() as good,
+        origin(bad, size=2 * BODY, **tls) as broken,
+        origin() as good,
         house(route, ssl_context=lambda _: trusting) as patient,
         house(route, limits=HASTY, ssl_context=lambda _: trusting) as hasty,
-    ):  # fmt: skip
+    ):
 
         async def check(cell):
             nonlocal open_now

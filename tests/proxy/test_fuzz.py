@@ -11,12 +11,31 @@ import pytest
 ROUNDS = 100
 PIPELINED = 6
 SPLICES = [
-    b"\r\n", b"\n", b"\r", b" ", b"\t", b"\0", b"\x0b", b":", b",", b";", b"Content-Length: 3\r\n",
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b" ",
+    b"\t",
+    b"\0",
+    b"\x0b",
+    b":",
+    b",",
+    b";",
+    b"Content-Length: 3\r\n",
     b"Content-Length: 30\r\n",
-    b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding:\tchunked\r\n", b"Transfer-Encoding: xchunked\r\n",
-    b"Host: b\r\n", b"Connection: close\r\n", b"0\r\n\r\n", b"\r\n\r\n", b"HTTP/1.0", b"5;a\r\n",
-    b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n", b"Content-Length: 5, 5\r\n", b"X: y\r\n folded\r\n",
-]  # fmt: skip
+    b"Transfer-Encoding: chunked\r\n",
+    b"Transfer-Encoding:\tchunked\r\n",
+    b"Transfer-Encoding: xchunked\r\n",
+    b"Host: b\r\n",
+    b"Connection: close\r\n",
+    b"0\r\n\r\n",
+    b"\r\n\r\n",
+    b"HTTP/1.0",
+    b"5;a\r\n",
+    b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"Content-Length: 5, 5\r\n",
+    b"X: y\r\n folded\r\n",
+]
 
 
 def request(chance: random.Random, number: int) -> bytes:

@@ -36,14 +36,42 @@ SEEDS = [
     b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\n\r\n\x81\x01",
     b"\r\n\r\nOPTIONS * HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n",
-]  # fmt: skip
+]
 SPLICES = [
-    b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b"\0", b"\x0b", b"\x80", b"Content-Length: 3\r\n",
-    b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: gzip\r\n", b"Host: b\r\n",
-    b"Connection: close\r\n", b",",
-    b"Connection: host\r\n", b"0\r\n\r\n", b"HTTP/1.1", b"HTTP/2.0", b"/../", b"%2e", b"#", b"5;a=b\r\n", b"-1", b"0x5",
-    b"\r\n\r\n", b"Upgrade: websocket\r\n", b"a" * 70, b"X: " + b"y" * 600 + b"\r\n", b";", b'"', b" HTTP/1.1\r\n",
-]  # fmt: skip
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b" ",
+    b"\t",
+    b":",
+    b"\0",
+    b"\x0b",
+    b"\x80",
+    b"Content-Length: 3\r\n",
+    b"Content-Length: 0\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Transfer-Encoding: gzip\r\n",
+    b"Host: b\r\n",
+    b"Connection: close\r\n",
+    b",",
+    b"Connection: host\r\n",
+    b"0\r\n\r\n",
+    b"HTTP/1.1",
+    b"HTTP/2.0",
+    b"/../",
+    b"%2e",
+    b"#",
+    b"5;a=b\r\n",
+    b"-1",
+    b"0x5",
+    b"\r\n\r\n",
+    b"Upgrade: websocket\r\n",
+    b"a" * 70,
+    b"X: " + b"y" * 600 + b"\r\n",
+    b";",
+    b'"',
+    b" HTTP/1.1\r\n",
+]
 
 
 def mutated(chance: random.Random, seeds: list[bytes] = SEEDS) -> bytes:
@@ -170,7 +198,7 @@ RESPONSES = [
     b"HTTP/1.0 200 OK\r\nConnection: keep-alive, X\r\nX: y\r\n\r\nto the end",
     b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n\x81\x01",
     b"HTTP/1.1 304 Not Modified\r\nETag: a\r\n\r\n",
-]  # fmt: skip
+]
 
 
 def response_verdict(parts: list[bytes]) -> list[object]:
@@ -315,10 +343,19 @@ def test_a_response_without_framing_lasts_until_its_end():
 @pytest.mark.parametrize(
     "field",
     [
-        (b"X", b"a\r\nB: c"), (b"X", b"a\nb"), (b"X", b"\0"), (b"X\r\n", b"a"), (b"", b"a"), (b"X:", b""),
-        ("X", "a"), (b"X",), b"X", None, (b"X", None),
+        (b"X", b"a\r\nB: c"),
+        (b"X", b"a\nb"),
+        (b"X", b"\0"),
+        (b"X\r\n", b"a"),
+        (b"", b"a"),
+        (b"X:", b""),
+        ("X", "a"),
+        (b"X",),
+        b"X",
+        None,
+        (b"X", None),
     ],
-)  # fmt: skip
+)
 def test_a_policy_cannot_break_a_head_apart(field):
     with pytest.raises(PolicyFault, match="process must give headers"):
         check_fields([field])
@@ -354,8 +391,13 @@ def test_llhttp_takes_every_target_that_is_taken_here():
 
 def test_what_a_policy_adds_to_framing_is_ignored():
     request, target = parse_request(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", LIMITS)
-    fields = [(b"host", b"evil"), (b"Content-Length", b"9"), (b"transfer-encoding", b"chunked"), (b"X-Ok", b"1"),
-              (b"Connection", b"X-Ok")]  # fmt: skip
+    fields = [
+        (b"host", b"evil"),
+        (b"Content-Length", b"9"),
+        (b"transfer-encoding", b"chunked"),
+        (b"X-Ok", b"1"),
+        (b"Connection", b"X-Ok"),
+    ]
     out = head_for_target(request, target, fields, Target("http://[::1]:8080/p?q"))
     assert out == b"GET /p?q HTTP/1.1\r\nHost: [::1]:8080\r\nX-Ok: 1\r\n\r\n"
 

@@ -23,11 +23,16 @@ SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: w
 WANTS = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 
 ENDS_NOTHING = {
-    "pipelined_bytes", "buffer_bytes",  # they pause
-    "keep_alive_s", "upstream_idle_s", "idle_upstreams_per_target",  # what they end is idle
+    "pipelined_bytes",
+    "buffer_bytes",  # they pause
+    "keep_alive_s",
+    "upstream_idle_s",
+    "idle_upstreams_per_target",  # what they end is idle
     "linger_s",  # ends what has been said to end
-    "expect_timeout_s", "retry_after_s", "unanswered_s",
-}  # fmt: skip
+    "expect_timeout_s",
+    "retry_after_s",
+    "unanswered_s",
+}
 
 
 @dataclasses.dataclass
@@ -80,7 +85,7 @@ CASES = [
     Case("collect_bytes", 10, "target", b"GET / HTTP/1.0\r\n\r\n", CHUNKED + b"20\r\n" + bytes(32), status=502),
     Case("chunk_line_bytes", 100, "target", GET, CHUNKED + b"5;" + b"x" * 500, status=502),
     Case("trailer_bytes", 100, "target", GET, CHUNKED + b"2\r\nhi\r\n0\r\nX: " + b"y" * 500, status=502),
-]  # fmt: skip
+]
 
 
 def test_every_limit_is_walked() -> None:

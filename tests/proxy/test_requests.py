@@ -64,15 +64,42 @@ async def test_thousands_of_requests_answered_here_in_one_write(house):
 
 
 PLAIN_DOTS = [
-    ("/repo/./Packages", "/repo/Packages"), ("/a/.", "/a/"), ("/.", "/"), ("/./", "/"), ("/a/./././b", "/a/b"),
-    ("/./a/./b/.", "/a/b/"), ("/a//./b", "/a//b"), ("/a/./?x=/./y", "/a/?x=/./y"), ("/a/.?.", "/a/?."),
-    ("/a/.b/./...", "/a/.b/..."), ("/a%20b/./%2Fc", "/a%20b/%2Fc"), ("/x?a=/./b/..", "/x?a=/./b/.."),
-]  # fmt: skip
+    ("/repo/./Packages", "/repo/Packages"),
+    ("/a/.", "/a/"),
+    ("/.", "/"),
+    ("/./", "/"),
+    ("/a/./././b", "/a/b"),
+    ("/./a/./b/.", "/a/b/"),
+    ("/a//./b", "/a//b"),
+    ("/a/./?x=/./y", "/a/?x=/./y"),
+    ("/a/.?.", "/a/?."),
+    ("/a/.b/./...", "/a/.b/..."),
+    ("/a%20b/./%2Fc", "/a%20b/%2Fc"),
+    ("/x?a=/./b/..", "/x?a=/./b/.."),
+]
 OTHER_DOTS = [
-    "/a/../b", "/a/..", "/..", "/a/%2e/b", "/a/%2E", "/a/.%2e/b", "/a/%2e./b", "/a/.%2fb", "/a/.%5cb", "/a/.;x/b",
-    "/a/.%3bx/b", "/a%2f./b", "/a%2f.", "/a%5c.", "/a/.%00/b", "/a/.%00", "/a/..%00/b", "/a/%2e%00", "/a/./..",
-    "/./../a", "/a/././%2e/b",
-]  # fmt: skip
+    "/a/../b",
+    "/a/..",
+    "/..",
+    "/a/%2e/b",
+    "/a/%2E",
+    "/a/.%2e/b",
+    "/a/%2e./b",
+    "/a/.%2fb",
+    "/a/.%5cb",
+    "/a/.;x/b",
+    "/a/.%3bx/b",
+    "/a%2f./b",
+    "/a%2f.",
+    "/a%5c.",
+    "/a/.%00/b",
+    "/a/.%00",
+    "/a/..%00/b",
+    "/a/%2e%00",
+    "/a/./..",
+    "/./../a",
+    "/a/././%2e/b",
+]
 
 
 async def test_a_plain_dot_segment_is_removed_before_anybody_sees_the_path(house, origin):
@@ -186,25 +213,61 @@ REFUSED = [
     (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Impersonate-Extra-Scopes\r\n\r\n", 400),
     (b"GET / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\n\r\n", 417),
     (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 65537\r\n\r\nhi", 400),
-    (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nTransfer-Encoding: chunked\r\n\r\n"
-     b"0\r\n\r\n", 400),
-]  # fmt: skip
+    (
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"0\r\n\r\n",
+        400,
+    ),
+]
 
 
 DISGUISED_FRAMING = [
-    b"Transfer-Encoding : chunked", b"Transfer-Encoding:\x0bchunked", b"Transfer-Encoding: \x0cchunked",
-    b'Transfer-Encoding: "chunked"', b"Transfer-Encoding:\r\n chunked", b"Transfer-Encoding: chunked\0",
-    b"X: y\rTransfer-Encoding: chunked", b"X: y\nTransfer-Encoding: chunked", b" Transfer-Encoding: chunked",
-    b"Transfer-Encoding: ,chunked", b"Transfer-Encoding: chunked,", b"Transfer-Encoding: chunked\x85",
-    b"Transfer-Encoding:\xa0chunked", b"Transfer-Encoding:\r\nTransfer-Encoding: chunked",
-    b"Transfer-Encoding: chunked\x7f", b"Transfer-Encoding: chunked;", b"Transfer-Encoding:: chunked",
-    b"Transfer-Encoding= chunked", b"Transfer-Encoding: identity, chunked", b"Transfer_Encoding: chunked",
-    b"Content_Length: 5", b"content_length: 0", b"Content-Length: +5", b"Content-Length: 5 5", b"Content-Length: 1_0",
-    b"Content-Length: -0", b"Content-Length: ", b"Content-Length: 5.0", b"Content-Length: 5e0", b"Content-Length: 5,",
-    b"Content-Length: 5;", b"Content-Length: 5\0", b"Content-Length: 5\x0b", b"Content-Length: \xd9\xa5",
-    b"Content-Length : 5", b"Content-Length: 5\r\nContent-Length: 6", b"Content-Length: 5\r\n 6",
-    b"Host : b", b"HOST: b", b": y", b"X\0: y", b"X Y: z", b"X: \x01", b"X: \x1b[0m", b"X: \x7f",
-]  # fmt: skip
+    b"Transfer-Encoding : chunked",
+    b"Transfer-Encoding:\x0bchunked",
+    b"Transfer-Encoding: \x0cchunked",
+    b'Transfer-Encoding: "chunked"',
+    b"Transfer-Encoding:\r\n chunked",
+    b"Transfer-Encoding: chunked\0",
+    b"X: y\rTransfer-Encoding: chunked",
+    b"X: y\nTransfer-Encoding: chunked",
+    b" Transfer-Encoding: chunked",
+    b"Transfer-Encoding: ,chunked",
+    b"Transfer-Encoding: chunked,",
+    b"Transfer-Encoding: chunked\x85",
+    b"Transfer-Encoding:\xa0chunked",
+    b"Transfer-Encoding:\r\nTransfer-Encoding: chunked",
+    b"Transfer-Encoding: chunked\x7f",
+    b"Transfer-Encoding: chunked;",
+    b"Transfer-Encoding:: chunked",
+    b"Transfer-Encoding= chunked",
+    b"Transfer-Encoding: identity, chunked",
+    b"Transfer_Encoding: chunked",
+    b"Content_Length: 5",
+    b"content_length: 0",
+    b"Content-Length: +5",
+    b"Content-Length: 5 5",
+    b"Content-Length: 1_0",
+    b"Content-Length: -0",
+    b"Content-Length: ",
+    b"Content-Length: 5.0",
+    b"Content-Length: 5e0",
+    b"Content-Length: 5,",
+    b"Content-Length: 5;",
+    b"Content-Length: 5\0",
+    b"Content-Length: 5\x0b",
+    b"Content-Length: \xd9\xa5",
+    b"Content-Length : 5",
+    b"Content-Length: 5\r\nContent-Length: 6",
+    b"Content-Length: 5\r\n 6",
+    b"Host : b",
+    b"HOST: b",
+    b": y",
+    b"X\0: y",
+    b"X Y: z",
+    b"X: \x01",
+    b"X: \x1b[0m",
+    b"X: \x7f",
+]
 REFUSED += [(b"POST / HTTP/1.1\r\nHost: a\r\n" + line + b"\r\n\r\n", 400) for line in DISGUISED_FRAMING]
 REFUSED += [
     (b"GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
@@ -244,13 +307,33 @@ async def test_what_is_wrong_gets_its_answer_and_the_end(house, eventually, spli
 
 
 BROKEN_CHUNKS = [
-    b"5 \r\nhello\r\n", b"5;\r\nhello\r\n", b"0x5\r\nhello\r\n", b"-1\r\n", b"5\nhello\n", b"5\rhello",
-    b"5\r\nhello!\r\n", b"FFFFFFFFFFFFFFFF\r\n", b"5;a[=b\r\nhello\r\n", b"5;" + b"a" * 5000 + b"\r\nhello",
-    b'5;a="\x01"\r\n', b"0\r\nX: " + b"y" * 9000 + b"\r\n\r\n", b"0\r\n" + b"X: y\r\n" * 65 + b"\r\n",
-    b"0\r\nX : y\r\n\r\n", b"0\r\n\n", b"5\t\r\nhello\r\n", b"+5\r\nhello\r\n", b"0_5\r\nhello\r\n", b"\r\nhello\r\n",
-    b"10000000000000005\r\nhello\r\n", b"5;a\nhello\r\n", b"5;a\rb\r\nhello\r\n", b"5\r\nhello0\r\n\r\n",
-    b"0\r\nX: y\r\n z\r\n\r\n", b"0\r\nX: y\n\r\n", b"0\r\nX y\r\n\r\n",
-]  # fmt: skip
+    b"5 \r\nhello\r\n",
+    b"5;\r\nhello\r\n",
+    b"0x5\r\nhello\r\n",
+    b"-1\r\n",
+    b"5\nhello\n",
+    b"5\rhello",
+    b"5\r\nhello!\r\n",
+    b"FFFFFFFFFFFFFFFF\r\n",
+    b"5;a[=b\r\nhello\r\n",
+    b"5;" + b"a" * 5000 + b"\r\nhello",
+    b'5;a="\x01"\r\n',
+    b"0\r\nX: " + b"y" * 9000 + b"\r\n\r\n",
+    b"0\r\n" + b"X: y\r\n" * 65 + b"\r\n",
+    b"0\r\nX : y\r\n\r\n",
+    b"0\r\n\n",
+    b"5\t\r\nhello\r\n",
+    b"+5\r\nhello\r\n",
+    b"0_5\r\nhello\r\n",
+    b"\r\nhello\r\n",
+    b"10000000000000005\r\nhello\r\n",
+    b"5;a\nhello\r\n",
+    b"5;a\rb\r\nhello\r\n",
+    b"5\r\nhello0\r\n\r\n",
+    b"0\r\nX: y\r\n z\r\n\r\n",
+    b"0\r\nX: y\n\r\n",
+    b"0\r\nX y\r\n\r\n",
+]
 
 
 async def test_a_broken_chunk_is_a_400_and_never_completes_at_the_target(house, origin):

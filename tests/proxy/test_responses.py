@@ -133,7 +133,7 @@ GARBAGE = [
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnot a size\r\n",
     None,
     b"HTTP/1.1 200 OK\r\nContent-Le",
-]  # fmt: skip
+]
 
 
 async def test_what_is_no_response_is_a_502_and_the_client_may_go_on(house, origin, answering):

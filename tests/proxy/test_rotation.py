@@ -137,9 +137,7 @@ async def test_roots_rotate_under_load_without_a_failed_request(house, origin, t
         await eventually(lambda: o.open <= CLIENTS)
 
 
-async def test_the_agents_certificate_rotates_under_load_without_a_failed_request(
-    house, origin, tmp_path, eventually
-):
+async def test_the_agents_certificate_rotates_under_load_without_a_failed_request(house, origin, tmp_path, eventually):
     authority = trustme.CA()
     ca_file, certificate = PlainFile(tmp_path), tmp_path / "client.pem"
     ca_file.put(authority.cert_pem.bytes())

@@ -27,7 +27,11 @@ LINES = {
     "nul": [b"GET /\0 HTTP/1.1\r\n", b"\0"],
     "line-byte": [b"GET\t/ HTTP/1.1\r\n", b"GET /\xe9 HTTP/1.1\r\n", b"\x16\x03\x01\x02"],
     "line-form": [
-        b"GET  / HTTP/1.1\r\n", b"GET /\r\n", b"GET / HTTP/1.1 \r\n", b" GET / HTTP/1.1\r\n", b"G T / HTTP/1.1\r\n"
+        b"GET  / HTTP/1.1\r\n",
+        b"GET /\r\n",
+        b"GET / HTTP/1.1 \r\n",
+        b" GET / HTTP/1.1\r\n",
+        b"G T / HTTP/1.1\r\n",
     ],
     "method-length": [b"A" * 33 + b" / HTTP/1.1\r\n", b"A" * 34],
     "method-token": [b"GE(T / HTTP/1.1\r\n", b"GET: / HTTP/1.1\r\n"],
@@ -36,7 +40,7 @@ LINES = {
     "target-form": [b"GET http://a/ HTTP/1.1\r\n", b"GET a HTTP/1.1\r\n", b"OPTIONS a:80 HTTP/1.1\r\n"],
     "target-byte": [b"GET /#f HTTP/1.1\r\n", b"GET /a\\b HTTP/1.1\r\n", b"GET /?a#b HTTP/1.1\r\n"],
     "dot-segment": [b"GET /a/.. HTTP/1.1\r\n", b"GET /%2e/a HTTP/1.1\r\n", b"GET /a/.%00/b HTTP/1.1\r\n"],
-}  # fmt: skip
+}
 FIELDS = {  # of requests and responses
     "bare-lf": [b"X: y\n\r\n", b"X: y\r\n\n", b"X: y\nZ: z\r\n\r\n", b"\n"],
     "bare-cr": [b"X: y\rz\r\n\r\n", b"X: y\r\r\n\r\n", b"\rX: y\r\n\r\n"],
@@ -49,13 +53,19 @@ FIELDS = {  # of requests and responses
     "value-byte": [b"X: \x01\r\n\r\n", b"X: \x7f\r\n\r\n", b"Transfer-Encoding:\x0bchunked\r\n\r\n"],
     "length-repeated": [b"Content-Length: 5\r\nX: y\r\ncontent-length: 5\r\n\r\n"],
     "length-value": [
-        b"Content-Length: +5\r\n\r\n", b"Content-Length: 5, 5\r\n\r\n", b"Content-Length: 0x5\r\n\r\n",
-        b"Content-Length: -0\r\n\r\n", b"Content-Length: 5 5\r\n\r\n", b"Content-Length:\r\n\r\n",
+        b"Content-Length: +5\r\n\r\n",
+        b"Content-Length: 5, 5\r\n\r\n",
+        b"Content-Length: 0x5\r\n\r\n",
+        b"Content-Length: -0\r\n\r\n",
+        b"Content-Length: 5 5\r\n\r\n",
+        b"Content-Length:\r\n\r\n",
         b"Content-Length: \xb2\r\n\r\n",
     ],
     "length-size": [
-        b"Content-Length: 9223372036854775808\r\n\r\n", b"Content-Length: 18446744073709551616\r\n\r\n",
-        b"Content-Length: " + b"0" * 20 + b"\r\n\r\n", b"Content-Length: " + b"9" * 400 + b"\r\n\r\n",
+        b"Content-Length: 9223372036854775808\r\n\r\n",
+        b"Content-Length: 18446744073709551616\r\n\r\n",
+        b"Content-Length: " + b"0" * 20 + b"\r\n\r\n",
+        b"Content-Length: " + b"9" * 400 + b"\r\n\r\n",
     ],
     "length-with-coding": [
         b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
@@ -63,12 +73,14 @@ FIELDS = {  # of requests and responses
     ],
     "coding-repeated": [b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"],
     "coding-value": [
-        b"Transfer-Encoding: gzip, chunked\r\n\r\n", b"Transfer-Encoding: chunked, chunked\r\n\r\n",
-        b"Transfer-Encoding: chunked;q=1\r\n\r\n", b"Transfer-Encoding:\r\n\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n\r\n",
+        b"Transfer-Encoding: chunked, chunked\r\n\r\n",
+        b"Transfer-Encoding: chunked;q=1\r\n\r\n",
+        b"Transfer-Encoding:\r\n\r\n",
         b'Transfer-Encoding: "chunked"\r\n\r\n',
     ],
     "coding-unknown": [b"Transfer-Encoding: gzip\r\n\r\n", b"Transfer-Encoding: identity\t\r\n\r\n"],
-}  # fmt: skip
+}
 REQUESTS = {
     "framing-disguised": [FIRST + b"Transfer_Encoding: chunked\r\n\r\n", FIRST + b"content_length: 0\r\n\r\n"],
     "coding-version": [b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"],
@@ -85,17 +97,23 @@ RESPONSES = {
     "not-http1": [b"<html>", b"\r\n", b"HTTP/2.0 200 OK\r\n", b"ICY 200 OK\r\n\r\n", b"H\0", b"SSH-2.0-x\r\n"],
     "status-version": [b"HTTP/1.2 200 OK\r\n\r\n", b"HTTP/1.11 200 OK\r\n\r\n", b"HTTP/1.1200\r\n\r\n"],
     "status-form": [
-        b"HTTP/1.1 20 OK\r\n\r\n", b"HTTP/1.1  200 OK\r\n\r\n", b"HTTP/1.1 +20 OK\r\n\r\n", b"HTTP/1.1 2000 OK\r\n\r\n"
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1  200 OK\r\n\r\n",
+        b"HTTP/1.1 +20 OK\r\n\r\n",
+        b"HTTP/1.1 2000 OK\r\n\r\n",
     ],
     "status-range": [
-        b"HTTP/1.1 600 X\r\n\r\n", b"HTTP/1.1 999 X\r\n\r\n", b"HTTP/1.1 099 X\r\n\r\n", b"HTTP/1.1 000\r\n\r\n"
+        b"HTTP/1.1 600 X\r\n\r\n",
+        b"HTTP/1.1 999 X\r\n\r\n",
+        b"HTTP/1.1 099 X\r\n\r\n",
+        b"HTTP/1.1 000\r\n\r\n",
     ],
     "reason-byte": [b"HTTP/1.1 200 O\x01K\r\n\r\n", b"HTTP/1.1 200 O\x7fK\r\n\r\n"],
     "bare-lf": [b"HTTP/1.1 200 OK\nX: y\n\nbody", b"HTTP/1.1 200\n"],
     "nul": [b"HTTP/1.1 200 \0\r\n"],
     "coding-version": [b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"],
     "head-size": [ANSWER + b"X: " + b"y" * 600],
-}  # fmt: skip
+}
 for rule, found in FIELDS.items():
     RESPONSES[rule] = RESPONSES.get(rule, []) + [ANSWER + lines for lines in found]
 ELSEWHERE = {
@@ -177,11 +195,16 @@ def test_every_rule_has_its_case_and_its_line_in_the_docs() -> None:
 @pytest.mark.parametrize(
     "head",
     [
-        b"HTTP/1.1 200 OK\nContent-Length: 2\n\nOK", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\nOK",
-        b"HTTP/1.1 200 OK\r\nX: y\rz", b"HTTP/1.1 200 OK\r\nX: \0", b"OK", b"<html>\n", b"\r\nHTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 2\n\nOK",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\nOK",
+        b"HTTP/1.1 200 OK\r\nX: y\rz",
+        b"HTTP/1.1 200 OK\r\nX: \0",
+        b"OK",
+        b"<html>\n",
+        b"\r\nHTTP/1.1 200 OK\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\n\r\nOK",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("split", ["whole", "bytewise"])
 async def test_a_target_whose_head_can_be_none_is_a_502_at_once(house, origin, caplog, head, split):
     """The target says no more and stays: nothing but the bytes themselves can end the wait."""

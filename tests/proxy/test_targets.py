@@ -116,9 +116,10 @@ async def test_a_tls_handshake_that_stalls_is_a_504(house, origin, trusting):
     async def stalling(reader, writer):
         await reader.read()
 
-    async with origin(stalling) as o, house(
-        "https" + o.url[4:], ssl_context=lambda target: trusting, limits={"tls_timeout_s": 0.1}
-    ) as h:
+    async with (
+        origin(stalling) as o,
+        house("https" + o.url[4:], ssl_context=lambda target: trusting, limits={"tls_timeout_s": 0.1}) as h,
+    ):
         client = await h.open()
         answer = await client.get()
         assert (answer.status, answer.body) == (504, b"the target took too long (tls)\n")

@@ -236,9 +236,7 @@ async def test_a_final_answer_instead_of_a_100_closes(house, origin, answering):
 async def test_no_100_for_http_1_0_and_none_without_a_body(house, origin):
     async with origin() as o, house(o.url, limits={"expect_timeout_s": 0.01}) as h:
         client = await h.open()
-        client.send(
-            b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
-        )
+        client.send(b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
         await asyncio.sleep(0.1)
         client.send(b"hello")
         answer = await client.answer("POST")

@@ -53,10 +53,17 @@ class Process:
         self._log = log
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, *(["-c", LIMITED, str(descriptors), str(leaked)] if descriptors else ["-m", "agent"]),
-                 *arguments],
-                stdout=subprocess.PIPE, stderr=errors, env=environ, cwd=cwd, text=True,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    *(["-c", LIMITED, str(descriptors), str(leaked)] if descriptors else ["-m", "agent"]),
+                    *arguments,
+                ],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environ,
+                cwd=cwd,
+                text=True,
+            )
 
     @property
     def log(self) -> str:
@@ -98,9 +105,7 @@ class HubProcess(Process):
     """Our hub on free ports."""
 
     def __init__(self, log: pathlib.Path, *arguments: str, **process: Any) -> None:
-        super().__init__(
-            log, "hub", "--grpc-address=127.0.0.1:0", "--http-address=127.0.0.1:0", *arguments, **process
-        )  # fmt: skip
+        super().__init__(log, "hub", "--grpc-address=127.0.0.1:0", "--http-address=127.0.0.1:0", *arguments, **process)
         self.grpc_port = self._port("grpc")
         self.http_port = self._port("http")
 
@@ -117,9 +122,14 @@ class AgentProcess(Process):
         self.cluster = f"r{os.getpid()}-{next(_clusters)}"
         self.url = f"http://127.0.0.1:{hub.http_port}/{self.cluster}"
         super().__init__(
-            directory / f"{self.cluster}.log", "run", f"--hub-address=127.0.0.1:{hub.grpc_port}",
-            f"--cluster-name={self.cluster}", "--insecure", *arguments, **process,
-        )  # fmt: skip
+            directory / f"{self.cluster}.log",
+            "run",
+            f"--hub-address=127.0.0.1:{hub.grpc_port}",
+            f"--cluster-name={self.cluster}",
+            "--insecure",
+            *arguments,
+            **process,
+        )
 
 
 @contextlib.asynccontextmanager

@@ -43,9 +43,7 @@ def flood(port: int, said: bytes = b"") -> Iterator[list[socket.socket]]:
 
 
 @contextlib.contextmanager
-def few(
-    directory: pathlib.Path, *arguments: str, leaked: int = 0
-) -> Iterator[HubProcess]:
+def few(directory: pathlib.Path, *arguments: str, leaked: int = 0) -> Iterator[HubProcess]:
     hub = HubProcess(directory / "hub.log", *arguments, descriptors=DESCRIPTORS, leaked=leaked)
     try:
         yield hub
@@ -104,8 +102,9 @@ async def test_mute_connections_to_the_grpc_port_take_nothing_from_users_and_age
 async def test_slow_tls_handshakes_on_the_grpc_port_keep_no_agent_out(
     tmp_path: pathlib.Path, certificates: Callable[[str], str]
 ) -> None:
-    with few(tmp_path, f"--grpc-cert-file={certificates('hub')}", "--allow-any-agent") as hub, flood(
-        hub.grpc_port, b"\x16"
+    with (
+        few(tmp_path, f"--grpc-cert-file={certificates('hub')}", "--allow-any-agent") as hub,
+        flood(hub.grpc_port, b"\x16"),
     ):
         agent = AgentProcess(
             tmp_path, hub, "--route=/=http://127.0.0.1:9", "--no-insecure", f"--hub-ca-file={certificates('ca')}"

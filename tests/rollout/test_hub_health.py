@@ -15,8 +15,20 @@ from whole_peers import running_origin
 
 pytestmark = pytest.mark.loops("asyncio")
 
-LABELS = {"version", "fastpipe", "python", "loop", "state", "agents", "reason", "source", "status", "stage", "le",
-          "direction"}  # fmt: skip
+LABELS = {
+    "version",
+    "fastpipe",
+    "python",
+    "loop",
+    "state",
+    "agents",
+    "reason",
+    "source",
+    "status",
+    "stage",
+    "le",
+    "direction",
+}
 
 
 async def read(client: aiohttp.ClientSession, port: int) -> dict[tuple[str, ...], float]:
@@ -35,10 +47,12 @@ async def test_a_hub_counts_agents_requests_and_bytes(tmp_path: pathlib.Path, un
     hub = HubProcess(tmp_path / "hub.log", f"--health-address=127.0.0.1:{unused_port}", "--enable-metrics")
     try:
         async with (
-            asyncio.timeout(60), running_origin() as origin, aiohttp.ClientSession() as client,
+            asyncio.timeout(60),
+            running_origin() as origin,
+            aiohttp.ClientSession() as client,
             running_agent(tmp_path, hub, f"--route=/={origin.url}") as first,
             running_agent(tmp_path, hub, f"--route=/={origin.url}") as second,
-        ):  # fmt: skip
+        ):
             for page, text in (("healthz", "ok\n"), ("readyz", "ready\n")):
                 answer = await client.get(f"http://127.0.0.1:{unused_port}/{page}")
                 assert (answer.status, await answer.text()) == (200, text)
@@ -90,8 +104,12 @@ def test_a_health_address_that_is_taken_ends_the_hub(unused_port: int) -> None:
     with socket.create_server(("127.0.0.1", unused_port)):
         command = [sys.executable, "-m", "agent", "hub", "--grpc-address=127.0.0.1:0", "--http-address=127.0.0.1:0"]
         done = subprocess.run(
-            [*command, f"--health-address=127.0.0.1:{unused_port}"], capture_output=True, text=True, timeout=30,
-            env=ENVIRON, check=False,
-        )  # fmt: skip
+            [*command, f"--health-address=127.0.0.1:{unused_port}"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env=ENVIRON,
+            check=False,
+        )
         assert done.returncode == 1
         assert str(unused_port) in done.stderr

@@ -36,10 +36,12 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_cluster_parser_of_ones_own_is_asked_for_every_request(importable: None) -> None:
     agents: list[RunningAgent] = []
     async with (
-        running_origin() as one, running_origin() as two, asyncio.timeout(30),
+        running_origin() as one,
+        running_origin() as two,
+        asyncio.timeout(30),
         running_hub(cluster_parser="hub_parsers:by_header") as (grpc_port, http_port),
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as client,
-    ):  # fmt: skip
+    ):
         await agent_of("c1", grpc_port, one.url, agents)
         await agent_of("c2", grpc_port, two.url, agents)
         url = f"http://127.0.0.1:{http_port}"
@@ -70,9 +72,11 @@ async def test_a_parser_that_names_nothing_is_a_503_and_one_clear_line(
     importable: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
-        asyncio.timeout(30), running_hub(cluster_parser="hub_parsers:by_bytes") as (_, http_port),
-        aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{http_port}/c1/hello") as answer,
-    ):  # fmt: skip
+        asyncio.timeout(30),
+        running_hub(cluster_parser="hub_parsers:by_bytes") as (_, http_port),
+        aiohttp.ClientSession() as client,
+        client.get(f"http://127.0.0.1:{http_port}/c1/hello") as answer,
+    ):
         assert (answer.status, await answer.text()) == (503, "the request could not be decided\n")
     (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
     assert record.getMessage() == "cluster_parser must give a cluster's name, a str, not bytes"
@@ -124,9 +128,11 @@ async def test_users_show_a_certificate_where_that_is_asked_for(
 
 async def test_past_max_clients_a_user_gets_503() -> None:
     async with (
-        running_hub(max_clients=1) as (_, http_port), asyncio.timeout(30),
-        aiohttp.ClientSession() as first, aiohttp.ClientSession() as second,
-    ):  # fmt: skip
+        running_hub(max_clients=1) as (_, http_port),
+        asyncio.timeout(30),
+        aiohttp.ClientSession() as first,
+        aiohttp.ClientSession() as second,
+    ):
         url = f"http://127.0.0.1:{http_port}/c1/"
         assert await (await first.get(url)).text() == "no agent is connected for this cluster\n"
         refused = await second.get(url)

@@ -18,9 +18,24 @@ from agent.readings import read
 pytestmark = pytest.mark.loops("asyncio")
 
 LABELS = {
-    "version", "fastpipe", "python", "loop", "mode", "outcome", "reason", "direction", "place", "state", "source",
-    "status", "stage", "le", "hub", "cause", "how",
-}  # fmt: skip
+    "version",
+    "fastpipe",
+    "python",
+    "loop",
+    "mode",
+    "outcome",
+    "reason",
+    "direction",
+    "place",
+    "state",
+    "source",
+    "status",
+    "stage",
+    "le",
+    "hub",
+    "cause",
+    "how",
+}
 
 
 @pytest.mark.parametrize("mode", ["memory", "uds"])
@@ -30,12 +45,18 @@ async def test_everything_that_happens_is_counted_by_mode_and_nothing_by_the_cli
     flag = "--use-memory-comm" if mode == "memory" else "--no-use-memory-comm"
     health = f"http://127.0.0.1:{unused_port}"
     async with (
-        running_origin() as origin, asyncio.timeout(60), aiohttp.ClientSession() as client,
+        running_origin() as origin,
+        asyncio.timeout(60),
+        aiohttp.ClientSession() as client,
         running_agent(
-            tmp_path, base_hub, f"--route=/={origin.url}", flag, f"--health-address=127.0.0.1:{unused_port}",
+            tmp_path,
+            base_hub,
+            f"--route=/={origin.url}",
+            flag,
+            f"--health-address=127.0.0.1:{unused_port}",
             "--memory-comm-enable-metrics",
         ) as agent,
-    ):  # fmt: skip
+    ):
         hub = f"127.0.0.1:{base_hub.grpc_port}"
         for _ in range(3):
             answer = await client.request(
@@ -86,11 +107,12 @@ async def test_without_enable_metrics_there_is_no_page(
     tmp_path: pathlib.Path, base_hub: BaseHubProcess, unused_port: int
 ) -> None:
     async with (
-        asyncio.timeout(60), aiohttp.ClientSession() as client,
+        asyncio.timeout(60),
+        aiohttp.ClientSession() as client,
         running_agent(
             tmp_path, base_hub, "--route=/=http://127.0.0.1:9", f"--health-address=127.0.0.1:{unused_port}"
         ) as agent,
-    ):  # fmt: skip
+    ):
         await agent.logged(f'msg="health checks are answered" address=127.0.0.1:{unused_port}\n')
         assert (await client.get(f"http://127.0.0.1:{unused_port}/metrics")).status == 404
         assert (await client.get(f"http://127.0.0.1:{unused_port}/readyz")).status == 200

@@ -25,9 +25,11 @@ async def get(url: str, **headers: str) -> tuple[int, str]:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("router", ["Renaming", "AsyncRenaming"])
 async def test_a_router_of_ones_own_with_kubernetes_processor(cluster: Any, router: str, mode: str) -> None:
-    async with cluster() as it, asyncio.timeout(60), it.agent(
-        mode, router=f"own_parts:{router}", request_processor="kubernetes", **it.kubernetes()
-    ) as agent:  # fmt: skip
+    async with (
+        cluster() as it,
+        asyncio.timeout(60),
+        it.agent(mode, router=f"own_parts:{router}", request_processor="kubernetes", **it.kubernetes()) as agent,
+    ):
         claims = {"Impersonate-User": "root", "X-Remote-User": "root"}
         assert (await get(f"{agent.url}/one/pods", Authorization="Bearer bob", **claims))[0] == 200
         assert (await get(f"{agent.url}/one/pods", Authorization="Bearer alice", **claims))[0] == 200
@@ -38,8 +40,9 @@ async def test_a_router_of_ones_own_with_kubernetes_processor(cluster: Any, rout
         assert bob.target == alice.target == "/api/v1/pods"
         assert bob.values(b"authorization") == [b"Bearer managed-own-token"]
         assert bob.like(b"impersonate-", b"x-remote-") == [
-            (b"Impersonate-User", b"bob"), (b"Impersonate-Group", b"cluster:hub:system:masters"),
-        ]  # fmt: skip
+            (b"Impersonate-User", b"bob"),
+            (b"Impersonate-Group", b"cluster:hub:system:masters"),
+        ]
         assert alice.values(b"authorization") == [b"Bearer alice"]
         assert alice.like(b"impersonate-", b"x-remote-") == [(b"Impersonate-User", b"root")]
         assert "nothing is authenticated" not in agent.log
@@ -48,9 +51,13 @@ async def test_a_router_of_ones_own_with_kubernetes_processor(cluster: Any, rout
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_routes_with_kubernetes_processor(cluster: Any, mode: str) -> None:
-    async with cluster() as it, asyncio.timeout(60), it.agent(
-        mode, route=[f"/api={it.managed.url}/api"], request_processor="kubernetes", **it.kubernetes()
-    ) as agent:  # fmt: skip
+    async with (
+        cluster() as it,
+        asyncio.timeout(60),
+        it.agent(
+            mode, route=[f"/api={it.managed.url}/api"], request_processor="kubernetes", **it.kubernetes()
+        ) as agent,
+    ):
         assert (await get(f"{agent.url}/api/v1/pods", Authorization="Bearer bob"))[0] == 200
         assert (await get(f"{agent.url}/api/v1/pods"))[0] == 401
         assert (await get(f"{agent.url}/apis", Authorization="Bearer bob"))[0] == 404
@@ -61,10 +68,16 @@ async def test_routes_with_kubernetes_processor(cluster: Any, mode: str) -> None
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("router", "processor"), [("Renaming", "AsyncMarking"), ("AsyncRenaming", "Marking")])
 async def test_every_part_of_ones_own(cluster: Any, router: str, processor: str, mode: str) -> None:
-    async with cluster() as it, asyncio.timeout(60), it.agent(
-        mode, router=f"own_parts:{router}", request_processor=f"own_parts:{processor}",
-        certificate_provider="own_parts:Trust",
-    ) as agent:  # fmt: skip
+    async with (
+        cluster() as it,
+        asyncio.timeout(60),
+        it.agent(
+            mode,
+            router=f"own_parts:{router}",
+            request_processor=f"own_parts:{processor}",
+            certificate_provider="own_parts:Trust",
+        ) as agent,
+    ):
         assert (await get(f"{agent.url}/one/pods"))[0] == 200
         assert await get(f"{agent.url}/one/pods", **{"X-Refuse": "1"}) == (403, "refused as asked\n")
         (received,) = it.managed.received
@@ -81,8 +94,12 @@ async def test_a_target_that_own_roots_dont_know_is_a_502(cluster: Any, mode: st
 
 
 ROUTES = {"none": "NoneType", "text": "str", "later": "bytes"}
-PROCESSES = {"none": "a RequestHead or an awaitable of one, not NoneType", "other": "not dict", "later": "not list",
-             "text": "headers as pairs of bytes"}  # fmt: skip
+PROCESSES = {
+    "none": "a RequestHead or an awaitable of one, not NoneType",
+    "other": "not dict",
+    "later": "not list",
+    "text": "headers as pairs of bytes",
+}
 
 
 async def test_a_part_that_gives_the_wrong_thing_is_a_503_and_one_clear_line(cluster: Any) -> None:
@@ -95,16 +112,12 @@ async def test_a_part_that_gives_the_wrong_thing_is_a_503_and_one_clear_line(clu
         async with it.agent(router="own_parts:Wrong", request_processor="kubernetes", **it.kubernetes()) as agent:
             assert (await get(f"{agent.url}/plain", Authorization="Bearer bob"))[0] == 503
             await agent.logged("route must give an https URL for the API server, not http")
-        async with it.agent(
-            route=[f"/={it.managed.url}"], request_processor="own_parts:WrongProcessor"
-        ) as other:
+        async with it.agent(route=[f"/={it.managed.url}"], request_processor="own_parts:WrongProcessor") as other:
             for path, said in PROCESSES.items():
                 assert await get(f"{other.url}/{path}") == (503, "the request could not be decided\n")
                 await other.logged(said)
             assert other.log.count("level=error") == len(PROCESSES)
-        async with it.agent(
-            router="own_parts:Renaming", certificate_provider="own_parts:WrongTrust"
-        ) as third:
+        async with it.agent(router="own_parts:Renaming", certificate_provider="own_parts:WrongTrust") as third:
             assert await get(f"{third.url}/one/pods") == (503, "the request could not be decided\n")
             await third.logged("ssl_context must give an ssl.SSLContext, not str")
             assert third.log.count("level=error") == 1

@@ -60,7 +60,9 @@ async def test_the_mode_changes_for_new_connections_and_drops_none(
     modes = {"uds": "use_memory_comm = false\n", "memory": "use_memory_comm = true\n"}
     settings.write(modes[before])
     async with (
-        running_origin() as origin, aiohttp.ClientSession() as client, asyncio.timeout(60),
+        running_origin() as origin,
+        aiohttp.ClientSession() as client,
+        asyncio.timeout(60),
         running_agent(tmp_path, base_hub, f"--config={settings.path}", f"--route=/={origin.url}") as agent,
     ):
         stream = await client.get(f"{agent.url}/drip?pieces=2")
@@ -92,7 +94,8 @@ async def test_a_canary_gets_exactly_its_share_of_100(
 ) -> None:
     settings.write(f"memory_comm.canary_percent = {percent}\n")
     async with (
-        running_origin() as origin, asyncio.timeout(60),
+        running_origin() as origin,
+        asyncio.timeout(60),
         running_agent(tmp_path, base_hub, f"--config={settings.path}", f"--route=/={origin.url}") as agent,
     ):
         for _ in range(10):
@@ -118,18 +121,23 @@ async def test_what_changed_and_what_needs_a_restart_is_said_in_one_line_each(
 ) -> None:
     settings.write('route = ["/=http://127.0.0.1:9"]\n')
     async with (
-        asyncio.timeout(60), running_origin() as origin,
+        asyncio.timeout(60),
+        running_origin() as origin,
         running_agent(tmp_path, our_hub, f"--config={settings.path}") as agent,
     ):
         said = await reloaded(
-            agent, settings,
+            agent,
+            settings,
             f'route = ["/={origin.url}"]\nlog_level = "debug"\nloop = "asyncio"\ndrain_grace_s = 3\n'
             'uds_socket_path = "/tmp/elsewhere.sock"\nlimits.keep_alive_s = 9.5\nmemory_comm.max_connections = 5\n',
-        )  # fmt: skip
+        )
         for name, value in {
-            "route": f'"[\\"/={origin.url}\\"]"', "log_level": "debug", "drain_grace_s": "3.0",
-            "limits.keep_alive_s": "9.5", "memory_comm.max_connections": "5",
-        }.items():  # fmt: skip
+            "route": f'"[\\"/={origin.url}\\"]"',
+            "log_level": "debug",
+            "drain_grace_s": "3.0",
+            "limits.keep_alive_s": "9.5",
+            "memory_comm.max_connections": "5",
+        }.items():
             assert said.count(f'msg="setting changed" setting={name} value={value}\n') == 1, said
         for name in ("loop", "uds_socket_path"):
             assert said.count(f'msg="setting needs a restart" setting={name} ') == 1
@@ -141,7 +149,8 @@ async def test_a_wrong_file_changes_nothing_and_every_error_is_said(
     tmp_path: pathlib.Path, our_hub: HubProcess, settings: Settings
 ) -> None:
     async with (
-        running_origin() as origin, asyncio.timeout(60),
+        running_origin() as origin,
+        asyncio.timeout(60),
         running_agent(tmp_path, our_hub, f"--config={settings.path}", f"--route=/={origin.url}") as agent,
     ):
         settings.write('use_memory_comm = "yes"\nmemory_comm.max_connections = 0\n')
@@ -161,7 +170,8 @@ async def test_a_hub_is_dialled_anew_only_where_its_settings_changed(
     token.write_text("first\n")
     settings.write(f'hub_token_file = "{token}"\n')
     async with (
-        running_origin() as origin, asyncio.timeout(60),
+        running_origin() as origin,
+        asyncio.timeout(60),
         running_agent(tmp_path, base_hub, f"--config={settings.path}", f"--route=/={origin.url}") as agent,
     ):
         held = asyncio.ensure_future(get(f"{agent.url}/hold"))
@@ -187,7 +197,9 @@ async def test_past_max_connections_a_client_gets_503_and_is_counted(
     settings.write("memory_comm.max_connections = 2\n")
     name = "memory" if mode == "--use-memory-comm" else "uds"
     async with (
-        running_origin() as origin, asyncio.timeout(60), aiohttp.ClientSession() as client,
+        running_origin() as origin,
+        asyncio.timeout(60),
+        aiohttp.ClientSession() as client,
         running_agent(tmp_path, base_hub, f"--config={settings.path}", f"--route=/={origin.url}", mode) as agent,
     ):
         held = [asyncio.ensure_future(get(f"{agent.url}/hold")) for _ in range(2)]
@@ -218,14 +230,21 @@ async def test_all_that_can_change_at_once_drops_no_request_in_flight(
     (tmp_path / "services").write_text("web/shop\n")
     (tmp_path / "others").write_text("web/other:8443\n")
     before = {
-        "use_memory_comm": mode == "memory", "service_allow_file": str(tmp_path / "services"), "log_level": "warning",
-        "health_address": f"127.0.0.1:{unused_port}", "memory_comm.enable_metrics": True,
-    }  # fmt: skip
+        "use_memory_comm": mode == "memory",
+        "service_allow_file": str(tmp_path / "services"),
+        "log_level": "warning",
+        "health_address": f"127.0.0.1:{unused_port}",
+        "memory_comm.enable_metrics": True,
+    }
     after = {
-        "use_memory_comm": True, "service_allow_file": str(tmp_path / "others"), "log_level": "info",
-        "memory_comm.canary_percent": 50, "memory_comm.buffer_size": 8192, "limits.keep_alive_s": 30.0,
+        "use_memory_comm": True,
+        "service_allow_file": str(tmp_path / "others"),
+        "log_level": "info",
+        "memory_comm.canary_percent": 50,
+        "memory_comm.buffer_size": 8192,
+        "limits.keep_alive_s": 30.0,
         "drain_grace_s": 7.0,
-    }  # fmt: skip
+    }
     bob = {"Authorization": "Bearer bob"}
 
     async def held(client: aiohttp.ClientSession, url: str) -> tuple[int, str]:
@@ -233,9 +252,11 @@ async def test_all_that_can_change_at_once_drops_no_request_in_flight(
             return answer.status, await answer.text()
 
     async with (
-        cluster() as it, asyncio.timeout(60), aiohttp.ClientSession() as client,
+        cluster() as it,
+        asyncio.timeout(60),
+        aiohttp.ClientSession() as client,
         it.agent(**before, **it.kubernetes()) as agent,
-    ):  # fmt: skip
+    ):
 
         async def service(name: str) -> int:
             url = f"{agent.url}/api/v1/namespaces/web/services/https:{name}/proxy-service/"

@@ -84,9 +84,15 @@ class ReplacingAgent(Process):
 
     def __init__(self, log: pathlib.Path, hub: HubProcess, mode: str, target_url: str) -> None:
         super().__init__(
-            log, "run", f"--hub-address=127.0.0.1:{hub.grpc_port}", "--cluster-name=rolling", "--insecure",
-            f"--route=/={target_url}", mode, "--drain-grace-s=20",
-        )  # fmt: skip
+            log,
+            "run",
+            f"--hub-address=127.0.0.1:{hub.grpc_port}",
+            "--cluster-name=rolling",
+            "--insecure",
+            f"--route=/={target_url}",
+            mode,
+            "--drain-grace-s=20",
+        )
 
 
 @pytest.mark.parametrize("mode", ["--use-memory-comm", "--no-use-memory-comm"])

@@ -144,9 +144,10 @@ async def test_500_leavers_keep_others_out_no_longer_than_the_limit(tmp_path: pa
         await until(lambda: len(silent) == FULL, timeout_s=60)
 
         async def good() -> int:
-            async with aiohttp.ClientSession() as client, client.get(
-                f"http://127.0.0.1:{hub.http_port}/{cluster}/good"
-            ) as answer:
+            async with (
+                aiohttp.ClientSession() as client,
+                client.get(f"http://127.0.0.1:{hub.http_port}/{cluster}/good") as answer,
+            ):
                 await answer.read()
                 return answer.status
 

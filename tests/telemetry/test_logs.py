@@ -106,9 +106,7 @@ class Broken:
 
 
 @pytest.mark.parametrize("name", ["conn_id", "peer", "reason"])
-def test_a_field_whose_text_fails_costs_the_line_nothing_else(
-    name: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_field_whose_text_fails_costs_the_line_nothing_else(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     handler = LogHandler(2)
     for message, arguments in (("failed", ()), ("failed %d", ("x",)), ("%s", (Broken(),))):
         handler.handle(

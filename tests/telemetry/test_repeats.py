@@ -27,8 +27,15 @@ class Log:
     def _wake(self) -> None:
         self.woken += 1
 
-    def log(self, message: str = "failed", *arguments: object, level: int = logging.WARNING, line: int = 1,
-            exc_info: Any = None, **extra: object) -> None:  # fmt: skip
+    def log(
+        self,
+        message: str = "failed",
+        *arguments: object,
+        level: int = logging.WARNING,
+        line: int = 1,
+        exc_info: Any = None,
+        **extra: object,
+    ) -> None:
         record = logging.getLogger("agent.test").makeRecord(
             "agent.test", level, __file__, line, message, arguments, exc_info, extra=extra
         )

@@ -229,9 +229,7 @@ def test_the_thread_asks_for_what_is_due_without_a_line(pipe: Pipe) -> None:
     assert pipe.read(b"due\n") == b"due\n"
 
 
-def test_a_writer_that_gets_no_thread_writes_once_it_gets_one(
-    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writer_that_gets_no_thread_writes_once_it_gets_one(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

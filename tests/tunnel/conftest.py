@@ -117,9 +117,7 @@ class Ends:
         options.setdefault("wait", wait)
         options.setdefault("backoff", BackOff(random=lambda: 0.5))
         endpoint = options.pop("endpoint", None) or HubEndpoint("127.0.0.1", port or self.port)
-        client = TunnelClient(
-            endpoint, open_receiver=self.open_receiver, on_ready=on_ready, on_lost=on_lost, **options
-        )
+        client = TunnelClient(endpoint, open_receiver=self.open_receiver, on_ready=on_ready, on_lost=on_lost, **options)
         self.clients.append(client)
         return client
 

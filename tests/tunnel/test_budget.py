@@ -106,8 +106,10 @@ async def test_a_call_that_finds_no_room_ends_with_a_status_that_says_so(tunnels
 async def test_who_holds_the_budget_gives_way_to_others(tunnels: Any, raw_agent: Any) -> None:
     """One peer fills it and waits. An honest agent's message in two parts still arrives."""
     async with (
-        tunnels(messages=MessageBudget(4 * MIB)) as ends, raw_agent(ends.port) as holder, raw_agent(ends.port) as other
-    ):  # fmt: skip
+        tunnels(messages=MessageBudget(4 * MIB)) as ends,
+        raw_agent(ends.port) as holder,
+        raw_agent(ends.port) as other,
+    ):
         await begin(holder, 4)
         for stream_id in (1, 3, 5, 7):
             await send(holder, stream_id, unfinished(3 * MIB, MIB - 16384 * (8 - stream_id)))
@@ -177,9 +179,20 @@ async def hub_closes(agent: Any, ends: Any) -> None:
 
 @pytest.mark.parametrize(
     "ending",
-    [whole, reset, end_of_stream, by_trailers, eof, abort, broken_frame, broken_window, goaway, ended_by_the_hub,
-     hub_closes],
-)  # fmt: skip
+    [
+        whole,
+        reset,
+        end_of_stream,
+        by_trailers,
+        eof,
+        abort,
+        broken_frame,
+        broken_window,
+        goaway,
+        ended_by_the_hub,
+        hub_closes,
+    ],
+)
 async def test_what_was_charged_is_given_back_however_the_message_ends(
     tunnels: Any, raw_agent: Any, ending: Ending
 ) -> None:

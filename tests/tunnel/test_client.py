@@ -181,9 +181,7 @@ async def test_an_agent_whose_every_turn_is_long_finds_a_dead_hub_too(raw_hub: A
         assert "no answer to a probe" in str(ends.lost[0][1])
 
 
-async def test_drain_is_forced_where_the_hub_does_not_end_the_stream(
-    raw_hub: Any, tunnels: Any, caplog: Any
-) -> None:
+async def test_drain_is_forced_where_the_hub_does_not_end_the_stream(raw_hub: Any, tunnels: Any, caplog: Any) -> None:
     async with raw_hub() as (port, accepted), tunnels() as ends:
         task = ends.start(ends.client(port))
         hub = await accepted()
@@ -277,7 +275,10 @@ async def test_tls_both_ways(tunnels: Any) -> None:
 async def test_metadata_that_can_t_be_sent_is_refused(metadata: Any) -> None:
     with pytest.raises(ValueError, match="metadata"):
         TunnelClient(
-            HubEndpoint("h", 1), cluster_name="c", metadata=metadata, open_receiver=lambda tunnel: None  # type: ignore
+            HubEndpoint("h", 1),
+            cluster_name="c",
+            metadata=metadata,
+            open_receiver=lambda tunnel: None,  # type: ignore
         )
 
 

@@ -298,4 +298,3 @@ async def test_both_roles_wait_for_several_packets_of_a_storm(linked: Any, role:
                 held = session._coalescing.waiting_for_bytes > 1
             await reader.until(lambda: len(reader.packets) >= sent)
         assert {packet[2] for packet in reader.packets} == {PACKET}
-

@@ -20,10 +20,14 @@ def nothing() -> None:
 @pytest.mark.parametrize(
     ("value", "features"),
     [
-        (b"close", {"close"}), (b"close, window", {"close", "window"}), (b",close,\t", {"close"}), (b"", set()),
-        (b"Close", {"Close"}), (b"\xff,close", {"\xff", "close"}),
+        (b"close", {"close"}),
+        (b"close, window", {"close", "window"}),
+        (b",close,\t", {"close"}),
+        (b"", set()),
+        (b"Close", {"Close"}),
+        (b"\xff,close", {"\xff", "close"}),
     ],
-)  # fmt: skip
+)
 def test_names_are_separated_by_commas(value: bytes, features: set[str]) -> None:
     assert read_features([(b"other", b"x"), (b"tunnel-features", value)]) == features
 
@@ -71,10 +75,15 @@ async def test_a_hub_answers_at_once_and_nothing_to_those_that_offer_nothing(tun
                 peer.settings()
                 peer.ack()
                 peer.headers(
-                    (":method", "POST"), (":scheme", "http"), (":path", "/tunnel.v1.TunnelService/Tunnel"),
-                    (":authority", "hub"), ("content-type", "application/grpc"), ("te", "trailers"),
-                    ("cluster-name", "c1"), *([("tunnel-features", offered)] if offered else []),
-                )  # fmt: skip
+                    (":method", "POST"),
+                    (":scheme", "http"),
+                    (":path", "/tunnel.v1.TunnelService/Tunnel"),
+                    (":authority", "hub"),
+                    ("content-type", "application/grpc"),
+                    ("te", "trailers"),
+                    ("cluster-name", "c1"),
+                    *([("tunnel-features", offered)] if offered else []),
+                )
                 _, _, _, payload = await peer.seen(1)  # nothing was asked yet
                 assert dict(peer.decoder.decode(payload)).get("tunnel-features") == answer
 

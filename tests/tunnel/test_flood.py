@@ -15,9 +15,14 @@ from agent.tunnel.packet import Packet
 
 HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, ACK = 1, 2, 3, 4, 6, 1
 CALL = (
-    (":method", "POST"), (":scheme", "http"), (":path", "/tunnel.v1.TunnelService/Tunnel"), (":authority", "hub"),
-    ("te", "trailers"), ("content-type", "application/grpc"), ("cluster-name", "c1"),
-)  # fmt: skip
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", "/tunnel.v1.TunnelService/Tunnel"),
+    (":authority", "hub"),
+    ("te", "trailers"),
+    ("content-type", "application/grpc"),
+    ("cluster-name", "c1"),
+)
 
 
 def pings(peer: Any, number: int) -> None:

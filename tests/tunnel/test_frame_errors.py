@@ -68,24 +68,39 @@ async def still_serves(agent: Any, ends: Any, stream_id: int = OPEN, number: int
 
 CONNECTION_ERRORS = [
     # 4.2, 6.4, 6.5, 6.7, 6.8, 6.9: sizes, on every stream that there may be
-    *[(f"6.4 RST_STREAM of {size} bytes on {where}", frame(RST, 0, where, bytes(size)), FRAME_SIZE)
-      for size in (0, 3, 5) for where in (OPEN, RESET, ENDED, IDLE)],
-    *[(f"6.9 WINDOW_UPDATE of {size} bytes on {where}", frame(WINDOW, 0, where, bytes(size)), FRAME_SIZE)
-      for size in (0, 3, 5) for where in (CONNECTION, OPEN, RESET, ENDED, IDLE)],
-    *[(f"6.7 PING of {size} bytes", frame(PING, flags, CONNECTION, bytes(size)), FRAME_SIZE)
-      for size in (0, 7, 9) for flags in (0, ACK)],
+    *[
+        (f"6.4 RST_STREAM of {size} bytes on {where}", frame(RST, 0, where, bytes(size)), FRAME_SIZE)
+        for size in (0, 3, 5)
+        for where in (OPEN, RESET, ENDED, IDLE)
+    ],
+    *[
+        (f"6.9 WINDOW_UPDATE of {size} bytes on {where}", frame(WINDOW, 0, where, bytes(size)), FRAME_SIZE)
+        for size in (0, 3, 5)
+        for where in (CONNECTION, OPEN, RESET, ENDED, IDLE)
+    ],
+    *[
+        (f"6.7 PING of {size} bytes", frame(PING, flags, CONNECTION, bytes(size)), FRAME_SIZE)
+        for size in (0, 7, 9)
+        for flags in (0, ACK)
+    ],
     *[(f"6.5 SETTINGS of {size} bytes", frame(SETTINGS, 0, CONNECTION, bytes(size)), FRAME_SIZE) for size in (1, 5, 7)],
     ("6.5 SETTINGS with ACK and a payload", frame(SETTINGS, ACK, CONNECTION, setting(1, 4096)), FRAME_SIZE),
     *[(f"6.8 GOAWAY of {size} bytes", frame(GOAWAY, 0, CONNECTION, bytes(size)), FRAME_SIZE) for size in (0, 4, 7)],
     # 6.1 to 6.10: frames that need a stream, and those that must have none
-    *[(f"6.x type {kind} on stream 0", frame(kind, END_HEADERS, CONNECTION, payload), PROTOCOL)
-      for kind, payload in (
-          (DATA, b"x"), (HEADERS, b"\x82"), (PRIORITY, bytes(5)), (RST, bytes(4)), (PUSH, bytes(5)))],
-    *[(f"6.x type {kind} on stream {where}", frame(kind, 0, where, payload), PROTOCOL)
-      for kind, payload in ((SETTINGS, b""), (PING, bytes(8)), (GOAWAY, bytes(8))) for where in (OPEN, ENDED, IDLE)],
+    *[
+        (f"6.x type {kind} on stream 0", frame(kind, END_HEADERS, CONNECTION, payload), PROTOCOL)
+        for kind, payload in ((DATA, b"x"), (HEADERS, b"\x82"), (PRIORITY, bytes(5)), (RST, bytes(4)), (PUSH, bytes(5)))
+    ],
+    *[
+        (f"6.x type {kind} on stream {where}", frame(kind, 0, where, payload), PROTOCOL)
+        for kind, payload in ((SETTINGS, b""), (PING, bytes(8)), (GOAWAY, bytes(8)))
+        for where in (OPEN, ENDED, IDLE)
+    ],
     # 6.1, 6.2: padding
-    *[(f"6.1 padding too long on {where}", frame(DATA, PADDED, where, b"\x06hello"), PROTOCOL)
-      for where in (OPEN, RESET, ENDED)],
+    *[
+        (f"6.1 padding too long on {where}", frame(DATA, PADDED, where, b"\x06hello"), PROTOCOL)
+        for where in (OPEN, RESET, ENDED)
+    ],
     ("6.1 no pad length", frame(DATA, PADDED, OPEN), FRAME_SIZE),
     ("6.1 no pad length on a closed stream", frame(DATA, PADDED, ENDED), FRAME_SIZE),
     ("6.2 padding too long", frame(HEADERS, PADDED | END_HEADERS, IDLE, b"\x03\x82\x86"), PROTOCOL),
@@ -96,8 +111,11 @@ CONNECTION_ERRORS = [
     ("5.1 RST_STREAM on an idle stream", frame(RST, 0, IDLE, bytes(4)), PROTOCOL),
     ("5.1 WINDOW_UPDATE on an idle stream", frame(WINDOW, 0, IDLE, b"\0\0\0\1"), PROTOCOL),
     ("5.1.1 HEADERS on an even stream", frame(HEADERS, END_HEADERS, 2, b"\x82\x86\x84"), PROTOCOL),
-    ("5.1 HEADERS on a stream that both sides have ended", frame(HEADERS, END_HEADERS | END_STREAM, ENDED, b"\x88"),
-     STREAM_CLOSED),
+    (
+        "5.1 HEADERS on a stream that both sides have ended",
+        frame(HEADERS, END_HEADERS | END_STREAM, ENDED, b"\x88"),
+        STREAM_CLOSED,
+    ),
     # 6.5.2: values
     ("6.5.2 ENABLE_PUSH of 2", frame(SETTINGS, 0, CONNECTION, setting(2, 2)), PROTOCOL),
     ("6.5.2 INITIAL_WINDOW_SIZE of 2^31", frame(SETTINGS, 0, CONNECTION, setting(4, 2**31)), FLOW_CONTROL),
@@ -109,14 +127,20 @@ CONNECTION_ERRORS = [
     ("6.9.1 window overflow", frame(WINDOW, 0, CONNECTION, b"\x7f\xff\xff\xff") * 2, FLOW_CONTROL),
     ("6.10 CONTINUATION without a block", frame(CONTINUATION, END_HEADERS, OPEN, b"\x82"), PROTOCOL),
     ("6.10 PRIORITY inside a block", frame(HEADERS, 0, IDLE, b"\x82") + frame(PRIORITY, 0, IDLE, bytes(5)), PROTOCOL),
-    ("6.10 CONTINUATION of another stream",
-     frame(HEADERS, 0, IDLE, b"\x82") + frame(CONTINUATION, END_HEADERS, OPEN, b"\x82"), PROTOCOL),
+    (
+        "6.10 CONTINUATION of another stream",
+        frame(HEADERS, 0, IDLE, b"\x82") + frame(CONTINUATION, END_HEADERS, OPEN, b"\x82"),
+        PROTOCOL,
+    ),
     ("4.3 a block that can't be decoded", frame(HEADERS, END_HEADERS, IDLE, b"\xff" * 7), COMPRESSION),
     ("4.3 trailers that can't be decoded", frame(HEADERS, END_HEADERS | END_STREAM, OPEN, b"\xc7"), COMPRESSION),
-    ("4.3 a block on a closed stream that can't be decoded",
-     frame(HEADERS, END_HEADERS, RESET, b"\xff" * 7), COMPRESSION),
+    (
+        "4.3 a block on a closed stream that can't be decoded",
+        frame(HEADERS, END_HEADERS, RESET, b"\xff" * 7),
+        COMPRESSION,
+    ),
     ("4.2 a frame that is too large", b"\x04\x00\x01" + frame(DATA, 0, OPEN)[3:], FRAME_SIZE),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -225,19 +249,18 @@ STREAM_ERRORS = [
     ("6.9 WINDOW_UPDATE of 0", frame(WINDOW, 0, OPEN, bytes(4)), PROTOCOL),
     ("6.9.1 window overflow", frame(WINDOW, 0, OPEN, b"\x7f\xff\xff\xff"), FLOW_CONTROL),
     ("8.1 trailers that don't end the stream", frame(HEADERS, END_HEADERS, OPEN, literal("x", "y")), PROTOCOL),
-    ("8.1 the same in two frames",
-     frame(HEADERS, 0, OPEN, literal("x", "y")) + frame(CONTINUATION, END_HEADERS, OPEN, literal("z", "y")), PROTOCOL),
+    (
+        "8.1 the same in two frames",
+        frame(HEADERS, 0, OPEN, literal("x", "y")) + frame(CONTINUATION, END_HEADERS, OPEN, literal("z", "y")),
+        PROTOCOL,
+    ),
     ("8.1 a pseudo-field in trailers", frame(HEADERS, END_HEADERS | END_STREAM, OPEN, literal(":path", "/")), PROTOCOL),
     ("8.2.1 a capital in trailers", frame(HEADERS, END_HEADERS | END_STREAM, OPEN, literal("X", "y")), PROTOCOL),
 ]
 
 
-@pytest.mark.parametrize(
-    ("sent", "code"), [row[1:] for row in STREAM_ERRORS], ids=[row[0] for row in STREAM_ERRORS]
-)
-async def test_a_stream_error_ends_its_stream_by_its_code(
-    tunnels: Any, raw_agent: Any, sent: bytes, code: int
-) -> None:
+@pytest.mark.parametrize(("sent", "code"), [row[1:] for row in STREAM_ERRORS], ids=[row[0] for row in STREAM_ERRORS])
+async def test_a_stream_error_ends_its_stream_by_its_code(tunnels: Any, raw_agent: Any, sent: bytes, code: int) -> None:
     async with tunnels() as ends, raw_agent(ends.port) as agent:
         await connect(agent, ends)
         agent.headers(*CALL, stream_id=7)
@@ -319,7 +342,7 @@ async def test_one_stream_too_many_is_refused_and_the_others_go_on(tunnels: Any,
         ([(b"a", b"b ")], "trailers", "the value of a"),
         ([(b"te", b"Trailers")], "trailers", ""),
     ],
-)  # fmt: skip
+)
 def test_the_fault_of_a_head_names_its_rule(fields: Any, kind: Any, said: str) -> None:
     assert fault_of(fields, kind).startswith(said) if said else fault_of(fields, kind) == ""
 

@@ -14,10 +14,7 @@ from agent.tunnel import framing
 
 WITHOUT = os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0")
 
-ASK = (
-    "from agent.tunnel import framing, http2; "
-    "print(framing.IMPLEMENTATION, http2.FrameReader.__module__)"
-)
+ASK = "from agent.tunnel import framing, http2; print(framing.IMPLEMENTATION, http2.FrameReader.__module__)"
 
 
 def asked(variable: str | None, *path: str) -> subprocess.CompletedProcess[str]:

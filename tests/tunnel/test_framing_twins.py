@@ -36,9 +36,16 @@ class Trace:
     """A handler, and the sink of three streams, that write down what one twin tells them."""
 
     def __init__(
-        self, twin: Any, *, preface: bool, window: int, limit: int, stop_at: int, room: int | None = None,
+        self,
+        twin: Any,
+        *,
+        preface: bool,
+        window: int,
+        limit: int,
+        stop_at: int,
+        room: int | None = None,
         ends: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.events: list[Any] = []
         self.stop_at = stop_at
         self.account = None if room is None else Account(self, room)
@@ -227,9 +234,7 @@ def test_any_bytes_in_any_pieces_have_the_same_verdict_on_both_twins(block: int)
         room = rng.choice((None, PLENTY, 6, 500, 4000))
         ends = rng.random() < 0.3
         try:
-            compare(
-                data, marks, preface=preface, window=window, limit=limit, stop_at=stop_at, room=room, ends=ends
-            )
+            compare(data, marks, preface=preface, window=window, limit=limit, stop_at=stop_at, room=room, ends=ends)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}, {error}") from None
 

@@ -15,9 +15,14 @@ DATA, ERROR, DRAIN = 0, 1, 2
 END_STREAM = 1
 OK_HEAD = ((":status", "200"), ("content-type", "application/grpc"), ("tunnel-features", ",".join(FEATURES)))
 CALL = (
-    (":method", "POST"), (":scheme", "http"), (":path", "/tunnel.v1.TunnelService/Tunnel"), (":authority", "hub"),
-    ("te", "trailers"), ("content-type", "application/grpc"), ("cluster-name", "c1"),
-)  # fmt: skip
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", "/tunnel.v1.TunnelService/Tunnel"),
+    (":authority", "hub"),
+    ("te", "trailers"),
+    ("content-type", "application/grpc"),
+    ("cluster-name", "c1"),
+)
 DRAINED = Packet(0, DRAIN)
 
 

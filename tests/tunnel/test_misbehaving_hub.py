@@ -254,9 +254,7 @@ async def test_a_hub_that_never_answers_is_given_up(raw_hub: Any, tunnels: Any, 
         assert "no answer to a probe within 0.05 s" in caplog.text
 
 
-async def test_packets_put_a_probe_off_to_a_bound(
-    raw_hub: Any, tunnels: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_packets_put_a_probe_off_to_a_bound(raw_hub: Any, tunnels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub that sends and sends and never answers: a minute (wire.md), here 0.6 s."""
     monkeypatch.setattr("agent.tunnel.call._MAX_PROBE_S", 0.6)
     async with raw_hub() as (port, accepted), tunnels() as ends:
@@ -648,10 +646,15 @@ async def test_a_hub_that_swallows_everything_is_found_behind_an_open_download(
 @pytest.mark.parametrize(
     ("status", "pushback", "low_s", "high_s"),
     [
-        ("14", "5000", 5, 5), ("14", "1", 0.1, 0.1), ("14", "86400000", 60, 60), ("14", "-1", 60, 60),
-        ("14", "soon", 0.5, 0.5), ("14", "9" * 30, 0.5, 0.5), ("13", "5000", 0.5, 0.5),
+        ("14", "5000", 5, 5),
+        ("14", "1", 0.1, 0.1),
+        ("14", "86400000", 60, 60),
+        ("14", "-1", 60, 60),
+        ("14", "soon", 0.5, 0.5),
+        ("14", "9" * 30, 0.5, 0.5),
+        ("13", "5000", 0.5, 0.5),
     ],
-)  # fmt: skip
+)
 async def test_a_hub_that_is_busy_says_when_to_come_back(
     raw_hub: Any, tunnels: Any, status: str, pushback: str, low_s: float, high_s: float
 ) -> None:

@@ -45,9 +45,7 @@ def test_what_we_write_protobuf_reads_and_the_other_way_round(
     pb: Any, conn_id: int, code: int, data: bytes, text: str, window: int
 ) -> None:
     ours = encode_packet(conn_id, code, data, text, window)
-    theirs = pb.Packet(
-        conn_id=conn_id, code=code, data=data, error_message=text, window=window
-    ).SerializeToString()
+    theirs = pb.Packet(conn_id=conn_id, code=code, data=data, error_message=text, window=window).SerializeToString()
     assert ours[5:] == theirs
     assert ours[:5] == b"\0" + len(theirs).to_bytes(4, "big")
     assert Packet.decode(theirs) == Packet(conn_id, code, data, text, window)

@@ -70,8 +70,9 @@ def test_an_end_waits_behind_data_without_credit_and_credit_does_not() -> None:
     out.finish(CLOSE)
     scheduler.give_credit(1, 77)
     assert [(packet.code, len(packet.data), packet.window) for packet in sent(scheduler)] == [
-        (WINDOW, 0, 77), (DATA, 1000, 0),
-    ]  # fmt: skip
+        (WINDOW, 0, 77),
+        (DATA, 1000, 0),
+    ]
     scheduler.take_credit(1, 500)
     assert [(packet.code, len(packet.data)) for packet in sent(scheduler)] == [(DATA, 500), (CLOSE, 0)]
     assert scheduler.outbounds == {}

@@ -461,9 +461,7 @@ async def read_head(parser: h11.Connection, reader: asyncio.StreamReader) -> h11
     return event if isinstance(event, h11.Request) else None
 
 
-async def read_body(
-    parser: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> bytes | None:
+async def read_body(parser: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes | None:
     body = bytearray()
     while True:
         event = parser.next_event()

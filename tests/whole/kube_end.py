@@ -39,12 +39,16 @@ DISCOVERY = {
         "groupVersion": "v1",
         "resources": [
             {
-                "name": "pods", "singularName": "pod", "namespaced": True, "kind": "Pod", "shortNames": ["po"],
+                "name": "pods",
+                "singularName": "pod",
+                "namespaced": True,
+                "kind": "Pod",
+                "shortNames": ["po"],
                 "verbs": ["get", "list", "watch"],
             }
         ],
     },
-}  # fmt: skip
+}
 
 
 def exit_status(code: int) -> bytes:
@@ -196,9 +200,13 @@ class KubeEnd:
         await send(h11.Response(status_code=status, headers=fields), h11.Data(data=body), h11.EndOfMessage())
 
     async def _upgrade(
-        self, parser: h11.Connection, target: str, headers: dict[str, str], reader: asyncio.StreamReader,
+        self,
+        parser: h11.Connection,
+        target: str,
+        headers: dict[str, str],
+        reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-    ) -> None:  # fmt: skip
+    ) -> None:
         url = urlsplit(target)
         is_exec = url.path.endswith("/exec")
         answer = [("Connection", "Upgrade"), ("Upgrade", headers["upgrade"])]
@@ -233,9 +241,12 @@ class KubeEnd:
     # -- exec
 
     async def _run(
-        self, command: list[str], stdin: Callable[[int], Awaitable[bytes]],
-        stdout: Callable[[bytes], Awaitable[None]], stderr: Callable[[bytes], Awaitable[None]],
-    ) -> int:  # fmt: skip
+        self,
+        command: list[str],
+        stdin: Callable[[int], Awaitable[bytes]],
+        stdout: Callable[[bytes], Awaitable[None]],
+        stderr: Callable[[bytes], Awaitable[None]],
+    ) -> int:
         """Run a command between these streams; its exit code."""
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -279,9 +290,11 @@ class KubeEnd:
         receiving = asyncio.ensure_future(receive())
         try:
             code = await self._run(
-                command, stdin.read, lambda data: messages.write(bytes([STDOUT]) + data),
+                command,
+                stdin.read,
+                lambda data: messages.write(bytes([STDOUT]) + data),
                 lambda data: messages.write(bytes([STDERR]) + data),
-            )  # fmt: skip
+            )
             await messages.write(bytes([ERROR]) + exit_status(code))
             await messages.close()
             await receiving

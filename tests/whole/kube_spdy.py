@@ -24,7 +24,7 @@ content-md5 content-range content-type date etag expect expires from host if-mat
 if-range if-unmodified-since last-modified location max-forwards pragma proxy-authenticate proxy-authorization range
 referer retry-after server te trailer transfer-encoding upgrade user-agent vary via warning www-authenticate method get
 status 200_OK version HTTP/1.1 url public set-cookie keep-alive origin
-""".replace("_", "\0").split()  # fmt: skip
+""".replace("_", "\0").split()
 _TEXT = (
     b"100101201202205206300302303304305306307402405406407408409410411412413414415416417502504505203 Non-Authoritative "
     b"Information204 No Content301 Moved Permanently400 Bad Request401 Unauthorized403 Forbidden404 Not Found500 "

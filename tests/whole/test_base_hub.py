@@ -13,6 +13,7 @@ from whole_peers import BIG, BIG_SHA256, BaseHubProcess, curl
 
 pytestmark = [pytest.mark.loops("asyncio"), pytest.mark.leaves_descriptors]
 
+
 async def test_probe_is_answered_with_an_error(base_hub_process: BaseHubProcess) -> None:
     async with tunnel(base_hub_process.grpc_port, ("cluster-name", "probe")) as call:
         await probe(call)

@@ -38,9 +38,7 @@ async def ask(session: aiohttp.ClientSession, url: str, times: int) -> int:
     return closing
 
 
-async def test_requests_one_after_another_use_both_carriers_at_half(
-    rig: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_requests_one_after_another_use_both_carriers_at_half(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="agent.agent")
     async with (
         running_origin() as origin,

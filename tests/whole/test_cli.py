@@ -86,8 +86,11 @@ def processes(tmp_path: pathlib.Path) -> Iterator[type[Process]]:
 def curl(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [program("curl"), "-sS", "--max-time", "20", "--noproxy", "*", *arguments],
-        input=stdin, capture_output=True, timeout=30, check=False,
-    )  # fmt: skip
+        input=stdin,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
 
 
 class SlowTarget:
@@ -141,9 +144,16 @@ def hub_and_agent(processes: type[Process], mode: str, target: str) -> Iterator[
     grpc_port, http_port = hub.port("grpc"), hub.port("http")
     memory = ["--use-memory-comm"] if mode == "memory" else []
     agent = processes(
-        "run", "--hub-address", f"127.0.0.1:{grpc_port}", "--cluster-name", "c1", "--insecure", *memory,
-        "--route", f"/={target}",
-    )  # fmt: skip
+        "run",
+        "--hub-address",
+        f"127.0.0.1:{grpc_port}",
+        "--cluster-name",
+        "c1",
+        "--insecure",
+        *memory,
+        "--route",
+        f"/={target}",
+    )
     assert agent.line() == "ready\n", agent.log
     yield f"http://127.0.0.1:{http_port}/c1", hub, agent
 
@@ -213,9 +223,16 @@ def test_killed_agent_on_a_base_hub_is_a_clean_failure(
     cluster = f"killed-{mode}"
     memory = ["--use-memory-comm"] if mode == "memory" else []
     agent = processes(
-        "run", "--hub-address", f"127.0.0.1:{base_hub_process.grpc_port}", "--cluster-name", cluster, "--insecure",
-        *memory, "--route", f"/={slow_target.url}",
-    )  # fmt: skip
+        "run",
+        "--hub-address",
+        f"127.0.0.1:{base_hub_process.grpc_port}",
+        "--cluster-name",
+        cluster,
+        "--insecure",
+        *memory,
+        "--route",
+        f"/={slow_target.url}",
+    )
     assert agent.line() == "ready\n", agent.log
     waiting = Curl(f"http://127.0.0.1:{base_hub_process.http_port}/{cluster}/")
     with slow_target.take():
@@ -258,7 +275,7 @@ def test_proxy_alone_with_longest_prefix_and_no_cluster_name(processes: type[Pro
         (["hub", "--grpc-address", "0.0.0.0:0"], "grpc_address"),
         (["proxy", "--listen", "127.0.0.1:0"], "route"),
     ],
-)  # fmt: skip
+)
 def test_bad_value_exits_2_and_names_its_field(processes: type[Process], arguments: list[str], field: str) -> None:
     process = processes(*arguments)
     assert process.end() == (2, "")

@@ -61,9 +61,16 @@ async def agent_process(log: Path, limit: int, *flags: str) -> AsyncIterator[asy
 
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "agent", "run", "--insecure", *flags, stdout=asyncio.subprocess.PIPE, stderr=errors,
+            sys.executable,
+            "-m",
+            "agent",
+            "run",
+            "--insecure",
+            *flags,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
-        )  # fmt: skip
+        )
     try:
         assert process.stdout is not None
         async with asyncio.timeout(START_TIMEOUT_S):

@@ -15,7 +15,9 @@ only_base_hub = pytest.mark.parametrize("hub_kind", ["base"], indirect=True)
 
 async def test_request_in_flight_finishes_before_the_agent_leaves(rig: Rig) -> None:
     async with (
-        running_origin() as origin, rig.running(origin.url) as whole, aiohttp.ClientSession() as client,
+        running_origin() as origin,
+        rig.running(origin.url) as whole,
+        aiohttp.ClientSession() as client,
         asyncio.timeout(20),
     ):
         held = asyncio.ensure_future(client.post(f"{whole.url}/hold", data=b"still here"))
@@ -40,7 +42,9 @@ async def test_request_in_flight_finishes_before_the_agent_leaves(rig: Rig) -> N
 
 async def test_requests_that_come_during_a_drain_are_refused_with_retry_after(rig: Rig) -> None:
     async with (
-        running_origin() as origin, rig.running(origin.url) as whole, aiohttp.ClientSession() as client,
+        running_origin() as origin,
+        rig.running(origin.url) as whole,
+        aiohttp.ClientSession() as client,
         asyncio.timeout(20),
     ):
         held = asyncio.ensure_future(client.post(f"{whole.url}/hold"))
@@ -58,8 +62,10 @@ async def test_requests_that_come_during_a_drain_are_refused_with_retry_after(ri
 
 async def test_idle_connections_do_not_hold_a_drain_up(rig: Rig) -> None:
     async with (
-        running_origin() as origin, rig.running(origin.url, drain_grace_s=30.0) as whole,
-        aiohttp.ClientSession() as client, asyncio.timeout(20),
+        running_origin() as origin,
+        rig.running(origin.url, drain_grace_s=30.0) as whole,
+        aiohttp.ClientSession() as client,
+        asyncio.timeout(20),
     ):
         for _ in range(3):
             assert (await client.get(f"{whole.url}/hello")).status == 200
@@ -71,8 +77,10 @@ async def test_idle_connections_do_not_hold_a_drain_up(rig: Rig) -> None:
 
 async def test_end_of_the_grace_ends_what_is_left_cleanly(rig: Rig) -> None:
     async with (
-        running_origin() as origin, rig.running(origin.url, drain_grace_s=0.2) as whole,
-        aiohttp.ClientSession() as client, asyncio.timeout(20),
+        running_origin() as origin,
+        rig.running(origin.url, drain_grace_s=0.2) as whole,
+        aiohttp.ClientSession() as client,
+        asyncio.timeout(20),
     ):
         held = asyncio.ensure_future(client.post(f"{whole.url}/hold"))
         streaming = await client.get(f"{whole.url}/drip")
@@ -91,8 +99,10 @@ async def test_end_of_the_grace_ends_what_is_left_cleanly(rig: Rig) -> None:
 
 async def test_second_cancellation_ends_a_drain_at_once(rig: Rig) -> None:
     async with (
-        running_origin() as origin, rig.running(origin.url, drain_grace_s=60.0) as whole,
-        aiohttp.ClientSession() as client, asyncio.timeout(20),
+        running_origin() as origin,
+        rig.running(origin.url, drain_grace_s=60.0) as whole,
+        aiohttp.ClientSession() as client,
+        asyncio.timeout(20),
     ):
         held = asyncio.ensure_future(client.post(f"{whole.url}/hold"))
         await origin.arrived.acquire()
@@ -122,9 +132,7 @@ async def test_agent_without_a_hub_stops_at_once(rig: Rig, unused_port: int) -> 
 
 async def test_tunnel_lost_during_a_drain_ends_it(rig: Rig) -> None:
     async with running_origin() as origin, rig.hub() as whole, running_cable(whole.grpc_port) as cable:
-        await whole.start_agent(
-            routes=(f"/={origin.url}",), hub_address=f"127.0.0.1:{cable.port}", drain_grace_s=60.0
-        )
+        await whole.start_agent(routes=(f"/={origin.url}",), hub_address=f"127.0.0.1:{cable.port}", drain_grace_s=60.0)
         async with aiohttp.ClientSession() as client, asyncio.timeout(20):
             held = asyncio.ensure_future(client.post(f"{whole.url}/hold"))
             await origin.arrived.acquire()

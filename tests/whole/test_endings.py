@@ -49,7 +49,9 @@ async def test_sized_body_that_breaks_off_ends_short_at_our_hub(rig: Rig, monkey
     """Our hub finds out by its probe, as it would with any base agent: within two intervals of 10 s."""
     monkeypatch.setattr("agent.hub.session.PROBE_INTERVAL_S", 0.1)
     async with (
-        running_rude_origin(SIZED) as url, rig.running(url) as whole, aiohttp.ClientSession() as client,
+        running_rude_origin(SIZED) as url,
+        rig.running(url) as whole,
+        aiohttp.ClientSession() as client,
         asyncio.timeout(20),
     ):
         answer = await client.get(f"{whole.url}/")
@@ -59,7 +61,9 @@ async def test_sized_body_that_breaks_off_ends_short_at_our_hub(rig: Rig, monkey
 
 async def test_target_that_answers_nothing_is_a_502(rig: Rig) -> None:
     async with (
-        running_rude_origin(b"") as url, rig.running(url) as whole, aiohttp.ClientSession() as client,
+        running_rude_origin(b"") as url,
+        rig.running(url) as whole,
+        aiohttp.ClientSession() as client,
         asyncio.timeout(20),
     ):
         assert (await client.post(f"{whole.url}/", data=b"x")).status == 502
@@ -67,8 +71,10 @@ async def test_target_that_answers_nothing_is_a_502(rig: Rig) -> None:
 
 async def test_target_that_answers_garbage_is_a_502(rig: Rig) -> None:
     async with (
-        running_rude_origin(b"SSH-2.0-OpenSSH_9.2\r\n") as url, rig.running(url) as whole,
-        aiohttp.ClientSession() as client, asyncio.timeout(20),
+        running_rude_origin(b"SSH-2.0-OpenSSH_9.2\r\n") as url,
+        rig.running(url) as whole,
+        aiohttp.ClientSession() as client,
+        asyncio.timeout(20),
     ):
         answer = await client.get(f"{whole.url}/")
         assert answer.status == 502
@@ -78,8 +84,10 @@ async def test_target_that_answers_garbage_is_a_502(rig: Rig) -> None:
 async def test_body_that_its_target_ends_by_closing_arrives_whole(rig: Rig) -> None:
     body = b"until the end " * 10_000
     async with (
-        running_rude_origin(b"HTTP/1.1 200 OK\r\n\r\n" + body) as url, rig.running(url) as whole,
-        aiohttp.ClientSession() as client, asyncio.timeout(20),
+        running_rude_origin(b"HTTP/1.1 200 OK\r\n\r\n" + body) as url,
+        rig.running(url) as whole,
+        aiohttp.ClientSession() as client,
+        asyncio.timeout(20),
     ):
         for _ in range(2):
             answer = await client.get(f"{whole.url}/")

@@ -54,9 +54,13 @@ async def line(
     task = asyncio.ensure_future(hub.run())
     await until(lambda: len(ports) == 2, timeout_s=START_TIMEOUT_S)
     config = {
-        "hub_address": f"127.0.0.1:{ports['grpc']}", "cluster_name": "c1", "insecure": True,
-        "use_memory_comm": mode == "memory", "drain_grace_s": 5.0, "routes": (f"/={target_url}",),
-    } | config  # fmt: skip
+        "hub_address": f"127.0.0.1:{ports['grpc']}",
+        "cluster_name": "c1",
+        "insecure": True,
+        "use_memory_comm": mode == "memory",
+        "drain_grace_s": 5.0,
+        "routes": (f"/={target_url}",),
+    } | config
     running = RunningAgent(**config)
     try:
         await running.wait_ready()
@@ -180,7 +184,9 @@ async def test_connections_are_probed_only_without_close(
     monkeypatch.setattr(agent.hub.session, "PROBE_INTERVAL_S", 0.02)
     features = None if closes else NONE
     async with (
-        running_origin() as origin, line(origin.url, mode, hub_features=features) as found, asyncio.timeout(20),
+        running_origin() as origin,
+        line(origin.url, mode, hub_features=features) as found,
+        asyncio.timeout(20),
     ):
         assert ("close" in found.session.tunnel.features) is closes
         reader, writer = await asyncio.open_connection("127.0.0.1", found.http_port)

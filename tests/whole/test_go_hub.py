@@ -153,8 +153,10 @@ async def test_a_client_that_reads_slowly_gets_all_of_its_response(mode: str) ->
     """The agent has handed everything on: only the hub knows that the client hasn't."""
     body = os.urandom(12 * MIB)
     async with (
-        running_origin() as origin, go_hub(mode, life_s=30, drain_grace_s=10) as whole, clients(whole, 1) as (client,),
-    ):  # fmt: skip
+        running_origin() as origin,
+        go_hub(mode, life_s=30, drain_grace_s=10) as whole,
+        clients(whole, 1) as (client,),
+    ):
         await whole.start_agent(routes=(f"/={origin.url}",))
         transport: Any = client.writer.transport
         transport.pause_reading()
@@ -262,10 +264,19 @@ async def test_five_updates_of_five_leave_the_hub_serving(mode: str) -> None:
 async def test_the_command_exits_0_on_sigterm_with_an_idle_connection(mode: str, tmp_path: pathlib.Path) -> None:
     async with running_origin() as origin, go_hub(mode) as whole, clients(whole, 1) as (client,):
         arguments = [
-            sys.executable, "-m", "agent", "run", "--hub-address", f"127.0.0.1:{whole.grpc_port}",
-            "--cluster-name", CLUSTER, "--insecure", "--route", f"/={origin.url}",
+            sys.executable,
+            "-m",
+            "agent",
+            "run",
+            "--hub-address",
+            f"127.0.0.1:{whole.grpc_port}",
+            "--cluster-name",
+            CLUSTER,
+            "--insecure",
+            "--route",
+            f"/={origin.url}",
             *(["--use-memory-comm"] if mode == "memory" else []),
-        ]  # fmt: skip
+        ]
         process = await asyncio.create_subprocess_exec(*arguments, stderr=subprocess.DEVNULL, cwd=tmp_path)
         await whole.base.until(CLUSTER, lambda seen: seen["probes"] >= 1)
         assert (await client.get())[0] == 200
@@ -329,9 +340,7 @@ async def downloads(size: int) -> AsyncIterator[tuple[str, str]]:
 
 @uvloop_only
 @pytest.mark.parametrize(("mib", "count"), [(20, 8), (64, 2)])
-async def test_a_download_arrives_whole_at_a_client_that_reads_nothing_for_2_s(
-    mode: str, mib: int, count: int
-) -> None:
+async def test_a_download_arrives_whole_at_a_client_that_reads_nothing_for_2_s(mode: str, mib: int, count: int) -> None:
     """A Go hub keeps 100 packets of it, and drops the rest."""
     async with downloads(mib * MIB) as (url, digest), go_hub(mode, life_s=60) as whole:
         await whole.start_agent(routes=(f"/={url}",))

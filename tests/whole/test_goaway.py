@@ -27,8 +27,11 @@ ours = pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
 @ours
 async def test_the_next_agent_gets_what_is_new_and_the_last_one_finishes_what_it_has(rig: Rig) -> None:
     async with (
-        running_origin() as first, running_origin() as second, rig.running(first.url) as whole,
-        aiohttp.ClientSession() as client, asyncio.timeout(30),
+        running_origin() as first,
+        running_origin() as second,
+        rig.running(first.url) as whole,
+        aiohttp.ClientSession() as client,
+        asyncio.timeout(30),
     ):
         assert (await client.get(f"{whole.url}/hello")).status == 200  # on a connection that is kept
         held = [asyncio.ensure_future(client.post(f"{whole.url}/hold", data=b"%d" % n)) for n in range(3)]
@@ -54,8 +57,11 @@ async def test_the_next_agent_gets_what_is_new_and_the_last_one_finishes_what_it
 @ours
 async def test_what_the_hub_opens_before_it_hears_of_a_drain_is_served(rig: Rig) -> None:
     async with (
-        running_origin() as origin, rig.hub() as whole, running_cable(whole.grpc_port) as cable,
-        aiohttp.ClientSession() as client, asyncio.timeout(30),
+        running_origin() as origin,
+        rig.hub() as whole,
+        running_cable(whole.grpc_port) as cable,
+        aiohttp.ClientSession() as client,
+        asyncio.timeout(30),
     ):
         agent = await whole.start_agent(routes=(f"/={origin.url}",), hub_address=f"127.0.0.1:{cable.port}")
         assert (await client.get(f"{whole.url}/hello")).status == 200
@@ -74,7 +80,9 @@ async def test_what_the_hub_opens_before_it_hears_of_a_drain_is_served(rig: Rig)
 
 async def test_a_hub_that_stops_says_so_and_its_requests_finish(mode: str) -> None:
     async with (
-        running_origin() as origin, line(origin.url, mode) as found, aiohttp.ClientSession() as client,
+        running_origin() as origin,
+        line(origin.url, mode) as found,
+        aiohttp.ClientSession() as client,
         asyncio.timeout(30),
     ):
         url = f"http://127.0.0.1:{found.http_port}/c1"
@@ -97,7 +105,9 @@ async def test_a_hub_that_stops_says_so_and_its_requests_finish(mode: str) -> No
 
 async def test_a_session_that_is_left_ends_when_its_connections_have(mode: str) -> None:
     async with (
-        running_origin() as origin, line(origin.url, mode) as found, aiohttp.ClientSession() as client,
+        running_origin() as origin,
+        line(origin.url, mode) as found,
+        aiohttp.ClientSession() as client,
         asyncio.timeout(30),
     ):
         url = f"http://127.0.0.1:{found.http_port}/c1"
@@ -154,9 +164,12 @@ class Pair:
         self._listening = await loop.create_server(self._server.protocol, "127.0.0.1", 0)
         port = self._listening.sockets[0].getsockname()[1]
         self.client = TunnelClient(
-            HubEndpoint("127.0.0.1", port), cluster_name="c1", open_receiver=self._receive,
-            on_ready=lambda _: self.ready.set(), is_idle=lambda _: False,
-        )  # fmt: skip
+            HubEndpoint("127.0.0.1", port),
+            cluster_name="c1",
+            open_receiver=self._receive,
+            on_ready=lambda _: self.ready.set(),
+            is_idle=lambda _: False,
+        )
         self.task = asyncio.ensure_future(self.client.run())
         async with asyncio.timeout(10):
             await self.ready.wait()
@@ -207,9 +220,10 @@ async def test_a_draining_session_hands_connections_to_its_successor() -> None:
 async def test_a_connection_that_is_opened_while_its_session_is_lost_is_its_successor_s() -> None:
     others: list[AgentSession] = []
     async with (
-        Pair(successor=lambda _: next(iter(others), None)) as old, Pair(successor=lambda _: None) as new,
+        Pair(successor=lambda _: next(iter(others), None)) as old,
+        Pair(successor=lambda _: None) as new,
         asyncio.timeout(20),
-    ):  # fmt: skip
+    ):
         session = old.sessions[0]
         connecting = [asyncio.ensure_future(session.connect(asyncio.Protocol())) for _ in range(2)]
         await asyncio.sleep(0)  # they have begun, and their `connection_made` is due in the loop's next turn

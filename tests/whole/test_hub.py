@@ -78,8 +78,11 @@ async def test_tokens_say_which_cluster_an_agent_may_serve(
         strangers = [RunningAgent(**base, hub_token_file=str(tmp_path / name)) for name in ("other", "wrong")]
         strangers.append(RunningAgent(**base))
         await until(lambda: [r for r in caplog.records if r.levelno >= logging.ERROR], lambda found: len(found) >= 3)
-        assert all("PERMISSION_DENIED" in r.getMessage() or "UNAUTHENTICATED" in r.getMessage()
-                   for r in caplog.records if r.levelno >= logging.ERROR)  # fmt: skip
+        assert all(
+            "PERMISSION_DENIED" in r.getMessage() or "UNAUTHENTICATED" in r.getMessage()
+            for r in caplog.records
+            if r.levelno >= logging.ERROR
+        )
         assert not any(agent.times_ready for agent in strangers)
         assert "token" not in " ".join(r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR).replace(
             "a token", ""
@@ -152,9 +155,12 @@ async def test_a_hub_that_ends_lets_requests_in_flight_finish(rig: Rig) -> None:
     async with running_origin() as origin:
         async with running_hub(drain_grace_s=10.0) as (grpc_port, http_port):
             agent = RunningAgent(
-                hub_address=f"127.0.0.1:{grpc_port}", cluster_name="c1", insecure=True, use_memory_comm=True,
+                hub_address=f"127.0.0.1:{grpc_port}",
+                cluster_name="c1",
+                insecure=True,
+                use_memory_comm=True,
                 routes=(f"/={origin.url}",),
-            )  # fmt: skip
+            )
             await agent.wait_ready()
             held = asyncio.ensure_future(fetch(f"http://127.0.0.1:{http_port}/c1/hold"))
             await origin.arrived.acquire()

@@ -35,11 +35,22 @@ class ProxyProcess:
         port_file, self._log = directory / "port", directory / "proxy.log"
         self._process = subprocess.Popen(
             [
-                sys.executable, "-W", "ignore", "-m", "proxy", "--hostname=127.0.0.1", "--port=0",
-                f"--port-file={port_file}", f"--log-file={self._log}", f"--data-dir={directory}", "--num-workers=1",
-                "--num-acceptors=1", "--timeout=60", *arguments,
+                sys.executable,
+                "-W",
+                "ignore",
+                "-m",
+                "proxy",
+                "--hostname=127.0.0.1",
+                "--port=0",
+                f"--port-file={port_file}",
+                f"--log-file={self._log}",
+                f"--data-dir={directory}",
+                "--num-workers=1",
+                "--num-acceptors=1",
+                "--timeout=60",
+                *arguments,
             ],
-        )  # fmt: skip
+        )
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not (port_file.exists() and port_file.read_text().strip()):
             assert self._process.poll() is None, self.log
@@ -91,10 +102,15 @@ def tls_proxy(tmp_path_factory: pytest.TempPathFactory, files: Files) -> Iterato
 async def agent_of(port: int, target: str = "http://127.0.0.1:9", **config: Any) -> AsyncIterator[RunningAgent]:
     agent = RunningAgent(
         **{
-            "hub_address": f"0.0.0.0:{port}", "cluster_name": "c1", "routes": (f"/={target}",), "insecure": True,
-            "use_memory_comm": True, "drain_grace_s": 2.0,
-        } | config
-    )  # fmt: skip
+            "hub_address": f"0.0.0.0:{port}",
+            "cluster_name": "c1",
+            "routes": (f"/={target}",),
+            "insecure": True,
+            "use_memory_comm": True,
+            "drain_grace_s": 2.0,
+        }
+        | config
+    )
     try:
         yield agent
     finally:

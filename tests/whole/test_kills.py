@@ -39,9 +39,14 @@ class Hub:
     async def start(self) -> None:
         addresses = ["--grpc-address", f"127.0.0.1:{self.grpc_port}", "--http-address", f"127.0.0.1:{self.http_port}"]
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "agent", "hub", *addresses,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "agent",
+            "hub",
+            *addresses,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
         assert self._process.stdout is not None
         for _ in range(2):
             assert (await self._process.stdout.readline()).startswith(b"listening ")
@@ -95,9 +100,12 @@ class Clients:
 async def test_a_hub_killed_again_and_again_finds_its_agent_back(memory: bool) -> None:
     async with running_hub() as hub, running_origin() as origin:
         agent = RunningAgent(
-            hub_address=f"127.0.0.1:{hub.grpc_port}", cluster_name="c1", insecure=True, use_memory_comm=memory,
+            hub_address=f"127.0.0.1:{hub.grpc_port}",
+            cluster_name="c1",
+            insecure=True,
+            use_memory_comm=memory,
             routes=(f"/={origin.url}",),
-        )  # fmt: skip
+        )
         clients = Clients(f"http://127.0.0.1:{hub.http_port}/c1")
         working: list[asyncio.Future[None]] = []
         try:

@@ -42,9 +42,12 @@ class Kubectl:
         websockets = "true" if transport == "websocket" else "false"
         self._command = [KUBECTL, "--server", url, "--namespace", "default"]
         self._environment = {
-            "PATH": os.environ["PATH"], "HOME": str(home), "KUBECONFIG": "/dev/null",
-            "KUBECTL_REMOTE_COMMAND_WEBSOCKETS": websockets, "KUBECTL_PORT_FORWARD_WEBSOCKETS": websockets,
-        }  # fmt: skip
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "KUBECONFIG": "/dev/null",
+            "KUBECTL_REMOTE_COMMAND_WEBSOCKETS": websockets,
+            "KUBECTL_PORT_FORWARD_WEBSOCKETS": websockets,
+        }
 
     async def start(self, *arguments: str) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE

@@ -55,9 +55,13 @@ async def running(mode: str, **hub: object) -> AsyncIterator[tuple[Silent, int, 
     config = {"limits": LimitsConfig(half_closed_s=HALF_CLOSED_S)} | hub
     async with running_hub(**config) as (grpc_port, http_port):
         agent = RunningAgent(
-            hub_address=f"127.0.0.1:{grpc_port}", cluster_name="c1", insecure=True, routes=(f"/={url}",),
-            use_memory_comm=mode == "memory", drain_grace_s=2.0,
-        )  # fmt: skip
+            hub_address=f"127.0.0.1:{grpc_port}",
+            cluster_name="c1",
+            insecure=True,
+            routes=(f"/={url}",),
+            use_memory_comm=mode == "memory",
+            drain_grace_s=2.0,
+        )
         try:
             await agent.wait_ready()
             yield target, http_port, agent

@@ -65,9 +65,13 @@ async def test_each_address_of_a_name_has_a_tunnel(monkeypatch: pytest.MonkeyPat
     async with running_origin() as origin, asyncio.timeout(30):
         hubs = {number: RunningHub(f"127.0.0.{number}", port) for number in (1, 2, 3)}
         running = RunningAgent(
-            hub_address=f"hubs.test:{port}", cluster_name="c1", insecure=True, routes=(f"/={origin.url}",),
-            use_memory_comm=mode == "memory", drain_grace_s=2.0,
-        )  # fmt: skip
+            hub_address=f"hubs.test:{port}",
+            cluster_name="c1",
+            insecure=True,
+            routes=(f"/={origin.url}",),
+            use_memory_comm=mode == "memory",
+            drain_grace_s=2.0,
+        )
         try:
             await running.wait_ready()
             await hubs[1].serves()
@@ -93,6 +97,7 @@ async def test_addresses_that_come_and_go_leave_the_others_their_tunnel(monkeypa
 
     async def connect(factory: Any, host: Any = None, *args: Any, **options: Any) -> Any:
         return await create(factory, names["hubs.test"][0] if host == "hubs.test" else host, *args, **options)
+
     asked = 0
 
     async def known(host: str) -> list[str]:
@@ -107,9 +112,13 @@ async def test_addresses_that_come_and_go_leave_the_others_their_tunnel(monkeypa
     async with running_origin() as origin, asyncio.timeout(30):
         hubs = {number: RunningHub(f"127.0.0.{number}", port) for number in (1, 2)}
         running = RunningAgent(
-            hub_address=f"hubs.test:{port}", cluster_name="c1", insecure=True, routes=(f"/={origin.url}",),
-            use_memory_comm=True, drain_grace_s=2.0,
-        )  # fmt: skip
+            hub_address=f"hubs.test:{port}",
+            cluster_name="c1",
+            insecure=True,
+            routes=(f"/={origin.url}",),
+            use_memory_comm=True,
+            drain_grace_s=2.0,
+        )
         try:
             await hubs[1].serves()
             names["hubs.test"] = ["127.0.0.1", "127.0.0.2"]
@@ -145,9 +154,13 @@ async def test_an_address_that_is_left_can_be_wanted_again_before_it_has_gone(mo
     async with running_origin() as origin, aiohttp.ClientSession() as client, asyncio.timeout(30):
         hub = RunningHub("127.0.0.1", port)
         running = RunningAgent(
-            hub_address=f"hubs.test:{port}", cluster_name="c1", insecure=True, routes=(f"/={origin.url}",),
-            use_memory_comm=True, drain_grace_s=2.0,
-        )  # fmt: skip
+            hub_address=f"hubs.test:{port}",
+            cluster_name="c1",
+            insecure=True,
+            routes=(f"/={origin.url}",),
+            use_memory_comm=True,
+            drain_grace_s=2.0,
+        )
         links = running.agent.links
         monkeypatch.setattr(links, "_addresses", lambda: (Address(configured[0], port),))
         try:
@@ -186,9 +199,13 @@ async def test_the_addresses_of_a_name_that_was_replaced_are_not_dialled_again(
     async with running_origin() as origin, asyncio.timeout(30):
         hubs = {number: RunningHub(f"127.0.0.{number}", port) for number in (1, 2, 3, 4)}
         running = RunningAgent(
-            hub_address=f"old.test:{port}", cluster_name="c1", insecure=True, routes=(f"/={origin.url}",),
-            use_memory_comm=True, drain_grace_s=2.0,
-        )  # fmt: skip
+            hub_address=f"old.test:{port}",
+            cluster_name="c1",
+            insecure=True,
+            routes=(f"/={origin.url}",),
+            use_memory_comm=True,
+            drain_grace_s=2.0,
+        )
         try:
             await running.wait_ready()
             await hubs[1].serves()
@@ -209,9 +226,12 @@ async def test_the_addresses_of_a_name_that_was_replaced_are_not_dialled_again(
 
 async def test_a_name_that_nobody_knows_is_said_and_dialled_again(caplog: pytest.LogCaptureFixture) -> None:
     running = RunningAgent(
-        hub_address="hub.invalid:8443", cluster_name="c1", insecure=True, routes=("/=http://127.0.0.1:9",),
+        hub_address="hub.invalid:8443",
+        cluster_name="c1",
+        insecure=True,
+        routes=("/=http://127.0.0.1:9",),
         use_memory_comm=True,
-    )  # fmt: skip
+    )
     said = "no connection to hub.invalid:8443"
     await until(lambda: [record for record in caplog.records if said in record.getMessage()])
     await running.stop()

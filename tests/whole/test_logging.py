@@ -52,9 +52,15 @@ def test_the_first_equal_lines_are_logged_and_the_others_counted(started: type[P
 def test_lines_that_found_no_room_are_counted_when_the_reader_comes_back(started: type[Process]) -> None:
     port = closed_port()
     proxy = started(
-        "proxy", "--listen", "127.0.0.1:0", "--route", f"/=http://127.0.0.1:{port}", "--log-level", "debug",
+        "proxy",
+        "--listen",
+        "127.0.0.1:0",
+        "--route",
+        f"/=http://127.0.0.1:{port}",
+        "--log-level",
+        "debug",
         blocked=True,
-    )  # fmt: skip
+    )
     listening = proxy.port("proxy")
     for _ in range(11_000):  # a line each: DEBUG is not limited
         socket.create_connection(("127.0.0.1", listening), timeout=30).close()
@@ -114,8 +120,10 @@ def test_standard_output_that_nobody_reads_stops_nobody() -> None:
     port = closed_port()
     process = subprocess.Popen(
         [SCRIPT, "proxy", "--listen", f"127.0.0.1:{port}", "--route", f"/=http://127.0.0.1:{closed_port()}"],
-        stdout=write_end, stderr=write_end, env=ENVIRON,
-    )  # fmt: skip
+        stdout=write_end,
+        stderr=write_end,
+        env=ENVIRON,
+    )
     os.close(write_end)
     try:
         deadline_s = time.monotonic() + EXIT_S

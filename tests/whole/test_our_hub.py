@@ -19,7 +19,8 @@ DRAIN_MESSAGE = bytes.fromhex("00 00000002 1002")  # gRPC's prefix, and the pack
 
 async def test_answer_right_before_the_tunnels_end_reaches_its_client() -> None:
     async with (
-        running_hub() as (grpc_port, http_port), running_cable(grpc_port) as cable,
+        running_hub() as (grpc_port, http_port),
+        running_cable(grpc_port) as cable,
         tunnel(cable.port, ("cluster-name", "c1")) as call,
     ):
         await probe(call)

@@ -34,8 +34,16 @@ async def test_small_gets_on_one_kept_alive_connection(rig: Rig, nginx: Nginx) -
 async def test_path_query_and_headers_go_on_as_they_came(rig: Rig) -> None:
     async with running_origin() as origin, rig.running(origin.url) as whole:
         code, _, errors = await curl(
-            "--path-as-is", "-H", "X-Mine: a  b", "-H", "Connection: X-Hop", "-H", "X-Hop: 1",
-            "-H", "Impersonate-User: root", f"{whole.url}/a%2Fb//c?q=%20&r=1?",
+            "--path-as-is",
+            "-H",
+            "X-Mine: a  b",
+            "-H",
+            "Connection: X-Hop",
+            "-H",
+            "X-Hop: 1",
+            "-H",
+            "Impersonate-User: root",
+            f"{whole.url}/a%2Fb//c?q=%20&r=1?",
         )
         assert (code, errors) == (0, b"")
         assert origin.seen == ["GET /a%2Fb//c?q=%20&r=1?"]
@@ -77,8 +85,16 @@ async def test_curl_is_told_to_continue_and_its_big_body_arrives(rig: Rig) -> No
     async with running_origin() as origin, rig.running(origin.url) as whole:
         for framing in ([], ["-H", "Transfer-Encoding: chunked"]):
             code, output, errors = await curl(
-                "-v", "-H", "Expect: 100-continue", "--expect100-timeout", "15", *framing, "--data-binary", "@-",
-                f"{whole.url}/digest", stdin=BIG,
+                "-v",
+                "-H",
+                "Expect: 100-continue",
+                "--expect100-timeout",
+                "15",
+                *framing,
+                "--data-binary",
+                "@-",
+                f"{whole.url}/digest",
+                stdin=BIG,
             )
             assert code == 0, errors
             assert json.loads(output) == {"sha256": BIG_SHA256, "length": len(BIG)}

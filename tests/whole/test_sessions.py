@@ -125,9 +125,7 @@ async def test_refusing_hub_is_tried_again_with_a_back_off(rig: Rig) -> None:
 
 
 @only_base_hub
-async def test_rejected_identity_is_said_loudly_and_retried_slowly(
-    rig: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_rejected_identity_is_said_loudly_and_retried_slowly(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     async with rig.hub() as whole:
         rig.base.command(f"refuse {whole.cluster} UNAUTHENTICATED")
         starting = asyncio.ensure_future(whole.start_agent(routes=("/=http://127.0.0.1:9",)))
@@ -143,7 +141,9 @@ async def test_rejected_identity_is_said_loudly_and_retried_slowly(
 @pytest.mark.parametrize("status", ["UNAVAILABLE", "OK", "INTERNAL"])
 async def test_dropped_stream_fails_its_requests_and_comes_back(rig: Rig, status: str) -> None:
     async with (
-        running_origin() as origin, rig.running(origin.url) as whole, aiohttp.ClientSession() as client,
+        running_origin() as origin,
+        rig.running(origin.url) as whole,
+        aiohttp.ClientSession() as client,
         asyncio.timeout(20),
     ):
         waiting = asyncio.ensure_future(client.post(f"{whole.url}/hold"))
@@ -234,9 +234,7 @@ async def test_malformed_message_ends_the_session_and_only_it(rig: Rig, caplog: 
 
 
 @only_base_hub
-async def test_flood_for_id_zero_ends_the_session_with_one_log_line(
-    rig: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_flood_for_id_zero_ends_the_session_with_one_log_line(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     async with running_origin() as origin, rig.running(origin.url) as whole:
         caplog.clear()
         rig.base.command(f"flood {whole.cluster} 200000")

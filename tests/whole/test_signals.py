@@ -72,8 +72,16 @@ def unreachable() -> Iterator[int]:
 
 
 def run_of(port: int, *arguments: str) -> tuple[str, ...]:
-    return ("run", "--hub-address", f"127.0.0.1:{port}", "--cluster-name", "c1", "--route", "/=http://127.0.0.1:9",
-            *arguments)  # fmt: skip
+    return (
+        "run",
+        "--hub-address",
+        f"127.0.0.1:{port}",
+        "--cluster-name",
+        "c1",
+        "--route",
+        "/=http://127.0.0.1:9",
+        *arguments,
+    )
 
 
 @BLOCKED
@@ -124,7 +132,7 @@ def test_a_process_that_starts(started: type[Process], command: str, delay_s: fl
 def test_an_agent_that_reloads(started: type[Process], blocked: bool, tmp_path: pathlib.Path) -> None:
     hub = started(*HUB, blocked=False)
     config = tmp_path / "agent.toml"
-    config.write_text('drain_grace_s = 5.0\n')
+    config.write_text("drain_grace_s = 5.0\n")
     agent = started(*agent_of(hub.port("grpc"), "--config", str(config)), blocked=blocked)
     assert agent.line() == "ready"
     for number in range(20):
@@ -171,9 +179,15 @@ def test_a_service_under_a_flood_of_requests(started: type[Process], blocked: bo
     """What comes during the drain is refused, and doesn't prolong it without end."""
     if signalled == "proxy":
         service = started(
-            "proxy", "--listen", "127.0.0.1:0", "--route", f"/=http://127.0.0.1:{closed_port()}", "--drain-grace-s",
-            "2", blocked=blocked,
-        )  # fmt: skip
+            "proxy",
+            "--listen",
+            "127.0.0.1:0",
+            "--route",
+            f"/=http://127.0.0.1:{closed_port()}",
+            "--drain-grace-s",
+            "2",
+            blocked=blocked,
+        )
         port = service.port("proxy")
     else:
         hub = started(*HUB, "--drain-grace-s", "2", blocked=blocked)

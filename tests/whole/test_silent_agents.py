@@ -46,9 +46,17 @@ class Scene:
 
     async def start_agent(self, origin: Origin) -> None:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "agent", "run", f"--hub-address=127.0.0.1:{self._grpc_port}", "--cluster-name=c1",
-            "--insecure", f"--route=/={origin.url}", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "agent",
+            "run",
+            f"--hub-address=127.0.0.1:{self._grpc_port}",
+            "--cluster-name=c1",
+            "--insecure",
+            f"--route=/={origin.url}",
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
         self.processes.append(process)
         self.origins.append(origin)
         assert process.stdout is not None

@@ -62,7 +62,9 @@ def tls_base_hub(files: Files) -> Iterator[BaseHubProcess]:
 @contextlib.asynccontextmanager
 async def running_agent(mode: str, port: int, target: str, **config: object) -> AsyncIterator[RunningAgent]:
     agent = RunningAgent(
-        routes=(f"/={target}",), use_memory_comm=mode == "memory", drain_grace_s=2.0,
+        routes=(f"/={target}",),
+        use_memory_comm=mode == "memory",
+        drain_grace_s=2.0,
         **({"cluster_name": "c1", "hub_address": f"127.0.0.1:{port}"} | config),
     )
     try:
@@ -89,7 +91,11 @@ async def test_base_hub_with_tls(mode: str, files: Files, tls_base_hub: BaseHubP
     async with (
         running_origin() as origin,
         running_agent(
-            mode, tls_base_hub.grpc_port, origin.url, hub_ca_file=files.ca, hub_server_name="localhost",
+            mode,
+            tls_base_hub.grpc_port,
+            origin.url,
+            hub_ca_file=files.ca,
+            hub_server_name="localhost",
             cluster_name=cluster,
         ) as agent,
     ):
@@ -235,8 +241,13 @@ async def test_an_agent_says_whose_certificate_has_expired_and_when(
     async with (
         running_hub(grpc_cert_file=cert, agent_ca_file=files.ca) as (port, _),
         running_agent(
-            "memory", port, "http://127.0.0.1:9", hub_ca_file=files.ca, hub_client_cert_file=files.agent,
-            hub_token_file=str(tmp_path / "token"), hub_server_name="localhost",
+            "memory",
+            port,
+            "http://127.0.0.1:9",
+            hub_ca_file=files.ca,
+            hub_client_cert_file=files.agent,
+            hub_token_file=str(tmp_path / "token"),
+            hub_server_name="localhost",
         ),
     ):
         await until(lambda: [each for each in caplog.records if each.name == "agent.tunnel.client"])

@@ -23,7 +23,8 @@ async def tunnel(port: int, *metadata: tuple[str, str]) -> AsyncIterator[Call]:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
         call = channel.stream_stream(
             "/tunnel.v1.TunnelService/Tunnel",
-            request_serializer=Packet.SerializeToString, response_deserializer=Packet.FromString,
+            request_serializer=Packet.SerializeToString,
+            response_deserializer=Packet.FromString,
         )(metadata=metadata)
         yield call
         call.cancel()

@@ -115,5 +115,14 @@ HUB = ("hub", "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0")
 
 
 def agent_of(grpc_port: int, *arguments: str) -> tuple[str, ...]:
-    return ("run", "--hub-address", f"127.0.0.1:{grpc_port}", "--cluster-name", "c1", "--insecure",
-            "--route", f"/=http://127.0.0.1:{closed_port()}", *arguments)  # fmt: skip
+    return (
+        "run",
+        "--hub-address",
+        f"127.0.0.1:{grpc_port}",
+        "--cluster-name",
+        "c1",
+        "--insecure",
+        "--route",
+        f"/=http://127.0.0.1:{closed_port()}",
+        *arguments,
+    )

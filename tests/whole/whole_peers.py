@@ -388,9 +388,16 @@ async def running_cable(port: int) -> AsyncIterator[Cable]:
 async def curl(*arguments: str, stdin: bytes | None = None) -> tuple[int, bytes, bytes]:
     """(exit code, standard output, standard error) of the curl program."""
     process = await asyncio.create_subprocess_exec(
-        program("curl"), "-sS", "--max-time", "20", "--noproxy", "*", *arguments,
+        program("curl"),
+        "-sS",
+        "--max-time",
+        "20",
+        "--noproxy",
+        "*",
+        *arguments,
         stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     output, errors = await process.communicate(stdin)
     assert process.returncode is not None

@@ -42,9 +42,7 @@ class Announced:
 
     __slots__ = ("_acceptor", "conn_id", "is_base_hubs", "name", "outcome", "transport", "withdrawn")
 
-    def __init__(
-        self, acceptor: UDSAcceptor, name: str, conn_id: int, outcome: Outcome, is_base_hubs: bool
-    ) -> None:
+    def __init__(self, acceptor: UDSAcceptor, name: str, conn_id: int, outcome: Outcome, is_base_hubs: bool) -> None:
         self._acceptor = acceptor
         self.name = name
         self.conn_id = conn_id

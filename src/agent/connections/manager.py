@@ -425,7 +425,6 @@ class ConnManager:
         """Whether no connection is open here, and a base hub lists none as far as is known: the session may end."""
         return not self._open and not self._listed
 
-
     # -- probing (wire.md, "vanished clients")
 
     def _schedule_tick(self) -> None:

@@ -242,9 +242,7 @@ class Hub:
         found = dict(metadata)
         cluster = found[b"cluster-name"]  # the tunnel's server refuses a call without it
         try:
-            identity = self._agents.identify(
-                cluster, found.get(b"authorization"), tunnel.get_extra_info("peercert")
-            )
+            identity = self._agents.identify(cluster, found.get(b"authorization"), tunnel.get_extra_info("peercert"))
         except Refused as refused:
             extra = {"cluster": cluster[:63].decode("latin-1"), "peer": tunnel.peername, "reason": refused.reason}
             logger.warning("agent refused", extra=extra)
@@ -267,9 +265,7 @@ class Hub:
                 logger.warning("agent refused: too many sessions", extra=extra)
                 reason = f"{whose} has {open_now} sessions, the most that are allowed ({setting})"
                 raise GrpcStatus(Status.RESOURCE_EXHAUSTED, reason, logged=True)
-        session = AgentSession(
-            tunnel, name, identity, self._lost, on_draining=self._draining, successor=self._newest
-        )
+        session = AgentSession(tunnel, name, identity, self._lost, on_draining=self._draining, successor=self._newest)
         self._sessions.setdefault(name, sessions).append(session)
         self.sessions_opened += 1
         self._open_sessions += 1
@@ -289,13 +285,17 @@ class Hub:
         limit = descriptor_limit()
         shares = share_out(limit, config.max_clients, config.max_agents)
         for setting, asked, allowed in (
-            ("max_clients", config.max_clients, shares.clients), ("max_agents", config.max_agents, shares.agents)
-        ):  # fmt: skip
+            ("max_clients", config.max_clients, shares.clients),
+            ("max_agents", config.max_agents, shares.agents),
+        ):
             if allowed < asked:
                 logger.warning(
                     "%s is lowered from %d to %d: the process may open %d file descriptors (ulimit -n)",
-                    setting, asked, allowed, limit,
-                )  # fmt: skip
+                    setting,
+                    asked,
+                    allowed,
+                    limit,
+                )
         return shares
 
     def route(self, request: RequestHead) -> Target:

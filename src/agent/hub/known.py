@@ -1,8 +1,8 @@
 """Which clusters the hub knows, so that a wrong path isn't answered as an agent that is missing.
 
-    named by the token file, or an agent is connected (it drains) or was within the last hour    503, with Retry-After
-    otherwise                                                                                     404
-    within STARTING_S of the hub's start                                                          503: agents come back
+named by the token file, or an agent is connected (it drains) or was within the last hour    503, with Retry-After
+otherwise                                                                                     404
+within STARTING_S of the hub's start                                                          503: agents come back
 """
 
 from __future__ import annotations

@@ -22,9 +22,16 @@ __all__ = ["read"]
 CERTIFICATE_HELP = "When the certificates of a setting's files expire, in seconds since 1970."
 
 REASONS = (
-    "policy", "tls", "max_agents", "max_sessions_per_cluster", "queue", "connections", "strangers", "no_call",
+    "policy",
+    "tls",
+    "max_agents",
+    "max_sessions_per_cluster",
+    "queue",
+    "connections",
+    "strangers",
+    "no_call",
     "descriptors",
-)  # fmt: skip
+)
 """Why agents are refused: by the hub, and at its door."""
 
 MANY = 3
@@ -47,13 +54,19 @@ def read(hub: Hub) -> Iterator[Metric]:
     yield from _agents(hub)
     yield from _requests(hub)
     yield Metric(
-        "unfinished_message_bytes", "gauge", "Bytes of agents' messages that have not come whole.",
-        (), [((), hub.messages.held_bytes)],
-    )  # fmt: skip
+        "unfinished_message_bytes",
+        "gauge",
+        "Bytes of agents' messages that have not come whole.",
+        (),
+        [((), hub.messages.held_bytes)],
+    )
     yield Metric(
-        "calls_crowded_out", "counter", "Agents' calls ended because unfinished messages held all they may.",
-        (), [((), hub.messages.ended_calls)],
-    )  # fmt: skip
+        "calls_crowded_out",
+        "counter",
+        "Agents' calls ended because unfinished messages held all they may.",
+        (),
+        [((), hub.messages.ended_calls)],
+    )
 
 
 def _agents(hub: Hub) -> Iterator[Metric]:
@@ -66,13 +79,19 @@ def _agents(hub: Hub) -> Iterator[Metric]:
     suspected = sum(session.suspected and not session.draining for session in sessions)
     serving = len(sessions) - draining - suspected
     yield Metric(
-        "agents", "gauge", "Agents' tunnels that are open.", ("state",),
+        "agents",
+        "gauge",
+        "Agents' tunnels that are open.",
+        ("state",),
         [(("serving",), serving), (("suspected",), suspected), (("draining",), draining)],
-    )  # fmt: skip
+    )
     yield Metric(
-        "clusters", "gauge", "Clusters with an agent, by how many each has.", ("agents",),
+        "clusters",
+        "gauge",
+        "Clusters with an agent, by how many each has.",
+        ("agents",),
         [((agents,), count) for agents, count in clusters.items()],
-    )  # fmt: skip
+    )
     yield Metric("sessions", "counter", "Tunnels opened so far.", (), [((), hub.sessions_opened)])
     door = hub.agent_door
     refused = dict.fromkeys(REASONS, 0) | hub.refused
@@ -80,9 +99,12 @@ def _agents(hub: Hub) -> Iterator[Metric]:
         refused |= door.refused
         refused["descriptors"] = door.refused_descriptors
     yield Metric(
-        "agents_refused", "counter", "Agents refused, and connections to their port that were closed.", ("reason",),
+        "agents_refused",
+        "counter",
+        "Agents refused, and connections to their port that were closed.",
+        ("reason",),
         [((reason,), count) for reason, count in refused.items()],
-    )  # fmt: skip
+    )
     waiting = door.waiting if door is not None else 0
     yield Metric("agents_waiting", "gauge", "Agents' connections that the hub has not begun with.", (), [((), waiting)])
 
@@ -106,19 +128,27 @@ def _requests(hub: Hub) -> Iterator[Metric]:
     ]
     responses.append((("agent", "upgraded"), measures.upgraded))
     yield Metric(
-        "responses", "counter", "Responses by whose they are and the first digit of their status.",
-        ("source", "status"), responses,
-    )  # fmt: skip
+        "responses",
+        "counter",
+        "Responses by whose they are and the first digit of their status.",
+        ("source", "status"),
+        responses,
+    )
     yield Metric("responses_cut", "counter", "Responses that ended unfinished.", (), [((), measures.cut)])
     yield Metric(
-        "request_stage_seconds", "histogram",
+        "request_stage_seconds",
+        "histogram",
         "How long requests took: connect (new connections to agents), head and body of the response; whole.",
-        ("stage",), [((stage,), took) for stage, took in measures.stages.items() if stage != "policy"],
-    )  # fmt: skip
+        ("stage",),
+        [((stage,), took) for stage, took in measures.stages.items() if stage != "policy"],
+    )
     carried = hub.carried_bytes
     yield Metric(
-        "carried_bytes", "counter", "Clients' bytes carried.", ("direction",),
+        "carried_bytes",
+        "counter",
+        "Clients' bytes carried.",
+        ("direction",),
         [(("from_agents",), carried[0]), (("to_agents",), carried[1])],
-    )  # fmt: skip
+    )
     waiting = sum(session.tunnel.bytes_buffered for session in hub.sessions)
     yield Metric("buffered_bytes", "gauge", "Bytes that wait to be sent to agents.", (), [((), waiting)])

@@ -1,10 +1,10 @@
 """The door that users come through: from an accepted socket to the proxy, by TLS or plainly.
 
-    accepted ──► too many? 503, close
-        │ plaintext port ─────────────────────────────────────────────────────────► the proxy's connection
-        │ TLS port: first byte ──► not TLS's ──► 400, close
-        └─────────────────────────► handshake ──► no certificate where one is due ──► 400, close
-                                        └─────────────────────────────────────────► the proxy's connection
+accepted ──► too many? 503, close
+    │ plaintext port ─────────────────────────────────────────────────────────► the proxy's connection
+    │ TLS port: first byte ──► not TLS's ──► 400, close
+    └─────────────────────────► handshake ──► no certificate where one is due ──► 400, close
+                                    └─────────────────────────────────────────► the proxy's connection
 """
 
 from __future__ import annotations
@@ -38,9 +38,15 @@ _TLS_HANDSHAKE = b"\x16"
 def _answer(status: str, text: str, *fields: str) -> bytes:
     body = text.encode() + b"\n"
     head = (
-        f"HTTP/1.1 {status}", "Content-Type: text/plain; charset=utf-8", "X-Content-Type-Options: nosniff",
-        f"Content-Length: {len(body)}", *fields, "Connection: close", "", "",
-    )  # fmt: skip
+        f"HTTP/1.1 {status}",
+        "Content-Type: text/plain; charset=utf-8",
+        "X-Content-Type-Options: nosniff",
+        f"Content-Length: {len(body)}",
+        *fields,
+        "Connection: close",
+        "",
+        "",
+    )
     return "\r\n".join(head).encode() + body
 
 

@@ -202,9 +202,11 @@ class ApiAccess:
         token = None
         try:
             material = Reloaded[_Material](
-                spec.files, lambda contents: _read_material(spec, contents),
-                field=self._field, check_interval_s=self._check_interval_s,
-            )  # fmt: skip
+                spec.files,
+                lambda contents: _read_material(spec, contents),
+                field=self._field,
+                check_interval_s=self._check_interval_s,
+            )
             if spec.token_file:
                 token = Reloaded[str](
                     [spec.token_file], parse_token, field=self._field, check_interval_s=self._check_interval_s

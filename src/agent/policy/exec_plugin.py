@@ -59,9 +59,13 @@ class ExecPlugin:
         environ = {**os.environ, **self.env, "KUBERNETES_EXEC_INFO": json.dumps(asked)}
         try:
             process = await asyncio.create_subprocess_exec(
-                self.command, *self.args, env=environ,
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, limit=ANSWER_BYTES,
-            )  # fmt: skip
+                self.command,
+                *self.args,
+                env=environ,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                limit=ANSWER_BYTES,
+            )
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise PluginError(f"the credential plugin {self.command} can't be run ({reason})") from error

@@ -93,7 +93,9 @@ class Reloaded(Generic[T]):
         if stamp != self._stamp or problem != self.problem:  # once for each change
             _log.error(
                 "%s can't be used: the last good content stays in force: %s",
-                self._field, problem, extra={"files": ", ".join(self._paths)},
+                self._field,
+                problem,
+                extra={"files": ", ".join(self._paths)},
             )
         self._stamp = stamp
         self.problem = problem

@@ -183,7 +183,7 @@ def make_policy(
     if trust is None:
         files = FileTrust(
             config.target_ca_files, cert_file=config.target_client_cert_file, key_file=config.target_client_key_file
-        )  # fmt: skip
+        )
         trust = files if kubernetes is None else _KubernetesTrust(kubernetes.managed, files, kubernetes.api_server)
     return Policy(router, processor, trust, app=app, kubernetes=kubernetes)
 

@@ -30,9 +30,7 @@ __all__ = [
 ]
 
 # One block of RFC 7468, or the start of one that doesn't end as it should.
-_BLOCK = re.compile(
-    rb"-----BEGIN (?P<label>[^\r\n]*?)-----(?:(?P<base64>[A-Za-z0-9+/=\s]*)-----END (?P=label)-----)?"
-)
+_BLOCK = re.compile(rb"-----BEGIN (?P<label>[^\r\n]*?)-----(?:(?P<base64>[A-Za-z0-9+/=\s]*)-----END (?P=label)-----)?")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
 
 
@@ -210,8 +208,7 @@ class ServerContext(ssl.SSLContext):
 
 
 def handshake_failure(error: BaseException) -> str | None:
-    """Why a peer's handshake failed, in words; None where the peer only left: a port that is looked at is no failure.
-    """
+    """Why a peer's handshake failed, in words; None where the peer only left: a port that is looked at is no failure."""
     if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError):
         return "it took too long" if isinstance(error, ConnectionAbortedError) else None
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -240,9 +237,7 @@ def server_context(
     """
 
     def make() -> ServerContext:
-        return _context_now(
-            cert_file, key_file, cert_field, client_ca_file, client_ca_field, client_required, alpn
-        )  # fmt: skip
+        return _context_now(cert_file, key_file, cert_field, client_ca_file, client_ca_field, client_required, alpn)
 
     def remake(_: list[bytes]) -> ServerContext:
         try:

@@ -1,6 +1,6 @@
 """ASGI applications in this process as targets: no port, no socket, the proxy's bytes go over a pipe to uvicorn.
 
-    proxy ── Target(connect=…) ──► Listener ══ pipe ══ uvicorn's protocol ──► app
+proxy ── Target(connect=…) ──► Listener ══ pipe ══ uvicorn's protocol ──► app
 """
 
 from __future__ import annotations

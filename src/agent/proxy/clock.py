@@ -29,9 +29,17 @@ class Clock:
     """
 
     __slots__ = (
-        "_counts_stops", "_due_s", "_handle", "_loop", "_skipped", "_stood_still_s", "_sweep", "_tick_s", "_was_late",
+        "_counts_stops",
+        "_due_s",
+        "_handle",
+        "_loop",
+        "_skipped",
+        "_stood_still_s",
+        "_sweep",
+        "_tick_s",
+        "_was_late",
         "now",
-    )  # fmt: skip
+    )
 
     def __init__(self, tick_s: float, sweep: Callable[[float], bool], *, counts_stops: bool = False) -> None:
         self._tick_s = tick_s

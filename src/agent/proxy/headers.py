@@ -27,11 +27,20 @@ __all__ = [
 
 Fields = list[tuple[bytes, bytes]]
 
-HOP_BY_HOP = frozenset({
-    b"connection", b"proxy-connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
-    b"transfer-encoding", b"upgrade",
-    b"tunnel-fault",  # blame.py
-})  # fmt: skip
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"proxy-connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"tunnel-fault",  # blame.py
+    }
+)
 SPECIAL = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 """Fields that are read, and then written afresh or dropped: they never go on as they came."""
 
@@ -40,10 +49,25 @@ PROTECTED = frozenset({b"host", b"content-length", b"authorization"})
 
 # RFC 9110, section 6.5.1: framing, routing, authentication, request modifiers and content's own description.
 NOT_A_TRAILER = SPECIAL | {
-    b"age", b"authorization", b"cache-control", b"content-encoding", b"content-range", b"content-type", b"date",
-    b"expires", b"location", b"max-forwards", b"pragma", b"range", b"retry-after", b"set-cookie", b"vary", b"warning",
-    b"www-authenticate", b"cookie",
-}  # fmt: skip
+    b"age",
+    b"authorization",
+    b"cache-control",
+    b"content-encoding",
+    b"content-range",
+    b"content-type",
+    b"date",
+    b"expires",
+    b"location",
+    b"max-forwards",
+    b"pragma",
+    b"range",
+    b"retry-after",
+    b"set-cookie",
+    b"vary",
+    b"warning",
+    b"www-authenticate",
+    b"cookie",
+}
 
 NOT_IN_NAME = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9A-Za-z]")
 NOT_IN_VALUE = re.compile(rb"[\0\r\n]")

@@ -49,9 +49,23 @@ from agent.proxy.rules import (
 )
 from agent.syntax import has_dot_segments, without_plain_dots
 
-__all__ = ["CHUNKED", "METHODS", "UNFRAMED", "UNTIL_EOF", "UPGRADE_BODY_BYTES", "Fault", "Request", "Response",
-           "bound_upgrade", "check_line", "check_line_so_far", "malformed_head", "parse_request", "parse_response",
-           "switches_as_asked"]  # fmt: skip
+__all__ = [
+    "CHUNKED",
+    "METHODS",
+    "UNFRAMED",
+    "UNTIL_EOF",
+    "UPGRADE_BODY_BYTES",
+    "Fault",
+    "Request",
+    "Response",
+    "bound_upgrade",
+    "check_line",
+    "check_line_so_far",
+    "malformed_head",
+    "parse_request",
+    "parse_response",
+    "switches_as_asked",
+]
 
 CHUNKED = -1
 """A body's length: unknown, chunk by chunk."""
@@ -60,12 +74,43 @@ UNTIL_EOF = -2
 UNFRAMED = -3
 """The length that a head says nothing of."""
 
-METHODS = frozenset({
-    b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"COPY", b"LOCK", b"MKCOL", b"MOVE",
-    b"PROPFIND", b"PROPPATCH", b"SEARCH", b"UNLOCK", b"BIND", b"REBIND", b"UNBIND", b"ACL", b"REPORT", b"MKACTIVITY",
-    b"CHECKOUT", b"MERGE", b"M-SEARCH", b"NOTIFY", b"SUBSCRIBE", b"UNSUBSCRIBE", b"PURGE", b"MKCALENDAR", b"LINK",
-    b"UNLINK", b"SOURCE", b"QUERY",
-})  # fmt: skip
+METHODS = frozenset(
+    {
+        b"GET",
+        b"HEAD",
+        b"POST",
+        b"PUT",
+        b"DELETE",
+        b"OPTIONS",
+        b"PATCH",
+        b"COPY",
+        b"LOCK",
+        b"MKCOL",
+        b"MOVE",
+        b"PROPFIND",
+        b"PROPPATCH",
+        b"SEARCH",
+        b"UNLOCK",
+        b"BIND",
+        b"REBIND",
+        b"UNBIND",
+        b"ACL",
+        b"REPORT",
+        b"MKACTIVITY",
+        b"CHECKOUT",
+        b"MERGE",
+        b"M-SEARCH",
+        b"NOTIFY",
+        b"SUBSCRIBE",
+        b"UNSUBSCRIBE",
+        b"PURGE",
+        b"MKCALENDAR",
+        b"LINK",
+        b"UNLINK",
+        b"SOURCE",
+        b"QUERY",
+    }
+)
 # CONNECT asks for a tunnel that a gateway doesn't give; TRACE would show its sender the credentials that the agent puts
 # in (RFC 9110, section 9.3.8).
 REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
@@ -189,9 +234,22 @@ class Request:
     """
 
     __slots__ = (
-        "block", "expects_continue", "fields", "given", "has_length", "host", "is_1_0", "keep_alive", "length",
-        "method", "name", "received", "tail", "takes_trailers", "upgrade",
-    )  # fmt: skip
+        "block",
+        "expects_continue",
+        "fields",
+        "given",
+        "has_length",
+        "host",
+        "is_1_0",
+        "keep_alive",
+        "length",
+        "method",
+        "name",
+        "received",
+        "tail",
+        "takes_trailers",
+        "upgrade",
+    )
 
     method: bytes
     name: str
@@ -224,9 +282,20 @@ class Response:
     """
 
     __slots__ = (
-        "block", "closing", "content_length", "digits", "fault", "framing", "keep_alive", "length", "line_bytes",
-        "lines", "status", "upgrade", "written",
-    )  # fmt: skip
+        "block",
+        "closing",
+        "content_length",
+        "digits",
+        "fault",
+        "framing",
+        "keep_alive",
+        "length",
+        "line_bytes",
+        "lines",
+        "status",
+        "upgrade",
+        "written",
+    )
 
     block: bytes
     framing: int

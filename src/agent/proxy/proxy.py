@@ -22,6 +22,7 @@ __all__ = ["Proxy"]
 LOOKS = 32
 """Connections that are looked at for one that can make room for another."""
 
+
 class Proxy:
     """An HTTP/1.1 reverse proxy without a listener: `connection()` makes the protocol for one client connection.
 

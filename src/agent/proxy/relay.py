@@ -79,11 +79,34 @@ class Exchange:
     """
 
     __slots__ = (
-        "_answered", "_began_s", "_body_came_later", "_collected", "_decoder", "_head", "_informational", "_left",
-        "_mark_s", "_mode", "_passed_bytes", "_request_done", "_response", "_retried", "_task", "_unframed", "_unsent",
-        "_upstream", "connection", "continue_at", "corked", "deadline", "own_target", "request", "stage", "target",
+        "_answered",
+        "_began_s",
+        "_body_came_later",
+        "_collected",
+        "_decoder",
+        "_head",
+        "_informational",
+        "_left",
+        "_mark_s",
+        "_mode",
+        "_passed_bytes",
+        "_request_done",
+        "_response",
+        "_retried",
+        "_task",
+        "_unframed",
+        "_unsent",
+        "_upstream",
+        "connection",
+        "continue_at",
+        "corked",
+        "deadline",
+        "own_target",
+        "request",
+        "stage",
+        "target",
         "waits_at",
-    )  # fmt: skip
+    )
 
     def __init__(self, connection: Connection, request: Request, own_target: bytes) -> None:
         self.connection = connection
@@ -179,9 +202,13 @@ class Exchange:
             log.info(error.reason, extra=extra)
             challenge = [(b"WWW-Authenticate", b"Bearer")] if error.status == 401 else None  # RFC 9110, section 15.5.2
             self.connection.answer(
-                error.status, error.reason, close=error.status == 421, fields=challenge,
-                fault=error.fault, limit=error.limit,
-            )  # fmt: skip
+                error.status,
+                error.reason,
+                close=error.status == 421,
+                fields=challenge,
+                fault=error.fault,
+                limit=error.limit,
+            )
             return
         extra["status"] = 503
         if isinstance(error, PolicyFault):
@@ -443,9 +470,13 @@ class Exchange:
         """The agent has answered a failure itself, and says whose fault it was."""
         fault, limit, reason = read_fault(response.fault)
         extra: dict[str, object] = {
-            "conn_id": self.connection.conn_id, "stage": "response head", "status": response.status, "fault": fault,
-            "method": self.request.method.decode(), "reason": reason,
-        }  # fmt: skip
+            "conn_id": self.connection.conn_id,
+            "stage": "response head",
+            "status": response.status,
+            "fault": fault,
+            "method": self.request.method.decode(),
+            "reason": reason,
+        }
         if limit:
             extra["limit"] = limit
         log.warning("the agent answered a failure", extra=extra)
@@ -622,10 +653,13 @@ class Exchange:
         """
         connection, target = self.connection, self.target
         extra: dict[str, object] = {
-            "conn_id": connection.conn_id, "stage": stage, "status": status, "fault": fault,
+            "conn_id": connection.conn_id,
+            "stage": stage,
+            "status": status,
+            "fault": fault,
             "method": self.request.method.decode(),
             "target": f"{target.host}:{target.port}" if target is not None else "-",
-        }  # fmt: skip
+        }
         if limit:
             extra["limit"] = limit
         if rule:
@@ -671,8 +705,7 @@ class Exchange:
             self._look_at_path()
 
     def _look_at_path(self) -> None:
-        """No response head yet: is the way to the target dead, and is there another? Asked at each sweep from now on.
-        """
+        """No response head yet: is the way to the target dead, and is there another? Asked at each sweep from now on."""
         upstream = self._upstream
         if self._mode is not HEAD or upstream is None or upstream.path is None:
             self.waits_at = NEVER

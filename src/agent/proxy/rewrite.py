@@ -32,9 +32,7 @@ def head_for_target(request: Request, own_target: bytes, fields: Fields, target:
             request.given, request.tail = fields.copy(), tail
     if request.expects_continue and not target.answers_expect:
         tail = b"Expect: 100-continue\r\n" + tail  # not in the tail that is kept: the next target may be another's
-    return b"".join(
-        (request.method, b" ", target.path or own_target, b" HTTP/1.1\r\nHost: ", host, b"\r\n", tail)
-    )
+    return b"".join((request.method, b" ", target.path or own_target, b" HTTP/1.1\r\nHost: ", host, b"\r\n", tail))
 
 
 def _is_immutable(fields: Fields) -> bool:
@@ -100,5 +98,6 @@ def informational_head(response: Response) -> bytes:
 def switching_head(response: Response) -> bytes:
     """The head of a 101 that names a protocol its request asked for."""
     return b"HTTP/1.1 101 Switching Protocols\r\n%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (
-        response.lines[response.line_bytes :], response.upgrade,
-    )  # fmt: skip
+        response.lines[response.line_bytes :],
+        response.upgrade,
+    )

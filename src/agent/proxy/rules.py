@@ -12,9 +12,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 __all__ = [
-    "RULES", "STRAY", "STRAYS", "TOKEN", "HeadError", "Rule", "broken_fields", "broken_line", "broken_status_line",
-    "framing_rule", "length_rule", "stray_rule",
-]  # fmt: skip
+    "RULES",
+    "STRAY",
+    "STRAYS",
+    "TOKEN",
+    "HeadError",
+    "Rule",
+    "broken_fields",
+    "broken_line",
+    "broken_status_line",
+    "framing_rule",
+    "length_rule",
+    "stray_rule",
+]
 
 
 class Rule(NamedTuple):

@@ -75,12 +75,41 @@ class Connection:
     accepts_views = True
 
     __slots__ = (
-        "_backlog", "_backlog_paused", "_body", "_closing", "_deadline", "_drain_left", "_ends_by_closing",
-        "_exchange", "_exchange_paused", "_explained", "_half_closed", "_heads", "_in_hand", "_input", "_is_base_hubs",
-        "_is_tls", "_last", "_last_head", "_last_target", "_outcome", "_served", "_silent", "_stall", "_transport",
-        "_upgraded", "_yielded", "advancing", "carrier", "conn_id", "may_have_left", "measures", "proxy",
-        "requests_left", "writing_paused",
-    )  # fmt: skip
+        "_backlog",
+        "_backlog_paused",
+        "_body",
+        "_closing",
+        "_deadline",
+        "_drain_left",
+        "_ends_by_closing",
+        "_exchange",
+        "_exchange_paused",
+        "_explained",
+        "_half_closed",
+        "_heads",
+        "_in_hand",
+        "_input",
+        "_is_base_hubs",
+        "_is_tls",
+        "_last",
+        "_last_head",
+        "_last_target",
+        "_outcome",
+        "_served",
+        "_silent",
+        "_stall",
+        "_transport",
+        "_upgraded",
+        "_yielded",
+        "advancing",
+        "carrier",
+        "conn_id",
+        "may_have_left",
+        "measures",
+        "proxy",
+        "requests_left",
+        "writing_paused",
+    )
 
     def __init__(
         self, proxy: Proxy, conn_id: int, outcome: Outcome, carrier: str = "", is_base_hubs: bool = False

@@ -92,9 +92,11 @@ class Upgraded:
         if now >= self.deadline:
             self.deadline = NEVER
             extra = {
-                "conn_id": self.connection.conn_id, "stage": "upgraded", "fault": "client",
+                "conn_id": self.connection.conn_id,
+                "stage": "upgraded",
+                "fault": "client",
                 "limit": "limits.half_closed_idle_s",
-            }  # fmt: skip
+            }
             log.info(f"the client has sent its end and the {self._party} sends nothing", extra=extra)
             self._end()
         elif self._upstream is not None and self._upstream.takes_nothing(now):

@@ -62,9 +62,20 @@ class Upstream:
     accepts_views = True
 
     __slots__ = (
-        "_reading_paused", "exchange", "heads", "idle_until", "is_tls", "key", "made", "path", "pool", "reused",
-        "stall", "transport", "writing_paused",
-    )  # fmt: skip
+        "_reading_paused",
+        "exchange",
+        "heads",
+        "idle_until",
+        "is_tls",
+        "key",
+        "made",
+        "path",
+        "pool",
+        "reused",
+        "stall",
+        "transport",
+        "writing_paused",
+    )
 
     def __init__(self, pool: Upstreams, key: Hashable) -> None:
         self.pool = pool
@@ -201,9 +212,7 @@ class Upstreams:
 
     def key(self, target: Target) -> Hashable:
         """What two requests must share to share a connection (U3)."""
-        return (
-            target.scheme, target.host, target.port, self._generation(), target.client_identity, target.connect
-        )  # fmt: skip
+        return (target.scheme, target.host, target.port, self._generation(), target.client_identity, target.connect)
 
     def take(self, target: Target) -> Upstream | None:
         """An idle connection to the target, the one used last; None where there is none."""

@@ -125,9 +125,14 @@ class LogHandler(logging.Handler):
     def _dropped(self, lines: int) -> bytes:
         """The line that stands for those that were dropped."""
         record = logging.LogRecord(
-            __name__, logging.WARNING, __file__, 0, "%d log lines dropped: standard error did not take them", (lines,),
+            __name__,
+            logging.WARNING,
+            __file__,
+            0,
+            "%d log lines dropped: standard error did not take them",
+            (lines,),
             None,
-        )  # fmt: skip
+        )
         record.lines = lines
         return self.format(record).encode() + b"\n"
 
@@ -247,10 +252,12 @@ def read() -> Iterator[Metric]:
     if handler is not None:
         counts = {"blocked": handler.dropped_lines, "repeated": handler.left_out_lines}
     yield Metric(
-        "log_lines_dropped", "counter",
-        "Log lines that were not written: standard error did not take them, or they repeat others.", ("reason",),
+        "log_lines_dropped",
+        "counter",
+        "Log lines that were not written: standard error did not take them, or they repeat others.",
+        ("reason",),
         [((reason,), count) for reason, count in counts.items()],
-    )  # fmt: skip
+    )
 
 
 def _output_failed(lines: list[bytes], error: OSError) -> None:

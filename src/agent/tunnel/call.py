@@ -175,9 +175,7 @@ class Call:
             hint = self._tls_hint if isinstance(error, ConnectionResetError) else ""  # in a handshake of TLS 1.2
             # TCP was there: a hub that has too many in its queue closes before TLS.
             unheard = endpoint.ssl is not None and isinstance(error, ConnectionResetError | ConnectionAbortedError)
-            self.fail(
-                HubError(f"no connection to {endpoint}{through}: {reason}{hint}", cause="dial", unheard=unheard)
-            )
+            self.fail(HubError(f"no connection to {endpoint}{through}: {reason}{hint}", cause="dial", unheard=unheard))
         except BaseException:
             self.fail(HubError("the dial was cancelled", cause="dial"))
             raise
@@ -420,10 +418,12 @@ class Call:
             cause = "rejected" if rejected else "full" if full else "ended"
             self.fail(
                 HubError(
-                    f"the hub ended the tunnel with {status}", retryable=not (rejected or full), cause=cause,
+                    f"the hub ended the tunnel with {status}",
+                    retryable=not (rejected or full),
+                    cause=cause,
                     pushback_s=status.pushback_s if status.code == Status.UNAVAILABLE else None,
                 )
-            )  # fmt: skip
+            )
 
     async def _raise_if_ended(self) -> None:
         if self.ended.done():

@@ -50,8 +50,21 @@ logger = logging.getLogger("agent.tunnel.flow")
 class Http2Stream:
     """One stream. `user` is whom it talks to."""
 
-    __slots__ = ("answered", "connection", "finishing", "gone", "id", "local_ended", "queued", "reader", "remote_ended",
-                 "trailers", "user", "window", "writer")  # fmt: skip
+    __slots__ = (
+        "answered",
+        "connection",
+        "finishing",
+        "gone",
+        "id",
+        "local_ended",
+        "queued",
+        "reader",
+        "remote_ended",
+        "trailers",
+        "user",
+        "window",
+        "writer",
+    )
 
     user: StreamUser
 

@@ -31,8 +31,18 @@ LARGE_HEAD_BYTES = 11  # a tag and the longest varint: enough to know whose mess
 VIEW_BYTES = 4096  # up to a page a copy of a payload costs less than a view
 JOIN_BYTES = 16 * 1024  # up to here one copy costs less than carrying the pieces to the socket
 HEAD = struct.Struct(">HBBBI")
-_NAMES = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY", "WINDOW_UPDATE",
-          "CONTINUATION")  # fmt: skip
+_NAMES = (
+    "DATA",
+    "HEADERS",
+    "PRIORITY",
+    "RST_STREAM",
+    "SETTINGS",
+    "PUSH_PROMISE",
+    "PING",
+    "GOAWAY",
+    "WINDOW_UPDATE",
+    "CONTINUATION",
+)
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:

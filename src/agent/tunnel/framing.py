@@ -50,6 +50,4 @@ __all__ = [
     "frame",
 ]
 
-IMPLEMENTATION: Final[Literal["c", "python"]] = (
-    "c" if FrameReader.__module__ == "agent.tunnel.framing_c" else "python"
-)
+IMPLEMENTATION: Final[Literal["c", "python"]] = "c" if FrameReader.__module__ == "agent.tunnel.framing_c" else "python"

@@ -85,9 +85,7 @@ class GrpcStatus(AgentError):
     None where the hub doesn't ask. logged: who raised it has logged why.
     """
 
-    def __init__(
-        self, code: int, message: str = "", *, pushback_s: float | None = None, logged: bool = False
-    ) -> None:
+    def __init__(self, code: int, message: str = "", *, pushback_s: float | None = None, logged: bool = False) -> None:
         name = _NAMES.get(code, f"status {code}")
         super().__init__(f"{name}: {message}" if message else name)
         self.code = code

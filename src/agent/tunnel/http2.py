@@ -106,9 +106,7 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
     ) -> None:
         if not DEFAULT_WINDOW <= window_bytes <= MAX_WINDOW:
             raise ValueError(f"window_bytes must be from {DEFAULT_WINDOW} to {MAX_WINDOW}, not {window_bytes}")
-        super().__init__(
-            window_bytes, FrameReader(self, expect_preface=not client), Sender(self._flush, self.finish)
-        )
+        super().__init__(window_bytes, FrameReader(self, expect_preface=not client), Sender(self._flush, self.finish))
         self.user = user
         self.client = client
         self.checks_alpn = True  # not where the transport's TLS is a proxy's, and the hub is spoken to in plaintext

@@ -75,9 +75,24 @@ class Outbound:
     """One connection's place in the queue, from `Tunnel.outbound`; forgotten after `finish` or `abort`."""
 
     __slots__ = (
-        "_counted_s", "_field", "_held_s", "_items", "_place", "_released", "_scheduler", "_seen_bytes", "_watched",
-        "conn_id", "credit_bytes", "finished", "packets", "pause", "paused", "queued_bytes", "resume",
-    )  # fmt: skip
+        "_counted_s",
+        "_field",
+        "_held_s",
+        "_items",
+        "_place",
+        "_released",
+        "_scheduler",
+        "_seen_bytes",
+        "_watched",
+        "conn_id",
+        "credit_bytes",
+        "finished",
+        "packets",
+        "pause",
+        "paused",
+        "queued_bytes",
+        "resume",
+    )
 
     def __init__(
         self,

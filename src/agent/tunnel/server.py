@@ -208,7 +208,6 @@ class _Peer:
             call.end(GrpcStatus(Status.OK) if agreed else GrpcStatus(Status.UNAVAILABLE, "the hub is shutting down"))
 
 
-
 class _Call:
     """One call of an agent's."""
 

@@ -58,9 +58,17 @@ class ReceiveWindow:
     """
 
     __slots__ = (
-        "_arrived_bytes", "_budget", "_credited_bytes", "_epoch_bytes", "_epoch_s", "_give", "_now_s", "_round_trip_s",
-        "closed", "size_bytes",
-    )  # fmt: skip
+        "_arrived_bytes",
+        "_budget",
+        "_credited_bytes",
+        "_epoch_bytes",
+        "_epoch_s",
+        "_give",
+        "_now_s",
+        "_round_trip_s",
+        "closed",
+        "size_bytes",
+    )
 
     def __init__(
         self,
