@@ -105,6 +105,7 @@ chaos: $(VENV)/.tested ## break links between processes in network namespaces; n
 
 lint: $(VENV)/.linted ## run ruff and cython-lint
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint $(CYTHON) # it looks for pycodestyle there
 
 types: $(VENV)/.linted ## run mypy in strict mode

@@ -24,9 +24,21 @@ EXTENSIONS = {
     "fastpipe._streams_c": "src/fastpipe/_streams_py.py",  # one source, plain and compiled; its .pxd has the types
     "agent.tunnel.framing_c": "src/agent/tunnel/framing_c.pyx",
 }
-# Each is one source under one name, imported plain or compiled (agent/twins.py); the .pxd beside it has its types.
+# Each is one source under one name, imported plain or compiled (agent/runtime/extensions.py). The .pxd beside it has
+# its types.
 COMPILED = {
-    "agent.proxy": ("chunked", "clock", "decide", "heads", "intake", "plain", "relay", "rewrite", "server", "upstream"),
+    "agent.proxy": (
+        "chunked",
+        "clock",
+        "decision",
+        "heads",
+        "intake",
+        "fast_parser",
+        "relay",
+        "rewrite",
+        "server",
+        "upstream",
+    ),
     "agent.connections": ("connection", "inbound", "manager"),
     "agent.tunnel": ("coalescing", "flow", "receiving", "scheduler"),
 }

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.messages import RequestHead, Target
-from agent.policy.access import ApiAccess
+from agent.policy.api_server import ApiAccess
 from agent.policy.identity import Anonymous
 from agent.policy.kubernetes import KubernetesProcessor
 from agent.policy.reviews import TokenReviews

@@ -88,8 +88,8 @@ def told_at_each_event() -> dict[str, Any]:
     """Measures that tell prometheus-client's own objects at each event."""
     from prometheus_client import CollectorRegistry, Counter, Histogram
 
-    from agent.durations import BOUNDS_S
     from agent.proxy import Measures
+    from agent.runtime.histogram import BOUNDS_S
 
     registry = CollectorRegistry()
     seconds = Histogram("stage_seconds", "", ["mode", "stage"], buckets=BOUNDS_S, registry=registry)

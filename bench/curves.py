@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
-from agent.config import AgentConfig
+from agent.config.schema import AgentConfig
 from agent.connections import memory
 from agent.proxy import ProxyLimits
 from agent.tunnel import http2, window

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import httptools
 
-from agent.allocator import keep_freed_memory
+from agent.cli.allocator import keep_freed_memory
 from agent.connections import MemoryConnManager, UDSAcceptor, UDSConnManager
 from agent.messages import RequestHead, Target
 from agent.policy.identity import Anonymous

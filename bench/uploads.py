@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
-from agent.allocator import keep_freed_memory
+from agent.cli.allocator import keep_freed_memory
 from agent.policy.router import StaticRouter
 from agent.proxy import ProxyLimits
 from agent.tunnel.window import INITIAL_WINDOW_BYTES, ReceiveWindow, WindowBudget

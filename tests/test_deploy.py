@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from agent import Agent, AgentConfig
-from agent.agent import DRAIN_TIMEOUT_S
-from agent.check import IMPERSONATION_RIGHTS, REVIEW_RIGHT
-from agent.config import ProcessConfig
+from agent.cli.check import IMPERSONATION_RIGHTS, REVIEW_RIGHT
+from agent.config.schema import ProcessConfig
+from agent.config.settings import load
 from agent.connections import ConnectionLimits
 from agent.policy.services import parse_services
-from agent.readings import read
-from agent.settings import load
+from agent.spoke.agent import DRAIN_TIMEOUT_S
+from agent.spoke.metrics import read
 
 ROOT = Path(__file__).parents[1]
 MANIFESTS: list[dict[str, Any]] = list(yaml.safe_load_all((ROOT / "deploy" / "agent.yaml").read_text("utf-8")))

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from agent.config import AgentConfig, HubConfig
-from agent.credentials import CredentialWatch
-from agent.dialling import Dialling
-from agent.peer_certificate import fault_of_own
+from agent.config.credentials import CredentialWatch
+from agent.config.schema import AgentConfig, HubConfig
 from agent.policy.agents import AgentPolicy
+from agent.spoke.hub_endpoint import Dialling
+from agent.x509.peer import fault_of_own
 
 pytestmark = [
     pytest.mark.timeout(20),  # a second read of a named pipe waits for a writer for ever

@@ -58,7 +58,7 @@ def test_the_variable_chooses_for_a_whole_room(module: str, variable: str | None
 def test_an_extension_that_is_there_and_broken_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = tmp_path / "room"
     room.mkdir()
-    (room / "__init__.py").write_text("from agent.twins import choose_twins\nchoose_twins(__path__)\n")
+    (room / "__init__.py").write_text("from agent.runtime.extensions import choose_twins\nchoose_twins(__path__)\n")
     (room / "module.py").write_text("")
     (room / f"module{SUFFIX}").write_text("this is no extension")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{SOURCE.parent}")
@@ -70,7 +70,7 @@ def test_an_extension_that_is_there_and_broken_raises(tmp_path: Path, monkeypatc
 def test_an_archive_is_imported_from_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None) -> None:
     archive = tmp_path / "room.zip"
     with zipfile.ZipFile(archive, "w") as room:
-        room.writestr("room/__init__.py", "from agent.twins import choose_twins\nchoose_twins(__path__)\n")
+        room.writestr("room/__init__.py", "from agent.runtime.extensions import choose_twins\nchoose_twins(__path__)\n")
         room.writestr("room/module.py", "")
     monkeypatch.setenv("PYTHONPATH", f"{archive}{os.pathsep}{SOURCE.parent}")
     assert file_of("room.module", variable) == str(archive / "room" / "module.py")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .agent import Agent
-    from .config import AgentConfig, ConfigErrors, HubConfig, LimitsConfig, MemoryCommConfig, TargetLimitsConfig
+    from .config.schema import AgentConfig, ConfigErrors, HubConfig, LimitsConfig, MemoryCommConfig, TargetLimitsConfig
     from .errors import AgentError, ConfigError, HubError, ListenError, Refused, TargetError, WireError
     from .hub.hub import Hub
     from .messages import RequestHead, Target
     from .policy.identity import RequestProcessor
     from .policy.router import Router
     from .policy.trust import CertificateProvider
+    from .spoke.agent import Agent
 
     __version__: str
 
@@ -41,25 +41,25 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Agent": "agent",
-    "AgentConfig": "config",
+    "Agent": "spoke.agent",
+    "AgentConfig": "config.schema",
     "AgentError": "errors",
     "CertificateProvider": "policy.trust",
     "ConfigError": "errors",
-    "ConfigErrors": "config",
+    "ConfigErrors": "config.schema",
     "Hub": "hub.hub",
-    "HubConfig": "config",
+    "HubConfig": "config.schema",
     "HubError": "errors",
-    "LimitsConfig": "config",
+    "LimitsConfig": "config.schema",
     "ListenError": "errors",
-    "MemoryCommConfig": "config",
+    "MemoryCommConfig": "config.schema",
     "Refused": "errors",
     "RequestHead": "messages",
     "RequestProcessor": "policy.identity",
     "Router": "policy.router",
     "Target": "messages",
     "TargetError": "errors",
-    "TargetLimitsConfig": "config",
+    "TargetLimitsConfig": "config.schema",
     "WireError": "errors",
 }
 

@@ -1,5 +1,5 @@
 """`python -m agent` is `fastpipe-agent`."""
 
-from .cli import main
+from .cli.main import main
 
 main()

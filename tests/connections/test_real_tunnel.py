@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from agent.backoff import BackOff
 from agent.connections import MemoryConnManager, UDSAcceptor, UDSConnManager
 from agent.connections.manager import ConnManager
 from agent.outcome import Kind, Outcome, Stage
+from agent.tunnel.backoff import BackOff
 from agent.tunnel.client import HubEndpoint, TunnelClient
 from agent.tunnel.server import TunnelServer
 from agent.tunnel.session import Tunnel

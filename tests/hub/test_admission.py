@@ -18,7 +18,7 @@ from whole_peers import running_origin
 from whole_peers import until as until_within
 from whole_rig import running_hub
 
-from agent.backoff import BackOff
+from agent.tunnel.backoff import BackOff
 from agent.tunnel.client import HubEndpoint, TunnelClient
 from agent.tunnel.session import Tunnel
 

@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import pytest
 
-from agent.acceptor import listening_sockets
 from agent.hub import agent_door
 from agent.hub.agent_door import AgentDoor, Guest
+from agent.runtime.acceptor import listening_sockets
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="silent connections are parked by add_reader")
 

@@ -19,8 +19,8 @@ import trustme
 from whole_peers import running_origin, until
 from whole_rig import RunningAgent, running_hub
 
-from agent import expiry
 from agent.hub import user_door
+from agent.x509 import expiry
 
 VALID_S = 86400.0
 """How long users' certificates are valid."""

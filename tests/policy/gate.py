@@ -12,7 +12,7 @@ from typing import Any
 from api_server import ApiServer
 
 from agent import AgentConfig
-from agent.policy.setup import make_policy
+from agent.policy.assembly import make_policy
 from agent.proxy import Proxy, Upstreams
 
 ALICE = {"username": "alice", "uid": "1", "groups": ["devs", "system:authenticated"]}

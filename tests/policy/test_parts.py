@@ -15,11 +15,11 @@ from gate import Answer, Gate, bearer
 from agent import AgentConfig
 from agent.errors import ConfigError, Refused
 from agent.messages import RequestHead, Target
+from agent.policy.assembly import make_policy
 from agent.policy.identity import Anonymous
 from agent.policy.kubernetes import KubernetesProcessor
-from agent.policy.references import load_part
+from agent.policy.plugins import load_part
 from agent.policy.router import KubernetesRouter, StaticRouter
-from agent.policy.setup import make_policy
 from agent.policy.trust import FileTrust
 
 HUB = {"hub_address": "127.0.0.1:1", "cluster_name": "c1", "insecure": True}
@@ -213,7 +213,7 @@ def test_outside_a_cluster_or_without_the_extra_the_reason_is_said(
     monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    monkeypatch.setattr("agent.policy.setup.extra_is_installed", lambda: installed)
+    monkeypatch.setattr("agent.policy.assembly.extra_is_installed", lambda: installed)
     with pytest.raises(ConfigError) as caught:
         make_policy(AgentConfig(**HUB))
     assert "outside a cluster" in str(caught.value)
@@ -224,7 +224,7 @@ def test_outside_a_cluster_or_without_the_extra_the_reason_is_said(
 def test_in_a_cluster_without_the_extra_that_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
-    monkeypatch.setattr("agent.policy.setup.extra_is_installed", lambda: False)
+    monkeypatch.setattr("agent.policy.assembly.extra_is_installed", lambda: False)
     with pytest.raises(ConfigError) as caught:
         make_policy(AgentConfig(**HUB))
     assert "outside" not in str(caught.value)

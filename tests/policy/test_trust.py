@@ -12,7 +12,7 @@ import trustme
 
 from agent.errors import ConfigError
 from agent.messages import Target
-from agent.policy.files import Reloaded, read_token
+from agent.policy.reloading import Reloaded, read_token
 from agent.policy.trust import (
     CertificateProvider,
     FileTrust,

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import pytest
 import trustme
 
-from agent.config import AgentConfig, ProxyConfig
+from agent.config.schema import AgentConfig, ProxyConfig
+from agent.config.settings import ConfigErrors
 from agent.errors import ConfigError
 from agent.policy.trust import FileTrust
-from agent.settings import ConfigErrors
 
 CHECK_S = 0.02
 

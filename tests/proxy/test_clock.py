@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from agent.deadlines import CATCH_UP_S, LATE_S, Deadline, timeout
 from agent.proxy.clock import LATE_TICKS, Clock
+from agent.runtime.deadlines import CATCH_UP_S, LATE_S, Deadline, timeout
 
 TICK_S = 0.02
 LATE = 10 * LATE_TICKS * TICK_S

@@ -1,6 +1,6 @@
 """Heads of a grammar, read each way in both twins and in any split: one verdict, to the last word of the answer.
 
-The four ways are plain.py first and llhttp at once, compiled and as source. The source is loaded here beside the
+The four ways are fast_parser.py first and llhttp at once, compiled and as source. The source is loaded here beside the
 extensions, under names of its own; with FASTPIPE_NO_EXTENSIONS both twins are the source, and the ways are two.
 """
 

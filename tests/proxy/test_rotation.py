@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from agent.messages import Target
-from agent.policy.access import ApiAccess
+from agent.policy.api_server import ApiAccess
 from agent.policy.trust import FileTrust
 
 CHECK_S = 0.02

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from agent.descriptors import descriptor_limit
 from agent.errors import TargetError
 from agent.messages import Target
 from agent.proxy import ProxyLimits, Upstreams
 from agent.proxy import dial as dial_module
 from agent.proxy.dial import dial
 from agent.proxy.shortage import connect_error, lacks_descriptors, most_telling
+from agent.runtime.descriptors import descriptor_limit
 
 AGENTS = {
     "EMFILE": (503, "the agent has no descriptor left", "RLIMIT_NOFILE"),

@@ -141,7 +141,7 @@ async def test_past_max_clients_a_user_gets_503() -> None:
 
 
 async def test_the_hubs_times_are_as_configured() -> None:
-    from agent.config import LimitsConfig
+    from agent.config.schema import LimitsConfig
 
     limits = LimitsConfig(head_timeout_s=0.1, keep_alive_s=0.2, request_head_bytes=1024)
     async with running_hub(limits=limits) as (_, http_port), asyncio.timeout(30):

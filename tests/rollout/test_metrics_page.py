@@ -13,7 +13,7 @@ from rollout_processes import running_agent, scrape
 from whole_peers import BaseHubProcess, running_origin
 
 from agent import Agent, AgentConfig, RequestHead, Target
-from agent.readings import read
+from agent.spoke.metrics import read
 
 pytestmark = pytest.mark.loops("asyncio")
 

@@ -7,7 +7,7 @@ import socket
 import httpx
 import pytest
 
-from agent.descriptors import open_descriptors
+from agent.runtime.descriptors import open_descriptors
 from agent.telemetry import health
 from agent.telemetry.health import HealthServer
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.durations import BOUNDS_S, Durations
 from agent.errors import ConfigError
 from agent.messages import Target
 from agent.proxy import Measures, Proxy, Upstreams
+from agent.runtime.histogram import BOUNDS_S, Durations
 from agent.telemetry.health import HealthServer
 from agent.telemetry.metrics import Metric, MetricsPage
 
@@ -131,6 +131,6 @@ def test_without_the_extra_the_setting_is_wrong(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_prometheus_is_not_imported_before_a_page_is_wanted() -> None:
-    program = "import sys, agent.agent; print('prometheus_client' in sys.modules)"
+    program = "import sys, agent.spoke.agent; print('prometheus_client' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert output.stdout == "False\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from agent import Agent, AgentConfig, Hub, HubConfig, RequestHead, Target
-from agent.hub.readings import read as read_hub
-from agent.readings import read as read_agent
+from agent.hub.metrics import read as read_hub
+from agent.spoke.metrics import read as read_agent
 from agent.telemetry.metrics import Metric
 
 PAGE = Path(__file__).parents[2] / "docs" / "operating.md"

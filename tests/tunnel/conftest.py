@@ -17,7 +17,7 @@ from typing import Any
 import hpack
 import pytest
 
-from agent.backoff import BackOff
+from agent.tunnel.backoff import BackOff
 from agent.tunnel.client import HubEndpoint, TunnelClient
 from agent.tunnel.packet import Packet
 from agent.tunnel.server import TunnelServer

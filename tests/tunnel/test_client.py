@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agent.backoff import BackOff
+from agent.tunnel.backoff import BackOff
 from agent.tunnel.client import HubEndpoint, TunnelClient
 from agent.tunnel.grpc import GrpcStatus, Status
 from agent.tunnel.packet import Packet

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from agent.deadlines import LATE_S
+from agent.runtime.deadlines import LATE_S
 from agent.tunnel.liveness import TRANSITIONS, Event, Liveness, LivenessTimes, State
 
 TIMES = LivenessTimes()

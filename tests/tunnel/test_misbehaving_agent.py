@@ -248,7 +248,7 @@ async def test_an_agent_that_answers_no_ping_is_given_up(tunnels: Any, raw_agent
 
 @pytest.mark.parametrize("refused", [False, True])
 async def test_a_peer_without_an_accepted_call_is_sent_away(tunnels: Any, raw_agent: Any, refused: bool) -> None:
-    """Anybody may connect, answer PINGs for ever, and make calls that are refused: only an accepted one says who it is."""
+    """Anybody may connect, answer PINGs for ever, and make refused calls. Only an accepted call names a peer."""
     limits = {"liveness": LivenessTimes(idle_s=0.02, answer_s=5), "call_timeout_s": 1.0}
     async with tunnels(**limits) as ends, raw_agent(ends.port) as agent:
         hello(agent)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from agent.backoff import BackOff
 from agent.errors import HubError
 from agent.tunnel import client as client_module
 from agent.tunnel import flood
+from agent.tunnel.backoff import BackOff
 from agent.tunnel.client import HubEndpoint
 from agent.tunnel.packet import Packet
 

@@ -13,7 +13,7 @@ from whole_peers import running_origin, until
 from whole_rig import Rig
 
 from agent import AgentConfig, MemoryCommConfig
-from agent.agent import REQUESTS_PER_CONNECTION
+from agent.spoke.agent import REQUESTS_PER_CONNECTION
 
 HALF = MemoryCommConfig(canary_percent=50)
 TOLD = "connections opened so far, by what carries them"
@@ -39,7 +39,7 @@ async def ask(session: aiohttp.ClientSession, url: str, times: int) -> int:
 
 
 async def test_requests_one_after_another_use_both_carriers_at_half(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="agent.agent")
+    caplog.set_level(logging.INFO, logger="agent.spoke.agent")
     async with (
         running_origin() as origin,
         rig.running(origin.url, memory_comm=HALF) as whole,
@@ -68,7 +68,7 @@ async def test_an_upload_that_is_a_connections_last_request_arrives_whole(rig: R
 
 
 async def test_a_connection_is_not_closed_where_all_go_one_way(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="agent.agent")
+    caplog.set_level(logging.INFO, logger="agent.spoke.agent")
     async with running_origin() as origin, rig.running(origin.url) as whole, aiohttp.ClientSession() as session:
         assert await ask(session, whole.url, 3 * REQUESTS_PER_CONNECTION) == 0
         assert dict(whole.agent.agent.counters.opened_by) == {"uds": 1}
@@ -79,7 +79,7 @@ async def test_a_connection_is_not_closed_where_all_go_one_way(rig: Rig, caplog:
 async def test_a_canary_that_begins_and_ends_is_for_connections_that_are_open_already(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="agent.agent")
+    caplog.set_level(logging.INFO, logger="agent.spoke.agent")
     async with running_origin() as origin, rig.running(origin.url) as whole, aiohttp.ClientSession() as session:
         await ask(session, whole.url, REQUESTS_PER_CONNECTION + 5)
         agent = whole.agent.agent
@@ -100,8 +100,8 @@ async def test_a_canary_that_begins_and_ends_is_for_connections_that_are_open_al
 async def test_counts_are_told_now_and_then_where_they_changed(
     rig: Rig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO, logger="agent.agent")
-    monkeypatch.setattr("agent.agent.SHARE_TOLD_S", 0.01)
+    caplog.set_level(logging.INFO, logger="agent.spoke.agent")
+    monkeypatch.setattr("agent.spoke.agent.SHARE_TOLD_S", 0.01)
     async with (
         running_origin() as origin,
         rig.running(origin.url, memory_comm=HALF) as whole,

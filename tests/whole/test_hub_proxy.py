@@ -22,7 +22,7 @@ from whole_peers import START_TIMEOUT_S, free_port, running_origin, until
 from whole_rig import RunningAgent, running_hub
 
 from agent import AgentConfig
-from agent.check import checks
+from agent.cli.check import checks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="0.0.0.0 is dialled")
 SECRET = "open-sesame"
@@ -221,7 +221,7 @@ async def test_a_proxy_that_does_not_answer_is_not_waited_for_longer_than_for_a_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from agent.errors import HubError
-    from agent.outbound_proxy import ConnectProxy
+    from agent.spoke.outbound_proxy import ConnectProxy
     from agent.tunnel.call import Call, HubEndpoint
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

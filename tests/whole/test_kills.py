@@ -20,7 +20,7 @@ import pytest
 from whole_peers import free_port, running_origin, until
 from whole_rig import RunningAgent
 
-from agent.backoff import BackOff
+from agent.tunnel.backoff import BackOff
 
 SOAK = os.environ.get("FASTPIPE_SOAK", "") not in ("", "0")
 KILLS = 50 if SOAK else 2

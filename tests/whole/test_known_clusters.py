@@ -10,8 +10,8 @@ import pytest
 from whole_peers import running_origin
 from whole_rig import Rig, running_hub
 
-from agent.hub import known
-from agent.hub.known import KnownClusters
+from agent.hub import known_clusters as known
+from agent.hub.known_clusters import KnownClusters
 
 pytestmark = pytest.mark.parametrize(("hub_kind", "mode"), [("ours", "memory")], indirect=True)
 

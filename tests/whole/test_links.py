@@ -13,10 +13,10 @@ import pytest
 from whole_peers import free_port, running_origin, until
 from whole_rig import RunningAgent
 
-import agent.links
+import agent.spoke.links
 from agent import HubConfig
 from agent.hub.hub import Hub
-from agent.links import resolve
+from agent.spoke.links import resolve
 from agent.syntax import Address
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is no address of other systems' loopback")
@@ -58,8 +58,8 @@ async def test_each_address_of_a_name_has_a_tunnel(monkeypatch: pytest.MonkeyPat
     async def known(host: str) -> list[str]:
         return names[host]
 
-    monkeypatch.setattr(agent.links, "resolve", known)
-    monkeypatch.setattr(agent.links, "RESOLVE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(agent.spoke.links, "resolve", known)
+    monkeypatch.setattr(agent.spoke.links, "RESOLVE_INTERVAL_S", 0.05)
     names["hubs.test"] = ["127.0.0.1", "127.0.0.2"]
     port = free_port()
     async with running_origin() as origin, asyncio.timeout(30):
@@ -106,8 +106,8 @@ async def test_addresses_that_come_and_go_leave_the_others_their_tunnel(monkeypa
         return names[host]
 
     monkeypatch.setattr(loop, "create_connection", connect, raising=False)
-    monkeypatch.setattr(agent.links, "resolve", known)
-    monkeypatch.setattr(agent.links, "RESOLVE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(agent.spoke.links, "resolve", known)
+    monkeypatch.setattr(agent.spoke.links, "RESOLVE_INTERVAL_S", 0.05)
     port = free_port()
     async with running_origin() as origin, asyncio.timeout(30):
         hubs = {number: RunningHub(f"127.0.0.{number}", port) for number in (1, 2)}
@@ -149,7 +149,7 @@ async def test_an_address_that_is_left_can_be_wanted_again_before_it_has_gone(mo
     async def known(host: str) -> list[str]:
         return {"hubs.test": ["127.0.0.1", "127.0.0.2"], "others.test": ["127.0.0.3", "127.0.0.4"]}[host]
 
-    monkeypatch.setattr(agent.links, "resolve", known)
+    monkeypatch.setattr(agent.spoke.links, "resolve", known)
     port = free_port()
     async with running_origin() as origin, aiohttp.ClientSession() as client, asyncio.timeout(30):
         hub = RunningHub("127.0.0.1", port)
@@ -194,7 +194,7 @@ async def test_the_addresses_of_a_name_that_was_replaced_are_not_dialled_again(
             await known.wait()
         return names[host]
 
-    monkeypatch.setattr(agent.links, "resolve", look)
+    monkeypatch.setattr(agent.spoke.links, "resolve", look)
     port = free_port()
     async with running_origin() as origin, asyncio.timeout(30):
         hubs = {number: RunningHub(f"127.0.0.{number}", port) for number in (1, 2, 3, 4)}

@@ -251,7 +251,7 @@ async def test_flood_for_id_zero_ends_the_session_with_one_log_line(rig: Rig, ca
 @pytest.mark.loops("uvloop")
 async def test_hub_that_leaves_probes_unanswered_is_left(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     sooner = functools.partial(TunnelClient, first_probe_timeout_s=5.0)  # 20 s otherwise
-    monkeypatch.setattr("agent.agent.TunnelClient", sooner)
+    monkeypatch.setattr("agent.spoke.agent.TunnelClient", sooner)
     async with rig.hub() as whole:
         rig.base.command(f"deaf {whole.cluster} on")
         starting = asyncio.ensure_future(whole.start_agent(routes=("/=http://127.0.0.1:9",)))

@@ -21,7 +21,7 @@ from whole_peers import Origin, running_origin, until
 
 from agent import HubConfig
 from agent.hub.hub import Hub
-from agent.hub.readings import read
+from agent.hub.metrics import read
 from agent.tunnel.liveness import LivenessTimes
 
 SHORT = LivenessTimes(idle_s=2.0, answer_s=2.0, unanswered_s=0.4, suspect_s=0.6)

@@ -21,7 +21,7 @@ from aiohttp import web
 from whole_peers import BaseHubProcess, curl, free_port, program, running_origin, until
 from whole_rig import RunningAgent, running_hub
 
-from agent.peer_certificate import whose_dates
+from agent.x509.peer import whose_dates
 
 HELLO = (0, b"hello from the origin\n")
 

@@ -1,6 +1,6 @@
 """conn_id → what carries its bytes: a pipe in memory or a Unix socket, behind one interface."""
 
-from ..twins import choose_twins
+from ..runtime.extensions import choose_twins
 
 choose_twins(__path__)
 

@@ -28,8 +28,8 @@ import enum
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from ..deadlines import Deadline
 from ..outcome import Kind, Stage
+from ..runtime.deadlines import Deadline
 from .codes import CLOSE, ERROR
 from .endings import Ending, choose_ending
 from .inbound import Inbound, OverfullError

@@ -37,7 +37,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ..acceptor import Acceptor, RateLimitedLog, hang_up
+from ..runtime.acceptor import Acceptor, RateLimitedLog, hang_up
 
 __all__ = ["AgentDoor", "AgentProtocol", "Guest"]
 

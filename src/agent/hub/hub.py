@@ -2,8 +2,8 @@
 
     user ──HTTP──► Proxy ──route──► AgentSession.connect ──pipe, packets──► the cluster's agent
 
-One of the few places that know all rooms (`agent/agent.py` is another). The HTTP port is the same proxy that the agent
-runs: it parses every request, so nothing unparsed ever reaches a tunnel; its "targets" are agents.
+One of the few places that know all rooms (`agent/spoke/agent.py` is another). The HTTP port is the same proxy that
+the agent runs: it parses every request, so nothing unparsed ever reaches a tunnel; its "targets" are agents.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..acceptor import listening_sockets
-from ..config import HubConfig, limits_of
-from ..credentials import CredentialWatch
-from ..descriptors import Shares, descriptor_limit, share_out
+from ..config.credentials import CredentialWatch
+from ..config.schema import HubConfig, limits_of
 from ..errors import ConfigError, PolicyFault, Redirected, Refused, listening
 from ..messages import RequestHead, Target
 from ..outcome import Kind, Stage
 from ..policy.agents import AgentPolicy
-from ..policy.references import load_reference
+from ..policy.plugins import load_reference
 from ..policy.trust import handshake_failure, server_context
 from ..proxy import Measures, Proxy, ProxyLimits, Upstreams
+from ..runtime.acceptor import listening_sockets
+from ..runtime.descriptors import Shares, descriptor_limit, share_out
 from ..syntax import Address, is_label, is_loopback, parse_address
 from ..telemetry.health import HealthServer
 from ..telemetry.metrics import MetricsPage
@@ -37,8 +37,8 @@ from ..tunnel.liveness import LivenessTimes
 from ..tunnel.server import TunnelServer
 from ..tunnel.session import Tunnel
 from .agent_door import AgentDoor
-from .known import UNKNOWN, UNKNOWN_SEGMENT, KnownClusters
-from .readings import read
+from .known_clusters import UNKNOWN, UNKNOWN_SEGMENT, KnownClusters
+from .metrics import read
 from .session import AgentSession, why_lost
 from .user_door import UserDoor
 

@@ -19,8 +19,8 @@ from typing import cast
 
 from fastpipe import PipeEnd, create_pipe
 
-from ..deadlines import Deadline
 from ..errors import AgentError, Party, TargetError
+from ..runtime.deadlines import Deadline
 from ..tunnel.packet import ControlCode
 from ..tunnel.scheduler import Outbound
 from ..tunnel.session import Tunnel

@@ -18,8 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
-from ..acceptor import Acceptor, RateLimitedLog, hang_up
-from ..expiry import has_expired
+from ..runtime.acceptor import Acceptor, RateLimitedLog, hang_up
+from ..x509.expiry import has_expired
 
 __all__ = ["UserDoor"]
 

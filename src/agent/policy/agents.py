@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import Refused
-from ..expiry import has_expired
 from ..syntax import check_label, is_label
-from .files import Reloaded
+from ..x509.expiry import has_expired
+from .reloading import Reloaded
 
 __all__ = ["ANYONE", "AgentPolicy"]
 

@@ -11,8 +11,8 @@ import logging
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..deadlines import timeout
-from .access import AccessError, ApiAccess, Headers
+from ..runtime.deadlines import timeout
+from .api_server import AccessError, ApiAccess, Headers
 
 if TYPE_CHECKING:
     import httpx2

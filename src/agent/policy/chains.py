@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 import ssl
 
-from ..certificates import in_pem, read_certificate
 from ..errors import ConfigError
+from ..x509.certificate import in_pem, read_certificate
 
 __all__ = ["der_hint", "fault_of_pair", "load_chain"]
 

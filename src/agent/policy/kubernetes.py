@@ -19,8 +19,8 @@ from typing import Protocol
 
 from ..errors import PolicyFault, Refused
 from ..messages import RequestHead, Target
-from .access import AccessError
-from .access import Headers as OwnHeaders
+from .api_server import AccessError
+from .api_server import Headers as OwnHeaders
 from .identity import is_identity_header
 from .reviews import Known, ReviewCounters, TokenReviews, Verdict
 

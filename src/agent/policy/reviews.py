@@ -29,8 +29,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
-from ..deadlines import timeout
 from ..errors import Refused
+from ..runtime.deadlines import timeout
 from .api_client import ReviewError
 from .impersonation import impersonation_headers
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..syntax import is_label
-from .files import Reloaded
+from .reloading import Reloaded
 
 __all__ = ["ServiceAllowList"]
 

@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 from ..errors import ConfigError
 from ..messages import Target
 from .chains import der_hint, load_chain
-from .files import Reloaded
+from .reloading import Reloaded
 
 __all__ = [
     "CertificateProvider",
@@ -208,7 +208,7 @@ class ServerContext(ssl.SSLContext):
 
 
 def handshake_failure(error: BaseException) -> str | None:
-    """Why a peer's handshake failed, in words; None where the peer only left: a port that is looked at is no failure."""
+    """Why a peer's handshake failed, in words. None where the peer only left: a port scan is no failure."""
     if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError):
         return "it took too long" if isinstance(error, ConnectionAbortedError) else None
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from agent.errors import Party
+from ..errors import Party
 
 __all__ = ["FAULT_FIELD", "read_fault", "write_fault"]
 

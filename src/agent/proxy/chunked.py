@@ -12,8 +12,8 @@ from __future__ import annotations
 import enum
 import re
 
-from agent.proxy.headers import Fields
-from agent.proxy.limits import ProxyLimits
+from .headers import Fields
+from .limits import ProxyLimits
 
 __all__ = ["LAST_CHUNK", "ChunkError", "ChunkedDecoder", "encode_chunk", "encode_last"]
 

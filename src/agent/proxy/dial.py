@@ -11,13 +11,13 @@ import time
 from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
-from agent.deadlines import timeout
-from agent.errors import HubError, Party, TargetError
-from agent.messages import Target
-from agent.peer_certificate import whose_dates
-from agent.proxy.limits import ProxyLimits
-from agent.proxy.shortage import connect_error, is_shortage, lacks_descriptors, most_telling
-from agent.syntax import Address
+from ..errors import HubError, Party, TargetError
+from ..messages import Target
+from ..runtime.deadlines import timeout
+from ..syntax import Address
+from ..x509.peer import whose_dates
+from .limits import ProxyLimits
+from .shortage import connect_error, is_shortage, lacks_descriptors, most_telling
 
 __all__ = ["dial", "within"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from agent.errors import PolicyFault
+from ..errors import PolicyFault
 
 __all__ = [
     "COMMON_OPTIONS",

@@ -1,7 +1,7 @@
 # The types that `heads.py` has when it is compiled.
 cimport cython
 
-from agent.proxy.plain cimport Lines
+from agent.proxy.fast_parser cimport Lines
 
 cdef bint IS_FAST
 cdef int ZERO

@@ -7,8 +7,9 @@ What llhttp would let pass and this does not: other protocols and versions in th
 origin-form, dot segments, missing or odd `Host` fields, transfer codings, statuses outside 100 to 599 (http.md, "What
 the proxy adds", 1 to 3, 6 to 8).
 
-Two ways lead through a head, with the same result: plain.py reads what is plain, llhttp all else. `fast` says whether
-plain.py is asked first; each twin's default is the way that is faster in it, and the tests take both ways in both.
+Two ways lead through a head, with the same result: fast_parser.py reads what is plain, llhttp all else. `fast` says
+whether fast_parser.py is asked first. Each twin's default is the way that is faster in it, and the tests take both
+ways in both.
 """
 
 from __future__ import annotations
@@ -17,25 +18,11 @@ import re
 
 import httptools
 
-from agent.proxy.headers import (
-    COMMON_OPTIONS,
-    NO_OPTIONS,
-    Fields,
-    drop_named,
-    elements,
-    is_protected,
-    tokens,
-)
-from agent.proxy.limits import ProxyLimits
-from agent.proxy.plain import (
-    IS_FAST,
-    PLAIN_METHODS,
-    Lines,
-    plain_host_end,
-    plain_request_line,
-    plain_status_line,
-)
-from agent.proxy.rules import (
+from ..syntax import has_dot_segments, without_plain_dots
+from .fast_parser import IS_FAST, PLAIN_METHODS, Lines, plain_host_end, plain_request_line, plain_status_line
+from .headers import COMMON_OPTIONS, NO_OPTIONS, Fields, drop_named, elements, is_protected, tokens
+from .limits import ProxyLimits
+from .rules import (
     RULES,
     STRAYS,
     TOKEN,
@@ -47,7 +34,6 @@ from agent.proxy.rules import (
     framing_rule,
     stray_rule,
 )
-from agent.syntax import has_dot_segments, without_plain_dots
 
 __all__ = [
     "CHUNKED",
@@ -373,7 +359,7 @@ def parse_request(
     segments. Raises Fault.
 
     last: the one before on this connection, given back where all but the target is the same. What is checked behind the
-    request line depends on nothing in it but method and version. fast: ask plain.py first.
+    request line depends on nothing in it but method and version. fast: ask fast_parser.py first.
     """
     text = head
     line_end = head.index(b"\r\n")
@@ -532,7 +518,7 @@ def _body_length(lengths: list[bytes] | None, codings: list[bytes] | None, is_1_
 def parse_response(head: bytes, fast: bool = IS_FAST) -> Response:
     """Check one response head, from its status line to its empty line. Raises HeadError.
 
-    fast: ask plain.py first.
+    fast: ask fast_parser.py first.
     """
     response = Response()
     response.block = head if len(head) <= KEPT_BYTES else b""

@@ -5,8 +5,8 @@ Heads are judged whole, so how the bytes were split never changes the verdict; w
 
 from __future__ import annotations
 
-from agent.proxy.chunked import ChunkedDecoder
-from agent.proxy.heads import (
+from .chunked import ChunkedDecoder
+from .heads import (
     CHUNKED,
     Fault,
     Response,
@@ -16,8 +16,8 @@ from agent.proxy.heads import (
     malformed_line,
     parse_response,
 )
-from agent.proxy.limits import ProxyLimits
-from agent.proxy.rules import RULES, HeadError, stray_rule
+from .limits import ProxyLimits
+from .rules import RULES, HeadError, stray_rule
 
 __all__ = ["BodyIntake", "Piece", "RequestHeadIntake", "ResponseHeadIntake"]
 

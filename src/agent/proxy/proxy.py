@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import cast
 
-from agent.errors import Party
-from agent.outcome import Outcome
-from agent.proxy.clock import Clock
-from agent.proxy.decide import Process, Route
-from agent.proxy.limits import ProxyLimits
-from agent.proxy.measures import Measures
-from agent.proxy.server import Connection
-from agent.proxy.upstream import Upstreams
+from ..errors import Party
+from ..outcome import Outcome
+from .clock import Clock
+from .decision import Process, Route
+from .limits import ProxyLimits
+from .metrics import Measures
+from .server import Connection
+from .upstream import Upstreams
 
 __all__ = ["Proxy"]
 

@@ -27,24 +27,24 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from agent.errors import Party, PolicyFault, Redirected, Refused, TargetError
-from agent.messages import RequestHead, Target
-from agent.outcome import Stage
-from agent.proxy.answers import CONTINUE
-from agent.proxy.blame import read_fault
-from agent.proxy.chunked import LAST_CHUNK, ChunkedDecoder, ChunkError, encode_chunk, encode_last
-from agent.proxy.clock import NEVER
-from agent.proxy.decide import Decision, Undecided, decide
-from agent.proxy.headers import forwarded_trailers
-from agent.proxy.heads import CHUNKED, IDEMPOTENT, UNFRAMED, Request, Response, switches_as_asked
-from agent.proxy.intake import Piece
-from agent.proxy.rewrite import head_for_client, head_for_target, informational_head, switching_head
-from agent.proxy.rules import HeadError
-from agent.proxy.upgrade import Upgraded
+from ..errors import Party, PolicyFault, Redirected, Refused, TargetError
+from ..messages import RequestHead, Target
+from ..outcome import Stage
+from .blame import read_fault
+from .chunked import LAST_CHUNK, ChunkedDecoder, ChunkError, encode_chunk, encode_last
+from .clock import NEVER
+from .decision import Decision, Undecided, decide
+from .headers import forwarded_trailers
+from .heads import CHUNKED, IDEMPOTENT, UNFRAMED, Request, Response, switches_as_asked
+from .intake import Piece
+from .responses import CONTINUE
+from .rewrite import head_for_client, head_for_target, informational_head, switching_head
+from .rules import HeadError
+from .upgrade import Upgraded
 
 if TYPE_CHECKING:
-    from agent.proxy.server import Connection
-    from agent.proxy.upstream import Upstream
+    from .server import Connection
+    from .upstream import Upstream
 
 __all__ = ["Exchange"]
 
@@ -705,7 +705,7 @@ class Exchange:
             self._look_at_path()
 
     def _look_at_path(self) -> None:
-        """No response head yet: is the way to the target dead, and is there another? Asked at each sweep from now on."""
+        """No response head yet: is the way to the target dead, and is there another? Each sweep asks."""
         upstream = self._upstream
         if self._mode is not HEAD or upstream is None or upstream.path is None:
             self.waits_at = NEVER

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from agent.messages import Target
-from agent.proxy.headers import SPECIAL, Fields, check_fields
-from agent.proxy.heads import CHUNKED, KEPT_BYTES, Request, Response
+from ..messages import Target
+from .headers import SPECIAL, Fields, check_fields
+from .heads import CHUNKED, KEPT_BYTES, Request, Response
 
 __all__ = ["head_for_client", "head_for_target", "informational_head", "switching_head"]
 

@@ -23,21 +23,21 @@ import enum
 import logging
 from typing import TYPE_CHECKING, cast
 
-from agent.errors import Party
-from agent.outcome import Kind, Outcome, Stage
-from agent.proxy.answers import own_answer
-from agent.proxy.blame import FAULT_FIELD, write_fault
-from agent.proxy.chunked import ChunkError
-from agent.proxy.clock import NEVER, Stall
-from agent.proxy.headers import Fields
-from agent.proxy.heads import ALLOW, Fault, Request, bound_upgrade, parse_request
-from agent.proxy.intake import BodyIntake, Piece, RequestHeadIntake
-from agent.proxy.peer import is_gone, reset_when_closed, watch_half_closed
-from agent.proxy.relay import Exchange
-from agent.proxy.upgrade import Upgraded
+from ..errors import Party
+from ..outcome import Kind, Outcome, Stage
+from .blame import FAULT_FIELD, write_fault
+from .chunked import ChunkError
+from .clock import NEVER, Stall
+from .headers import Fields
+from .heads import ALLOW, Fault, Request, bound_upgrade, parse_request
+from .intake import BodyIntake, Piece, RequestHeadIntake
+from .liveness import is_gone, reset_when_closed, watch_half_closed
+from .relay import Exchange
+from .responses import own_answer
+from .upgrade import Upgraded
 
 if TYPE_CHECKING:
-    from agent.proxy.proxy import Proxy
+    from .proxy import Proxy
 
 __all__ = ["Connection"]
 

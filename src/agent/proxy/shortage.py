@@ -11,8 +11,8 @@ import os
 import time
 from collections.abc import Sequence
 
-from agent.descriptors import descriptor_limit
-from agent.errors import TargetError
+from ..errors import TargetError
+from ..runtime.descriptors import descriptor_limit
 
 __all__ = ["connect_error", "is_shortage", "lacks_descriptors", "most_telling"]
 

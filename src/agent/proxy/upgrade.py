@@ -12,13 +12,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from agent.errors import Party, TargetError
-from agent.outcome import Stage
-from agent.proxy.clock import NEVER
+from ..errors import Party, TargetError
+from ..outcome import Stage
+from .clock import NEVER
 
 if TYPE_CHECKING:
-    from agent.proxy.server import Connection
-    from agent.proxy.upstream import Upstream
+    from .server import Connection
+    from .upstream import Upstream
 
 __all__ = ["Upgraded"]
 

@@ -15,13 +15,13 @@ import ssl
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol, cast
 
-from agent.errors import TargetError
-from agent.messages import Connect, Path, Target
-from agent.proxy.clock import Clock, Stall
-from agent.proxy.dial import dial, within
-from agent.proxy.intake import ResponseHeadIntake
-from agent.proxy.limits import ProxyLimits
-from agent.proxy.shortage import DESCRIPTORS
+from ..errors import TargetError
+from ..messages import Connect, Path, Target
+from .clock import Clock, Stall
+from .dial import dial, within
+from .intake import ResponseHeadIntake
+from .limits import ProxyLimits
+from .shortage import DESCRIPTORS
 
 __all__ = ["Upstream", "UpstreamUser", "Upstreams"]
 

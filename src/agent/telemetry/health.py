@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable
 
-from ..deadlines import timeout
+from ..runtime.deadlines import timeout
 
 __all__ = ["HealthServer"]
 

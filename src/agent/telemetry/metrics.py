@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..durations import BOUNDS_S, Durations
 from ..errors import ConfigError
+from ..runtime.histogram import BOUNDS_S, Durations
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector

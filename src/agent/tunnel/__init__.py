@@ -1,5 +1,5 @@
 """The tunnel: packets over one HTTP/2 stream, for both roles."""
 
-from agent.twins import choose_twins
+from ..runtime.extensions import choose_twins
 
 choose_twins(__path__)

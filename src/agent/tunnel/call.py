@@ -19,9 +19,9 @@ import logging
 import ssl
 from ssl import SSLContext
 
-from ..deadlines import CATCH_UP_S, LATE_S
 from ..errors import HubError, WireError
-from ..peer_certificate import TIMEOUT_S, fault_of_own, has_wrong_dates, whose_dates
+from ..runtime.deadlines import CATCH_UP_S, LATE_S
+from ..x509.peer import TIMEOUT_S, fault_of_own, has_wrong_dates, whose_dates
 from .budget import SharedBudget, SparedAccount
 from .connect import Proxy, connect
 from .features import GOAWAY, read_features, write_features

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from ..backoff import BackOff
 from ..errors import HubError
+from .backoff import BackOff
 from .budget import SharedBudget
 from .call import Call, HubEndpoint, ReplacedError
 from .features import FEATURES

@@ -184,7 +184,7 @@ class _Waiting(asyncio.Protocol):
         return head
 
     def hand_over(self, protocol: asyncio.BufferedProtocol) -> None:
-        """From now on the connection is this protocol's, with what has come already. Raises OSError where it is lost."""
+        """Give this protocol the connection, with what has come already. Raises OSError where it is lost."""
         if self._lost is not None:
             raise OSError("the connection was closed")
         assert self.transport is not None

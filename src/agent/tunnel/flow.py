@@ -6,7 +6,7 @@
                    windows, one write       frames             whose turn it is
 
 The classes whose names end in Flow are the hot halves of `Http2Connection` and `Tunnel`, which inherit from them.
-Cython compiles this file as it stands, with the types of `flow.pxd` (agent/twins.py).
+Cython compiles this file as it stands, with the types of `flow.pxd` (agent/runtime/extensions.py).
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ import enum
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from ..deadlines import CATCH_UP_S, LATE_S
 from ..errors import AgentError
+from ..runtime.deadlines import CATCH_UP_S, LATE_S
 
 __all__ = ["TRANSITIONS", "Event", "Liveness", "LivenessTimes", "State"]
 

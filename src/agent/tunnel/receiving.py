@@ -5,7 +5,7 @@ much, they go on as read-only views, and the Chunk is written into again only wh
 (`framing_py`, I3, has what may be a view). A session has a Chunk only from `get_buffer` to `buffer_updated` (longer
 where TLS waits for the rest of a record: half of what TLS has besides).
 
-Cython compiles this file as it stands, with the types of `receiving.pxd` (agent/twins.py).
+Cython compiles this file as it stands, with the types of `receiving.pxd` (agent/runtime/extensions.py).
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from ..deadlines import CATCH_UP_S, LATE_S
 from ..errors import AgentError, WireError
+from ..runtime.deadlines import CATCH_UP_S, LATE_S
 from .budget import MessageBudget
 from .features import FEATURES, GOAWAY, WINDOW, read_features, write_features
 from .frames import MessageRefused

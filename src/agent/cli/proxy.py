@@ -1,0 +1,66 @@
+"""`fastpipe-agent proxy`: the agent's proxy alone, on a TCP port."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+
+from ..config.credentials import CredentialWatch
+from ..config.schema import ProxyConfig, limits_of
+from ..errors import listening
+from ..outcome import Kind, Stage
+from ..policy.selection import select_policy
+from ..policy.trust import FileTrust
+from ..proxy import Proxy, ProxyLimits, Upstreams
+from ..syntax import parse_address
+
+__all__ = ["run_proxy"]
+
+logger = logging.getLogger(__name__)
+
+
+async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int], None]) -> None:
+    """Serve static routes on a TCP port until cancelled; then let requests in flight finish.
+
+    on_listening: called with "proxy", the host as configured and the port. A second cancellation ends the drain at
+    once. Raises ConfigError for a wrong route or CA file, ListenError where the address can't be listened on.
+    """
+    router, processor = select_policy(cluster=None, routes=config.static_routes)
+    trust = FileTrust(
+        config.target_ca_files, cert_file=config.target_client_cert_file, key_file=config.target_client_key_file
+    )
+    limits = ProxyLimits(**limits_of(config.limits))
+    upstreams = Upstreams(ssl_context=trust.ssl_context, generation=lambda: trust.generation, limits=limits)
+    proxy = Proxy(
+        route=router.route,
+        process=processor.process,
+        upstreams=upstreams,
+        limits=limits,
+        max_connections=config.max_clients,
+        owns_clients=True,
+    )
+    ids = itertools.count(1)
+    address = parse_address(config.listen, listen=True)
+    watching = asyncio.create_task(CredentialWatch(config).run())
+    try:
+        with listening("listen", address):
+            server = await asyncio.get_running_loop().create_server(
+                lambda: proxy.connection(next(ids), _ended), address.host or None, address.port, backlog=4096
+            )
+        try:
+            on_listening("proxy", address.host, server.sockets[0].getsockname()[1])
+            await asyncio.get_running_loop().create_future()  # until cancelled
+        finally:
+            server.close()
+            proxy.start_draining()
+            await proxy.wait_drained(config.drain_grace_s)
+    finally:
+        watching.cancel()
+        proxy.close()
+        await upstreams.close()
+
+
+def _ended(conn_id: int, kind: Kind, stage: Stage) -> None:
+    logger.debug("client connection ended", extra={"conn_id": conn_id, "kind": kind, "stage": stage})

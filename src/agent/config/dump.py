@@ -1,0 +1,105 @@
+"""The configuration in force: as a TOML file that would give it again, and what another one would change of it.
+
+    use_memory_comm = true  # AGENT_USE_MEMORY_COMM
+
+Each value stands there with where it came from. Secrets are never shown: a comment says that one is set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ..syntax import Route
+from .settings import Setting, settings
+
+__all__ = ["as_toml", "changed", "merged", "shown", "value_of"]
+
+DEFAULT = "default"
+
+
+def value_of(config: Any, name: str) -> Any:
+    """The value of a configuration's setting by its name, `field` or `group.field`."""
+    group, dot, _ = name.partition(".")
+    for setting in settings(type(config)):
+        if setting.name == name:
+            return getattr(getattr(config, group) if dot else config, setting.attribute)
+    raise KeyError(name)
+
+
+def changed(old: Any, new: Any) -> list[str]:
+    """The names of the settings in which two configurations of one class differ, in the fields' order."""
+    return [each.name for each in settings(type(old)) if value_of(old, each.name) != value_of(new, each.name)]
+
+
+def as_toml(configs: Sequence[Any], sources: Mapping[str, str]) -> str:
+    """The text. configs: of different classes, as `settings.load` makes them; sources: as it gives them.
+
+    What isn't set and has no default is a comment.
+    """
+    top: list[str] = []
+    tables: dict[str, list[str]] = {}
+    for config in configs:
+        for setting in settings(type(config)):
+            group, dot, key = setting.name.partition(".")
+            lines = tables.setdefault(group, []) if dot else top
+            source = sources.get(setting.name, DEFAULT)
+            lines.append(_line(key if dot else setting.name, setting, value_of(config, setting.name), source))
+    return "\n".join([*top, *(line for name, lines in tables.items() for line in ("", f"[{name}]", *lines)), ""])
+
+
+def _line(key: str, setting: Setting, value: Any, source: str) -> str:
+    comment = f"  # {source if source.isprintable() else _text(source)}"
+    if value is None:
+        return f"# {key} is not set{comment}"
+    if setting.secret and value:
+        return f"# {key} is set, and a secret{comment}"
+    return f"{key} = {_value(value)}{comment}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Route):
+        return _text(f"{value.prefix}={value.url}")
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    return _text(str(value))
+
+
+def _text(value: str) -> str:
+    """A TOML basic string: JSON's escapes are TOML's, but for surrogate pairs, and DEL, which JSON leaves as it is."""
+    return "".join(_escaped(json.dumps(value, ensure_ascii=False)))
+
+
+def _escaped(text: str) -> Iterator[str]:
+    for character in text:
+        yield character if character.isprintable() else f"\\U{ord(character):08X}"
+
+
+def shown(config: Any, name: str) -> str:
+    """A setting's value for the log, by its name; secrets are not shown."""
+    setting = next(each for each in settings(type(config)) if each.name == name)
+    value = value_of(config, name)
+    if value is None or value == "":
+        return "not set"
+    if setting.secret:
+        return "set, and a secret"
+    return value if isinstance(value, str) else _value(value)
+
+
+def merged(old: Any, new: Any, kept: Iterable[str]) -> Any:
+    """`new`, but for the settings named in `kept`, which stay as in `old`. Raises ConfigErrors for what that breaks."""
+    fields: dict[str, Any] = {}
+    groups: dict[str, dict[str, Any]] = {}
+    attributes = {setting.name: setting.attribute for setting in settings(type(new))}
+    for name in kept:
+        group, dot, _ = name.partition(".")
+        (groups.setdefault(group, {}) if dot else fields)[attributes[name]] = value_of(old, name)
+    for group, values in groups.items():
+        fields[group] = dataclasses.replace(getattr(new, group), **values)
+    return dataclasses.replace(new, **fields)

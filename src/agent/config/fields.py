@@ -1,0 +1,272 @@
+"""The kinds of fields that a configuration is made of: each says how its value is checked, parsed and shown.
+
+Every function returns a dataclass field (typed Any, as dataclasses.field is to its users) for a class that is
+`settings.Checked`. help: one line for the command line's help, with the unit where there is one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from ..syntax import Route, check_label, check_route, parse_address, parse_reference, parse_route
+from .settings import GROUP, SETTING, Setting
+
+__all__ = [
+    "address",
+    "addresses",
+    "boolean",
+    "choice",
+    "file",
+    "files",
+    "group",
+    "integer",
+    "label",
+    "reference",
+    "routes",
+    "seconds",
+    "text",
+    "texts",
+]
+
+
+T = TypeVar("T")
+
+
+def _field(default: Any, setting: Setting) -> Any:
+    return dataclasses.field(default=default, metadata={SETTING: setting})
+
+
+def group(cls: type[Any]) -> Any:
+    """A configuration within a configuration: a table in TOML, a prefix of flags and variables."""
+    return dataclasses.field(default_factory=cls, metadata={GROUP: cls})
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"must be text, not {value!r}")
+    return value
+
+
+def text(help: str, *, default: Any = "", metavar: str = "TEXT", check: Callable[[str], object] | None = None) -> Any:
+    """A text; "" where it isn't set. check: raises ValueError for what is wrong."""
+
+    def convert(value: Any) -> str:
+        found = _text(value)
+        if check is not None and found != default:
+            check(found)
+        return found
+
+    return _field(default, Setting(help, convert, str, metavar))
+
+
+def label(help: str) -> Any:
+    """A required RFC 1123 label."""
+    return _field(dataclasses.MISSING, Setting(help, lambda value: check_label(_text(value)), str, "NAME"))
+
+
+def choice(help: str, options: Sequence[str], *, default: str) -> Any:
+    """One of some words, in any case."""
+
+    def convert(value: Any) -> str:
+        if _text(value).lower() not in options:
+            raise ValueError(f"must be one of {', '.join(options)}, not {value!r}")
+        return str(value).lower()
+
+    return _field(default, Setting(help, convert, str, "|".join(options)))
+
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
+def boolean(help: str) -> Any:
+    """True or False; False by default."""
+
+    def parse(value: str) -> bool:
+        if value.strip().lower() not in _BOOLEANS:
+            raise ValueError(f"must be true or false (or 1, 0, yes, no, on, off), not {value!r}")
+        return _BOOLEANS[value.strip().lower()]
+
+    def convert(value: Any) -> bool:
+        if value is not True and value is not False:
+            raise ValueError(f"must be true or false, not {value!r}")
+        return bool(value)
+
+    return _field(False, Setting(help, convert, parse, ""))
+
+
+def integer(help: str, *, default: int | None, low: int, high: int, unit: str, unset: str = "") -> Any:
+    """A whole number from low to high. default: may be None, for not set; unset: what the help then says."""
+    rule = f"must be a whole number from {low} to {high} ({unit})"
+
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"\s*[-+]?[0-9]{1,18}\s*", value):
+            raise ValueError(f"{rule}, not {value!r}")
+        return int(value)
+
+    def convert(value: Any) -> int | None:
+        if value is None and default is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"{rule}, not {value!r}")
+        return value
+
+    return _field(default, Setting(help, convert, parse, unit.upper(), unset=unset))
+
+
+def seconds(help: str, *, default: float, low: float, high: float) -> Any:
+    """A time in seconds."""
+    rule = f"must be a number from {low:g} to {high:g} (seconds)"
+
+    def parse(value: str) -> float:
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(f"{rule}, not {value!r}") from None
+
+    def convert(value: Any) -> float:
+        right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not right or not low <= value <= high:
+            raise ValueError(f"{rule}, not {value!r}")
+        return float(value)
+
+    return _field(default, Setting(help, convert, parse, "SECONDS"))
+
+
+def _readable(path: str) -> str:
+    if path and (os.path.isdir(path) or not os.access(path, os.R_OK)):
+        raise ValueError(f"must be the path of a readable file, not {path!r}")
+    return path
+
+
+def file(help: str, *, holds: str = "") -> Any:
+    """The path of a file that can be read now; "" where it isn't set. holds: as Setting has it."""
+    return _field("", Setting(help, lambda value: _readable(_text(value)), str, "FILE", holds=holds))
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Iterable):
+        return list(value)
+    raise ValueError(f"must be a text or a list of texts, not {value!r}")
+
+
+def _each(items: Iterable[Any], convert: Callable[[Any], T]) -> tuple[T, ...]:
+    """Every item, converted. Raises ValueError that says of each wrong one what would be right."""
+    found: list[T] = []
+    wrong: list[str] = []
+    for item in items:
+        try:
+            found.append(convert(item))
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return tuple(found)
+
+
+def _split(value: str) -> list[str]:
+    """A list in a variable: separated by commas or white space."""
+    return [item for item in re.split(r"[,\s]+", value) if item]
+
+
+def files(help: str, *, holds: str = "") -> Any:
+    """The paths of files that can be read now. holds: as Setting has it."""
+
+    def check(item: Any) -> str:
+        return _readable(_text(os.fspath(item) if isinstance(item, os.PathLike) else item))
+
+    def convert(value: Any) -> tuple[str, ...]:
+        return _each(_items(value), check)
+
+    return _field((), Setting(help, convert, _split, "FILE", many=True, holds=holds))
+
+
+def texts(help: str, *, metavar: str) -> Any:
+    """Several texts without white space and commas. In a variable they are separated by those."""
+
+    def check(item: Any) -> str:
+        if not _text(item) or _split(item) != [item]:
+            raise ValueError(f"must be texts without white space and commas, not {item!r}")
+        return str(item)
+
+    def convert(value: Any) -> tuple[str, ...]:
+        return _each(_items(value), check)
+
+    return _field((), Setting(help, convert, _split, metavar, many=True))
+
+
+def address(help: str, *, default: str, listen: bool = True) -> Any:
+    """HOST:PORT; "" where it isn't set, if that is the default."""
+
+    def convert(value: Any) -> str:
+        if _text(value) != "" or default != "":
+            parse_address(value, listen=listen)
+        return str(value)
+
+    return _field(default, Setting(help, convert, str, "HOST:PORT"))
+
+
+def addresses(help: str) -> Any:
+    """Addresses to dial, at least one. Required."""
+
+    def convert(value: Any) -> tuple[str, ...]:
+        found = _each(_items(value), lambda item: str(parse_address(_text(item))))
+        if not found:
+            raise ValueError("must be at least one HOST:PORT")
+        return found
+
+    return _field(dataclasses.MISSING, Setting(help, convert, _split, "HOST:PORT", many=True))
+
+
+def _split_routes(value: str) -> list[str]:
+    """Routes in a variable: white space between, or commas that another route follows, for URLs may have some."""
+    return [item for item in re.split(r"[,\s]*\s[,\s]*|,+(?=/[^,\s=]*=https?://)", value) if item]
+
+
+def routes(help: str, *, name: str) -> Any:
+    """Routes as "PREFIX=URL", (prefix, URL), or a table of them. In a variable as `_split_routes` has it."""
+
+    def convert(value: Any) -> tuple[Route, ...]:
+        prefixes: set[str] = set()
+
+        def check(item: Any) -> Route:
+            if isinstance(item, str):
+                route = parse_route(item)
+            elif isinstance(item, tuple | list) and len(item) == 2:
+                route = check_route(_text(item[0]), _text(item[1]))
+            else:
+                raise ValueError("must be PREFIX=URL, or a table of prefixes and URLs")
+            if route.prefix in prefixes:
+                raise ValueError(f"must have the prefix {route.prefix} once only")
+            prefixes.add(route.prefix)
+            return route
+
+        return _each(value.items() if isinstance(value, Mapping) else _items(value), check)
+
+    return _field((), Setting(help, convert, _split_routes, "PREFIX=URL", many=True, name=name))
+
+
+def reference(
+    help: str, *, what: str = "an ASGI application", methods: Sequence[str] = (), words: Sequence[str] = ()
+) -> Any:
+    """`module:name`, or in Python the object itself; None where it isn't set.
+
+    methods: what the object must have; none given: it must be callable. what: says so in the error. words: names of
+    objects of ours, given without a module.
+    """
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, str):
+            if value not in words:
+                parse_reference(value)
+        elif value is not None and not (callable(value) or (methods and all(hasattr(value, name) for name in methods))):
+            raise ValueError(f"must be module:name, or in Python {what}")
+        return value
+
+    return _field(None, Setting(help, convert, str, "|".join((*words, "MODULE:NAME"))))

@@ -1,0 +1,74 @@
+"""Asks the policy about a request: where it goes, and as which head. At once where it answers at once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ..errors import PolicyFault
+from ..messages import RequestHead, Target
+
+__all__ = ["Decision", "Process", "Route", "Undecided", "decide"]
+
+Route = Callable[[RequestHead], "Target | Awaitable[Target]"]
+Process = Callable[[RequestHead, Target], "RequestHead | Awaitable[RequestHead]"]
+Decision = tuple[Target, RequestHead]
+
+
+class Undecided:
+    """A decision that has to be awaited. One of `settle` and `forget` is called, once."""
+
+    __slots__ = ("_awaited", "_head", "_process", "_target")
+
+    def __init__(
+        self, awaited: Awaitable[Any], head: RequestHead, process: Process | None, target: Target | None
+    ) -> None:
+        self._awaited = awaited
+        self._head = head
+        self._process = process
+        self._target = target
+
+    async def settle(self) -> Decision:
+        """Await it. Raises what the policy raises, PolicyFault. Cancelled: so is the policy."""
+        target, processed = self._target, await self._awaited
+        if target is None:
+            target, processed = processed, self._head
+            if not isinstance(target, Target):
+                raise PolicyFault("route", "a Target or an awaitable of one", type(target).__name__)
+            if self._process is not None:
+                processed = self._process(self._head, target)
+                if inspect.isawaitable(processed):
+                    processed = await processed
+        if not isinstance(processed, RequestHead):
+            raise PolicyFault("process", "a RequestHead or an awaitable of one", type(processed).__name__)
+        return decided(target, processed)
+
+    def forget(self) -> None:
+        """Nobody will await it any more: a coroutine that has not begun is closed."""
+        if inspect.iscoroutine(self._awaited):
+            self._awaited.close()
+
+
+def decide(head: RequestHead, route: Route, process: Process | None) -> Decision | Undecided:
+    """The target of a request, and its head as the processor leaves it. Raises what the policy raises, PolicyFault."""
+    target = route(head)
+    if not isinstance(target, Target):
+        if not inspect.isawaitable(target):
+            raise PolicyFault("route", "a Target or an awaitable of one", type(target).__name__)
+        return Undecided(target, head, process, None)
+    if process is None:
+        return target, head
+    processed = process(head, target)
+    if not isinstance(processed, RequestHead):
+        if not inspect.isawaitable(processed):
+            raise PolicyFault("process", "a RequestHead or an awaitable of one", type(processed).__name__)
+        return Undecided(processed, head, process, target)
+    return decided(target, processed)
+
+
+def decided(target: Target, head: RequestHead) -> Decision:
+    """The connection to the target is one of the identity that the processor named."""
+    if head.client_identity != target.client_identity:
+        target = target.with_identity(head.client_identity)
+    return target, head

@@ -1,0 +1,36 @@
+"""The proxy's own answers, in text/plain."""
+
+from __future__ import annotations
+
+import http
+
+from .headers import Fields, serialize
+
+__all__ = ["CONTINUE", "own_answer", "phrase"]
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+PHRASES = {status.value: status.phrase.encode() for status in http.HTTPStatus}
+
+
+def phrase(status: int) -> bytes:
+    """The reason phrase that goes with a status, b"" for one without a name."""
+    return PHRASES.get(status, b"")
+
+
+def own_answer(status: int, reason: str, *, fields: Fields, connection: bytes = b"", head_only: bool = False) -> bytes:
+    """Write a whole answer. reason: its text, shown to the client. connection: the `Connection` field's value, b"" for
+    none. head_only: for a HEAD request."""
+    head: Fields = []
+    body = b""
+    if status != 204:
+        body = reason.encode("utf-8", "replace") + b"\n"
+        head = [
+            (b"Content-Type", b"text/plain; charset=utf-8"),
+            (b"X-Content-Type-Options", b"nosniff"),
+            (b"Content-Length", b"%d" % len(body)),
+        ]
+    head += fields
+    if connection:
+        head.append((b"Connection", connection))
+    answer = serialize(b"HTTP/1.1 %d %b" % (status, phrase(status)), head)
+    return answer if head_only else answer + body

@@ -1,0 +1,399 @@
+"""The agent: hands each room what it needs of the others, and ends them in the right order.
+
+    TunnelClient ──session──► conn manager ──pipe or Unix socket──► Proxy ──► Upstreams ──► targets
+         │                        ▲                                   │
+         │                        └──────── outcome(conn_id, …) ──────┘
+         └─ one for each hub address; one manager for each session
+
+No room imports another; this module knows them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import Callable
+
+from ..config.credentials import CredentialWatch
+from ..config.dump import changed, merged, shown
+from ..config.schema import AgentConfig, limits_of
+from ..connections.carriage import Carriage
+from ..connections.counters import ConnectionCounters
+from ..connections.inbound import FirstPacketBudget
+from ..connections.manager import ConnManager
+from ..connections.mixed import MixedConnManager
+from ..errors import ConfigError, listening
+from ..policy.assembly import make_policy
+from ..policy.identity import RequestProcessor
+from ..policy.router import Router
+from ..policy.selection import select_policy
+from ..policy.services import ServiceAllowList
+from ..policy.trust import CertificateProvider
+from ..proxy import Apps, Measures, Proxy, ProxyLimits, Upstreams
+from ..runtime.descriptors import descriptor_limit, open_descriptors
+from ..syntax import Address, parse_address
+from ..telemetry.health import HealthServer
+from ..telemetry.metrics import MetricsPage
+from ..tunnel.client import TunnelClient
+from ..tunnel.features import FEATURES
+from ..tunnel.session import Tunnel
+from ..tunnel.window import WindowBudget
+from .capacity import most_opened, most_served
+from .hub_endpoint import Dialling
+from .links import HubLinks
+from .metrics import read
+
+__all__ = ["Agent"]
+
+logger = logging.getLogger(__name__)
+
+DRAIN_TIMEOUT_S = 5.0
+"""How long the hub may take to answer DRAIN, and to end the stream after the last connection: but for the first second
+the answer is waited for within `drain_grace_s`."""
+
+QUIET_S = 5.0
+"""How long what a hub wrote before its DRAIN may be on its way: until then idle connections are open to requests. A hub
+of ours ends those that it doesn't use itself."""
+
+SHARE_TOLD_S = 60.0
+"""How often the log has how many connections each carrier has had, while both are in use."""
+
+REQUESTS_PER_CONNECTION = 10
+"""How many requests a connection serves while both carriers are in use: a share of connections is then one of requests,
+though hubs keep connections for as long as they find them open."""
+
+HUB_SETTINGS = frozenset(
+    {
+        "hub_address",
+        "insecure",
+        "hub_ca_file",
+        "hub_client_cert_file",
+        "hub_client_key_file",
+        "hub_server_name",
+        "hub_token_file",
+    }
+)
+"""What hubs are dialled with: a change is for the next dial, which is then made at once."""
+
+LIVE_SETTINGS = frozenset(
+    {
+        "use_memory_comm",
+        "memory_comm.buffer_size",
+        "memory_comm.canary_percent",
+        "memory_comm.max_connections",
+        "route",
+        "service_allow_file",
+        "drain_grace_s",
+    }
+)
+"""What else can change while the agent runs, and all `limits`."""
+
+
+class Agent:
+    """Serves what hubs send, by the configuration, until cancelled.
+
+    router, request_processor, certificate_provider: the user's own, in place of what the configuration would choose.
+    on_ready: called whenever a hub has answered a session's first probe. tunnel_features: the extensions that hubs are
+    offered; set before `run`.
+    Raises ConfigError where the parts given don't make a whole: no routes, app or router, a file that can't be used.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        router: Router | None = None,
+        request_processor: RequestProcessor | None = None,
+        certificate_provider: CertificateProvider | None = None,
+        on_ready: Callable[[], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.counters = ConnectionCounters()
+        self.budget = FirstPacketBudget()
+        self.managers: dict[Tunnel, ConnManager] = {}  # of the sessions that are not over, and of some that are
+        self.tunnel_features = FEATURES
+        self.windows = WindowBudget()
+        self.past_packets = [0, 0]  # received and sent, of sessions that are in `managers` no more
+        self.measures: dict[str, Measures] = {}
+        self._own_router = router
+        self.policy = make_policy(
+            config,
+            router=router,
+            request_processor=request_processor,
+            certificate_provider=certificate_provider,
+        )
+        self._router, self.processor = self.policy.router, self.policy.processor
+        self._on_ready = on_ready or (lambda: None)
+        self._draining = False
+        self.credentials = CredentialWatch(config)
+        self._dialling = Dialling(config)
+        self.links = HubLinks(self._client, lambda: self.config.hub_addresses, self._dialling.is_proxied)
+        limits = _limits(config)
+        self.upstreams = Upstreams(
+            ssl_context=self.policy.ssl_context, generation=lambda: self.policy.generation, limits=limits
+        )
+        self._page: MetricsPage | None = None
+        if config.memory_comm.enable_metrics:
+            self.measures = {"memory": Measures(), "uds": Measures()}
+            if config.health_address:
+                self._page = MetricsPage(lambda: read(self))
+            else:
+                logger.warning("metrics are counted and shown nowhere: health_address isn't set")
+        self._apps = Apps()
+        self.proxy = Proxy(
+            route=self._apps.routed(self._router.route),
+            process=self.processor.process,
+            upstreams=self.upstreams,
+            limits=_for_hub(limits),
+            cluster=config.cluster_name,
+            connections_limit="memory_comm.max_connections",
+            measures=self.measures,
+        )
+        self.carriage = Carriage(
+            self.proxy.connection,
+            accept_base=functools.partial(self.proxy.connection, is_base_hubs=True),
+            memory_percent=config.memory_percent,
+            buffer_size=config.memory_comm.buffer_size,
+            socket_path=config.uds_socket_path,
+        )
+        self._descriptors_used = open_descriptors()  # none of them is a connection's
+        self._served = self._bound()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a hub has answered a probe within its deadline, and no drain has begun."""
+        return not self._draining and any(client.ready for client in self.clients)
+
+    @property
+    def clients(self) -> list[TunnelClient]:
+        """The links to hubs, one for each address."""
+        return self.links.clients
+
+    @property
+    def open_connections(self) -> int:
+        """Connections of all sessions that are open now."""
+        return sum(manager.open_connections for manager in self.managers.values())
+
+    def reconnect_now(self) -> None:
+        """Dial every hub anew, without waiting for a back-off."""
+        for client in self.clients:
+            client.reconnect_now()
+
+    async def run(self) -> None:
+        """Serve until cancelled; then drain: not ready, answers say `Connection: close`, requests in flight finish.
+
+        Draining takes at most `drain_grace_s` and some seconds; a second cancellation ends it at once. Runs once.
+        Raises ConfigError where the Unix socket can't be made, AgentError where the app does not start, ListenError
+        where the health address can't be listened on.
+        """
+        config = self.config
+        health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
+        sessions: list[asyncio.Task[None]] = []
+
+        async def end_sessions() -> None:
+            for session in sessions:
+                session.cancel()
+            if sessions:
+                await asyncio.wait(sessions)
+
+        # Ended in the reverse order, each even where a second cancellation has cut short the one before it.
+        async with contextlib.AsyncExitStack() as ends:
+            ends.push_async_callback(health.close)
+            ends.push_async_callback(self.carriage.close)
+            ends.push_async_callback(self.policy.close)
+            ends.push_async_callback(self._apps.close)
+            ends.push_async_callback(self.upstreams.close)
+            ends.callback(self.proxy.close)
+            ends.push_async_callback(end_sessions)
+            watching = asyncio.create_task(self.credentials.run())
+            ends.callback(watching.cancel)
+            telling = asyncio.create_task(self._tell_share_now_and_then())
+            ends.callback(telling.cancel)
+            if self.policy.app is not None:
+                await self._apps.start(self.policy.app)
+            await self.carriage.start()
+            self._warn_of_bound()
+            if config.health_address:
+                address = parse_address(config.health_address, listen=True)
+                with listening("health_address", address):
+                    port = await health.start(address.host, address.port)
+                logger.info("health checks are answered", extra={"address": str(Address(address.host, port))})
+            sessions.append(asyncio.create_task(self.links.run()))
+            try:
+                await asyncio.wait(sessions)  # they only end by an error
+            except asyncio.CancelledError:
+                await self._drain()
+                raise
+            for session in sessions:
+                if session.done():
+                    session.result()
+
+    async def _drain(self) -> None:
+        """Leave: with `goaway` DRAIN first, and what hubs opened before they answered is served as ever.
+
+        A base hub gets it last, and not while it lists a connection (wire.md, "DRAIN to the hub"): it may lock up.
+        """
+        self._draining = True
+        self.links.hold()
+        loop = asyncio.get_running_loop()
+        grace_s = self.config.drain_grace_s
+        deadline_s = loop.time() + grace_s
+        answer_s = min(DRAIN_TIMEOUT_S, max(1.0, grace_s))
+        asked = await asyncio.gather(*(client.announce_drain(answer_s) for client in self.clients))
+        if any(asked):
+            self.proxy.close_behind_answers()
+            quiet_s = min(QUIET_S, grace_s / 2)
+            drained = [manager for tunnel, manager in self.managers.items() if tunnel.opens_no_more]
+            await asyncio.gather(*(manager.wait_idle(quiet_s) for manager in drained))
+        if self.shares or len(self.counters.opened_by) > 1:
+            self._tell_share()
+        logger.info("draining", extra={"connections": self.open_connections, "grace_s": grace_s})
+        for manager in self.managers.values():
+            manager.begin_drain()
+        self.proxy.start_draining()
+        self._apps.start_draining(self.upstreams.end_connect)
+        left_s = max(0.0, deadline_s - loop.time())
+        await asyncio.gather(*(manager.drain(left_s) for manager in self.managers.values()))
+        await asyncio.gather(*(client.drain(answer_s) for client in self.clients))
+
+    # -- while it runs
+
+    async def reload(self, config: AgentConfig) -> None:
+        """Take over what of `config` can change while the agent runs; no connection is dropped.
+
+        What has changed is for new connections, new requests and the next dials, each said in one line; so is what
+        would need a restart, and stays as it was. Where a changed value can't be used, nothing is applied, and that is
+        said. Hubs are dialled anew where what they are dialled with has changed, or no session is up. Cancelled: as
+        before, or applied. Nothing happens while draining.
+        """
+        if self._draining:
+            return
+        old = self.config
+        names = changed(old, config)
+        kept = [name for name in names if not self._can_change(name, config)]
+        try:
+            new: AgentConfig = merged(old, config, kept)
+            self._dialling.check(new)
+            router = self._router
+            if new.static_routes != old.static_routes:
+                router, _ = select_policy(
+                    cluster=new.cluster_name, routes=new.static_routes, request_processor=self.processor
+                )
+            services = self.policy.services
+            if services is not None:
+                ServiceAllowList(new.service_allow_file)  # raises before anything is applied
+            await self.carriage.change(memory_percent=new.memory_percent, buffer_size=new.memory_comm.buffer_size)
+            if services is not None:
+                services.use(new.service_allow_file)  # read anew, whether or not it is another file
+        except ConfigError as error:
+            logger.error("nothing of the changed configuration was applied", extra={"reason": str(error)})
+            return
+        self.config = self._dialling.config = new
+        self._router = router
+        self.proxy.route = self._apps.routed(router.route)
+        self.upstreams.limits = limits = _limits(new)
+        self.proxy.limits = _for_hub(limits)
+        if new.memory_percent != old.memory_percent:
+            self._tell_share()
+        before, self._served = self._served, self._bound()
+        if self._served != before:
+            self._warn_of_bound()
+        for name in names:
+            if name in kept:
+                extra = {"setting": name, "value": shown(config, name), "in_force": shown(old, name)}
+                logger.warning("setting needs a restart", extra=extra)
+            else:
+                logger.info("setting changed", extra={"setting": name, "value": shown(new, name)})
+        redials = self._dialling.files_changed or not HUB_SETTINGS.isdisjoint(set(names) - set(kept)) or not self.ready
+        logger.info("the configuration was read anew", extra={"changed": len(names) - len(kept), "redials": redials})
+        self.credentials.config = new
+        self.credentials.look(again=True)
+        self.links.look_again()
+        if redials:
+            self.reconnect_now()
+
+    def _can_change(self, name: str, new: AgentConfig) -> bool:
+        if name == "hub_address":
+            return len(new.hub_addresses) == len(self.config.hub_addresses)
+        if name == "route":  # other routes, but the same kind of router
+            return self._own_router is None and bool(self.config.static_routes) and bool(new.static_routes)
+        return name in HUB_SETTINGS or name in LIVE_SETTINGS or name.startswith("limits.")
+
+    @property
+    def shares(self) -> bool:
+        """Whether new connections go both ways."""
+        return 0 < self.carriage.memory_percent < 100
+
+    def _tell_share(self) -> None:
+        """Log how many connections each carrier has had so far."""
+        by = self.counters.opened_by
+        extra = {"memory": by["memory"], "uds": by["uds"], "memory_percent": self.carriage.memory_percent}
+        logger.info("connections opened so far, by what carries them", extra=extra)
+
+    async def _tell_share_now_and_then(self) -> None:
+        told = 0
+        while True:
+            await asyncio.sleep(SHARE_TOLD_S)
+            if self.shares and self.counters.opened_by.total() != told:
+                told = self.counters.opened_by.total()
+                self._tell_share()
+
+    def _bound(self) -> int:
+        """Bound connections, and the requests on each. Returns how many connections are served at once."""
+        wanted, percent = self.config.memory_comm.max_connections, self.config.memory_percent
+        served = most_served(wanted, unix_sockets=percent < 100, limit=descriptor_limit(), used=self._descriptors_used)
+        self.proxy.max_connections = served
+        self.carriage.most_connections = most_opened(wanted)
+        self.carriage.most_sockets = served if served < wanted else None
+        self.proxy.bound_requests(REQUESTS_PER_CONNECTION if 0 < percent < 100 else 0)
+        return served
+
+    def _warn_of_bound(self) -> None:
+        wanted = self.config.memory_comm.max_connections
+        if self._served < wanted:
+            extra = {
+                "setting": "memory_comm.max_connections",
+                "value": wanted,
+                "in_force": self._served,
+                "limit": "RLIMIT_NOFILE",
+                "descriptors": descriptor_limit(),
+            }
+            logger.warning("max_connections is lowered to what the descriptor limit allows", extra=extra)
+
+    # -- sessions
+
+    def _client(self, number: int, ip: str) -> TunnelClient:
+        return TunnelClient(
+            lambda: self._dialling.endpoint(number, ip),
+            cluster_name=self.config.cluster_name,
+            metadata=self._dialling.metadata,
+            open_receiver=self._open_manager,
+            on_ready=lambda _: self._on_ready(),
+            features=self.tunnel_features,
+            windows=self.windows,
+            messages=self.budget,
+            is_idle=lambda tunnel: self.managers[tunnel].is_idle,
+            ask_idle=lambda tunnel: self.managers[tunnel].ask_idle(),
+            settle=lambda tunnel: self.managers[tunnel].settle(),
+        )
+
+    def _open_manager(self, tunnel: Tunnel) -> ConnManager:
+        """The connection manager of one session."""
+        for other in [other for other in self.managers if other.lost]:
+            del self.managers[other]
+            self.past_packets[0] += other.packets_received
+            self.past_packets[1] += other.packets_sent
+        manager = MixedConnManager(tunnel, self.carriage, budget=self.budget, counters=self.counters)
+        self.managers[tunnel] = manager
+        return manager
+
+
+def _limits(config: AgentConfig) -> ProxyLimits:
+    return ProxyLimits(buffer_bytes=config.memory_comm.buffer_size, **limits_of(config.limits))
+
+
+def _for_hub(limits: ProxyLimits) -> ProxyLimits:
+    """The limits of the hub's connections: hubs keep the same times for their users, and know them."""
+    return limits.later("body_timeout_s", "write_timeout_s")

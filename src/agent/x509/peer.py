@@ -1,0 +1,162 @@
+"""Says whose certificate has expired, or isn't valid yet: `the hub's certificate (CN=hub) expired on 2026-01-02`.
+
+Python's `ssl` doesn't give the certificate that it has refused. So the peer is dialled once more, for these two
+failures only, and asked for its certificate by a handshake without verification. Nothing but that handshake is sent, by
+TLS 1.3 no more than its first message, and no certificate of ours; then the connection is aborted. What comes of it is
+for a message and decides nothing: the peer is refused already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import os
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from typing import cast
+
+from .certificate import Certificate, in_pem, read_certificate
+
+__all__ = ["Reader", "fault_of_own", "has_wrong_dates", "whose_dates"]
+
+NOT_YET_VALID, HAS_EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID and …_HAS_EXPIRED (OpenSSL's x509_vfy.h)
+TIMEOUT_S = 3.0
+MAX_HANDSHAKE_BYTES = 1 << 20
+
+_MAX_FILE_BYTES = 1 << 20
+
+
+class Reader(asyncio.BufferedProtocol):
+    """Does the handshake on a plain connection until its peer's certificate is there, and ends the connection.
+
+    done: set at the end, however it came. der: the certificate, None where none came.
+    """
+
+    def __init__(self, server_hostname: str, alpn: Sequence[str] = ()) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        if alpn:
+            context.set_alpn_protocols(list(alpn))
+        self.done = asyncio.Event()
+        self.der: bytes | None = None
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
+        self._buffer = bytearray(16384)
+        self._received = 0
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses
+        self._advance()
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._received += nbytes
+        self._incoming.write(memoryview(self._buffer)[:nbytes])
+        if self._received > MAX_HANDSHAKE_BYTES:
+            self.close()
+        else:
+            self._advance()
+
+    def eof_received(self) -> None:
+        self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection. Again is no error."""
+        self.done.set()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _advance(self) -> None:
+        if self.done.is_set():
+            return
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            assert self._transport is not None
+            self._transport.write(self._outgoing.read())
+            return
+        except ssl.SSLError:
+            pass
+        else:
+            self.der = self._tls.getpeercert(binary_form=True)
+        self.close()  # by TLS 1.3 before our Finished has gone
+
+
+Connect = Callable[[Reader], Awaitable[object]]
+
+
+def has_wrong_dates(error: BaseException) -> bool:
+    """Whether a certificate was refused for its dates."""
+    return isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in (NOT_YET_VALID, HAS_EXPIRED)
+
+
+async def whose_dates(
+    error: BaseException, who: str, server_hostname: str, connect: Connect, alpn: Sequence[str] = ()
+) -> str:
+    """Whose certificate was refused for its dates, and those; "" for other errors, and where it can't be had.
+
+    error: what the connection failed with. who: the peer, as "the hub". server_hostname: whose certificate is asked
+    for. connect: opens one more connection to it, without TLS, for this protocol; its errors end here, and all of it is
+    given 3 s. Cancelled: nothing stays open.
+    """
+    if not has_wrong_dates(error):
+        return ""
+    reader = Reader(server_hostname, alpn)
+    try:
+        with contextlib.suppress(Exception):  # then nothing is known of it
+            async with asyncio.timeout(TIMEOUT_S):
+                await connect(reader)
+                await reader.done.wait()
+    finally:
+        reader.close()
+    if reader.der is None:
+        return ""
+    try:
+        found = read_certificate(reader.der)
+    except ValueError:
+        return f"{who}'s certificate can't be read"
+    fault = _fault(found)
+    if fault:
+        return f"{who}'s certificate ({found.subject}) {fault}"
+    state = "has expired" if getattr(error, "verify_code", 0) == HAS_EXPIRED else "is not valid yet"
+    own = f"{who}'s own ({found.subject}) is valid until {_day(found.not_after)}"
+    return f"a certificate that signed {who}'s {state}; {own}"
+
+
+def fault_of_own(cert_file: str) -> str:
+    """What is wrong with the dates of our own certificate, as `our certificate (CN=c1) expired on 2026-01-02`; else "".
+
+    cert_file: its PEM file, "" for none.
+    """
+    if not os.path.isfile(cert_file):  # a pipe can't be read once more
+        return ""
+    try:
+        with open(cert_file, "rb") as file:
+            found = in_pem(file.read(_MAX_FILE_BYTES))
+    except OSError:
+        return ""
+    wrong = ((each, _fault(each)) for each in found)
+    return next((f"our certificate ({each.subject}) {fault}" for each, fault in wrong if fault), "")
+
+
+def _fault(certificate: Certificate) -> str:
+    now = datetime.datetime.now(datetime.UTC)
+    if now > certificate.not_after:
+        return f"expired on {_day(certificate.not_after)}"
+    if now < certificate.not_before:
+        return f"is not valid before {_day(certificate.not_before)}"
+    return ""
+
+
+def _day(when: datetime.datetime) -> str:
+    """A date, and the time where that is less than a day away."""
+    near = abs((when - datetime.datetime.now(datetime.UTC)).total_seconds()) < 86400
+    return f"{when.date()} {when:%H:%M} UTC" if near else str(when.date())
