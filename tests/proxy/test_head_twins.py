@@ -36,7 +36,7 @@ class Twin:
 
     def __init__(self, load: Any) -> None:
         self.rules = load("rules")
-        self.plain = load("plain")
+        self.plain = load("fast_parser")
         self.heads = load("heads")
         self.chunked = load("chunked")
         self.intake = load("intake")
