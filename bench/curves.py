@@ -27,7 +27,7 @@ from fastpipe import _limits, create_pipe
 
 from . import bench_tunnel, hop, pipe, tunnel
 from .measuring import Case, Metric, Samples, Scale, Turn, no_collection, one
-from .peers import Program, agent, hub, load, nginx, program
+from .processes import Program, agent, hub, load, nginx, program
 
 __all__ = ["CURVES", "Curve"]
 

@@ -20,7 +20,7 @@ import uvloop
 from agent.messages import Target
 
 from .hop import KEPT, Client, Clients, Packets, Receiver, house, in_process
-from .peers import SMALL
+from .processes import SMALL
 
 SETTLE_S = 0.2
 

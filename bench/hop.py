@@ -31,7 +31,7 @@ from fastpipe import create_pipe
 from fastpipe._limits import DEFAULT_LIMIT
 
 from .measuring import Case, Metric, Samples, Scale, Turn, latency, no_collection
-from .peers import SMALL, Nginx, nginx
+from .processes import SMALL, Nginx, nginx
 from .pipe import on_loop
 from .resources import GROWTH, growing
 

@@ -15,7 +15,7 @@ from agent.proxy.upstream import Upstream
 
 from .hop import KEPT, counted, house
 from .measuring import Case, Samples, Scale, Turn
-from .peers import Nginx, nginx
+from .processes import Nginx, nginx
 from .pipe import on_loop
 
 __all__ = ["CASES", "Unpooled"]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from .measuring import Case, Metric, Samples, Scale, Turn
-from .peers import Program, agent_command, hub
+from .processes import Program, agent_command, hub
 
 __all__ = ["CASES", "GROWTH", "growing"]
 

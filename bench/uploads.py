@@ -35,7 +35,7 @@ from .hop import (
     turns,
 )
 from .measuring import Case, Metric, Samples, Scale, Turn
-from .peers import Program
+from .processes import Program
 from .resources import GROWTH, growing
 
 __all__ = ["CASES", "sink", "upload"]

@@ -25,7 +25,7 @@ from typing import Any
 import uvloop
 
 from .measuring import Case, Metric, Samples, Scale, Turn
-from .peers import SMALL, Program, agent, hub
+from .processes import SMALL, Program, agent, hub
 from .resources import SPARE_DESCRIPTORS
 
 __all__ = ["CASES"]

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from .measuring import Case, Metric, Samples, Scale, Turn, percentile
-from .peers import SMALL, Nginx, Program, agent, hub, load, nginx, program
+from .processes import SMALL, Nginx, Program, agent, hub, load, nginx, program
 
 __all__ = ["ALONE", "CASES", "CLIENTS", "MODES", "PATHS", "Path"]
 
