@@ -31,8 +31,8 @@ from fastpipe import create_pipe
 from fastpipe._limits import DEFAULT_LIMIT
 
 from .measuring import Case, Metric, Samples, Scale, Turn, latency, no_collection
-from .processes import SMALL, Nginx, nginx
 from .pipe import on_loop
+from .processes import SMALL, Nginx, nginx
 from .resources import GROWTH, growing
 
 __all__ = [

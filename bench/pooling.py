@@ -15,8 +15,8 @@ from agent.proxy.upstream import Upstream
 
 from .hop import KEPT, counted, house
 from .measuring import Case, Samples, Scale, Turn
-from .processes import Nginx, nginx
 from .pipe import on_loop
+from .processes import Nginx, nginx
 
 __all__ = ["CASES", "Unpooled"]
 

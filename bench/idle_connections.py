@@ -1,6 +1,6 @@
 """What the tunnel's connections cost while nothing is sent on them: memory each, and CPU of packets on ten others.
 
-    python -m bench.opened PORT IDLE COUNT      the agent's end, at a hub that sends every packet back
+    python -m bench.idle_connections PORT IDLE COUNT      the agent's end, at a hub that sends every packet back
 
 Hub and agent's end are ours, each a process of its own, with a TCP connection between them. IDLE connections have had a
 packet sent back each and stay open, with their places in the queue and their windows; then COUNT packets of 256 B go
@@ -109,7 +109,7 @@ async def agents_end(port: int, idle: int, count: int) -> dict[str, float]:
 
 
 def measured_at(port: int, idle: int, count: int) -> Samples:
-    command = [sys.executable, "-m", "bench.opened", *map(str, (port, idle, count))]
+    command = [sys.executable, "-m", "bench.idle_connections", *map(str, (port, idle, count))]
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120).stdout)
     return {CPU: [found["CPU"]]} | ({MEMORY: [found["memory"]]} if idle else {})
 
