@@ -118,7 +118,7 @@ async def chunked(max_chunk: int, total: int = 1 << 31) -> Samples:
 
 
 def turn_of_budget(calls: str) -> Samples:
-    command = [sys.executable, "-m", "bench.tuned", f"fastpipe._limits:TURN_CALLS={calls}", "bench.turns"]
+    command = [sys.executable, "-m", "bench.tuned", f"fastpipe._limits:TURN_CALLS={calls}", "bench.turn_budget"]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
     return {ROUND_TRIP: [found["round_trip"]], ROUND_TRIP_P99: [found["round_trip_p99"]], LATE: [found["late"]]}
 
