@@ -61,7 +61,7 @@ def holders_for(connections: int) -> int:
 def held(mode: str, connections: int) -> Samples:
     """What each of so many open connections takes; spread over the same number of processes in either mode."""
     processes = holders_for(connections)
-    command = [sys.executable, "-m", "bench.holder", mode, str(connections // processes)]
+    command = [sys.executable, "-m", "bench.connection_holder", mode, str(connections // processes)]
     with contextlib.ExitStack() as stack:
         holders = [stack.enter_context(contextlib.closing(Program(command))) for _ in range(processes)]
         for holder in holders:

@@ -1,4 +1,4 @@
-"""A process that opens connections and says what they add to it: `python -m bench.holder memory|UDS CONNECTIONS`.
+"""A process that opens connections and says what they add to it: `python -m bench.connection_holder memory|UDS CONNECTIONS`.
 
 It says `ready`; at a line on its standard input it opens them, and prints a JSON object: `process`, bytes of
 proportional set size, and `descriptors`. It holds them until its input ends. Each has had one request answered.
