@@ -1,6 +1,6 @@
 """1 GiB through the agent's hop to a target: DATA packets, as credit allows, beside a relay of a few lines.
 
-    Upload ──packet_received──► ConnManager ──pipe or Unix socket──► Proxy ──► bench.sink, a process of its own
+    Upload ──packet_received──► ConnManager ──pipe or Unix socket──► Proxy ──► bench.upload_target, a process of its own
        ▲                            │
        └── credit ◄── ReceiveWindow ┘
 
@@ -194,7 +194,7 @@ class UploadTarget(YardstickTarget):
 @contextlib.contextmanager
 def sink() -> Iterator[int]:
     """The target, as a process of its own: its port."""
-    with contextlib.closing(Program([sys.executable, "-m", "bench.sink"])) as running:
+    with contextlib.closing(Program([sys.executable, "-m", "bench.upload_target"])) as running:
         yield int(running.wait_for("listening "))
 
 

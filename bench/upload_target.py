@@ -1,4 +1,4 @@
-"""A target that takes uploads and says how much came: `python -m bench.sink`.
+"""A target that takes uploads and says how much came: `python -m bench.upload_target`.
 
 It says `listening PORT`. One connection after another, each of one request with a Content-Length; the answer's body is
 the number of bytes that came.
