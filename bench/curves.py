@@ -191,7 +191,7 @@ def paths(
 
 def link(stack: contextlib.ExitStack, address: str, delay_ms: float) -> str:
     """The address of a relay that brings everything late."""
-    relay = Program([sys.executable, "-m", "bench.delayed", address.rpartition(":")[2], str(delay_ms)])
+    relay = Program([sys.executable, "-m", "bench.delay_relay", address.rpartition(":")[2], str(delay_ms)])
     stack.callback(relay.close)
     return f"127.0.0.1:{relay.wait_for('listening ')}"
 

@@ -1,4 +1,4 @@
-"""A TCP relay that brings everything late, as a long link does: `python -m bench.delayed PORT DELAY_MS`, one way.
+"""A TCP relay that brings everything late, as a long link does: `python -m bench.delay_relay PORT DELAY_MS`, one way.
 
 Says `listening PORT`. Nothing is lost or reordered, and as much may be under way as the two ends let through.
 """
