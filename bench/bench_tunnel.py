@@ -241,10 +241,14 @@ def start_hub(kind: str, messages: str) -> tuple[subprocess.Popen[str], int]:
 def client(
     rival: str, port: int, size: int, count: int, messages: str, *, tuned: Sequence[str] = ()
 ) -> dict[str, float]:
-    """tuned: constants that are other there, as `bench.tuned` takes them."""
+    """tuned: constants that are other there, as `bench.with_constants` takes them."""
     arguments = ["--client", rival, str(port), str(size), str(count)]
     done = subprocess.run(
-        [sys.executable, *(("-m", "bench.tuned", *tuned, "bench.bench_tunnel") if tuned else (__file__,)), *arguments],
+        [
+            sys.executable,
+            *(("-m", "bench.with_constants", *tuned, "bench.bench_tunnel") if tuned else (__file__,)),
+            *arguments,
+        ],
         cwd=ROOT,
         env=environment(rival, messages),
         check=True,

@@ -118,7 +118,13 @@ async def chunked(max_chunk: int, total: int = 1 << 31) -> Samples:
 
 
 def turn_of_budget(calls: str) -> Samples:
-    command = [sys.executable, "-m", "bench.tuned", f"fastpipe._limits:TURN_CALLS={calls}", "bench.turn_budget"]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.with_constants",
+        f"fastpipe._limits:TURN_CALLS={calls}",
+        "bench.turn_budget",
+    ]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
     return {ROUND_TRIP: [found["round_trip"]], ROUND_TRIP_P99: [found["round_trip_p99"]], LATE: [found["late"]]}
 
@@ -209,7 +215,7 @@ def fetch(url: str, *, most_bytes: int | None = None) -> float:
 
 
 def settings_of(where: str, values: Mapping[str, int]) -> dict[str, list[str]]:
-    """For each value what `bench.tuned` is told: a packet that is shared is no larger than one alone."""
+    """For each value what `bench.with_constants` is told: a packet that is shared is no larger than one alone."""
     found = {label: [f"{where}={value}"] for label, value in values.items()}
     if where.endswith(":ALONE_PACKET_BYTES"):
         for label, value in values.items():

@@ -176,8 +176,8 @@ def nginx() -> Iterator[Nginx]:
 
 
 def command(*arguments: str, tuned: Sequence[str] = ()) -> list[str]:
-    """`fastpipe-agent`. tuned: constants of its modules that have other values, as `bench.tuned` takes them."""
-    return [sys.executable, "-m", *(("bench.tuned", *tuned) if tuned else ()), "agent", *arguments]
+    """`fastpipe-agent`. tuned: constants of its modules that have other values, as `bench.with_constants` takes them."""
+    return [sys.executable, "-m", *(("bench.with_constants", *tuned) if tuned else ()), "agent", *arguments]
 
 
 @contextlib.contextmanager
