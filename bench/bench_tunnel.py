@@ -243,12 +243,9 @@ def client(
 ) -> dict[str, float]:
     """tuned: constants that are other there, as `bench.with_constants` takes them."""
     arguments = ["--client", rival, str(port), str(size), str(count)]
+    program = ("-m", "bench.with_constants", *tuned, "bench.bench_tunnel") if tuned else (__file__,)
     done = subprocess.run(
-        [
-            sys.executable,
-            *(("-m", "bench.with_constants", *tuned, "bench.bench_tunnel") if tuned else (__file__,)),
-            *arguments,
-        ],
+        [sys.executable, *program, *arguments],
         cwd=ROOT,
         env=environment(rival, messages),
         check=True,

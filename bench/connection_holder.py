@@ -1,4 +1,6 @@
-"""A process that opens connections and says what they add to it: `python -m bench.connection_holder memory|UDS CONNECTIONS`.
+"""Opens connections and reports what they add to the process.
+
+    python -m bench.connection_holder memory|UDS CONNECTIONS
 
 It says `ready`; at a line on its standard input it opens them, and prints a JSON object: `process`, bytes of
 proportional set size, and `descriptors`. It holds them until its input ends. Each has had one request answered.

@@ -176,7 +176,7 @@ def nginx() -> Iterator[Nginx]:
 
 
 def command(*arguments: str, tuned: Sequence[str] = ()) -> list[str]:
-    """`fastpipe-agent`. tuned: constants of its modules that have other values, as `bench.with_constants` takes them."""
+    """The command line of `fastpipe-agent`. tuned: constants and their values, as `bench.with_constants` takes them."""
     return [sys.executable, "-m", *(("bench.with_constants", *tuned) if tuned else ()), "agent", *arguments]
 
 

@@ -1,4 +1,4 @@
-"""What a turn's budget does, in a process of its own: `python -m bench.turn_budget`, its constants set by `bench.with_constants`.
+"""Measures what a turn's budget does: `python -m bench.turn_budget`. `bench.with_constants` sets the constants.
 
 Prints a JSON object, µs: `round_trip` and `round_trip_p99` of 64 B, and `late`, how much later than asked for a timer
 of 1 ms fires (its 90th percentile) while a ping-pong without end keeps the loop busy.

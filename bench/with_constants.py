@@ -1,4 +1,6 @@
-"""Runs a module with other values for some constants: `python -m bench.with_constants MODULE:NAME=VALUE… PROGRAM ARGUMENT…`.
+"""Runs a module with other values for some constants.
+
+    python -m bench.with_constants MODULE:NAME=VALUE… PROGRAM ARGUMENT…
 
 The values stand in the modules' source as they are compiled, so that they also reach defaults of arguments and other
 modules' copies. Extensions that read a constant when they are imported get it too. Raises LookupError for a constant

@@ -273,7 +273,7 @@ def test_a_constant_is_changed_wherever_it_is_used() -> None:
         "session.INITIAL_WINDOW_BYTES, turn.TURN_CALLS)"
     )
     program = (
-        "from bench import tuned; tuned.install(['agent.tunnel.http2:WINDOW_BYTES=4096',"
+        "from bench import with_constants; with_constants.install(['agent.tunnel.http2:WINDOW_BYTES=4096',"
         f"'agent.tunnel.window:INITIAL_WINDOW_BYTES=2048', 'fastpipe._limits:TURN_CALLS=7']); exec({script!r})"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -281,7 +281,8 @@ def test_a_constant_is_changed_wherever_it_is_used() -> None:
 
 
 def test_a_constant_that_is_not_there_is_not_changed_in_silence() -> None:
-    program = "from bench import tuned; tuned.install(['agent.tunnel.window:NO_BYTES=1']); import agent.tunnel.window"
+    install = "from bench import with_constants; with_constants.install(['agent.tunnel.window:NO_BYTES=1'])"
+    program = f"{install}; import agent.tunnel.window"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "LookupError: agent.tunnel.window assigns NO_BYTES 0 times" in done.stderr
 

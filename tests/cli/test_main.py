@@ -723,8 +723,9 @@ def test_a_hubs_two_certificates_are_warned_of_at_start(log: Path, tmp_path: Pat
     addresses = ["--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"]
     files = ["--grpc-cert-file", str(tmp_path / "grpc"), "--http-cert-file", str(tmp_path / "http")]
     with running(log, "hub", *addresses, *files) as hub:
-        hub.logged('level=warning logger=agent.config.credentials msg="certificate has expired" setting=grpc_cert_file')
-        hub.logged('level=warning logger=agent.config.credentials msg="certificate expires soon" setting=http_cert_file')
+        warning = "level=warning logger=agent.config.credentials"
+        hub.logged(f'{warning} msg="certificate has expired" setting=grpc_cert_file')
+        hub.logged(f'{warning} msg="certificate expires soon" setting=http_cert_file')
 
 
 def test_a_misspelt_variable_is_said_beside_the_printed_configuration() -> None:

@@ -276,7 +276,8 @@ async def test_all_that_can_change_at_once_drops_no_request_in_flight(
         await agent.logged(READ)
         for name in after.keys() - {"use_memory_comm"}:
             if name != "log_level":
-                assert agent.log.count(f'level=info logger=agent.spoke.agent msg="setting changed" setting={name} ') == 1
+                line = f'level=info logger=agent.spoke.agent msg="setting changed" setting={name} '
+                assert agent.log.count(line) == 1
         assert 'msg="setting changed" setting=log_level' in agent.log
         assert agent.log.count('msg="setting needs a restart" setting=') == 1
         assert 'msg="setting needs a restart" setting=health_address' in agent.log
