@@ -1,9 +1,9 @@
-"""What identity costs: a request whose token has been reviewed, and how many reviews 500 requests make.
+"""Measures identity: the cost of a request with a reviewed token, and the number of reviews for 500 requests.
 
     python bench/bench_identity.py
 
-The budget is 3 µs of CPU for each request; what a pass-through costs is measured in the same run. Each loop does a
-fixed number of requests and looks at every head that comes out. Prints a table; exits 1 past the budget.
+The budget is 3 µs of CPU for each request. The same run measures a pass-through. Each loop makes a fixed number of
+requests and checks every head that leaves. The program prints a table and exits with 1 past the budget.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def own_credentials(directory: Path) -> ApiAccess:
 
 
 def kubectl_head(token: bytes) -> Head:
-    """What kubectl sends."""
+    """A request head as kubectl sends it."""
     return [
         (b"Host", b"hub.example.com"),
         (b"User-Agent", b"kubectl/v1.34.0 (linux/amd64) kubernetes/0123456"),
@@ -77,7 +77,7 @@ def best_us(process: Callable[[RequestHead, Target], object], head: Head, target
 
 
 async def reviewed(own: ApiAccess) -> tuple[KubernetesProcessor, list[str]]:
-    """A processor over two clusters that know `m…` and `h…`; the list has every token that was asked for."""
+    """A processor over two clusters that know `m…` and `h…`. The list records each reviewed token."""
     asked: list[str] = []
 
     def post(first: str) -> Callable[..., Awaitable[dict[str, Any]]]:
@@ -106,7 +106,7 @@ async def measure(own: ApiAccess) -> int:
         heads = [RequestHead("GET", b"/", "1.1", kubectl_head(token)) for _ in range(500)]
         asked_at_once = [processor.process(head, API_SERVER) for head in heads]
         await asyncio.gather(*(each for each in asked_at_once if not isinstance(each, RequestHead)))
-    print(f"{os.uname().machine}, {os.cpu_count()} cores, Python {sys.version.split()[0]}; tokens of 1,001 bytes")
+    print(f"{os.uname().machine}, {os.cpu_count()} cores, Python {sys.version.split()[0]}, tokens of 1,001 bytes")
     print(f"reviews that 500 requests with one new token make: {asked.count('m') - 1} managed, {asked.count('h')} hub")
     rows = [
         ("nothing authenticated (Anonymous)", best_us(Anonymous().process, kubectl_head(hub), API_SERVER, 7)),

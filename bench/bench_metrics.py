@@ -1,16 +1,16 @@
-"""What metrics cost an agent at full load: CPU time of one agent that does the same work with and without them.
+"""Measures what metrics cost an agent at full load: its CPU time for the same work with and without them.
 
     python bench/bench_metrics.py [--rounds 40] [--requests 1500] [--memory]
 
-A hub, a target and an agent, each a process of its own. In each round the agent serves the same requests by 50
-kept-alive clients three times, measuring in one way each time, in an order that turns; what its process spent is read
-off the kernel (ns on a CPU). It is one process that is told how to measure, for two processes of the same program
-differ by some percent for good. Each answer is checked. What else runs on the machine only ever adds to a round (cold
-caches), so the lower quartile of each way's rounds is quoted, and the quartiles of the ratios within a round beside it.
+Hub, target and agent are separate processes. In each round, 50 kept-alive clients send the agent the same requests
+three times, once for each way below. The order of the ways rotates. The kernel reports the CPU time of the agent's
+process in ns. One process serves all ways, because two processes of the same program differ by some percent. The
+program checks each response. Other load can only add to a round (cold caches). So the table has the lower quartile of
+each way's rounds, and the quartiles of the ratios within a round.
 
     off         no metrics
-    on          enable_metrics, never asked
-    per event   with prometheus-client's own histograms and counters told at each event: the rival
+    on          enable_metrics, never scraped
+    per event   the rival: prometheus-client's own histograms and counters, updated at each event
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ async def serve_agent(grpc_port: int, target_port: int, health_port: int, memory
 
 
 def told_at_each_event() -> dict[str, Any]:
-    """Measures that tell prometheus-client's own objects at each event."""
+    """Measures that update prometheus-client's own objects at each event."""
     from prometheus_client import CollectorRegistry, Counter, Histogram
 
     from agent.proxy import Measures
@@ -130,7 +130,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def load(port: int, requests: int) -> None:
-    """Send `requests` requests by CLIENTS kept-alive connections, and check every answer."""
+    """Send `requests` requests by CLIENTS kept-alive connections, and check every response."""
     head = b"GET /bench/hello HTTP/1.1\r\nHost: bench\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
 
     async def client() -> None:
@@ -155,7 +155,7 @@ async def scrape(port: int) -> None:
 
 
 def cpu_ns(pid: int) -> int:
-    """What a process has spent on a CPU (proc(5), schedstat)."""
+    """The CPU time of a process, ns (proc(5), schedstat)."""
     return sum(int(path.read_text().split()[0]) for path in pathlib.Path(f"/proc/{pid}/task").glob("*/schedstat"))
 
 
@@ -247,7 +247,7 @@ def lower_quartile(values: list[int]) -> float:
 
 
 def added_us() -> float:
-    """CPU time of the calls that metrics add to one plain request, in µs; the best of several runs."""
+    """CPU time of the calls that metrics add to one plain request, µs, the best of several runs."""
     from agent.proxy import Measures
 
     measures = Measures()

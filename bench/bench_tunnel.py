@@ -1,11 +1,11 @@
-"""What a packet costs the agent's end of a tunnel, and how fast packets go: ours, its Python twin, and grpc.aio.
+"""Measures CPU and throughput of packets at the agent's end of a tunnel: ours, its Python twin, and grpc.aio.
 
     python bench/bench_tunnel.py [--rounds N] [--quick]
 
-Beside them, where packets are small, what no client can be below: bare, a uvloop protocol that sends bytes made before.
-Each client runs in a process of its own and keeps 64 packets in flight, one on each of 64 connections: every packet is
-sent back by the hub, looked at, and followed by the next. CPU is the client process's, all threads. Hubs are processes
-too: one made with grpcio, the same for every rival, and one of ours. Take the ratios, not the figures.
+For small packets, "bare" is the floor: a uvloop protocol that sends prepared bytes. Each client runs in a separate
+process and keeps 64 packets in flight, one on each of 64 connections. The hub sends every packet back. The client
+checks it and sends the next. CPU is that of the client's process, all threads. Each hub is a process too. Every rival
+runs with the same grpcio hub and with our hub. Compare the ratios rather than the figures.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class Run:
         self.result: dict[str, float] = {}
 
     def came(self, data: bytes | memoryview) -> bool:
-        """A packet is back; whether that was the last."""
+        """Count a returned packet. Returns whether it is the last."""
         assert len(data) == len(self.payload)
         assert self.payload.startswith(data)  # one memcmp, for bytes and views
         return self.counted(1)
 
     def counted(self, packets: int) -> bool:
-        """So many more are back; whether that was all."""
+        """Count returned packets. Returns whether they are the last."""
         self.received += packets
         if not self.began[1] and self.received >= self.begin:
             self.begin = self.received
@@ -72,7 +72,7 @@ class Run:
 
 
 def read(window: Any, data: bytes | memoryview) -> None:
-    """Give its credit back at once, where the two ends count it: else a connection stands still after 256 KiB."""
+    """Return a packet's credit at once. Without credit, a connection stalls after 256 KiB."""
     if window is not None:
         assert window.arrived(len(data)), "more than its credit"
         window.unread(0)
@@ -142,8 +142,8 @@ async def grpc_aio(run: Run, port: int) -> None:
 async def bare(run: Run, port: int) -> None:
     """The floor: the same bytes with nothing between them and the event loop.
 
-    What came is searched for payloads, and answered by as many packets made before; flow control is one large window,
-    and everything else goes unread. So only where all packets in flight fit the hub's first window (64 KiB).
+    It searches the received bytes for payloads, and sends as many prepared packets. Flow control is one large window.
+    It ignores everything else. So all packets in flight must fit the hub's first window (64 KiB).
     """
     import h2.connection
     import h2.settings
@@ -188,7 +188,7 @@ async def bare(run: Run, port: int) -> None:
 
 
 async def own_hub() -> None:
-    """A hub of ours that sends every packet back; ends with its standard input."""
+    """Our hub. It sends every packet back, and exits when its standard input closes."""
     from agent.tunnel.server import TunnelServer
 
     class Echo:
@@ -217,7 +217,7 @@ async def own_hub() -> None:
 
 
 def rivals(size: int, hub: str) -> tuple[str, ...]:
-    """Who takes turns at packets of this size with this kind of hub."""
+    """The rivals for packets of this size with this kind of hub."""
     return ("compiled", "python", "grpc.aio", *(("bare",) if size * CONNECTIONS < 2**16 and hub == "grpcio" else ()))
 
 

@@ -1,4 +1,4 @@
-"""The ratios as bars on a logarithmic axis, readable in light and in dark pages: how many times better memory is."""
+"""Draws the ratios as bars on a logarithmic axis, readable on light and dark pages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN = (
     ("Memory of an open connection", "open connections", "memory with the kernel's", "memory", "UDS"),
     ("Whole path, 50 clients, 1/s", "whole path 1 KiB, 50 clients", "requests/s", "memory", "UDS"),
 )
-"""(label, case, metric, of, over), in order; what has not run is left out."""
+"""(label, case, metric, of, over), in order. The chart omits cases that have not run."""
 
 LEFT, WIDTH, ROW, TOP = 250, 760, 30, 66
 

@@ -31,13 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name the cases and exit")
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    comparing = commands.add_parser("compare", help="say what got better or worse beyond the spread")
+    comparing = commands.add_parser("compare", help="list what got better or worse beyond the spread")
     comparing.add_argument(
         "reports",
         type=pathlib.Path,
         nargs="+",
         metavar="OLD.json NEW.json",
-        help="more pairs may follow: only what all of them say counts",
+        help="more pairs may follow, and a change counts only if all pairs show it",
     )
     commands.add_parser("curves", help="measure each default beside what was not chosen (--only, --output as above)")
     documenting = commands.add_parser("docs", help="put the figures into docs/performance.md and README.md")
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(cases: list[Case], *, quick: bool, output: pathlib.Path) -> int:
-    """Measure and write the reports. A case that fails is said, and leaves the others theirs."""
+    """Measure and write the reports. A failed case is reported, and the other cases still run."""
     from . import goals, report
 
     measurements, ratios, environment = measure_all(cases, quick=quick)
@@ -88,15 +88,15 @@ def run_curves(names: list[str], *, output: pathlib.Path) -> int:
 
 
 def said(output: pathlib.Path, environment: dict[str, Any]) -> int:
-    """Say how it went. Returns the exit code."""
-    print(f"{environment['took_s']:.0f} s; reports in {output}", file=sys.stderr)
+    """Report the duration and the failed cases. Returns the exit code."""
+    print(f"{environment['took_s']:.0f} s, reports in {output}", file=sys.stderr)
     if environment["failed"]:
         print(f"failed: {', '.join(environment['failed'])}", file=sys.stderr)
     return 1 if environment["failed"] else 0
 
 
 def measure_all(cases: list[Case], *, quick: bool) -> tuple[list[Measurement], list[Ratio], dict[str, Any]]:
-    """Measure, saying how far it is: what was found, and the environment it belongs to."""
+    """Measure, and report progress. Returns the measurements and their environment."""
     from . import report
 
     measurements: list[Measurement] = []

@@ -1,4 +1,4 @@
-"""Reports side by side: what got better or worse by more than both runs' own spread, in every pair of them."""
+"""Compares reports: lists changes beyond the spread of both runs, in every pair of reports."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Pair = tuple[dict[str, Any], dict[str, Any]]
 def compare(paths: Sequence[pathlib.Path]) -> int:
     """Print the differences of OLD, NEW, or of OLD, NEW, OLD, NEW… Returns 1 if a ratio got worse, 2 for no reports.
 
-    Ratios decide, for both rivals of one ran on the same machine at the same time; a 99th percentile is told, and
-    decides nothing. Of several pairs each must say the same: a machine's bad minute is in one of them. Figures are
-    compared only where both runs were on the same processor and Python, and never decide.
+    Ratios decide, because both rivals of a ratio ran on the same machine at the same time. A 99th percentile is shown
+    but decides nothing. All pairs must show the same change, because one pair may hit a bad minute of the machine.
+    Figures never decide. They appear only if both runs had the same processor and Python.
     """
     if not paths or len(paths) % 2:
         print("reports are compared in pairs: OLD.json NEW.json", file=sys.stderr)
@@ -68,7 +68,7 @@ def _spread(item: dict[str, Any]) -> float:
 
 
 def _ratios(pairs: Sequence[Pair]) -> int:
-    """Tell what is better and worse in every pair. Returns how many that decide are worse."""
+    """Print what is better and worse in every pair. Returns the number of ratios that got worse."""
     runs = [tuple(_by(report["ratios"], "case", "metric", "of", "over") for report in pair) for pair in pairs]
     first_old, first_new = runs[0]
     found: dict[int, list[str]] = {1: [], -1: [], 0: []}

@@ -2,8 +2,9 @@
 
     python -m bench.connection_holder memory|UDS CONNECTIONS
 
-It says `ready`; at a line on its standard input it opens them, and prints a JSON object: `process`, bytes of
-proportional set size, and `descriptors`. It holds them until its input ends. Each has had one request answered.
+It prints `ready`. A line on its standard input makes it open the connections, with one request and response on each.
+Then it prints a JSON object with `process` (bytes of proportional set size) and `descriptors`. It holds the connections
+until its input closes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def state() -> dict[str, int]:
 
 
 class Holding(Clients):
-    """Each client sends one request on a connection of its own, which stays."""
+    """Open connections. Each client sends one request on its own connection and keeps it open."""
 
     def __init__(self, receiver: Receiver, packets: Packets, connections: int) -> None:
         super().__init__(

@@ -12,7 +12,7 @@ from .measuring import Measurement
 from .report import number, replace, rounded, spread, value, where_it_ran
 
 if TYPE_CHECKING:
-    from .curves import Curve  # which needs the compiled pipe; tables of a report don't
+    from .curves import Curve  # curves need the compiled pipe, a report's tables do not
 
 __all__ = ["tables", "write"]
 
@@ -86,9 +86,9 @@ def svg(content: dict[str, Any]) -> str:
         x0, y0 = index % COLUMNS * WIDTH, 60 + index // COLUMNS * HEIGHT
         parts += chart(each, points, x0, y0)
     where = content["environment"]
-    said = f"{where['processor']}, {where['cores']} cores; Python {where['python']}, {where['loop']}; "
-    said += f"commit {where['commit']}; {where['date'][:10]}"
-    parts.append(f'<text x="16" y="{height - 8}" class="quiet">{escape(said)}</text></svg>')
+    footer = f"{where['processor']}, {where['cores']} cores, Python {where['python']}, {where['loop']}, "
+    footer += f"commit {where['commit']}; {where['date'][:10]}"
+    parts.append(f'<text x="16" y="{height - 8}" class="quiet">{escape(footer)}</text></svg>')
     return "\n".join(parts) + "\n"
 
 

@@ -1,9 +1,9 @@
-"""Each default beside what was not chosen: the same work at every value, in turns, and what it costs at each.
+"""Compares each default with its alternatives: the same work at every value, in turns.
 
     python -m bench curves      bench/results/curves.json, curves.md, curves.svg
 
-A curve is a case whose variants are values of one setting. Constants of the agent's modules are changed in processes of
-their own (`tuned.py`); what is chosen is read off the code, so that a report can't say of it what isn't so.
+A curve is a case whose variants are values of one setting. Separate processes run with changed constants
+(`with_constants.py`). Each default is read from the code, so reports cannot show a wrong one.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def looped(stack: contextlib.ExitStack) -> Callable[[str], Samples]:
     return at
 
 
-# -- hub and agent, processes of their own
+# -- hub and agent in separate processes
 
 
 def paths(
@@ -203,7 +203,7 @@ def link(stack: contextlib.ExitStack, address: str, delay_ms: float) -> str:
 
 
 def fetch(url: str, *, most_bytes: int | None = None) -> float:
-    """Seconds that curl took for it, on a connection of its own. most_bytes: of the file's beginning."""
+    """Seconds that curl took for it, on a new connection. most_bytes: how much of the file's beginning is read."""
     command = [program("curl"), "-sf", "-o", "/dev/null", "-w", "%{size_download} %{time_total}", url]
     if most_bytes is not None:
         command += ["-r", f"0-{most_bytes - 1}"]
@@ -215,7 +215,7 @@ def fetch(url: str, *, most_bytes: int | None = None) -> float:
 
 
 def settings_of(where: str, values: Mapping[str, int]) -> dict[str, list[str]]:
-    """For each value what `bench.with_constants` is told: a packet that is shared is no larger than one alone."""
+    """The arguments of `bench.with_constants` for each value. A shared packet is never larger than one alone."""
     found = {label: [f"{where}={value}"] for label, value in values.items()}
     if where.endswith(":ALONE_PACKET_BYTES"):
         for label, value in values.items():
@@ -238,7 +238,7 @@ def first_answers(where: str) -> Callable[[contextlib.ExitStack, Mapping[str, in
     def open_turns(stack: contextlib.ExitStack, values: Mapping[str, int]) -> Callable[[str], Samples]:
         server, settings = stack.enter_context(nginx()), settings_of(where, values)
 
-        def turn(at: str) -> Samples:  # a tunnel of its own each time: connections through it are kept, windows grown
+        def turn(at: str) -> Samples:  # a new tunnel each time, since a used one has grown windows
             with contextlib.ExitStack() as own:
                 _, grpc, http = own.enter_context(hub(tuned=settings[at]))
                 grpc = link(own, grpc, LINK_MS)
@@ -295,7 +295,7 @@ CURVES: Sequence[Curve] = (
         "1 GiB in writes of 16 KiB to a reader that copies, by the pipe's high-water mark",
         "`create_pipe(limit=…)`",
         _limits.DEFAULT_LIMIT,
-        "asyncio's own default; a larger one holds more for a reader that is slow",
+        "asyncio's own default. A larger buffer holds more for a slow reader",
         BUFFERS,
         lambda stack, values: lambda at: pipe.on_loop("uvloop", relayed(values[at])),
     ),
@@ -304,7 +304,7 @@ CURVES: Sequence[Curve] = (
         "Writes of 1 MiB of `bytes`, by the most that one `data_received` brings",
         "`create_pipe(max_chunk=…)`",
         _limits.DEFAULT_MAX_CHUNK,
-        "asyncio's own most for one read; more where whole objects are to go by reference",
+        "asyncio's own maximum for one read. Choose more to pass whole objects by reference",
         [16 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB],
         lambda stack, values: lambda at: pipe.on_loop("uvloop", chunked(values[at])),
     ),
@@ -322,7 +322,7 @@ CURVES: Sequence[Curve] = (
         "1 GiB from nginx through the agent's hop over memory, by the pipe's size",
         "`buffer_size`",
         AgentConfig("hub:1", "c1").memory_comm.buffer_size,
-        "as the pipe's own; what a stalled connection holds grows with it",
+        "equal to the pipe's own. The memory of a stalled connection grows with it",
         BUFFERS,
         functools.partial(hop_downloads, options=lambda size: {"buffer_size": size}),
     ),
@@ -360,7 +360,7 @@ CURVES: Sequence[Curve] = (
         "The agent's hop, 200 kept-alive clients, 1 KiB, by the idle connections to a target that are kept",
         "`idle_upstreams_per_target`",
         f"{LIMITS.idle_upstreams_per_target:,}",
-        "as many as there may be clients: each burst's end would close what the next moment dials",
+        "as many as there may be clients. With fewer, the end of a burst closes connections that the next one dials",
         ["1", "16", "64", "256", "1,000"],
         pooled,
         rounds=3,
@@ -379,7 +379,7 @@ CURVES: Sequence[Curve] = (
         "1 KiB to 4 clients beside three downloads, by a packet's payload while others wait",
         "`agent.tunnel.sizes.CREDITED_PACKET_BYTES`",
         tunnel_sizes.CREDITED_PACKET_BYTES,
-        "the others' packets are what a small answer waits for",
+        "a small response waits for the packets of other connections",
         [8 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB],
         beside_bulk("agent.tunnel.sizes:CREDITED_PACKET_BYTES"),
     ),
@@ -406,16 +406,16 @@ CURVES: Sequence[Curve] = (
         "1 KiB to 4 clients beside three downloads, by what may wait, received and not read, in the kernel",
         "`agent.tunnel.sizes.UNREAD_BYTES`",
         tunnel_sizes.UNREAD_BYTES,
-        "a small answer waits behind all of it; less leaves a sender idle while its peer has its turn",
+        "a small response waits behind all of it. With less, a sender idles while its peer has its turn",
         [32 * KIB, 64 * KIB, 128 * KIB, 256 * KIB, MIB],
         beside_bulk("agent.tunnel.sizes:UNREAD_BYTES"),
     ),
     sizes(
         "coalesced",
-        "Packets of 256 B sent and received, 64 in flight, a grpcio hub, by what is waited for at most",
+        "Packets of 256 B sent and received, 64 in flight, a grpcio hub, by the most bytes per wake-up",
         "`agent.tunnel.sizes.COALESCED_BYTES`",
         tunnel_sizes.COALESCED_BYTES,
-        "each wake-up costs many times what a packet does; far less than a receive queue holds",
+        "a wake-up costs many times as much as a packet. The value is far below the size of a receive queue",
         [1, KIB, 4 * KIB, 16 * KIB, 64 * KIB],
         packets("agent.tunnel.sizes:COALESCED_BYTES"),
     ),
@@ -442,7 +442,7 @@ CURVES: Sequence[Curve] = (
         f"64 MiB, the hub {LINK_MS:.0f} ms away, by HTTP/2's window",
         "`agent.tunnel.http2.WINDOW_BYTES`",
         http2.WINDOW_BYTES,
-        "128 ms of 1 Gbit/s; what both ends together may have under way",
+        "128 ms of 1 Gbit/s, for the bytes in flight of both ends together",
         [MIB, 4 * MIB, 16 * MIB, 64 * MIB],
         downloads("agent.tunnel.http2:WINDOW_BYTES", 64 * MIB, delay_ms=LINK_MS),
     ),

@@ -1,6 +1,6 @@
-"""A TCP relay that brings everything late, as a long link does: `python -m bench.delay_relay PORT DELAY_MS`, one way.
+"""A TCP relay that delays all bytes one way, like a long link: `python -m bench.delay_relay PORT DELAY_MS`.
 
-Says `listening PORT`. Nothing is lost or reordered, and as much may be under way as the two ends let through.
+It prints `listening PORT`. It loses and reorders nothing, and bounds no bytes in flight.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import uvloop
 
 
 class Half(asyncio.Protocol):
-    """What it receives, `other` sends after the delay."""
+    """One side. `other` sends the received bytes after the delay."""
 
     def __init__(self, delay_s: float, port: int | None) -> None:
         self.delay_s, self.port = delay_s, port

@@ -4,8 +4,8 @@
        ▲                              │
        └── Outbound.write ◄───────────┘
 
-The tunnel is left out: `Packets` plays it, so that what is measured is what the choice of carrier can change. The
-yardstick is a relay of a few lines, httptools on uvloop, with none of the checks.
+`Packets` stands in for the tunnel. So the measurement covers only the part that the carrier can change. The baseline
+is a relay of a few lines, httptools on uvloop, without any checks.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ DATA, ERROR, CLOSE = 0, 1, 3
 KEPT = b"GET /c1/%s HTTP/1.1\r\nHost: hub.example.com\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
 CLOSED = KEPT[:-2] + b"Connection: close\r\n\r\n"
 VARIED = KEPT[:-2] % b"varied/1k?n=%08d" + b"X-Request-Id: %032x\r\n\r\n"
-"""A head that its number makes different in target and fields; nginx gives each answer a number of its own."""
+"""A head whose number makes its target and fields unique. nginx numbers each response too."""
 
 CPU = Metric("CPU per request", "µs")
 RATE = Metric("requests/s", "1/s", more_is_better=True)
@@ -75,7 +75,7 @@ class Receiver(Protocol):
 
 
 class Packets:
-    """A session whose other side is this process: each packet goes to the client that has the connection."""
+    """A session whose other side is this process. Each packet goes to its connection's client."""
 
     features = frozenset({"close"})
     bytes_buffered = 0
@@ -123,7 +123,7 @@ class Outbound:
 
 
 class Clients:
-    """Sends `requests` requests by `count` clients, each when its last answer is whole; checks every answer's length.
+    """Sends `requests` requests by `count` clients, each after its last response. Checks every response's length.
 
     requests: their heads, one after another. expected_bytes: of a body. close: a connection for each request. samples:
     µs of each, in no order.
@@ -161,7 +161,7 @@ class Client:
 
     def __init__(self, clients: Clients) -> None:
         self._of = clients
-        self._answer_bytes = 0  # of a whole answer, known from the first one
+        self._answer_bytes = 0  # length of a whole response, as the first one had
         self._conn_id = 0
         self._got = 0
         self._head = b""
@@ -205,7 +205,7 @@ class Client:
 
     def ended(self) -> None:
         if not self._whole:
-            raise AssertionError("a connection ended before its answer")
+            raise AssertionError("a connection closed before its response")
         self._of.packets.clients.pop(self._conn_id, None)
         if self._of.close:
             self._of.loop.call_soon(self.start)
@@ -272,7 +272,7 @@ async def house(
 
 
 class TinyTarget(asyncio.Protocol):
-    """A target that answers each read with 1 KiB: one read is one request here."""
+    """A target that sends 1 KiB after each read, since here one read is one request."""
 
     accepts_views = True
     ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s" % (len(SMALL), SMALL)
@@ -353,7 +353,7 @@ class YardstickConnection:
 
 
 class YardstickTarget(asyncio.Protocol):
-    connection: Any  # whose answer it brings; None while it is idle
+    connection: Any  # the connection that gets its response, None while idle
 
     def __init__(self, relay: Yardstick) -> None:
         self.relay = relay
@@ -429,14 +429,14 @@ async def counted(takes: Receiver, packets: Packets, sent: Iterator[bytes], n: i
         await clients.run(n, count)
         cpu, took = time.process_time() - cpu, time.perf_counter() - began
     if len(clients.samples) != n:
-        raise AssertionError(f"{len(clients.samples)} answers to {n} requests")
+        raise AssertionError(f"{len(clients.samples)} responses to {n} requests")
     return {CPU: [cpu / n * 1e6], RATE: [n / took], **latency("latency", clients.samples)}
 
 
 async def requests(
     mode: str, server: Nginx | None, n: int, count: int, *, close: bool, varied: bool = False, **options: Any
 ) -> Samples:
-    """As `counted`, through one receiver. varied: no two request heads are the same, nor their answers'."""
+    """As `counted`, through one receiver. varied: no two request heads or response heads are equal."""
     sent: Iterator[bytes] = itertools.repeat((CLOSED if close else KEPT) % b"1k")
     if varied:  # made beforehand: what it takes is not the hop's
         sent = iter([VARIED % (number, number * 0x9E3779B97F4A7C15) for number in range(n + max(count, n // 10))])

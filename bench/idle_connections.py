@@ -1,10 +1,11 @@
-"""What the tunnel's connections cost while nothing is sent on them: memory each, and CPU of packets on ten others.
+"""Measures idle connections of a tunnel: memory of each, and CPU of packets on ten other connections.
 
     python -m bench.idle_connections PORT IDLE COUNT      the agent's end, at a hub that sends every packet back
 
-Hub and agent's end are ours, each a process of its own, with a TCP connection between them. IDLE connections have had a
-packet sent back each and stay open, with their places in the queue and their windows; then COUNT packets of 256 B go
-there and back on ten more. Prints a JSON object: `memory`, bytes each, where there are any; `CPU`, µs a packet.
+Our hub and our agent's end run in separate processes, with a TCP connection between them. Each of IDLE connections
+sends one packet, gets it back, and stays open with its queue and its window. Then COUNT packets of 256 B make the
+round trip on ten more connections. The program prints a JSON object: `memory` (bytes of each idle connection, if there
+are any) and `CPU` (µs of each packet).
 """
 
 from __future__ import annotations

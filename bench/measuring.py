@@ -1,9 +1,9 @@
-"""How a case is measured: its rivals take turns, several times over, and each turn checks what arrived.
+"""Measures a case: its rivals take turns, several times, and each turn checks what arrived.
 
     Case ── open(scale) ──► {variant: one turn} ── turns, interleaved ──► Rounds ──► Measurement, Ratio
 
-A turn gives samples for each metric. Ratios are made round by round, between turns that ran right after each other, so
-that a machine that is slow for some seconds is slow for both; their lowest and highest are told with their median.
+A turn gives samples for each metric. Each round has its own ratios, between turns that ran right after each other. So a
+machine that is slow for some seconds is slow for both. Reports have the median, the lowest and the highest ratio.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """What is measured. unit: as reports show it. more_is_better: requests/s, and not seconds.
+    """One measured quantity. unit: as reports show it. more_is_better: true for requests/s, false for seconds.
 
-    resolution: the smallest value, in `unit`, that the way of measuring can tell from nothing; 0 for exact counts.
+    resolution: the smallest value, in `unit`, that the method can distinguish from 0. Exact counts have 0.
     """
 
     name: str
@@ -54,14 +54,14 @@ Turn = Callable[[], Samples]
 
 
 class Shared:
-    """What neighbouring cases use together, processes above all: made for the first, taken away after the last."""
+    """A resource that neighbouring cases share, such as processes. The first case makes it, the last removes it."""
 
     def __init__(self) -> None:
         self._made: dict[object, Any] = {}
         self._stack = contextlib.ExitStack()
 
     def get(self, make: Callable[[], contextlib.AbstractContextManager[T]]) -> T:
-        """What `make` made, now or for an earlier case."""
+        """The resource from `make`, made now or for an earlier case."""
         if make not in self._made:
             self._made[make] = self._stack.enter_context(make())
         found: T = self._made[make]
@@ -107,9 +107,11 @@ class Case:
 class Measurement:
     """One metric of one variant, over all rounds.
 
-    median: of the rounds' medians. p99: the 99th percentile of all samples (where a turn gives one value: of the
-    rounds' values). spread: between the lowest and the highest round's median, as a share of the absolute median, or of
-    the resolution where that is more. n: samples. resolution: the metric's.
+    median: of the rounds' medians.
+    p99: the 99th percentile of all samples. If a turn gives one value, of the rounds' values.
+    spread: from the lowest to the highest round's median, as a share of the larger of absolute median and resolution.
+    n: the number of samples.
+    resolution: the metric's.
     """
 
     case: str
@@ -155,7 +157,7 @@ def one(metric: Metric, value: float) -> Samples:
 
 
 def latency(name: str, samples: Sequence[float], unit: str = "µs") -> Samples:
-    """Single latencies, and their 99th percentile as a metric of its own, so that it has ratios too."""
+    """Single latencies, and their 99th percentile as a separate metric, so that it has ratios too."""
     return {Metric(name, unit): samples, Metric(f"{name} p99", unit): [percentile(samples, 0.99)]}
 
 
@@ -177,7 +179,7 @@ def measured(
     shared: Shared | None = None,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> tuple[list[Measurement], list[Ratio]]:
-    """Run a case. say: told each step. Raises what a turn raises: a wrong arrival is an AssertionError."""
+    """Run a case. say: called with each step. Raises the error of a failed turn, AssertionError for wrong bytes."""
     with contextlib.closing(Shared()) as own:
         return _measured(case, Scale(quick, case.rounds[quick], shared or own), say)
 

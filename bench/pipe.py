@@ -103,7 +103,7 @@ RIVALS: dict[str, tuple[str, Connect]] = {
 
 
 def on_loop(loop: str, work: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine returns, run on a fresh loop."""
+    """Run a coroutine on a new loop. Returns its result."""
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         return runner.run(work)
 
@@ -351,7 +351,7 @@ class Lost(asyncio.Protocol):
 
 
 async def pipe_lives(twin: Any, n: int, together: int = 1) -> list[float]:
-    """µs to make and connect a pair, close it and hear of it on both sides; `together` at a time, 1 or more."""
+    """µs to make, connect and close a pair, until both sides know it. together: pairs at a time, 1 or more."""
     samples = []
     for _ in range(n // together):
         start = now()
@@ -537,7 +537,7 @@ CASES: Sequence[Case] = (
         open_one_copy,
         [("BufferedProtocol", "memoryview copy"), ("readinto", "memoryview copy")],
     ),
-    lives_case("pipe life", "Make, connect and close a pair; both sides hear of it; one after another", 1),
+    lives_case("pipe life", "Make, connect and close a pair until both sides know it, one after another", 1),
     lives_case("pipe lives", "The same, 100 at a time", 100),
-    Case("pipe idle", "What an idle pair with two protocols holds in the process", open_idle, rounds=(2, 1)),
+    Case("pipe idle", "Memory of an idle pair with two protocols", open_idle, rounds=(2, 1)),
 )

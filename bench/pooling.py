@@ -1,4 +1,4 @@
-"""What the pool of target connections saves: a TLS target, with the pool and with a connection for each request."""
+"""Measures the pool of target connections: a TLS target, with the pool and with a connection for each request."""
 
 from __future__ import annotations
 

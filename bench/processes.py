@@ -33,7 +33,7 @@ def program(name: str) -> str:
 
 
 class Program:
-    """A running process whose standard output is read line by line. Standard error: what it said last, for reports."""
+    """A running process whose standard output is read line by line. Its last lines of standard error are kept."""
 
     def __init__(self, command: Sequence[str], **environment: str) -> None:
         self.began = time.perf_counter()
@@ -74,7 +74,7 @@ class Program:
         return float(times.user + times.system)
 
     def pss_bytes(self) -> float:
-        """What it holds of memory, shared pages by their share."""
+        """Its proportional set size, bytes."""
         return float(self._watched.memory_full_info().pss)
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def read_through(file: pathlib.Path) -> None:
-    """Read all of it, so that the kernel has its pages: who is first to fetch it would wait for them, others not."""
+    """Read the whole file, so that the kernel has its pages. Otherwise only the first rival waits for them."""
     buffer = bytearray(1 << 20)
     with open(file, "rb", buffering=0) as opened:
         while opened.readinto(buffer):
@@ -108,10 +108,12 @@ def read_through(file: pathlib.Path) -> None:
 
 
 class Nginx:
-    """Debian's nginx, one process: `/1k`, `/1m`, `/1g` (sparse). files: by name, what it serves of the first two.
-    Below `/varied/` the same, each answer with a random X-Request-Id.
+    """Debian's nginx, one process: `/1k`, `/1m`, `/1g` (sparse), and the same below `/varied/`.
 
-    url, tls_url: where, in plaintext and over TLS; ca_file: who has signed its certificate, in PEM.
+    Responses below `/varied/` have a random X-Request-Id.
+    files: contents of the first two files, by name.
+    url, tls_url: its address, in plaintext and over TLS.
+    ca_file: the CA of its certificate, PEM.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
@@ -214,9 +216,9 @@ def agent(
 
 
 def load(url: str, clients: int, seconds: float, *, close: bool = False) -> dict[str, float]:
-    """What wrk gets: requests, requests_per_s, mb_per_s, p50_ms, p99_ms, failures (of sockets, and other than 2xx).
+    """wrk's result: requests, requests_per_s, mb_per_s, p50_ms, p99_ms, failures (of sockets, and other than 2xx).
 
-    mb_per_s: of all that was received, answers that were not whole at the end among it.
+    mb_per_s: of all received bytes, those of unfinished responses included.
     """
     command = [program("wrk"), "-t1", f"-c{clients}", f"-d{max(1, round(seconds))}s", "--timeout", "10s", "--latency"]
     if close:
