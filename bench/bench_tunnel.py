@@ -2,7 +2,7 @@
 
     python bench/bench_tunnel.py [--rounds N] [--quick]
 
-For small packets, "bare" is the floor: a uvloop protocol that sends prepared bytes. Each client runs in a separate
+For small packets, "bare" is the floor, a uvloop protocol that sends prepared bytes. Each client runs in a separate
 process and keeps 64 packets in flight, one on each of 64 connections. The hub sends every packet back. The client
 checks it and sends the next. CPU is that of the client's process, all threads. Each hub is a process too. Every rival
 runs with the same grpcio hub and with our hub. Compare the ratios rather than the figures.

@@ -21,7 +21,7 @@ Pair = tuple[dict[str, Any], dict[str, Any]]
 
 
 def compare(paths: Sequence[pathlib.Path]) -> int:
-    """Print the differences of OLD, NEW, or of OLD, NEW, OLD, NEW… Returns 1 if a ratio got worse, 2 for no reports.
+    """Print the differences between OLD and NEW of each pair. Returns 1 if a ratio got worse, 2 without reports.
 
     Ratios decide, because both rivals of a ratio ran on the same machine at the same time. A 99th percentile is shown
     but decides nothing. All pairs must show the same change, because one pair may hit a bad minute of the machine.

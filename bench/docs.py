@@ -1,4 +1,4 @@
-"""Puts figures into documents: what stands between `<!--measured …-->` and `<!--/measured-->` is written anew.
+"""Puts figures into documents: replaces the text between `<!--measured …-->` and `<!--/measured-->`.
 
     python -m bench docs [REPORT.json …]        docs/performance.md and README.md, from bench/results
 
@@ -6,8 +6,8 @@
     <!--measured median CASE | METRIC | VARIANT-->3.05 µs<!--/measured-->
     <!--measured where-->, short, goals, proposal, whole path, ways, connections, curves: paragraphs and tables
 
-Of several reports the first that has a figure gives it; in tables, what isn't of the first is marked ◦. A figure that
-no report has is left as it was, and named.
+With several reports, the first report that has a figure wins. Tables mark figures from other reports with ◦. If no
+report has a figure, the old figure stays and its name is printed.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ TABLES: dict[str, Callable[[Reports], str]] = {
 
 
 def figure(reports: Reports, asked: str) -> str:
-    """What a mark asks for. Raises Missing; ValueError where nothing can be asked so."""
+    """Return the text for a mark. Raises Missing if no report has the figure, ValueError for an unknown mark."""
     if asked in TABLES:
         return TABLES[asked](reports)
     kind, _, rest = asked.partition(" ")

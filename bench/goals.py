@@ -1,4 +1,4 @@
-"""What is to be reached, beside what was: each goal with the measurement that it is read off."""
+"""The goals: each with its bound and the measurement that decides it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ __all__ = ["GOALS", "Goal", "table"]
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """of: a variant; over: what it is compared with, "" for its own median. bound: at least; at_most: the other way.
+    """One goal.
 
-    case: its name; worst: the worst round of all cases that match it as a pattern, rather than a median.
+    case: the name of the case.
+    of: a variant.
+    over: the variant of is compared with. If "", its own median counts.
+    bound: the lowest allowed value, or with at_most the highest.
+    worst: the goal takes the worst round of all cases that match `case` as a pattern, rather than a median.
     """
 
     text: str
@@ -160,8 +164,8 @@ GOALS = (
 def table(measurements: Sequence[Measurement], ratios: Sequence[Ratio]) -> str:
     """Markdown: each goal whose case has run, what was reached, from the worst to the best round.
 
-    A value below its metric's resolution is told as that. It keeps an upper bound that the resolution is not above, and
-    no other goal: what can't be told from nothing is not known to be more, or to be less than less.
+    A value below its metric's resolution is shown as that. It can meet only an upper bound, and only if the resolution
+    is not above that bound.
     """
     from .report import number, spread
 

@@ -4,7 +4,7 @@
        ▲                              │
        └── Outbound.write ◄───────────┘
 
-`Packets` stands in for the tunnel. So the measurement covers only the part that the carrier can change. The baseline
+`Packets` replaces the tunnel. So the measurement covers only the part that the carrier can change. The baseline
 is a relay of a few lines, httptools on uvloop, without any checks.
 """
 

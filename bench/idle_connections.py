@@ -4,8 +4,8 @@
 
 Our hub and our agent's end run in separate processes, with a TCP connection between them. Each of IDLE connections
 sends one packet, gets it back, and stays open with its queue and its window. Then COUNT packets of 256 B make the
-round trip on ten more connections. The program prints a JSON object: `memory` (bytes of each idle connection, if there
-are any) and `CPU` (µs of each packet).
+round trip on ten more connections. The program prints a JSON object: `memory`, bytes of each idle connection, and
+`CPU`, µs of each packet.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 def environment(*, quick: bool, took_s: float, failed: Sequence[str]) -> dict[str, Any]:
-    """What the figures belong to."""
+    """Return the environment of the figures."""
     import fastpipe
 
     return {
@@ -71,13 +71,13 @@ def number(value: float) -> str:
 
 
 def value(item: Measurement) -> str:
-    """A measurement's median with its unit; below the resolution that is what is told."""
+    """A measurement's median with its unit, or a note that the median is below the resolution."""
     figure = number(item.median) if item.is_resolved else f"below {number(item.resolution)}"
     return f"{figure} {item.unit}".strip()
 
 
 def spread(item: Measurement) -> str:
-    """How far the rounds' medians lay from their middle; "" below the resolution, where it says nothing."""
+    """How far the rounds' medians lay from their middle, "" below the resolution."""
     return f"±{item.spread * 50:.0f}%" if item.is_resolved else ""
 
 
@@ -116,7 +116,7 @@ def rounded(item: Measurement | Ratio) -> dict[str, Any]:
 
 
 def where_it_ran(where: dict[str, Any]) -> str:
-    """What the figures belong to, as a sentence."""
+    """The environment of the figures, in words."""
     quick = ", quick run" if where["quick"] else ""
     return (
         f"{where['date']}, commit {where['commit']}; {where['processor']}, {where['cores']} cores, {where['system']}, "

@@ -1,4 +1,4 @@
-"""What the agent holds: memory and descriptors per open connection, idle memory; and how soon it is there."""
+"""Measures the agent's resources: memory and descriptors per open connection, idle memory, and the time to ready."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .processes import Program, agent_command, hub
 
 __all__ = ["CASES", "GROWTH", "growing"]
 
-# An interpreter takes and gives back its memory by arenas of 1 MiB, and one of them is 105 bytes for each of 10,000.
+# An interpreter allocates memory in arenas of 1 MiB. One arena is 105 bytes for each of 10,000 connections.
 PROCESS = Metric("memory in the process", "bytes", resolution=128)
 KERNEL = Metric("memory in the kernel", "bytes", resolution=128)
 BOTH = Metric("memory with the kernel's", "bytes", resolution=128)
@@ -43,10 +43,10 @@ def status_bytes(name: str) -> int:
 
 @contextlib.contextmanager
 def growing() -> Iterator[list[float]]:
-    """By how many MiB this process is larger at its peak within than before; in the list once it is over."""
+    """Append to the list, at exit, by how many MiB this process grew at its peak within the block."""
     growth: list[float] = []
     with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak begins anew; proc(5)
+        file.write("5")  # resets the peak (proc(5))
     before = status_bytes("VmRSS")
     yield growth
     growth.append((status_bytes("VmHWM") - before) / (1 << 20))
@@ -59,7 +59,7 @@ def holders_for(connections: int) -> int:
 
 
 def held(mode: str, connections: int) -> Samples:
-    """What each of so many open connections takes; spread over the same number of processes in either mode."""
+    """Measure each of so many open connections, spread over the same number of processes in either mode."""
     processes = holders_for(connections)
     command = [sys.executable, "-m", "bench.connection_holder", mode, str(connections // processes)]
     with contextlib.ExitStack() as stack:
@@ -92,7 +92,7 @@ def holding(name: str, whole: int, quick: int) -> Case:
 
 
 def started(grpc: str, mode: str) -> Samples:
-    """One `run`, from the process's start to its `ready`; then what it holds, idle."""
+    """Measure one `run`: the time from the process's start to `ready`, then its idle memory."""
     running = Program(agent_command(grpc, "c1", "http://127.0.0.1:9", memory=mode == "memory"))
     try:
         running.wait_for("ready")

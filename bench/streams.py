@@ -36,7 +36,7 @@ async def over_uds() -> Pairs:
 
 
 def over(twin: str) -> Callable[[], Awaitable[Pairs]]:
-    """What open_pipe_streams does, with one twin of pipe and streams."""
+    """Do the work of `open_pipe_streams` with one twin of pipe and streams."""
     pipe = importlib.import_module(f"fastpipe._pipe_{twin}")
     streams = importlib.import_module(f"fastpipe._streams_{twin}")
 
@@ -214,7 +214,7 @@ async def connections(name: str, n: int) -> list[float]:
 
 
 class Client(asyncio.Protocol):
-    """Sends a GET when the answer to the last one is there."""
+    """Sends a GET after each response."""
 
     def start(self, n: int) -> asyncio.Future[None]:
         self.left = n

@@ -1,4 +1,4 @@
-"""The tunnel's packets against grpc.aio: the work of `bench_tunnel.py`, each rival a process of its own, in turns."""
+"""Compares the tunnel's packets with grpc.aio: the work of `bench_tunnel.py`, each rival in a process, in turns."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def messages() -> Iterator[str]:
 
 @contextlib.contextmanager
 def echo_hub(kind: str, folder: str) -> Iterator[int]:
-    """The port of a hub that sends every packet back. kind: "grpcio", or the twin of ours."""
+    """The port of a hub that sends every packet back. kind: "grpcio", or the name of our twin."""
     process, port = bench_tunnel.start_hub(kind, folder)
     try:
         yield port
@@ -58,7 +58,7 @@ def packets(size: int, hub: str, count: int) -> Case:
             yield {rival: functools.partial(turn, rival) for rival in rivals}
 
     amount = f"{size} B" if size < 1024 else f"{size // 1024} KiB"
-    who = "a grpcio hub" if hub == "grpcio" else "a hub of its own kind"
+    who = "a grpcio hub" if hub == "grpcio" else "a hub of the same kind"
     rivals = bench_tunnel.rivals(size, hub)
     ratios = [("compiled", "grpc.aio"), ("python", "grpc.aio"), ("compiled", "python")]
     if "bare" in rivals:

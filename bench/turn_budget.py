@@ -1,7 +1,7 @@
 """Measures what a turn's budget does: `python -m bench.turn_budget`. `bench.with_constants` sets the constants.
 
-Prints a JSON object, µs: `round_trip` and `round_trip_p99` of 64 B, and `late`, how much later than asked for a timer
-of 1 ms fires (its 90th percentile) while a ping-pong without end keeps the loop busy.
+It prints a JSON object in µs: `round_trip` and `round_trip_p99` of 64 B, and `late`. `late` is the 90th percentile of
+the delay of a 1 ms timer while an endless ping-pong keeps the loop busy.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A target that takes uploads and says how much came: `python -m bench.upload_target`.
+"""A target that receives uploads and counts their bytes: `python -m bench.upload_target`.
 
-It says `listening PORT`. One connection after another, each of one request with a Content-Length; the answer's body is
-the number of bytes that came.
+It prints `listening PORT`. It serves one connection after another, each with one request with a Content-Length. The
+body of the response is the number of received bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ READ_BYTES = 1 << 20
 
 
 def serve(connection: socket.socket, buffer: memoryview) -> None:
-    """Take one upload. A connection that ends before its head is none."""
+    """Receive one upload. Ignores a connection that closes before its head."""
     head = b""
     while b"\r\n\r\n" not in head:
         more = connection.recv(READ_BYTES)

@@ -1,10 +1,10 @@
 """1 GiB through the agent's hop to a target: DATA packets, as credit allows, beside a relay of a few lines.
 
-    Upload ──packet_received──► ConnManager ──pipe or Unix socket──► Proxy ──► bench.upload_target, a process of its own
+    Upload ──packet_received──► ConnManager ──pipe or Unix socket──► Proxy ──► bench.upload_target, another process
        ▲                            │
        └── credit ◄── ReceiveWindow ┘
 
-The windows are the tunnel's own, for the yardstick too: it takes the next packets when its target takes bytes.
+All rivals use the tunnel's own windows. The baseline takes the next packets when its target takes bytes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Upload:
         self.done: asyncio.Future[None] = self._loop.create_future()
 
     async def run(self) -> None:
-        """Raises AssertionError where the target says that not everything came."""
+        """Raises AssertionError if the target reports fewer bytes than were sent."""
         self._send(HEAD % self._size)
         self._read()
         await self.done
@@ -80,7 +80,7 @@ class Upload:
         self._receiver.packet_received(1, DATA, data, "")
 
     def _read(self) -> None:
-        """Send what one read would bring: new memory each time, for a copy kept anywhere would be seen in the peak."""
+        """Send the bytes of one read. They are new memory each time, so a kept copy shows in the peak."""
         if not self._left:
             return
         size = min(READ_BYTES, self._left, self._credit)
@@ -144,7 +144,7 @@ class UploadYardstick(Yardstick):
 
 
 class UploadConnection(YardstickConnection):
-    """Sends each piece of body on as it comes."""
+    """Forwards each piece of the body as it arrives."""
 
     def __init__(self, relay: UploadYardstick, conn_id: int) -> None:
         super().__init__(relay, conn_id)
@@ -193,7 +193,7 @@ class UploadTarget(YardstickTarget):
 
 @contextlib.contextmanager
 def sink() -> Iterator[int]:
-    """The target, as a process of its own: its port."""
+    """Run the target in another process. Returns its port."""
     with contextlib.closing(Program([sys.executable, "-m", "bench.upload_target"])) as running:
         yield int(running.wait_for("listening "))
 

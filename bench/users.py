@@ -1,14 +1,14 @@
-"""10,000 users at a hub and its agent: what those cost who keep still, and a request of ten others beside them.
+"""Measures the cost of 10,000 idle users at a hub and its agent, and of ten active users beside them.
 
     Users ──TCP connections──► hub ══ one tunnel ══ agent ──► target
 
-    python -m bench.users target                     answers /1k with 1 KiB; /watch the same, and more never comes
-    python -m bench.users PORT PATH CONNECTIONS      users' end: each opens a connection and asks for PATH
+    python -m bench.users target                     serves 1 KiB at /1k, and at /watch without ever finishing
+    python -m bench.users PORT PATH CONNECTIONS      the users' end: each opens a connection and requests PATH
 
-Every process is its own, and users are as many processes as descriptors ask for. An idle user has had an answer and
-may ask again: the hub holds its connection, and the agent none for it. A watching one has an answer that goes on, as a
-watch or a log does: hub, tunnel, agent and target hold it. On their standard input the users are told `open`, or how
-many requests to send, ten at a time; they say `done` to each.
+Hub, agent and target are separate processes. The users are as many processes as their descriptors need. An idle user
+has received a response. The hub holds the user's connection, and the agent holds none for it. A watching user has an
+unfinished response, like a watch or a log stream. Hub, tunnel, agent and target hold it. The users read commands from
+their standard input: `open`, or the number of requests to send, ten at a time. They print `done` after each.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from .resources import SPARE_DESCRIPTORS
 
 __all__ = ["CASES"]
 
-# An interpreter takes and gives back its memory by arenas of 1 MiB, and one of them is 105 bytes for each of 10,000.
+# An interpreter allocates memory in arenas of 1 MiB. One arena is 105 bytes for each of 10,000 connections.
 MEMORY = Metric("agent's memory per connection", "bytes", resolution=128)
 HUB_MEMORY = Metric("hub's memory per connection", "bytes", resolution=128)
-# The kernel tells another process's time by ticks of 10 ms.
+# The kernel reports another process's time in ticks of 10 ms.
 CPU = Metric("agent's CPU per request", "µs", resolution=1)
 HUB_CPU = Metric("hub's CPU per request", "µs", resolution=1)
 USERS = 10_000
@@ -64,7 +64,7 @@ async def target_end() -> None:
 
 
 class User(asyncio.Protocol):
-    """One connection: a request at a time, each answer looked at."""
+    """One connection. It sends a request at a time and checks each response."""
 
     def __init__(self, request: bytes) -> None:
         self._request = request
@@ -76,19 +76,19 @@ class User(asyncio.Protocol):
         self._transport = transport
 
     async def ask(self) -> None:
-        """Raises AssertionError for another answer, ConnectionError where the connection ends."""
+        """Raises AssertionError for another response, ConnectionError if the connection closes."""
         self._answer, self._answered = b"", asyncio.get_running_loop().create_future()
         self._transport.write(self._request)
         await self._answered
         self._answered = None
         head, _, body = self._answer.partition(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200 ") or not body.endswith(self._ends) or len(body) > len(self._ends) + 8:
-            raise AssertionError(f"1 KiB was asked for, {self._answer[:200]!r} came")
+            raise AssertionError(f"expected 1 KiB, received {self._answer[:200]!r}")
         self._answer = b""
 
     def data_received(self, data: bytes) -> None:
         if self._answered is None:
-            raise AssertionError(f"{data[:200]!r} came without being asked for")
+            raise AssertionError(f"received {data[:200]!r} without a request")
         self._answer += data
         whole = self._answer.endswith(self._ends) or not self._answer.startswith(b"HTTP/1.1 200 ")
         if whole and not self._answered.done():
@@ -186,8 +186,8 @@ def open_case(scale: Scale) -> Iterator[Mapping[str, Turn]]:
 CASES: Sequence[Case] = (
     Case(
         "10,000 users",
-        "10,000 users' connections through hub and agent, idle or watching (over UDS a third of `ulimit -Hn` watch, if "
-        "that is less), and requests for 1 KiB by ten users beside them",
+        "10,000 users' connections, idle or watching, and requests for 1 KiB by ten users beside them. "
+        "Over UDS at most a third of `ulimit -Hn` watch.",
         open_case,
         [
             ("memory, idle", "memory, 10 open"),

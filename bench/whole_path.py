@@ -1,7 +1,7 @@
-"""The whole path as its users have it: wrk or curl → hub → agent → nginx, each a process of its own.
+"""Measures the whole path of a user's request: wrk or curl → hub → agent → nginx, all in separate processes.
 
-One hub has two agents, one in each mode; the load goes to one after the other. Client, hub, agent and nginx share the
-machine's cores, so requests/s say what all four cost together; what the agent alone costs is its CPU per request.
+One hub has two agents, one in each mode. The load goes to one after the other. Client, hub, agent and nginx share the
+machine's cores, so requests/s measure all four together. The agent's own cost is its CPU per request.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RATE = Metric("requests/s", "1/s", more_is_better=True)
 P50 = Metric("latency", "ms")
 P99 = Metric("latency p99", "ms")
 FAILURES = Metric("failures", "requests")
-# The kernel tells another process's time by ticks of 10 ms.
+# The kernel reports another process's time in ticks of 10 ms.
 AGENT_CPU = Metric("agent's CPU per request", "µs", resolution=1)
 HUB_CPU = Metric("hub's CPU per request", "µs", resolution=1)
 SPEED = Metric("throughput", "MB/s", more_is_better=True)
@@ -103,10 +103,10 @@ class Path:
         return (1 << 30) / float(took_s) / 1e6
 
     def beside_download(self, variant: str, way: str) -> Samples:
-        """1 KiB asked for again and again on one connection: for a second alone, then for as long as 1 GiB takes.
+        """Request 1 KiB repeatedly on one connection: for a second alone, then while 1 GiB downloads.
 
-        way: the variant that the download goes by. Past the tunnel, it shares nothing with the request but the
-        processors, so what it costs the request there is theirs.
+        way: the variant that carries the download. Past the tunnel, the download and the requests share only the
+        processors.
         """
         with Asking(f"{self.address[variant]}/1k") as asking:
             until_s = time.perf_counter() + ALONE_S
@@ -122,7 +122,7 @@ class Path:
 
 
 class Asking:
-    """One kept-alive connection that asks for 1 KiB, again when the answer is there; by hand, since it is timed."""
+    """One kept-alive connection that requests 1 KiB after each response. It uses a bare socket for exact times."""
 
     def __init__(self, url: str) -> None:
         parts = urllib.parse.urlsplit(url)
@@ -138,7 +138,7 @@ class Asking:
         self._socket.close()
 
     def while_(self, go_on: Callable[[], bool]) -> list[float]:
-        """The ms that each answer took. Raises AssertionError for another answer, or none; TimeoutError after 20 s."""
+        """The ms of each response. Raises AssertionError for a wrong response or none, TimeoutError after 20 s."""
         took_ms = []
         while go_on():
             began_s, answer = time.perf_counter(), b""
@@ -147,10 +147,10 @@ class Asking:
                 more = self._socket.recv(65536)
                 answer += more
                 if not more or len(answer) > 4 * len(SMALL):
-                    raise AssertionError(f"1 KiB was asked for, {answer[:200]!r} came")
+                    raise AssertionError(f"expected 1 KiB, received {answer[:200]!r}")
             took_ms.append((time.perf_counter() - began_s) * 1e3)
             if not answer.startswith(b"HTTP/1.1 200 "):
-                raise AssertionError(f"1 KiB was asked for, {answer[:200]!r} came")
+                raise AssertionError(f"expected 1 KiB, received {answer[:200]!r}")
         return took_ms
 
 
@@ -169,7 +169,7 @@ def path(*, tls: bool) -> Iterator[Path]:
 
 
 PATHS = {tls: functools.partial(path, tls=tls) for tls in (False, True)}
-"""What cases share, by whether the target speaks TLS."""
+"""The resources that cases share, by whether the target speaks TLS."""
 
 
 def loaded(
@@ -180,7 +180,7 @@ def loaded(
     @contextlib.contextmanager
     def open_case(scale: Scale) -> Iterator[Mapping[str, Turn]]:
         seconds = 2 if clients == 50 and scale.quick else 1
-        if name == "1m":  # clients get equal shares, so that none has an answer before nearly all have theirs
+        if name == "1m":  # clients get equal shares, so nearly all responses complete at the same time
             seconds += clients // 150
         shared = scale.shared.get(PATHS[tls])
         variants = MODES if scale.quick or close or tls else (*MODES, ALONE)

@@ -2,9 +2,9 @@
 
     python -m bench.with_constants MODULE:NAME=VALUE… PROGRAM ARGUMENT…
 
-The values stand in the modules' source as they are compiled, so that they also reach defaults of arguments and other
-modules' copies. Extensions that read a constant when they are imported get it too. Raises LookupError for a constant
-that isn't assigned at its module's top, once.
+The values replace those in the modules' source before it is compiled. So they also reach defaults of arguments and
+other modules' copies. Extensions that read a constant on import get it too. Raises LookupError unless the module
+assigns the constant exactly once, at its top level.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Finder(importlib.abc.MetaPathFinder):
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None:
             if spec.origin is None or not spec.origin.endswith(".py"):
-                raise LookupError(f"{name} is compiled: its constants can't be changed")
+                raise LookupError(f"the constants of {name} can't be changed, because it is compiled")
             loader = Loader(name, spec.origin)
             loader.values = self.values[name]
             spec.loader = loader

@@ -5,13 +5,13 @@
 
 | module | job |
 | --- | --- |
-| link | what one direction of a link does to packets |
+| link | the effect of one direction of a link on packets |
 | relay | the process that carries packets between TUN devices |
-| namespaces | makes network namespaces, and removes them with all that runs there |
-| processes | child processes, and the times that their logs tell |
+| namespaces | makes network namespaces, and removes them with all their processes |
+| processes | child processes, and the times in their logs |
 | target, user | the two ends of a request |
 | lab | one scenario's namespaces, links and processes |
-| scenarios | each fault, what it is measured by, and its bounds |
+| scenarios | each fault, its measurement, and its bounds |
 | table | rows, as printed |
 | command | the command line |
 

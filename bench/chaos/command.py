@@ -32,9 +32,9 @@ SCENARIO_TIMEOUT_S = 240.0
 
 
 def missing() -> list[str]:
-    """What this machine lacks, one sentence each."""
+    """List what this machine lacks, one sentence each."""
     if sys.platform != "linux":
-        return ["Linux is needed: network namespaces exist nowhere else."]
+        return ["Linux is needed, because only Linux has network namespaces."]
     lacks = []
     if os.geteuid() != 0:
         lacks.append("root is needed, for network namespaces and TUN devices: sudo make chaos.")

@@ -1,4 +1,4 @@
-"""One scenario's namespaces, links and processes; what it measures."""
+"""One scenario's namespaces, links, processes and measurements."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Hub(Process):
         await self.printed("listening http", times)
 
     def knows_s(self, since_s: float) -> float | None:
-        """Seconds from a moment until it said that it has lost an agent."""
+        """Seconds from a moment until it logged the loss of an agent."""
         return _after(self.logged_s(r'msg="agent (disconnected|lost)', since_s), since_s)
 
     def says_why(self, since_s: float) -> bool:
@@ -49,7 +49,7 @@ class Hub(Process):
         return self.logged_s(r'msg="agent (disconnected|lost).* reason=', since_s) is not None
 
     def suspects_s(self, since_s: float) -> float | None:
-        """Seconds from a moment until it said that it suspects one."""
+        """Seconds from a moment until it logged that it suspects an agent."""
         return _after(self.logged_s(r"suspect|agent is silent", since_s), since_s)
 
 
@@ -57,11 +57,11 @@ class Agent(Process):
     """`fastpipe-agent run`."""
 
     def knows_s(self, since_s: float) -> float | None:
-        """Seconds from a moment until it said that it has lost a hub."""
+        """Seconds from a moment until it logged the loss of a hub."""
         return _after(self.logged_s(r"trying again in", since_s), since_s)
 
     def is_up_s(self, since_s: float) -> float | None:
-        """Seconds from a moment until it said that it has a tunnel."""
+        """Seconds from a moment until it logged a new tunnel."""
         return _after(self.logged_s(r"the tunnel is up", since_s), since_s)
 
 
@@ -97,7 +97,7 @@ class Requests:
 
     @property
     def unnamed(self) -> list[str]:
-        """What 502 and 504 say without naming the agent."""
+        """The texts of those 502 and 504 that do not name the agent."""
         return [one["said"] for one in self.all if one["status"] in (502, 504) and "agent" not in one["said"]]
 
     @property
@@ -127,7 +127,7 @@ def _after(at_s: float | None, since_s: float) -> float | None:
 class Lab:
     """`async with Lab(…)`: namespaces named in `links` (pairs of a hub's and an agent's), joined by a relay.
 
-    memory: how agents join tunnel and proxy. At the end all is killed and removed; files in `folder` stay.
+    memory: how agents join tunnel and proxy. The exit kills and removes everything but the files in `folder`.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class Lab:
         return hub
 
     async def agent(self, name: str = "a1", *arguments: str) -> Agent:
-        """Start a target, and an agent with a tunnel to each hub that it is linked to; wait until it is ready."""
+        """Start a target, and an agent with a tunnel to each linked hub. Wait until the agent is ready."""
         served = self._start(Process, name, f"{name}-target", _module("target", name))
         await served.printed('"listening"')
         hubs = [
@@ -256,7 +256,7 @@ def _module(name: str, *arguments: str) -> list[str]:
 
 
 def _address(link: int, end: str) -> str:
-    """Each link is a pair of addresses of its own."""
+    """The address of one end. Each link has its own pair of addresses."""
     return f"10.99.{link}.{1 if end == 'a' else 2}"
 
 

@@ -1,4 +1,4 @@
-"""What one direction of a link does to packets: delay, rate, loss, and the faults. No I/O, no clock."""
+"""The effect of one direction of a link on packets: delay, rate, loss, and the faults. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ _HELD_BYTES = 64 << 20  # most that may be under way where no rate bounds the qu
 class Condition:
     """The state of one direction.
 
-    rate_mbit: 0 is unlimited; past queue_bytes waiting for it, packets are dropped. down: every packet is dropped.
-    largest_bytes: larger packets are dropped without an ICMP message; 0 is no limit. forgets: packets of a TCP
-    connection are dropped unless its SYN passed after this condition began, as a NAT does that lost its state.
+    rate_mbit: 0 is unlimited. If more than queue_bytes wait for the rate, packets are dropped.
+    down: every packet is dropped.
+    largest_bytes: larger packets are dropped without an ICMP message. 0 is no limit.
+    forgets: packets are dropped unless their connection's SYN passed after this condition began. A NAT that lost its
+        state does this.
     """
 
     delay_ms: float = 0.0
@@ -95,7 +97,7 @@ class Direction:
 
     @property
     def next_s(self) -> float | None:
-        """When the next packet arrives; None if none is under way."""
+        """When the next packet arrives, None without a packet in flight."""
         return self._under_way[0][0] if self._under_way else None
 
     def _passes(self, packet: bytes, condition: Condition) -> bool:
@@ -111,7 +113,7 @@ class Direction:
 
 
 def flow_of(packet: bytes) -> bytes:
-    """A TCP connection's two ends, the same for both directions (RFC 791, 3.1; RFC 9293, 3.1)."""
+    """A TCP connection's two ends, the same for both directions (RFC 791, 3.1 and RFC 9293, 3.1)."""
     head_bytes = (packet[0] & 15) * 4
     source = packet[12:16] + packet[head_bytes : head_bytes + 2]
     destination = packet[16:20] + packet[head_bytes + 2 : head_bytes + 4]

@@ -19,7 +19,7 @@ _KILL_TIMEOUT_S = 5.0
 
 
 def ip(*arguments: str) -> str:
-    """Run `ip`; its standard output. Raises RuntimeError with the command and what it said."""
+    """Run `ip` and return its standard output. Raises RuntimeError with the command and its error output."""
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False, timeout=_IP_TIMEOUT_S)
     if done.returncode:
         raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
@@ -69,7 +69,7 @@ def remove_leftovers() -> list[str]:
 
 
 def _is_running(pid: int) -> bool:
-    """Whether a process is a run of this package: its number may have gone to another program."""
+    """Whether a process is a run of this package. Another program may have taken its number."""
     try:
         return b"bench.chaos" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""Child processes in namespaces, with their output and log in files, and the times that those tell."""
+"""Child processes in namespaces, with their output and log in files, and the times in them."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class Process:
         """Wait until standard output has a text, so many times. Raises RuntimeError with the log if it does not."""
         found = await until(lambda: self.output.count(text) >= times or self.popen.poll() is not None, timeout_s)
         if not found or self.output.count(text) < times:
-            raise RuntimeError(f"{self.name} did not print {text!r}; its log:\n{self.log[-3000:]}")
+            raise RuntimeError(f"{self.name} did not print {text!r}, its log:\n{self.log[-3000:]}")
 
     def logged_s(self, pattern: str, since_s: float) -> float | None:
-        """When the log had its first line with a pattern, as time.time(); None if it has none since then."""
+        """The time.time() of the log's first line with a pattern, None if no line since then matches."""
         for line in self.log.splitlines():
             stamp = _STAMP.match(line)
             if stamp and re.search(pattern, line):

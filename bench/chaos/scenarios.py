@@ -34,7 +34,7 @@ FAR = dataclasses.replace(LINK, delay_ms=100)
 """The same with a round trip of 200 ms."""
 SETTLE_S, MEASURE_S = 15.0, 10.0
 SHARE, LEAST_MBIT = 0.7, 25.0
-"""And half of the link by the session begun at 200 ms: plain TCP has 42 Mbit/s there, so less is a busy machine."""
+"""The least share of the link for the session begun at 200 ms. Plain TCP has 42 Mbit/s there."""
 
 MakeLab = Callable[..., Lab]
 
@@ -50,7 +50,7 @@ class Scenario:
 
 
 async def _two_agents(make: MakeLab, row: Row, silence: Callable[[Lab, Agent], Awaitable[float]]) -> None:
-    """The newer of two agents goes silent for a minute: the older must serve."""
+    """The newer of two agents is silent for a minute. The older one must serve."""
     async with make(links=TWO_AGENTS) as lab:
         hub = await lab.hub()
         await lab.agent("a1")
@@ -65,11 +65,11 @@ async def _two_agents(make: MakeLab, row: Row, silence: Callable[[Lab, Agent], A
         row.knowing, row.hub_s, row.agent_s = "hub", hub.knows_s(at_s), newer.knows_s(at_s)
         row.lost, row.first_s = str(requests), requests.first_success_s(at_s)
         suspected_s = hub.suspects_s(at_s)
-        row.measured = f"latest after {requests.latest_s:.1f} s; POST {posts.latest_s:.1f} s, lost {posts}" + (
-            "" if suspected_s is None else f"; suspected after {suspected_s:.1f} s"
+        row.measured = f"latest after {requests.latest_s:.1f} s, POST {posts.latest_s:.1f} s, lost {posts}" + (
+            "" if suspected_s is None else f", suspected after {suspected_s:.1f} s"
         )
         row.bind(f"GET: 200 within {LATE_S:.0f} s", bool(requests.all) and not requests.lost)
-        # A POST may have run at the silent agent, which may come back: it waits until the session ends.
+        # The silent agent may have run a POST and may return, so the POST waits until the session is closed.
         in_time = bool(posts.all) and posts.latest_s <= KNOWN_WITHIN_S
         row.bind(f"POST: any status within {KNOWN_WITHIN_S:.0f} s", in_time)
 
@@ -105,7 +105,7 @@ async def newer_paused(make: MakeLab, row: Row) -> None:
         row.lost, row.first_s = str(requests), requests.first_success_s(at_s)
         by_newer = [one["began"] for one in requests.since(again_s).all if one["target"] == "a2"]
         back = f"{min(by_newer) - again_s:.1f} s later" if by_newer else "never"
-        row.measured = f"latest after {requests.latest_s:.1f} s; newer serves again {back}"
+        row.measured = f"latest after {requests.latest_s:.1f} s, newer serves again {back}"
         row.bind(f"each 200 within {LATE_S:.0f} s", bool(requests.all) and not requests.lost)
         row.bind("newer serves again", bool(by_newer))
         row.bind("no session lost", hub.knows_s(at_s) is None and newer.knows_s(at_s) is None)
@@ -114,7 +114,7 @@ async def newer_paused(make: MakeLab, row: Row) -> None:
 async def _one_agent(
     make: MakeLab, row: Row, to_agent: Condition, to_hub: Condition, *, path: str = "/small", heals: bool = False
 ) -> None:
-    """A link fails for 40 s under GETs; heals: new connections pass meanwhile, so that nothing is to be repaired."""
+    """A link fails for 40 s under GETs. heals: new connections pass meanwhile, so the agent reconnects at once."""
     async with make(memory=False) as lab:
         hub = await lab.hub()
         agent = await lab.agent()
@@ -137,7 +137,7 @@ async def _one_agent(
 
 
 async def _served(*users: Users) -> None:
-    """Wait until users have been served for a while: each process takes its time to start."""
+    """Wait until users have been served for a while, since each process takes its time to start."""
     for each in users:
         await each.printed('"status": 200')
     await wait_until_s(time.time() + BEFORE_S)
@@ -224,7 +224,7 @@ async def streams_cut(make: MakeLab, row: Row) -> None:
         row.hub_s, row.agent_s = hub.knows_s(at_s), agent.knows_s(at_s)
         ended = await until(lambda: all('"ended"' in reader.output for reader in readers), 10)
         ends = [reader.lines()[-1]["at"] - at_s for reader in readers if '"ended"' in reader.output]
-        row.measured = f"users told after {max(ends):.1f} s" if ended else "users not told"
+        row.measured = f"users notified after {max(ends):.1f} s" if ended else "users not notified"
         users = lab.users("users", "gets", "/small", EVERY_S)
         repaired_s = await lab.repair()
         await until(lambda: users.first_success_s(repaired_s) is not None, 90)
@@ -251,7 +251,7 @@ def _received(process: Process, at_s: float) -> int:
 
 
 async def _throughput(lab: Lab, *, upload: bool, becomes_far: bool) -> float:
-    """Mbit/s of one transfer, from 15 to 25 s after the link became long, or after it began on a long link."""
+    """Mbit/s of one transfer, from 15 to 25 s after the link became long, or after the transfer began there."""
     async with lab:
         await lab.hub()
         await lab.agent()
@@ -272,7 +272,7 @@ async def _throughput(lab: Lab, *, upload: bool, becomes_far: bool) -> float:
 
 
 async def _longer_path(make: MakeLab, row: Row, upload: bool) -> None:
-    """Both sessions run at the same time, each on a link of its own."""
+    """Both sessions run at the same time, each on its own link."""
     changed, always = await asyncio.gather(
         _throughput(make("changed", condition=LINK), upload=upload, becomes_far=True),
         _throughput(make("always", condition=FAR), upload=upload, becomes_far=False),
@@ -363,7 +363,7 @@ async def hub_killed(make: MakeLab, row: Row) -> None:
 
 
 async def agent_stopped(make: MakeLab, row: Row) -> None:
-    """The only agent, as a machine that is suspended: its kernel still takes what the hub sends."""
+    """The only agent stops like a suspended machine. Its kernel still takes the hub's bytes."""
     async with make() as lab:
         hub = await lab.hub()
         agent = await lab.agent()
@@ -402,7 +402,7 @@ async def agent_killed(make: MakeLab, row: Row) -> None:
 
 
 async def hub_vanishes(make: MakeLab, row: Row) -> None:
-    """One of two hubs; the users are at the other."""
+    """Packets of one of two hubs are dropped. The users are at the other."""
     async with make(links=TWO_HUBS) as lab:
         hub = await lab.hub("hub")
         await lab.hub("hub2")
@@ -426,7 +426,7 @@ async def hub_vanishes(make: MakeLab, row: Row) -> None:
 
 
 async def clients_leave(make: MakeLab, row: Row) -> None:
-    """500 clients of a silent target close at once; others are served meanwhile."""
+    """500 clients of a silent target close at once. Others are served meanwhile."""
     count, within_s = 500, 10.0
     async with make() as lab:
         await lab.hub()
@@ -443,8 +443,8 @@ async def clients_leave(make: MakeLab, row: Row) -> None:
         gone = sorted(line["gone"] - at_s for line in target.lines() if "gone" in line)
         requests = (await users.stop()).since(at_s - 2 * EVERY_S)
         row.lost, row.first_s = str(requests), requests.first_success_s(at_s)
-        row.measured = f"target told of {len(gone)}" + (f", the last after {gone[-1]:.1f} s" if gone else "")
-        row.bind(f"target told of all in {within_s:.0f} s", told and gone[-1] <= within_s)
+        row.measured = f"target saw {len(gone)} close" + (f", the last after {gone[-1]:.1f} s" if gone else "")
+        row.bind(f"target saw all close in {within_s:.0f} s", told and gone[-1] <= within_s)
         row.bind(f"others 200 within {LATE_S:.0f} s", bool(requests.all) and not requests.lost)
 
 
@@ -458,8 +458,8 @@ SCENARIOS = (
     Scenario("mtu-hole", "one agent, packets over 1,000 bytes dropped for 40 s", mtu_hole),
     Scenario("nat", "one agent, a NAT forgets its connections", nat_forgot),
     Scenario("short-cut", "one agent, all packets dropped for 5 s", short_cut),
-    Scenario("lossy-link", "200 ms, 2% lost, 2% reordered for 40 s; a download", lossy_link),
-    Scenario("slow-link", "2 Mbit/s, a queue of 1 MiB for 40 s; a download", slow_link),
+    Scenario("lossy-link", "200 ms, 2% lost, 2% reordered for 40 s, with a download", lossy_link),
+    Scenario("slow-link", "2 Mbit/s, a queue of 1 MiB for 40 s, with a download", slow_link),
     Scenario("streams-cut", "event stream and download open, all packets dropped", streams_cut),
     Scenario("hub-stopped-12", "hub stopped for 12 s, limits of 5 s", hub_stopped_12),
     Scenario("hub-stopped-20", "hub stopped for 20 s, limits of 5 s", hub_stopped_20),
@@ -468,6 +468,6 @@ SCENARIOS = (
     Scenario("agent-killed", "two agents, the newer killed (SIGKILL)", agent_killed),
     Scenario("hub-vanishes", "two hubs, packets of one dropped for 40 s", hub_vanishes),
     Scenario("clients-leave", "500 clients of a silent target leave at once", clients_leave, alone=True),
-    Scenario("longer-download", "round trip 0, then 200 ms; download at 50 Mbit/s", longer_path_download, alone=True),
-    Scenario("longer-upload", "round trip 0, then 200 ms; upload at 50 Mbit/s", longer_path_upload, alone=True),
+    Scenario("longer-download", "round trip 0, then 200 ms, download at 50 Mbit/s", longer_path_download, alone=True),
+    Scenario("longer-upload", "round trip 0, then 200 ms, upload at 50 Mbit/s", longer_path_upload, alone=True),
 )

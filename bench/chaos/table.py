@@ -20,9 +20,11 @@ class Bound:
 
 @dataclasses.dataclass
 class Row:
-    """One fault. hub_s, agent_s: until that side knows; first_s: until the first success. None: not measured, or never.
+    """One fault.
 
-    knowing: which of the two are to know: "hub", "agent", "both" or "".
+    hub_s, agent_s: seconds until that side knows.
+    first_s: seconds until the first success. None means not measured, or never.
+    knowing: who must detect the fault, "hub", "agent", "both" or "".
     """
 
     fault: str

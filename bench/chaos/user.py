@@ -1,8 +1,8 @@
-"""Users of a hub: `python -m bench.chaos.user WHAT URL …`. SIGTERM ends it; standard output has JSON lines.
+"""Users of a hub: `python -m bench.chaos.user WHAT URL …`. SIGTERM stops it. Standard output has JSON lines.
 
 | WHAT | does | lines |
 | --- | --- | --- |
-| `gets URL EVERY_S` | a GET each EVERY_S, whatever became of those before | began, took_s, status, target, said |
+| `gets URL EVERY_S` | a GET each EVERY_S, whether earlier ones succeeded or not | began, took_s, status, target, said |
 | `posts URL EVERY_S` | the same with a POST of one byte | the same |
 | `batch URL COUNT` | COUNT GETs at once | the same |
 | `reads URL` | one GET without end | at, received; at its end `ended` |
