@@ -69,7 +69,7 @@ SPEED = Metric("throughput", "MB/s", more_is_better=True)
 
 
 class Receiver(Protocol):
-    """What takes packets: a ConnManager, or the yardstick."""
+    """A sink of packets: a ConnManager, or the yardstick."""
 
     def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None: ...
 
@@ -402,7 +402,7 @@ async def yardstick(port: int) -> AsyncIterator[tuple[Yardstick, Packets]]:
 
 @contextlib.asynccontextmanager
 async def receiver(mode: str, server: Nginx | None, **options: Any) -> AsyncIterator[tuple[Receiver, Packets]]:
-    """mode: memory, UDS, yardstick. server: the target; None: one in this process. options: of the house."""
+    """mode: memory, UDS, yardstick. server: the target, None for one in this process. options: of the house."""
     if mode == "yardstick":
         assert server is not None
         async with yardstick(server.port) as found:

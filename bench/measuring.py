@@ -177,23 +177,23 @@ def measured(
     *,
     quick: bool,
     shared: Shared | None = None,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+    report: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> tuple[list[Measurement], list[Ratio]]:
-    """Run a case. say: called with each step. Raises the error of a failed turn, AssertionError for wrong bytes."""
+    """Run a case. report: called with each step. Raises the error of a failed turn, AssertionError for wrong bytes."""
     with contextlib.closing(Shared()) as own:
-        return _measured(case, Scale(quick, case.rounds[quick], shared or own), say)
+        return _measured(case, Scale(quick, case.rounds[quick], shared or own), report)
 
 
-def _measured(case: Case, scale: Scale, say: Callable[[str], None]) -> tuple[list[Measurement], list[Ratio]]:
+def _measured(case: Case, scale: Scale, report: Callable[[str], None]) -> tuple[list[Measurement], list[Ratio]]:
     rounds: list[dict[str, Samples]] = []
     began = time.monotonic()
     with case.open(scale) as turns:
         names = list(turns)
         for number in range(scale.rounds):
-            say(f"  round {number + 1} of {scale.rounds}: {', '.join(names)}")
+            report(f"  round {number + 1} of {scale.rounds}: {', '.join(names)}")
             start = number % len(names)  # nobody is always the first
             rounds.append({name: turns[name]() for name in names[start:] + names[:start]})
-    say(f"  {time.monotonic() - began:.1f} s")
+    report(f"  {time.monotonic() - began:.1f} s")
     found = [_measurement(case, name, metric, rounds) for name in names for metric in rounds[0][name]]
     ratios = [
         _ratio(case, metric, of, over, rounds)

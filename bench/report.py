@@ -119,8 +119,8 @@ def where_it_ran(where: dict[str, Any]) -> str:
     """The environment of the figures, in words."""
     quick = ", quick run" if where["quick"] else ""
     return (
-        f"{where['date']}, commit {where['commit']}; {where['processor']}, {where['cores']} cores, {where['system']}, "
-        f"load {where['load_average']}; Python {where['python']}, {where['loop']}, twin `{where['twin']}`{quick}; "
+        f"{where['date']}, commit {where['commit']}. {where['processor']}, {where['cores']} cores, {where['system']}, "
+        f"load {where['load_average']}. Python {where['python']}, {where['loop']}, twin `{where['twin']}`{quick}, "
         f"{where['took_s']:.0f} s. Take the ratios rather than the figures: rivals took turns within each round."
     )
 
