@@ -51,7 +51,7 @@ def case(times: Mapping[str, Sequence[float]], order: list[str] | None = None) -
 
 
 def measured(times: Mapping[str, Sequence[float]]) -> tuple[list[measuring.Measurement], list[measuring.Ratio]]:
-    return measuring.measured(case(times), quick=False, say=lambda _: None)
+    return measuring.measured(case(times), quick=False, report=lambda _: None)
 
 
 def test_ratio_is_made_within_each_round_and_above_one_is_better_for_either_kind_of_metric() -> None:
@@ -65,7 +65,7 @@ def test_ratio_is_made_within_each_round_and_above_one_is_better_for_either_kind
 def test_rivals_take_turns_and_none_is_always_first() -> None:
     order: list[str] = []
     one = case({"pipe": [1.0, 1.0, 1.0], "UDS": [1.0, 1.0, 1.0]}, order)
-    measuring.measured(one, quick=True, say=lambda _: None)
+    measuring.measured(one, quick=True, report=lambda _: None)
     assert order == ["pipe", "UDS", "UDS", "pipe", "pipe", "UDS"]
 
 
@@ -147,7 +147,7 @@ def test_no_published_figure_is_below_its_resolution() -> None:
 
 def written(folder: pathlib.Path, times: Mapping[str, Sequence[float]]) -> pathlib.Path:
     one = case(times)
-    measurements, ratios = measuring.measured(one, quick=False, say=lambda _: None)
+    measurements, ratios = measuring.measured(one, quick=False, report=lambda _: None)
     report.write(folder, [one], measurements, ratios, report.environment(quick=False, took_s=1, failed=[]))
     return folder / "report.json"
 
@@ -294,7 +294,7 @@ def test_curves_show_the_default_among_what_was_not_chosen(tmp_path: pathlib.Pat
     variants = ["1", "4"]
     turns = lambda _: lambda at: {TIME: [float(at)]}  # noqa: E731
     one = curves.curve("a curve", "By size", "`size`", "4", "reasons", variants, turns)
-    measurements, _ = measuring.measured(one.case, quick=False, say=lambda _: None)
+    measurements, _ = measuring.measured(one.case, quick=False, report=lambda _: None)
     curve_report.write(tmp_path, [one], measurements, report.environment(quick=False, took_s=1, failed=[]))
     content = json.loads((tmp_path / "curves.json").read_text())
     assert [(each["case"], each["chosen"]) for each in content["curves"]] == [("a curve", "4")]
