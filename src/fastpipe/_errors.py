@@ -9,20 +9,20 @@ PipeError
 from __future__ import annotations
 
 WRITE_AFTER_EOF = "Cannot call write() after write_eof()"  # asyncio's own words
-WRONG_THREAD = "this pipe belongs to another thread: reach it through its loop's call_soon_threadsafe()"
+WRONG_THREAD = "this pipe belongs to another thread, so use its loop's call_soon_threadsafe()"
 OTHER_LOOP = "this pipe belongs to another event loop"
 MADE_ELSEWHERE = "a PipeEnd is made by create_pipe()"
 LOOP_CLOSED = "Event loop is closed"  # asyncio's own words
 READ_CLOSED = "this end of the pipe was closed"
-READ_BUSY = "a protocol is set on this end: it takes the bytes"
+READ_BUSY = "a protocol is set on this end and takes the bytes"
 PEER_ABORTED = "the other end of the pipe aborted"
-PEER_GONE = "the other end of the pipe is closed: what was written to it is lost"
+PEER_GONE = "the other end of the pipe is closed, and bytes written to it are lost"
 EMPTY_BUFFER = "get_buffer() returned an empty buffer"  # asyncio's own words
 NOT_CONTIGUOUS = "buffer must be C-contiguous"
 
 
 class PipeError(Exception):
-    """Base of what a pipe raises. Misuse that asyncio answers with RuntimeError, TypeError or ValueError stays that."""
+    """The base of a pipe's errors. Misuse raises RuntimeError, TypeError or ValueError, as in asyncio."""
 
 
 class PipeClosedError(PipeError):
@@ -34,19 +34,19 @@ class PipeBrokenError(PipeError, ConnectionResetError):
 
 
 class PipeBusyError(PipeError):
-    """A read by hand while a protocol is set: only one of them can take the bytes."""
+    """A read by hand while a protocol is set. Only one of them can take the bytes."""
 
 
 def not_bytes_like(data: object) -> TypeError:
-    """What `write` raises for an object without a buffer; asyncio's own words."""
+    """The error of `write` for an object without a buffer, in asyncio's own words."""
     return TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
 
 
 def not_writable(buffer: object) -> TypeError:
-    """What `readinto` raises for an object that it can't write into."""
+    """The error of `readinto` for a buffer that is not writable."""
     return TypeError(f"buffer must be a writable bytes-like object, not {type(buffer).__name__!r}")
 
 
 def past_the_end(n: object, there: int) -> ValueError:
-    """What `consume` raises for a count that isn't there. there: bytes waiting."""
-    return ValueError(f"cannot consume {n} bytes: {there} are there")
+    """The error of `consume` for too large a count. there: bytes waiting."""
+    return ValueError(f"cannot consume {n} bytes, {there} are waiting")

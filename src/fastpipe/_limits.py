@@ -9,9 +9,9 @@ from typing import Final, SupportsIndex
 DEFAULT_LIMIT: Final = 65536  # asyncio's default high-water mark
 DEFAULT_MAX_CHUNK: Final = 262144  # what asyncio's selector transport reads at most in one go
 
-# One loop turn of same-turn delivery: after so many callbacks, or so many bytes delivered, timers and sockets get
-# their turn. 512 calls are some 50 µs of a compiled ping-pong; a round trip in 256 pays for a loop turn, which keeps
-# it out of the 99th percentile. 1 MiB is about as long when every callback copies what it got.
+# The budget of same-turn delivery. After so many callbacks, or so many bytes, timers and sockets get their turn.
+# 512 calls are about 50 µs of a compiled ping-pong. One round trip in 256 pays for a loop turn, which keeps loop turns
+# out of the 99th percentile. 1 MiB takes about as long if every callback copies its bytes.
 TURN_CALLS: Final = 512
 TURN_BYTES: Final = 1 << 20
 
@@ -25,7 +25,7 @@ def checked_limit(limit: SupportsIndex) -> int:
 
 
 def checked_max_chunk(max_chunk: SupportsIndex | None) -> int:
-    """The most that one data_received brings: 1 to sys.maxsize; None is the latter. Raises TypeError or ValueError."""
+    """The most bytes of one data_received: 1 to sys.maxsize, the meaning of None. Raises TypeError or ValueError."""
     if max_chunk is None:
         return sys.maxsize
     value = index(max_chunk)

@@ -12,13 +12,16 @@ from fastpipe.listener import Listener
 
 
 class PipeConnector(aiohttp.BaseConnector):
-    """Every request of a session goes to one listener, whatever its URL's host; `https` is refused: there is no wire.
-
-    listener: who serves. options: aiohttp.BaseConnector's (`limit`, `keepalive_timeout`, `force_close`).
+    """Sends every request of a session to one listener, whatever its URL's host. `https` is rejected.
 
         session = aiohttp.ClientSession(connector=PipeConnector(listener))
 
-    Raises aiohttp.ClientConnectorError where the listener is closed.
+    Args:
+        listener: the server.
+        options: those of aiohttp.BaseConnector (`limit`, `keepalive_timeout`, `force_close`).
+
+    Raises:
+        aiohttp.ClientConnectorError: the listener is closed.
     """
 
     def __init__(self, listener: Listener, **options: Any) -> None:
@@ -26,7 +29,7 @@ class PipeConnector(aiohttp.BaseConnector):
         self._listener = listener
 
     async def _create_connection(self, req: ClientRequest, traces: Any, timeout: Any) -> ResponseHandler:
-        """aiohttp's hook for its connectors; it bounds the time itself, by the request's timeouts."""
+        """Make a connection, as aiohttp's hook for connectors. aiohttp bounds its time by the request's timeouts."""
         try:
             if req.is_ssl():
                 raise OSError(0, "a pipe has no TLS: use an http:// URL")

@@ -1,4 +1,4 @@
-"""Pipes as anyio's byte streams (`anyio.abc.ByteStream`), and a Listener as anyio's; on its asyncio backend."""
+"""Pipes as anyio's byte streams (`anyio.abc.ByteStream`), and a Listener as anyio's, on its asyncio backend."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class PipeByteStream(anyio.abc.ByteStream):
         raise anyio.EndOfStream
 
     async def send(self, item: bytes) -> None:
-        """Send all of it; waits while more than the pipe's limit is unread. Cancelled while it waits, it is sent."""
+        """Send all bytes. Waits while more than the pipe's limit is unread. If cancelled, the bytes are still sent."""
         with self._sending:
             await anyio.lowlevel.checkpoint()
             if self._closed:
@@ -66,7 +66,7 @@ class PipeByteStream(anyio.abc.ByteStream):
             self._writer.write_eof()
 
     async def aclose(self) -> None:
-        """Close both directions; what was sent arrives."""
+        """Close both directions. Bytes sent before still arrive."""
         self._closed = True
         self._writer.close()
         await anyio.lowlevel.checkpoint()
@@ -83,7 +83,10 @@ class PipeByteStream(anyio.abc.ByteStream):
 
 
 def open_byte_streams(*, limit: int = 65536) -> tuple[PipeByteStream, PipeByteStream]:
-    """Two connected streams; limit: bytes one may have sent that the other hasn't received (and as many read ahead)."""
+    """Make two connected streams.
+
+    limit: the bytes that one side may send before the other receives them. As many again are read ahead.
+    """
     first, second = open_pipe_streams(limit=limit)
     return PipeByteStream(*first), PipeByteStream(*second)
 
@@ -102,9 +105,10 @@ class PipeListener(anyio.abc.Listener[PipeByteStream]):
     async def serve(
         self, handler: Callable[[PipeByteStream], Any], task_group: anyio.abc.TaskGroup | None = None
     ) -> None:
-        """`handler(stream)` for each connection, in the task group or one of its own, until the listener is closed.
+        """Run `handler(stream)` for each connection until the listener is closed.
 
-        With a group of its own it then waits for the handlers. Cancelled, it cancels those; the listener stays open.
+        The handlers run in the given task group, or in a new one. With a new group, `serve` waits for the handlers at
+        the end. If `serve` is cancelled, the handlers are cancelled, and the listener stays open.
         """
         if task_group is None:
             async with anyio.create_task_group() as own:

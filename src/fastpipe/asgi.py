@@ -20,14 +20,14 @@ from uvicorn.server import ServerState
 
 from fastpipe.listener import Listener
 
-POLL_S = 0.05  # uvicorn has no way to be told that its background tasks are done; its own server asks twice as seldom
+POLL_S = 0.05  # uvicorn does not report when its background tasks finish. Its own server polls half as often
 
 
 _states: WeakKeyDictionary[Listener, ServerState] = WeakKeyDictionary()  # of those where an app is served
 
 
 class DatedState(ServerState):
-    """uvicorn's shared state. Its `Date` header is made when it is asked for, where uvicorn's server has a timer."""
+    """uvicorn's shared state. It makes the `Date` header on demand, where uvicorn's server has a timer."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         self._config = config
@@ -60,13 +60,21 @@ async def serve(
 ) -> AsyncIterator[Listener]:
     """Serve an ASGI app on a Listener, from its lifespan startup to its lifespan shutdown.
 
-    app: an ASGI 3 callable. listener: where to serve; None makes one. shutdown_timeout_s: how long requests in flight
-    may take once the body is left, before their tasks are cancelled and their connections aborted; None: for ever.
-    settings: any of uvicorn.Config's but those of sockets and processes (`http="h11"`, `root_path="/x"`, …);
-    here its logging is not configured, and forwarded headers are not trusted, unless asked for.
+    Args:
+        app: an ASGI 3 callable.
+        listener: where to serve. None makes a listener.
+        shutdown_timeout_s: seconds for requests in flight after the body of `async with`. Then their tasks are
+            cancelled and their connections aborted. None is no limit.
+        settings: those of uvicorn.Config except for sockets and processes (`http="h11"`, `root_path="/x"`, …).
+            By default uvicorn's logging is not configured, and forwarded headers are not trusted.
 
-    Gives the listener, which is closed afterwards. Raises RuntimeError where the app's startup failed (uvicorn logs
-    why). Cancelled, it shuts down as on leaving the body.
+    Yields:
+        The listener, which is closed afterwards.
+
+    Raises:
+        RuntimeError: the app's startup failed, and uvicorn logged why.
+
+    If cancelled, it shuts down as after the body.
     """
     config = uvicorn.Config(app, **{"log_config": None, "proxy_headers": False, **settings})
     config.load()
@@ -107,10 +115,12 @@ async def serve(
 
 
 def shut_down_connections(listener: Listener) -> None:
-    """Tell the connections that an app's server has now to end: WebSockets at once, by "service restart" (1012 of RFC
-    6455's registry), HTTP behind the answer in flight. New ones are served as ever, until `serve` is left.
+    """Close the open connections of an app's server, in order.
 
-    listener: what `serve` gave; where it serves no app any more, nothing happens.
+    WebSockets close at once with "service restart" (1012 of RFC 6455's registry), HTTP connections after the response
+    in flight. New connections are served until the body of `serve` ends.
+
+    listener: the listener from `serve`. If it serves no app, nothing happens.
     """
     state = _states.get(listener)
     for connection in list(state.connections) if state is not None else ():
@@ -118,7 +128,7 @@ def shut_down_connections(listener: Listener) -> None:
 
 
 async def _finish(server: Listener, state: ServerState) -> None:
-    """Tell every connection to end after its answer, and wait for all of them and for their tasks."""
+    """Make every connection close after its response, and wait for the connections and their tasks."""
     told: set[Any] = set()
     closing = asyncio.ensure_future(server.wait_closed())
     try:

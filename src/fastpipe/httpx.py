@@ -16,13 +16,17 @@ from fastpipe.streams import PipeReader, PipeWriter
 
 
 class PipeTransport(httpx.AsyncBaseTransport):
-    """Every request of a client goes to one listener, whatever its URL's host; `https` is refused.
-
-    listener: who serves. pool: httpcore.AsyncConnectionPool's options (`max_connections`, `keepalive_expiry`, …).
+    """Sends every request of a client to one listener, whatever its URL's host. `https` is rejected.
 
         client = httpx.AsyncClient(transport=PipeTransport(listener), base_url="http://app")
 
-    Raises what httpx's own transport raises: ConnectError where the listener is closed, ReadTimeout, and so on.
+    Args:
+        listener: the server.
+        pool: options of httpcore.AsyncConnectionPool (`max_connections`, `keepalive_expiry`, …).
+
+    Raises:
+        httpx.ConnectError: the listener is closed.
+        httpx.TransportError: the other errors of httpx, such as ReadTimeout.
     """
 
     def __init__(self, listener: Listener, **pool: Any) -> None:

@@ -1,9 +1,9 @@
-"""A server in memory: one side listens and serves or accepts, the other connects, as with asyncio's servers on sockets.
+"""A server in memory: one side serves or accepts, the other connects, as with asyncio's servers on sockets.
 
-    connect() ──► [ backlog: ends nobody took yet ] ──► the server's protocols, or accept()
-                  full: connect waits                   once closed: ConnectionRefusedError
+    connect() ──► [ backlog: ends not taken yet ] ──► the server's protocols, or accept()
+                  full: connect waits                 once closed: ConnectionRefusedError
 
-A Listener listens from the start, with no loop needed; the loop of its first coroutine is its own from then on.
+A Listener listens from the start and needs no loop for that. Its first coroutine binds it to the running loop.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ DEFAULT_BACKLOG: Final = 100  # loop.create_server's
 
 OTHER_LOOP = "this listener belongs to another event loop"
 LISTENER_CLOSED = "this listener is closed"
-HAS_A_SERVER = "this listener has a server: it takes the connections"
+HAS_A_SERVER = "this listener has a server, which takes the connections"
 
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
 ClientConnected = Callable[[PipeReader, PipeWriter], Awaitable[None] | None]
 
 
 class Greeting(asyncio.Protocol):
-    """Stands in until connection_made: then the protocol takes over, and whoever connected hears of it."""
+    """A placeholder until connection_made. Then the protocol takes over, and `connect` returns."""
 
     def __init__(self, protocol: Any, made: asyncio.Future[None]) -> None:
         self._protocol = protocol
@@ -50,12 +50,17 @@ class Greeting(asyncio.Protocol):
 class Listener(asyncio.AbstractServer):
     """An address in memory. `create_server` or `start_server` gives it a server, or `accept` takes connections.
 
-    address: what ends say of it (`sockname` here, `peername` there): text, as of a Unix socket, or (host, port).
-    backlog: connections that wait to be taken, at least 1; a `connect` past that waits for its place.
-    limit, inline, max_chunk: of every pipe made here, as in `create_pipe`.
+    Args:
+        address: the `sockname` of its ends and the `peername` of the others. It is text, like a Unix socket's, or
+            (host, port).
+        backlog: connections that may wait for the server, at least 1. Past that, `connect` waits for a place.
+        limit, inline, max_chunk: of every pipe made here, as in `create_pipe`.
 
-    It is an asyncio.AbstractServer, and what `create_server` gives. `async with` closes it and waits for its
-    connections. Not for several threads or loops. Raises TypeError and ValueError for values out of range.
+    Raises:
+        TypeError, ValueError: a value is out of range.
+
+    A Listener is an asyncio.AbstractServer, and `create_server` returns it. `async with` closes it and waits for its
+    connections. Use it in one thread and one loop.
     """
 
     def __init__(
@@ -91,10 +96,10 @@ class Listener(asyncio.AbstractServer):
     async def connect(
         self, protocol_factory: Callable[[], ProtocolT], *, local_address: Any = ""
     ) -> tuple[fastpipe.PipeEnd, ProtocolT]:
-        """As loop.create_connection: (transport, protocol), after connection_made.
+        """Connect, as loop.create_connection does. Returns (transport, protocol) after connection_made.
 
-        local_address: what this end calls itself, and the server's end its peer. Waits while the backlog is full;
-        raises ConnectionRefusedError once the listener is closed. Cancelled, it leaves no connection.
+        local_address: this end's `sockname`, and the `peername` of the server's end. Waits while the backlog is full.
+        Raises ConnectionRefusedError once the listener is closed. If cancelled, it leaves no connection.
         """
         end = await self._dial(local_address)
         try:
@@ -110,7 +115,10 @@ class Listener(asyncio.AbstractServer):
     async def open_connection(
         self, *, limit: int = DEFAULT_LINE_LIMIT, local_address: Any = ""
     ) -> tuple[PipeReader, PipeWriter]:
-        """As asyncio.open_connection: (reader, writer); limit: the longest line in bytes. Else as `connect`."""
+        """Connect, as asyncio.open_connection does. Returns (reader, writer). limit: the longest line in bytes.
+
+        Everything else is as in `connect`.
+        """
         reader = PipeReader(limit, self._bound(), not self._inline)
         end = await self._dial(local_address)
         return join_streams(end, reader)
@@ -126,7 +134,7 @@ class Listener(asyncio.AbstractServer):
             limit=self._limit, inline=self._inline, max_chunk=self._max_chunk, loop=loop
         )
         for name, theirs, value in (("sockname", "peername", self.address), ("peername", "sockname", local_address)):
-            if value != "":  # what an end says by itself
+            if value != "":  # the default of an end
                 server.set_extra_info(name, value)
                 client.set_extra_info(theirs, value)
         self._waiting.append(server)
@@ -139,10 +147,10 @@ class Listener(asyncio.AbstractServer):
     # ---- accepting by hand
 
     async def accept(self) -> fastpipe.PipeEnd:
-        """The next connection's end, without a protocol: read it by hand, set one, or `open_streams(end)`.
+        """Return the next connection's end, without a protocol: read it by hand, set one, or `open_streams(end)`.
 
-        It is the caller's then: `wait_closed` knows nothing of it. Raises PipeClosedError once the listener is closed,
-        RuntimeError where it has a server. Cancelled, it takes nothing.
+        The caller owns the end, so `wait_closed` does not wait for it. Raises PipeClosedError once the listener is
+        closed, RuntimeError if it has a server. If cancelled, it takes nothing.
         """
         self._bound()
         while True:
@@ -167,7 +175,7 @@ class Listener(asyncio.AbstractServer):
             yield end
 
     async def _turn(self, line: deque[asyncio.Future[None]], free: Callable[[], bool]) -> None:
-        """Wait in a line to be woken. Who is cancelled after that lets the next one go."""
+        """Wait in a line to be woken. A waiter that is cancelled after that wakes the next one."""
         waiter = self._bound().create_future()
         line.append(waiter)
         try:
@@ -202,10 +210,10 @@ class Listener(asyncio.AbstractServer):
         limit: int = DEFAULT_LINE_LIMIT,
         start_serving: bool = True,
     ) -> Listener:
-        """As asyncio.start_server: `client_connected_cb(reader, writer)` for each connection, a task if a coroutine.
+        """Call `client_connected_cb(reader, writer)` for each connection, as asyncio.start_server does.
 
-        limit: the readers', in bytes. Where the callback raises, the loop's exception handler hears of it and the
-        connection is closed. Else as `create_server`.
+        A coroutine runs as a task. limit: the readers', in bytes. If the callback raises, the loop's exception handler
+        gets the error and the connection is closed. Everything else is as in `create_server`.
         """
 
         def take(end: fastpipe.PipeEnd) -> None:
@@ -284,7 +292,7 @@ class Listener(asyncio.AbstractServer):
     # ---- as asyncio.Server
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
-        """Its loop; the running one where it has none yet. Raises RuntimeError where there is none."""
+        """Return its loop, or bind it to the running one. Raises RuntimeError without a running loop."""
         return self._bound()
 
     def is_serving(self) -> bool:
@@ -297,7 +305,7 @@ class Listener(asyncio.AbstractServer):
         self._start()
 
     async def serve_forever(self) -> None:
-        """Serve until cancelled, which closes the listener and waits for its connections; or until it is closed."""
+        """Serve until the listener is closed. If cancelled, closes it and waits for its connections."""
         if self._forever is not None:
             raise RuntimeError("this listener is being awaited on serve_forever() already")
         self._start()
@@ -313,7 +321,7 @@ class Listener(asyncio.AbstractServer):
 
     @property
     def sockets(self) -> tuple[PipeSocket, ...]:
-        """A stand-in that tells the address, as libraries ask for; none once closed."""
+        """One placeholder with the address, since libraries ask for it. Empty once closed."""
         return () if self._closed else (PipeSocket(self.address, ""),)
 
     @property
@@ -367,7 +375,7 @@ class Listener(asyncio.AbstractServer):
         return self
 
     async def __aexit__(self, *raised: object) -> None:
-        """Close, and wait for the connections to end; where the body raised, abort them first."""
+        """Close, and wait for the connections. If the body raised, abort them first."""
         self.close()
         if any(raised):
             self.abort_clients()

@@ -71,7 +71,7 @@ def test_read_joins_what_waits(pair):
 def test_consume_takes_only_what_is_there(pair, n):
     a, b = pair()
     a.write(b"abc")
-    with pytest.raises(ValueError, match=f"cannot consume {n} bytes: 3 are there"):
+    with pytest.raises(ValueError, match=f"cannot consume {n} bytes, 3 are waiting"):
         b.consume(n)
     assert b.read() == b"abc"
     b.consume(0)

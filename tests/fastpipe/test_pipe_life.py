@@ -496,7 +496,7 @@ async def test_calls_from_another_thread_raise(twin, recorder):
 
     await asyncio.to_thread(misuse)
     assert len(failed) == 13
-    assert set(failed) == {"this pipe belongs to another thread: reach it through its loop's call_soon_threadsafe()"}
+    assert set(failed) == {"this pipe belongs to another thread, so use its loop's call_soon_threadsafe()"}
     assert not a.is_closing()
     await ended(a, b)
 
