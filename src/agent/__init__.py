@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config.schema import AgentConfig, ConfigErrors, HubConfig, LimitsConfig, MemoryCommConfig, TargetLimitsConfig
-    from .errors import AgentError, ConfigError, HubError, ListenError, Refused, TargetError, WireError
+    from .errors import (
+        AgentError,
+        ConfigError,
+        HubError,
+        ListenError,
+        PolicyError,
+        Refused,
+        TargetError,
+        WireError,
+    )
     from .hub.hub import Hub
     from .messages import RequestHead, Target
     from .policy.identity import RequestProcessor
@@ -29,6 +38,7 @@ __all__ = [
     "LimitsConfig",
     "ListenError",
     "MemoryCommConfig",
+    "PolicyError",
     "Refused",
     "RequestHead",
     "RequestProcessor",
@@ -53,6 +63,7 @@ _HOMES = {
     "LimitsConfig": "config.schema",
     "ListenError": "errors",
     "MemoryCommConfig": "config.schema",
+    "PolicyError": "errors",
     "Refused": "errors",
     "RequestHead": "messages",
     "RequestProcessor": "policy.identity",

@@ -13,7 +13,7 @@ __all__ = [
     "HubError",
     "ListenError",
     "Party",
-    "PolicyFault",
+    "PolicyError",
     "Redirected",
     "Refused",
     "TargetError",
@@ -123,11 +123,11 @@ class TargetError(AgentError):
         self.limit = limit
 
 
-class PolicyFault(AgentError):
-    """A part of the user's own gave something that it must not: its author's to mend. The request gets a 503.
+class PolicyError(AgentError):
+    """A user's own policy returned a wrong value: the fault of its author. The client gets a 503.
 
     method: a Router's `route`, a RequestProcessor's `process`, a CertificateProvider's `ssl_context`, or a hub's
-    `cluster_parser`. expected: what it must give. given: what it gave, its kind only: it
+    `cluster_parser`. expected: what the method must return. given: the kind of the value, never the value itself: it
     may hold a token.
     """
 
@@ -135,6 +135,7 @@ class PolicyFault(AgentError):
         super().__init__(f"{method} must give {expected}, not {given}")
         self.method = method
         self.expected = expected
+        self.given = given
 
 
 class Redirected(AgentError):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.errors import PolicyFault
+from agent.errors import PolicyError
 from agent.messages import Target
 from agent.proxy import ProxyLimits
 from agent.proxy.chunked import ChunkedDecoder, ChunkError, encode_chunk, encode_last
@@ -357,7 +357,7 @@ def test_a_response_without_framing_lasts_until_its_end():
     ],
 )
 def test_a_policy_cannot_break_a_head_apart(field):
-    with pytest.raises(PolicyFault, match="process must give headers"):
+    with pytest.raises(PolicyError, match="process must give headers"):
         check_fields([field])
 
 

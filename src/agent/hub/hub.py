@@ -18,7 +18,7 @@ from typing import Any
 
 from ..config.credentials import CredentialWatch
 from ..config.schema import HubConfig, limits_of
-from ..errors import ConfigError, PolicyFault, Redirected, Refused, listening
+from ..errors import ConfigError, PolicyError, Redirected, Refused, listening
 from ..messages import RequestHead, Target
 from ..outcome import Kind, Stage
 from ..policy.agents import AgentPolicy
@@ -304,11 +304,11 @@ class Hub:
         Agents that drain get nothing new, and suspected ones only where no other is left.
 
         Raises Refused: 400, 404, 503, and what the cluster parser refuses; Redirected to a cluster's root;
-        PolicyFault where the parser names nothing.
+        PolicyError where the parser names nothing.
         """
         cluster = self._cluster_of(request)
         if not isinstance(cluster, str):
-            raise PolicyFault("cluster_parser", "a cluster's name, a str", type(cluster).__name__)
+            raise PolicyError("cluster_parser", "a cluster's name, a str", type(cluster).__name__)
         session = self._newest_of(cluster)
         if session is None:
             raise self._known.refusal(cluster, hint=UNKNOWN_SEGMENT if self._is_by_path else UNKNOWN)

@@ -8,7 +8,7 @@ import ssl
 from typing import Any
 
 from ..config.schema import AgentConfig
-from ..errors import ConfigError, PolicyFault
+from ..errors import ConfigError, PolicyError
 from ..messages import Target
 from .api_server import SERVICE_ACCOUNT, ApiAccess, extra_is_installed, in_cluster
 from .identity import RequestProcessor
@@ -71,13 +71,13 @@ class Policy:
     def ssl_context(self, target: Target) -> ssl.SSLContext:
         """The context for a target: with the agent's certificate only for what goes out under the agent's authority.
 
-        Raises PolicyFault.
+        Raises PolicyError.
         """
         if target.client_identity and self._kubernetes is not None:
             return self._kubernetes.managed.own_context()
         context: object = self.trust.ssl_context(target)
         if not isinstance(context, ssl.SSLContext):  # a provider of the user's own
-            raise PolicyFault("ssl_context", "an ssl.SSLContext", type(context).__name__)
+            raise PolicyError("ssl_context", "an ssl.SSLContext", type(context).__name__)
         return context
 
     async def close(self) -> None:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Awaitable
 from typing import Protocol
 
-from ..errors import PolicyFault, Refused
+from ..errors import PolicyError, Refused
 from ..messages import RequestHead, Target
 from .api_server import AccessError
 from .api_server import Headers as OwnHeaders
@@ -127,7 +127,7 @@ class KubernetesProcessor:
         if target.host != self._host and target.host.lower().rstrip(".") != self._host:
             return False
         if target.scheme != "https":  # a router's of the user's own: tokens never travel in plaintext
-            raise PolicyFault("route", "an https URL for the API server", target.scheme)
+            raise PolicyError("route", "an https URL for the API server", target.scheme)
         return True
 
     def _without_claims(self, headers: Headers) -> Headers:

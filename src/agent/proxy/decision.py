@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..errors import PolicyFault
+from ..errors import PolicyError
 from ..messages import RequestHead, Target
 
 __all__ = ["Decision", "Process", "Route", "Undecided", "decide"]
@@ -30,18 +30,18 @@ class Undecided:
         self._target = target
 
     async def settle(self) -> Decision:
-        """Await it. Raises what the policy raises, PolicyFault. Cancelled: so is the policy."""
+        """Await it. Raises what the policy raises, PolicyError. Cancelled: so is the policy."""
         target, processed = self._target, await self._awaited
         if target is None:
             target, processed = processed, self._head
             if not isinstance(target, Target):
-                raise PolicyFault("route", "a Target or an awaitable of one", type(target).__name__)
+                raise PolicyError("route", "a Target or an awaitable of one", type(target).__name__)
             if self._process is not None:
                 processed = self._process(self._head, target)
                 if inspect.isawaitable(processed):
                     processed = await processed
         if not isinstance(processed, RequestHead):
-            raise PolicyFault("process", "a RequestHead or an awaitable of one", type(processed).__name__)
+            raise PolicyError("process", "a RequestHead or an awaitable of one", type(processed).__name__)
         return decided(target, processed)
 
     def forget(self) -> None:
@@ -51,18 +51,18 @@ class Undecided:
 
 
 def decide(head: RequestHead, route: Route, process: Process | None) -> Decision | Undecided:
-    """The target of a request, and its head as the processor leaves it. Raises what the policy raises, PolicyFault."""
+    """The target of a request, and its head as the processor leaves it. Raises what the policy raises, PolicyError."""
     target = route(head)
     if not isinstance(target, Target):
         if not inspect.isawaitable(target):
-            raise PolicyFault("route", "a Target or an awaitable of one", type(target).__name__)
+            raise PolicyError("route", "a Target or an awaitable of one", type(target).__name__)
         return Undecided(target, head, process, None)
     if process is None:
         return target, head
     processed = process(head, target)
     if not isinstance(processed, RequestHead):
         if not inspect.isawaitable(processed):
-            raise PolicyFault("process", "a RequestHead or an awaitable of one", type(processed).__name__)
+            raise PolicyError("process", "a RequestHead or an awaitable of one", type(processed).__name__)
         return Undecided(processed, head, process, target)
     return decided(target, processed)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ..errors import PolicyFault
+from ..errors import PolicyError
 
 __all__ = [
     "COMMON_OPTIONS",
@@ -111,10 +111,10 @@ def serialize(start_line: bytes, fields: Fields) -> bytes:
 
 
 def check_fields(fields: Fields) -> None:
-    """Raise PolicyFault where a field isn't one: it would end its line, or begin another."""
+    """Raise PolicyError where a field isn't one: it would end its line, or begin another."""
     try:
         for name, value in fields:
             if NOT_IN_NAME.search(name) or not name or NOT_IN_VALUE.search(value):
                 raise ValueError
     except (TypeError, ValueError):  # of the wrong types, too, or no pair
-        raise PolicyFault("process", "headers as pairs of bytes", "a field that can't be written") from None
+        raise PolicyError("process", "headers as pairs of bytes", "a field that can't be written") from None

@@ -27,7 +27,7 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Party, PolicyFault, Redirected, Refused, TargetError
+from ..errors import Party, PolicyError, Redirected, Refused, TargetError
 from ..messages import RequestHead, Target
 from ..outcome import Stage
 from .blame import read_fault
@@ -211,7 +211,7 @@ class Exchange:
             )
             return
         extra["status"] = 503
-        if isinstance(error, PolicyFault):
+        if isinstance(error, PolicyError):
             log.error(str(error), extra=extra)
         else:
             log.error("the request could not be decided", extra=extra, exc_info=error)

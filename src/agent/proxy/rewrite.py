@@ -15,7 +15,7 @@ def head_for_target(request: Request, own_target: bytes, fields: Fields, target:
     """The head that the target gets. own_target: the client's, used where `target` names none. fields: end-to-end ones,
     as the policy left them; what belongs to framing, to the connection or is `Host` among them is ignored.
 
-    Raises PolicyFault where one of them can't be written.
+    Raises PolicyError where one of them can't be written.
     """
     own_host = request.host if target.preserve_host or not target.host else b""
     host = own_host or target.authority
