@@ -24,7 +24,7 @@ from typing import cast
 from ..errors import ConfigError
 from ..outcome import Outcome
 
-__all__ = ["Announced", "UDSAcceptor"]
+__all__ = ["PendingPeer", "UDSAcceptor"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _BACKLOG = 4096  # cut to net.core.somaxconn by the kernel
 _WARNING_INTERVAL_S = 60.0
 
 
-class Announced:
+class PendingPeer:
     """One connection that a manager is about to make, or has made. name: what its socket must be bound to.
 
     An announcement that is withdrawn stays known until its peer has come: it may already wait in the backlog, and is
@@ -95,8 +95,8 @@ class UDSAcceptor:
         self._directory = ""  # ours alone, with all that is in it; "" where none was needed
         self._parent_made = ""  # of a configured path
         self._identity: tuple[int, int] | None = None  # device and inode of the socket we made
-        self._announced: dict[str, Announced] = {}  # not arrived yet
-        self._accepted: set[Announced] = set()
+        self._announced: dict[str, PendingPeer] = {}  # not arrived yet
+        self._accepted: set[PendingPeer] = set()
         self._strangers = 0
         self._warn_again_at_s = 0.0
         self.path = socket_path
@@ -113,7 +113,7 @@ class UDSAcceptor:
         try:
             sock = self._listening_socket()
             self._server = await asyncio.get_running_loop().create_unix_server(
-                lambda: _Doorkeeper(self), sock=sock, backlog=_BACKLOG
+                lambda: _Handshake(self), sock=sock, backlog=_BACKLOG
             )
         except BaseException as error:
             if sock is not None:
@@ -198,7 +198,7 @@ class UDSAcceptor:
         self._sessions += 1
         return self._sessions
 
-    def announce(self, session: int, conn_id: int, outcome: Outcome, is_base_hubs: bool = False) -> Announced:
+    def announce(self, session: int, conn_id: int, outcome: Outcome, is_base_hubs: bool = False) -> PendingPeer:
         """Expect one connection; its socket must be bound to the result's name before it connects."""
         if self._server is None:
             raise RuntimeError("the acceptor isn't listening")
@@ -206,10 +206,10 @@ class UDSAcceptor:
             name = f"\0fastpipe-agent/{self._token}/{session}/{conn_id}"
         else:
             name = os.path.join(self._directory, f"{session}-{conn_id}")
-        announced = self._announced[name] = Announced(self, name, conn_id, outcome, is_base_hubs)
+        announced = self._announced[name] = PendingPeer(self, name, conn_id, outcome, is_base_hubs)
         return announced
 
-    def bind(self, announced: Announced) -> socket.socket:
+    def bind(self, announced: PendingPeer) -> socket.socket:
         """A non-blocking socket bound to the announced name. Raises OSError; then the announcement is withdrawn.
 
         Abstract names in use are there to be read (/proc/net/unix), and a stranger may take the next ones before they
@@ -234,13 +234,13 @@ class UDSAcceptor:
             raise
         return sock
 
-    def _rename(self, announced: Announced) -> None:
+    def _rename(self, announced: PendingPeer) -> None:
         del self._announced[announced.name]
         old, self._token = self._token, secrets.token_hex(16)
         announced.name = announced.name.replace(old, self._token)
         self._announced[announced.name] = announced
 
-    def _withdrawn(self, announced: Announced, dialled: bool) -> None:
+    def _withdrawn(self, announced: PendingPeer, dialled: bool) -> None:
         if announced.transport is not None:
             self._accepted.discard(announced)
             if not announced.transport.is_closing():  # else its end comes by itself: its peer is closed
@@ -295,7 +295,7 @@ class UDSAcceptor:
             logger.warning("dropped a peer that is no connection of this agent's", extra=extra)
 
 
-class _Doorkeeper(asyncio.Protocol):
+class _Handshake(asyncio.Protocol):
     """The first protocol of each accepted socket: hands it on to the proxy's, or closes it."""
 
     def __init__(self, acceptor: UDSAcceptor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from .acceptor import Announced, UDSAcceptor
+from .acceptor import PendingPeer, UDSAcceptor
 from .connection import Connection
 from .counters import ConnectionCounters
 from .inbound import FirstPacketBudget, Inbound
@@ -19,7 +19,7 @@ class UDSConnection(Connection):
 
     mode = "uds"
 
-    def __init__(self, conn_id: int, manager: ConnManager, announced: Announced) -> None:
+    def __init__(self, conn_id: int, manager: ConnManager, announced: PendingPeer) -> None:
         super().__init__(conn_id, manager)
         self._announced = announced
 
