@@ -14,7 +14,7 @@ import trustme
 from agent.config.credentials import CredentialWatch
 from agent.config.schema import AgentConfig, HubConfig
 from agent.policy.agents import AgentPolicy
-from agent.spoke.hub_endpoint import Dialling
+from agent.spoke.hub_endpoint import EndpointSource
 from agent.x509.peer import fault_of_own
 
 pytestmark = [
@@ -49,24 +49,24 @@ def agent(**given: object) -> AgentConfig:
 
 def test_a_token_from_a_pipe_is_for_every_dial_and_reload(pipe: Pipe, caplog: pytest.LogCaptureFixture) -> None:
     config = agent(insecure=True, hub_token_file=pipe("token", b"secret\n"))
-    dialling = Dialling(config)
+    endpoints = EndpointSource(config)
     watch = CredentialWatch(config)
     watch.look()
     for _ in range(3):
-        dialling.endpoint(0)
-        assert dialling.metadata() == [("authorization", "Bearer secret")]
-        dialling.check(config)
+        endpoints.endpoint(0)
+        assert endpoints.metadata() == [("authorization", "Bearer secret")]
+        endpoints.check(config)
         watch.look(again=True)
-    assert not dialling.files_changed
+    assert not endpoints.files_changed
     assert [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING] == []
 
 
 def test_another_pipe_of_a_reload_is_read(pipe: Pipe) -> None:
-    dialling = Dialling(agent(insecure=True, hub_token_file=pipe("token", b"old")))
+    endpoints = EndpointSource(agent(insecure=True, hub_token_file=pipe("token", b"old")))
     new = agent(insecure=True, hub_token_file=pipe("token2", b"new"))
-    dialling.check(new)
-    dialling.config = new
-    assert dialling.metadata() == dialling.metadata() == [("authorization", "Bearer new")]
+    endpoints.check(new)
+    endpoints.config = new
+    assert endpoints.metadata() == endpoints.metadata() == [("authorization", "Bearer new")]
 
 
 def test_a_key_from_a_pipe_is_for_every_dial(pipe: Pipe, tmp_path: Path) -> None:
@@ -74,11 +74,11 @@ def test_a_key_from_a_pipe_is_for_every_dial(pipe: Pipe, tmp_path: Path) -> None
     (tmp_path / "c1.pem").write_bytes(b"".join(each.bytes() for each in issued.cert_chain_pems))
     key = pipe("c1.key", issued.private_key_pem.bytes())
     config = agent(hub_client_cert_file=str(tmp_path / "c1.pem"), hub_client_key_file=key)
-    dialling = Dialling(config)
+    endpoints = EndpointSource(config)
     CredentialWatch(config).look()
-    context = dialling.endpoint(0).ssl
+    context = endpoints.endpoint(0).ssl
     assert context is not None
-    assert dialling.endpoint(0).ssl is context
+    assert endpoints.endpoint(0).ssl is context
     assert fault_of_own(key) == ""
 
 

@@ -19,7 +19,7 @@ from ..errors import ConfigError, HubError
 from ..messages import Target
 from ..policy.api_server import AccessError, ApiAccess
 from ..policy.assembly import Policy, make_policy
-from ..spoke.hub_endpoint import Dialling
+from ..spoke.hub_endpoint import EndpointSource
 from ..syntax import Address
 from ..tunnel.call import Call
 from ..tunnel.grpc import check_metadata
@@ -62,9 +62,9 @@ async def checks(config: AgentConfig, sources: Mapping[str, str] | None = None) 
     sources: of the configuration's set fields, as `settings.load` gives them. A check that needs one that failed is
     left out. Cancelled: nothing stays open.
     """
-    policy = dialling = None
+    policy = endpoints = None
     try:
-        dialling = Dialling(config)
+        endpoints = EndpointSource(config)
         policy = make_policy(config)
     except ConfigError as error:
         yield Result(False, "configuration", str(located(error, sources or {})))
@@ -74,9 +74,9 @@ async def checks(config: AgentConfig, sources: Mapping[str, str] | None = None) 
             more = ", ".join(f"{key} {value}" for key, value in found.details.items())
             fails = found.text in (EXPIRED, NOT_YET)
             yield Result(not fails, found.setting, f"{found.text} ({found.path}, {more})", note=not fails)
-    if dialling is not None:
+    if endpoints is not None:
         for number, address in enumerate(config.hub_addresses):
-            async for result in _hub(config, dialling, number, address):
+            async for result in _hub(config, endpoints, number, address):
                 yield result
     if policy is None:
         return
@@ -111,10 +111,10 @@ class _Nobody:
     def tunnel_lost(self, error: Exception | None) -> None: ...
 
 
-async def _hub(config: AgentConfig, dialling: Dialling, number: int, address: Address) -> AsyncIterator[Result]:
+async def _hub(config: AgentConfig, endpoints: EndpointSource, number: int, address: Address) -> AsyncIterator[Result]:
     """Name, TCP and TLS, then stream and probe."""
     what = f"hub {address}"
-    endpoint = dialling.endpoint(number)
+    endpoint = endpoints.endpoint(number)
     if endpoint.proxy is not None:  # it is the one that resolves the name
         yield Result(True, f"{what} proxy", f"through {endpoint.proxy} ({endpoint.proxy.variable})")
     else:
@@ -124,7 +124,7 @@ async def _hub(config: AgentConfig, dialling: Dialling, number: int, address: Ad
             return
     call = Call(
         endpoint,
-        check_metadata([("cluster-name", config.cluster_name), *dialling.metadata()]),
+        check_metadata([("cluster-name", config.cluster_name), *endpoints.metadata()]),
         "fastpipe-agent check",
         window_bytes=WINDOW_BYTES,
         message_bytes=MESSAGE_BYTES,

@@ -41,7 +41,7 @@ from ..tunnel.features import FEATURES
 from ..tunnel.session import Tunnel
 from ..tunnel.window import WindowBudget
 from .capacity import most_opened, most_served
-from .hub_endpoint import Dialling
+from .hub_endpoint import EndpointSource
 from .links import HubLinks
 from .metrics import read
 
@@ -128,8 +128,8 @@ class Agent:
         self._on_ready = on_ready or (lambda: None)
         self._draining = False
         self.credentials = CredentialWatch(config)
-        self._dialling = Dialling(config)
-        self.links = HubLinks(self._client, lambda: self.config.hub_addresses, self._dialling.is_proxied)
+        self._endpoints = EndpointSource(config)
+        self.links = HubLinks(self._client, lambda: self.config.hub_addresses, self._endpoints.is_proxied)
         limits = _limits(config)
         self.upstreams = Upstreams(
             ssl_context=self.policy.ssl_context, generation=lambda: self.policy.generation, limits=limits
@@ -275,7 +275,7 @@ class Agent:
         kept = [name for name in names if not self._can_change(name, config)]
         try:
             new: AgentConfig = merged(old, config, kept)
-            self._dialling.check(new)
+            self._endpoints.check(new)
             router = self._router
             if new.static_routes != old.static_routes:
                 router, _ = select_policy(
@@ -290,7 +290,7 @@ class Agent:
         except ConfigError as error:
             logger.error("nothing of the changed configuration was applied", extra={"reason": str(error)})
             return
-        self.config = self._dialling.config = new
+        self.config = self._endpoints.config = new
         self._router = router
         self.proxy.route = self._apps.routed(router.route)
         self.upstreams.limits = limits = _limits(new)
@@ -306,7 +306,7 @@ class Agent:
                 logger.warning("setting needs a restart", extra=extra)
             else:
                 logger.info("setting changed", extra={"setting": name, "value": shown(new, name)})
-        redials = self._dialling.files_changed or not HUB_SETTINGS.isdisjoint(set(names) - set(kept)) or not self.ready
+        redials = self._endpoints.files_changed or not HUB_SETTINGS.isdisjoint(set(names) - set(kept)) or not self.ready
         logger.info("the configuration was read anew", extra={"changed": len(names) - len(kept), "redials": redials})
         self.credentials.config = new
         self.credentials.look(again=True)
@@ -366,9 +366,9 @@ class Agent:
 
     def _client(self, number: int, ip: str) -> TunnelClient:
         return TunnelClient(
-            lambda: self._dialling.endpoint(number, ip),
+            lambda: self._endpoints.endpoint(number, ip),
             cluster_name=self.config.cluster_name,
-            metadata=self._dialling.metadata,
+            metadata=self._endpoints.metadata,
             open_receiver=self._open_manager,
             on_ready=lambda _: self._on_ready(),
             features=self.tunnel_features,

@@ -16,7 +16,7 @@ from ..syntax import is_loopback
 from ..tunnel.client import HubEndpoint
 from .outbound_proxy import proxy_for
 
-__all__ = ["Dialling"]
+__all__ = ["EndpointSource"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ Metadata = list[tuple[str, str | bytes]]
 Stamp = list[tuple[int, int, int] | None]
 
 
-class Dialling:
+class EndpointSource:
     """Of all hubs of an agent. config: may be replaced, for the dials to come; with as many addresses as before.
 
     A file that turns bad later ends no running agent: the last good one is used, and that is said loudly. A pipe
