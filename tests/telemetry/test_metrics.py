@@ -15,13 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.errors import ConfigError
 from agent.messages import Target
 from agent.proxy import Measures, Proxy, Upstreams
-from agent.runtime.histogram import BOUNDS_S, Durations
+from agent.runtime.histogram import BOUNDS_S, Histogram
 from agent.telemetry.health import HealthServer
 from agent.telemetry.metrics import Metric, MetricsPage
 
 
-def durations(*seconds: float) -> Durations:
-    made = Durations()
+def durations(*seconds: float) -> Histogram:
+    made = Histogram()
     for each in seconds:
         made.add(each)
     return made

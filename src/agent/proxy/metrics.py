@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..runtime.histogram import Durations
+from ..runtime.histogram import Histogram
 
 __all__ = ["Measures"]
 
@@ -28,7 +28,7 @@ class Measures:
     __slots__ = ("at_once", "body", "connect", "cut", "from_target", "head", "own", "policy", "upgraded", "whole")
 
     def __init__(self) -> None:
-        self.at_once, self.policy, self.connect, self.head, self.body, self.whole = (Durations() for _ in range(6))
+        self.at_once, self.policy, self.connect, self.head, self.body, self.whole = (Histogram() for _ in range(6))
         self.from_target = [0] * 10
         self.own = [0] * 10
         self.cut = 0
@@ -47,8 +47,8 @@ class Measures:
         return counts
 
     @property
-    def stages(self) -> Mapping[str, Durations]:
-        """Durations by stage, those of `at_once` among them."""
+    def stages(self) -> Mapping[str, Histogram]:
+        """Histogram by stage, those of `at_once` among them."""
         return {
             "policy": self.policy,
             "connect": self.connect,

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
 
-__all__ = ["BOUNDS_S", "Durations"]
+__all__ = ["BOUNDS_S", "Histogram"]
 
 BOUNDS_S = (
     0.0001,
@@ -38,7 +38,7 @@ an in-process answer takes to the longest default timeout."""
 _TOGETHER = 1000
 
 
-class Durations:
+class Histogram:
     """A histogram of times.
 
     add: takes one time, >= 0 seconds. `settle` must be called from time to time, or what was added grows.
@@ -69,9 +69,9 @@ class Durations:
         counts[-1] += len(recent) - below
         recent.clear()
 
-    def __add__(self, other: Durations) -> Durations:
+    def __add__(self, other: Histogram) -> Histogram:
         """Those of both, counted apart from either."""
-        both = Durations()
+        both = Histogram()
         both._sum_s = self.sum_s + other.sum_s
         both._counts = [one + another for one, another in zip(self._counts, other._counts, strict=True)]
         return both

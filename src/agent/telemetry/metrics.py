@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigError
-from ..runtime.histogram import BOUNDS_S, Durations
+from ..runtime.histogram import BOUNDS_S, Histogram
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -34,7 +34,7 @@ class Metric:
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...]
-    samples: Iterable[tuple[tuple[str, ...], float | Durations]]
+    samples: Iterable[tuple[tuple[str, ...], float | Histogram]]
 
 
 class MetricsPage:
@@ -84,7 +84,7 @@ class _Families(Collector):
             if metric.kind == "histogram":
                 histogram = HistogramMetricFamily(name, metric.help, labels=metric.labels)
                 for values, durations in metric.samples:
-                    assert isinstance(durations, Durations)
+                    assert isinstance(durations, Histogram)
                     bounds = [*map(str, BOUNDS_S), "+Inf"]
                     histogram.add_metric(values, list(zip(bounds, durations.cumulative, strict=True)), durations.sum_s)
                 yield histogram
@@ -92,6 +92,6 @@ class _Families(Collector):
                 family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
                 plain = family(name, metric.help, labels=metric.labels)
                 for values, number in metric.samples:
-                    assert not isinstance(number, Durations)
+                    assert not isinstance(number, Histogram)
                     plain.add_metric(values, number)
                 yield plain
