@@ -13,7 +13,7 @@ from ..errors import ConfigError
 
 __all__ = ["Reloaded", "is_pipe", "read_token"]
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Stamp = tuple[tuple[int, int, int, int], ...]
@@ -86,12 +86,12 @@ class Reloaded(Generic[T]):
             return
         self.value = value
         self.generation += 1
-        _log.info("%s was read anew", self._field, extra={"files": ", ".join(self._paths)})
+        logger.info("%s was read anew", self._field, extra={"files": ", ".join(self._paths)})
 
     def _fail(self, stamp: Stamp | None, error: Exception) -> None:
         problem = _reason(error)
         if stamp != self._stamp or problem != self.problem:  # once for each change
-            _log.error(
+            logger.error(
                 "%s can't be used: the last good content stays in force: %s",
                 self._field,
                 problem,

@@ -15,7 +15,7 @@ __all__ = ["UNAUTHENTICATED", "select_policy"]
 
 UNAUTHENTICATED = "nothing is authenticated: requests reach their targets as they come, Impersonate-* is removed"
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def select_policy(
@@ -44,7 +44,7 @@ def select_policy(
             raise ConfigError("route", "argument", "must be set: Kubernetes' paths start with a cluster's name")
         router = KubernetesRouter(cluster)
     if request_processor is None:
-        _log.warning(UNAUTHENTICATED)
+        logger.warning(UNAUTHENTICATED)
         request_processor = Anonymous()
     return router, request_processor
 

@@ -21,7 +21,7 @@ from .shortage import connect_error, is_shortage, lacks_descriptors, most_tellin
 
 __all__ = ["dial", "within"]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 P = TypeVar("P", bound=asyncio.Protocol)
 R = TypeVar("R")
@@ -177,4 +177,4 @@ async def _tell_of_certificate(target: Target, error: ssl.SSLCertVerificationErr
     whose = await whose_dates(error, "the target", target.host, again)
     reason = error.verify_message.rstrip(".") + (f": {whose}" if whose else "")
     extra = {"target": str(Address(target.host, target.port)), "stage": "tls", "fault": "target", "reason": reason}
-    log.info("a target's certificate was not accepted", extra=extra)  # beside the request's own WARNING
+    logger.info("a target's certificate was not accepted", extra=extra)  # beside the request's own WARNING

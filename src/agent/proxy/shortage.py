@@ -16,7 +16,7 @@ from ..runtime.descriptors import descriptor_limit
 
 __all__ = ["connect_error", "is_shortage", "lacks_descriptors", "most_telling"]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 DESCRIPTORS = "RLIMIT_NOFILE"
 
@@ -67,7 +67,7 @@ class _Complaint:
         if limit == DESCRIPTORS:
             extra["descriptors"] = descriptor_limit()
         self._unsaid = 0
-        log.error(text, extra=extra)
+        logger.error(text, extra=extra)
 
 
 _complaints = {number: _Complaint() for number in SHORTAGES}
