@@ -1,4 +1,4 @@
-"""What can go wrong, and whose fault it is: one class per thing that a caller can do about it."""
+"""The errors, with the party at fault. There is one class for each action that a caller can take."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 Party = Literal["client", "target", "agent", "hub", "policy"]
-"""Whose fault a failed request is: the value of the log field `fault`. The text of the answer names the same party."""
+"""The party at fault in a failed request, the value of the log field `fault`. The response names the same party."""
 
 
 class AgentError(Exception):
@@ -30,10 +30,11 @@ class AgentError(Exception):
 
 
 class ConfigError(AgentError):
-    """A configured value is wrong: change it where `source` says and start again (exit code 2).
+    """A configured value is wrong. Change it at `source` and start again (exit code 2).
 
-    field: the configuration field's name; source: where the value came from (a flag, a variable, a file's name, or
-    "argument"); expected: what would be right, with range and unit.
+    field: the configuration field's name.
+    source: where the value came from: a flag, a variable, a file's name, or "argument".
+    expected: the right values, with range and unit.
     """
 
     def __init__(self, field: str, source: str, expected: str) -> None:
@@ -44,9 +45,11 @@ class ConfigError(AgentError):
 
 
 class ListenError(AgentError, OSError):
-    """An address can't be listened on: it is in use, isn't this machine's, or is nobody's. errno: as the system has it.
+    """The process can't listen on an address, because it is in use, or is not this machine's.
 
-    field: the configuration field's name; address: HOST:PORT.
+    field: the configuration field's name.
+    address: HOST:PORT.
+    errno: the system's error number.
     """
 
     def __init__(self, field: str, address: str, error: OSError) -> None:
@@ -68,10 +71,10 @@ def listening(field: str, address: object) -> Iterator[None]:
 
 
 class WireError(AgentError):
-    """The peer broke the format: HTTP/2, gRPC's framing or the packet message. Ends the session it came on.
+    """The peer broke the format of HTTP/2, of gRPC's framing or of the packet message. The session closes.
 
-    rule: the rule that was broken, with the frame or field it was broken in. http2_code: the HTTP/2 error code
-    (RFC 9113, section 7) to answer with, where it was HTTP/2 that was broken.
+    rule: the broken rule, with its frame or field.
+    http2_code: the HTTP/2 error code (RFC 9113, section 7) to send, if the peer broke HTTP/2.
     """
 
     def __init__(self, rule: str, *, http2_code: int = 0x1) -> None:
@@ -81,12 +84,14 @@ class WireError(AgentError):
 
 
 class HubError(AgentError):
-    """A session with the hub could not be had, or ended.
+    """A session with the hub failed to open, or closed.
 
-    retryable: False where trying again at once can't help, as with a rejected identity (then it is said loudly and
-    retried slowly). cause: one word for counting: `dial`, `tls`, `probe`, `connection`, `protocol`, `ended` by the hub,
-    `rejected`, `full` or `replaced`. pushback_s: how long the hub asked to wait, None where it didn't. unheard: the hub
-    closed the connection before its first byte, or before TLS was there.
+    retryable: False if an immediate retry can't help, as with a rejected identity. The agent then logs an error and
+        retries slowly.
+    cause: one word for metrics: `dial`, `tls`, `probe`, `connection`, `protocol`, `ended` by the hub, `rejected`,
+        `full` or `replaced`.
+    pushback_s: the wait that the hub requested, None without a request.
+    unheard: the hub closed the connection before its first byte, or before the TLS handshake finished.
     """
 
     def __init__(
@@ -107,11 +112,13 @@ class HubError(AgentError):
 
 
 class TargetError(AgentError):
-    """A target could not be reached or broke HTTP. status: 502, 503 or 504, the answer that its client gets.
+    """A target was unreachable or broke HTTP.
 
-    reason: the class of what happened, in words fit for the client's eyes; it names the party at fault. stage: where it
-    happened (`connect`, `tls`, `response head`, …), for the log. fault: the party, for the log. limit: the setting that
-    bounds what was waited for, for the log (`limits.connect_timeout_s`); "" for none.
+    status: 502, 503 or 504, the status of the client's response.
+    reason: the kind of failure, in words for the client. It names the party at fault.
+    stage: the place of the failure (`connect`, `tls`, `response head`, …), for the log.
+    fault: the party, for the log.
+    limit: the setting that bounds the wait (`limits.connect_timeout_s`), for the log. "" for none.
     """
 
     def __init__(self, status: int, reason: str, *, stage: str = "", fault: Party = "target", limit: str = "") -> None:
@@ -147,10 +154,11 @@ class Redirected(AgentError):
 
 
 class Refused(AgentError):
-    """Raised by a Router or a RequestProcessor: the client gets `status` with `reason` as text/plain.
+    """Raised by a Router or a RequestProcessor. The client gets `status` with `reason` as text/plain.
 
-    status: 400 to 599. reason: shown to the client, so without secrets. fault, limit: for the log, as TargetError's;
-    without `fault` it is the client's below 500, else the policy's.
+    status: 400 to 599.
+    reason: shown to the client, so without secrets.
+    fault, limit: for the log, as in TargetError. The default fault is the client's below 500, else the policy's.
     """
 
     def __init__(self, status: int, reason: str, *, fault: Party | None = None, limit: str = "") -> None:

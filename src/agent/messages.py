@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["Connect", "Path", "RequestHead", "Target"]
 
 Connect = Callable[["asyncio.Protocol"], Awaitable["asyncio.Transport"]]
-"""Opens a connection to a target that has no address: gets the protocol to drive, returns its transport when the
-protocol's `connection_made` has been called. Raises TargetError or OSError."""
+"""Opens a connection to a target that has no address. It gets the protocol, calls the protocol's `connection_made`, and
+returns the transport. Raises TargetError or OSError."""
 
 
 class Path(Protocol):
@@ -25,7 +25,7 @@ class Path(Protocol):
 
     @property
     def connect(self) -> Connect:
-        """What opens connections on this way: another one may have opened it than was asked to."""
+        """The opener of this connection, which may be another one than the caller asked."""
 
     def waits(self) -> bool:
         """A request has waited for `unanswered_s` without a response head. Returns whether the way is suspected to be
@@ -37,11 +37,14 @@ class Path(Protocol):
 class RequestHead:
     """An HTTP/1.1 request without its body, as parsed and checked (RFC 9112, section 3).
 
-    method: upper-case token. target: the raw request target in origin-form, before any percent-decoding. version: "1.0"
-    or "1.1". headers: (name, value) in the order received; names as the client spelled them, values without
-    surrounding white space. conn_id: which connection of the tunnel it came on. cluster: the agent's own cluster name,
-    "" where there is none. client_identity: set by a RequestProcessor where the head carries the agent's own
-    authority: the connection it goes out on presents that client certificate, and is shared with no other identity.
+    method: an upper-case token.
+    target: the raw request target in origin-form, before any percent-decoding.
+    version: "1.0" or "1.1".
+    headers: (name, value) in the order received. Names have the client's spelling, values no surrounding white space.
+    conn_id: the tunnel's connection.
+    cluster: the agent's own cluster name, or "".
+    client_identity: set by a RequestProcessor if the head carries the agent's own authority. The connection to the
+        target then presents that client certificate, and no other identity shares it.
     """
 
     method: str
@@ -75,17 +78,27 @@ def _origin(text: str) -> tuple[str, str, int, bytes]:
 class Target:
     """Where a request goes: `Target("https://host:port/path?query")`, or an ASGI application, `Target(app=app)`.
 
-    A value: made once for each request, and not to be changed. url: absolute, http or https, in visible ASCII, without
-    user information and fragment; its path and query are what the target gets, to the letter. app: an ASGI 3
-    application in this process; `url` may then give the path and query, "" keeping the request's own. connect: opens
-    the connection instead of dialling url's host and port (a hub reaches its agents so). preserve_host: the client's
-    own Host header goes on, rather than url's. client_identity: which client certificate the connection presents, ""
-    for none; set from the processed head, and part of what connections are pooled by (wire.md, safety rule 5).
-    answers_expect: the proxy answers `Expect: 100-continue` itself at once, and the target never sees it. party: who is
-    at the other end of `connect`, and at fault where the connection fails.
+    A Target is made once for each request, and never changes.
 
-    scheme, host, port, path: what url says, path with the query. origin: url without the path. authority: its `Host`,
-    without a port that is the scheme's own. Raises ValueError where neither url nor app is given, or url isn't as said.
+    Args:
+        url: absolute, http or https, in visible ASCII, without user information and fragment. The target gets its path
+            and query unchanged.
+        app: an ASGI 3 application in this process. `url` may then give the path and query. With "" the request's own
+            are kept.
+        connect: opens the connection instead of a dial to the URL's host and port. A hub reaches its agents with it.
+        preserve_host: the target gets the client's Host header rather than the URL's.
+        client_identity: the client certificate that the connection presents, "" for none. It comes from the processed
+            head, and is part of the pool key (wire.md, safety rule 5).
+        answers_expect: the proxy itself responds to `Expect: 100-continue`, and the target never sees it.
+        party: the party behind `connect`, at fault if the connection fails.
+
+    Attributes:
+        scheme, host, port, path: the URL's parts, path with the query.
+        origin: the URL without its path.
+        authority: the URL's `Host`, without the scheme's default port.
+
+    Raises:
+        ValueError: url and app are both missing, or url is malformed.
     """
 
     url: str = ""
@@ -113,7 +126,7 @@ class Target:
         origin, path = match.groups()
         self.origin = origin
         self.scheme, self.host, self.port, self.authority = _origin(origin)
-        # As it stands, not put together from its parts: an empty query's "?" is part of the path and query too.
+        # Unchanged, not joined from its parts, since the "?" of an empty query belongs to it too.
         self.path = (path if path[:1] == "/" else "/" + path).encode("ascii")
 
     def with_path(self, path: bytes) -> Target:

@@ -1,8 +1,8 @@
-"""How a connection ended, as the proxy and the connection managers tell it to the agent.
+"""The outcome of a connection, as the proxy and the connection managers report it.
 
-It is never read off what carries the bytes: an aborted Unix socket looks like a clean end. The proxy calls
-`outcome(conn_id, kind, stage)` once for each connection, before it closes the transport; what the hub is then told
-follows from it (wire.md, "How the proxy's end of a connection is told to the hub").
+The proxy calls `outcome(conn_id, kind, stage)` once for each connection, before it closes the transport. Nothing infers
+an outcome from the transport, since an aborted Unix socket looks like a clean end of file. The outcome decides which
+packet the hub gets (wire.md).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ __all__ = ["Kind", "Outcome", "Stage"]
 
 
 class Kind(enum.StrEnum):
-    """What ended the connection."""
+    """How the connection ended."""
 
     COMPLETE = "complete"
-    """Nothing was cut: the last response was whole (also the proxy's own error answer), or none was outstanding."""
+    """Nothing was truncated. The last response was whole, the proxy's own error response included."""
     FAILED = "failed"
-    """The proxy could not go on: the target failed, a limit was passed, a drain ran out of time."""
+    """The target failed, a limit was exceeded, or a drain timed out."""
     CLIENT_GONE = "client gone"
-    """The client's side ended it: the hub said so, or its session ended."""
+    """The client closed the connection: the hub reported it, or its session closed."""
 
 
 class Stage(enum.StrEnum):
@@ -30,7 +30,7 @@ class Stage(enum.StrEnum):
     IDLE = "idle"
     """No request was outstanding."""
     HEAD = "head"
-    """A request was outstanding and no byte of its response had gone out."""
+    """A request was outstanding, and no byte of its response was sent."""
     CHUNKED = "chunked"
     """In the middle of a chunked response body."""
     SIZED = "sized"

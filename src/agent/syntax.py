@@ -1,7 +1,7 @@
 """The syntax of what operators and clients write: cluster names, addresses, routes, paths, references to objects.
 
-Every parser takes text and gives a value, or raises ValueError whose text says what would be right, fit to follow a
-field's name. Nothing here resolves a name, opens a file or imports a module.
+Every parser takes text and returns a value, or raises ValueError. The error's text describes the right form, and fits
+behind a field's name. Nothing here resolves a name, opens a file or imports a module.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ __all__ = [
 _LABEL = re.compile(rb"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 LABEL_RULE = "one RFC 1123 label: 1 to 63 of a-z, 0-9 and '-', with a letter or digit at both ends"
 
-# A "." or ".." between separators, each byte raw or percent-encoded. A target that decodes before it splits takes %2F
-# for a separator, some take a backslash for one, and some cut a segment at ";" or at a NUL: a segment that any of them
-# would climb by is out.
+# A "." or ".." between separators, each byte raw or percent-encoded. A target that decodes before it splits treats %2F
+# as a separator. Some targets also treat a backslash as one, and some cut a segment at ";" or at a NUL. The pattern
+# matches every segment that climbs in any of them.
 _DOT_SEGMENT = re.compile(rb"(?:^|/|\\|%2f|%5c)(?:\.|%2e){1,2}(?:/|\\|;|%2f|%5c|%3b|%00|\Z)", re.IGNORECASE)
 _PLAIN_DOTS = re.compile(rb"(?:/\.)+(?=/)")
 
@@ -58,14 +58,14 @@ def has_dot_segments(path: bytes) -> bool:
 
     path: before any percent-decoding, without its query.
     """
-    # What nearly every path is: the pattern tries each byte. (`in` would take each for a number first, and raise.)
+    # Nearly every path ends here, and the slow pattern is skipped. (`in` would first try each operand as a number.)
     if path.find(b"/.") < 0 and path.find(b"%") < 0 and path.find(b"\\") < 0 and not path.startswith(b"."):
         return False
     return _DOT_SEGMENT.search(path) is not None
 
 
 def without_plain_dots(path: bytes) -> bytes:
-    """A raw path without its plain `.` segments: those of exactly one raw dot between raw slashes, or at the end.
+    """Remove the plain `.` segments of a raw path: exactly one raw dot between raw slashes, or at the end.
 
     path: before any percent-decoding, without its query. `/a/./b` is `/a/b`, and `/a/.` is `/a/` (RFC 3986, section
     5.2.4). Other spellings of a dot segment stay, for `has_dot_segments` to find.
@@ -88,10 +88,10 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str, *, listen: bool = False) -> Address:
-    """`HOST:PORT`, `[IPv6]:PORT`. Raises ValueError.
+    """Parse `HOST:PORT` or `[IPv6]:PORT`. Raises ValueError.
 
-    listen: an address to listen on rather than to dial: port 0 (a free one) and an empty host (every interface) are
-    right then, too.
+    listen: an address to listen on rather than to dial. Then port 0 (a free port) and an empty host (every interface)
+    are right too.
     """
     ports = "0 (a free one) to 65535" if listen else "1 to 65535"
     wrong = ValueError(f"must be HOST:PORT with a port from {ports}, an IPv6 address in brackets, not {text!r}")
@@ -138,7 +138,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Route(NamedTuple):
-    """Requests whose path is below `prefix` go to `url`. Both without trailing slashes, but for the prefix "/"."""
+    """Sends requests below `prefix` to `url`. Neither has a trailing slash, except for the prefix "/"."""
 
     prefix: str
     url: str
@@ -153,9 +153,9 @@ def parse_route(text: str) -> Route:
 
 
 def check_route(prefix: str, url: str) -> Route:
-    """A route from its two parts, checked and without trailing slashes. Raises ValueError.
+    """Check the two parts of a route and remove trailing slashes. Raises ValueError.
 
-    The URL is never quoted in the error: it may hold a password.
+    The error never quotes the URL, since it may hold a password.
     """
     where = f"the prefix {prefix!r}"
     if not prefix.startswith("/") or not _VISIBLE_ASCII.fullmatch(prefix) or "?" in prefix or "#" in prefix:
@@ -190,7 +190,7 @@ def check_route(prefix: str, url: str) -> Route:
 
 
 def parse_reference(text: str) -> tuple[str, str]:
-    """`package.module:name` as (module, name); either may be dotted. Raises ValueError."""
+    """Split `package.module:name` into (module, name). Both may be dotted. Raises ValueError."""
     if not _REFERENCE.fullmatch(text):
         raise ValueError(f"must be module:name, as mypackage.web:app, not {text!r}")
     module, _, name = text.partition(":")

@@ -1,1 +1,1 @@
-"""What any room may use of the process: imports of compiled modules, deadlines, descriptors, histograms."""
+"""Services of the process for every room: imports of compiled modules, deadlines, descriptors, histograms."""

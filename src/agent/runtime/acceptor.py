@@ -1,9 +1,9 @@
-"""Accepts a listening socket's connections, and says so where the process has no descriptor left for one.
+"""Accepts the connections of listening sockets, and logs when the process has no descriptor left.
 
-Event loops hide that: libuv closes such connections without a word, asyncio leaves them waiting, and both hand out
-connections before anybody can count them. This acceptor keeps one descriptor in reserve:
+Event loops hide that failure: libuv closes such connections silently, and asyncio leaves them waiting. Both also hand
+out connections before anybody can count them. This acceptor keeps one descriptor in reserve:
 
-    accept ──► EMFILE, ENFILE ──► give the reserve up ──► accept ──► refuse, close ──► take the reserve back
+    accept ──► EMFILE, ENFILE ──► release the reserve ──► accept ──► refuse, close ──► take the reserve again
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ async def listening_sockets(host: str, port: int, *, backlog: int) -> list[socke
 
 
 def hang_up(sock: socket.socket) -> None:
-    """End a connection that the loop is letting in, as if its peer had left: both ways, and whoever has it closes it.
+    """Shut down both directions of a connection that the loop is accepting, so that its owner closes it.
 
-    Not by cancelling `connect_accepted_socket`: if uvloop has called the protocol's `connection_made` by then, it never
-    calls `connection_lost`, and what counts connections counts that one for ever.
+    Cancelling `connect_accepted_socket` would be wrong. If uvloop has called the protocol's `connection_made` by then,
+    uvloop never calls `connection_lost`, and the connection is counted forever.
     """
     with contextlib.suppress(OSError):  # the peer has left, or the socket is closed
         sock.shutdown(socket.SHUT_RDWR)
@@ -116,9 +116,11 @@ class RateLimitedLog:
 class Acceptor:
     """Accepts on some listening sockets, which it owns.
 
-    accepted: gets each connection's socket and its peer's address, and owns the socket from then on. refuse: gets each
-    that there is no descriptor for; may send a few bytes without blocking; the socket is closed behind it. name: what
-    the log calls the port.
+    Args:
+        accepted: gets each connection's socket and its peer's address, and then owns the socket.
+        refuse: gets each socket that exceeds the descriptors. It may send a few bytes without blocking. The acceptor
+            closes the socket afterwards.
+        name: the port's name in the log.
     """
 
     def __init__(
@@ -146,7 +148,7 @@ class Acceptor:
 
     @property
     def port(self) -> int:
-        """The port that is listened on; of the first socket where they have several."""
+        """The port of the first socket."""
         port: int = self._sockets[0].getsockname()[1]
         return port
 
@@ -219,7 +221,7 @@ class Acceptor:
         return self._reserve >= 0
 
     def _pause(self, listener: socket.socket, error: OSError) -> None:
-        """Wait before the next try: the listener stays readable, and would keep the loop busy."""
+        """Wait before the next try, since the listener stays readable and would keep the loop busy."""
         if error.errno in _EXHAUSTED:
             self._out_of_descriptors(port=self._name)
         else:

@@ -1,8 +1,8 @@
-"""Deadlines that let the sockets be read first where the loop stood still.
+"""Deadlines that wait for the sockets after the process was stopped.
 
-A process that was stopped (SIGSTOP, a frozen container, a host that swaps) finds its timers due and its sockets full in
-the same moment. If a timer ran first, it would call late what had come in time. So a deadline that comes late by more
-than `LATE_S` waits as long as the process stood still, and `CATCH_UP_S` for the sockets.
+After a stop (SIGSTOP, a frozen container, a swapping host), timers are due and sockets are full at once. A timer that
+ran first would time out bytes that arrived in time. So a deadline that is late by more than `LATE_S` waits again for as
+long as the stop was. It gives the sockets `CATCH_UP_S` more.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from typing import Final
 __all__ = ["CATCH_UP_S", "LATE_S", "Deadline", "timeout"]
 
 LATE_S: Final = 0.05
-"""A timer that fires so much later than it was set for shows that this process stood still: what it waits for may have
-come meanwhile. A loop may execute its timers before it reads its sockets (libuv's does when its wait was interrupted).
+"""A timer that fires this late shows that the process was stopped, and that bytes may wait in its sockets.
+
+A loop may run its timers before it reads its sockets. libuv does so after an interrupted wait.
 """
 
 CATCH_UP_S: Final = 0.1
-"""What the loop then gets for reading, before one looks again."""
+"""The time that the loop then has to read its sockets."""
 
 
 class Deadline:
     """Calls `callback` after `seconds`, as `loop.call_later` does, unless cancelled. Needs the running loop.
 
-    If the loop stood still, that time does not count, up to `seconds`. The deadline moves once: a loop whose every turn
-    is longer than `LATE_S` keeps its deadlines too.
+    If the process was stopped, that time does not count, up to `seconds`. The deadline moves once, so that a loop with
+    only slow turns keeps its deadlines too.
     """
 
     __slots__ = ("_callback", "_due_s", "_handle", "_loop", "_moved", "_seconds")

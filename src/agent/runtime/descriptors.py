@@ -1,7 +1,7 @@
-"""Lets the process open as many descriptors as it may, shares them out, and keeps the standard ones what they are.
+"""Raises the limit of descriptors, divides them among kinds of connections, and protects the standard ones.
 
-A connection is a descriptor, and a shell gives 1,024 of them, with a far higher bound for whoever asks: a hub that may
-have 10,000 users would refuse most of them. Go's runtime asks for itself; Python's doesn't.
+Each connection needs a descriptor. A shell allows 1,024 by default, and a far higher hard limit. With the default, a
+hub for 10,000 users would refuse most of them. Go's runtime raises its limit by itself, Python's does not.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ STRANGERS = 256
 """Connections of the gRPC port without an accepted call, where the limit allows so many."""
 
 SPARE_CLIENTS = 256
-"""Users' connections above `max_clients`, which are answered 503, where the limit allows so many."""
+"""Users' connections above `max_clients` that get a 503, if the limit allows so many."""
 
 
 class Shares(NamedTuple):
-    """What each kind of a hub's connections may have at once.
+    """How many connections of each kind a hub may have at once.
 
-    clients: users' connections that are served. spare_clients: users' connections above that. agents: agents' tunnels.
+    clients: served users' connections.
+    spare_clients: users' connections above that, which get a 503.
+    agents: agents' tunnels.
     strangers: agents' connections without an accepted call.
     """
 
@@ -42,7 +44,7 @@ class Shares(NamedTuple):
 
 
 def descriptor_limit() -> int:
-    """How many descriptors this process may have open at once, as it stands now; 0 where there is no such limit."""
+    """The soft limit of open descriptors of this process. 0 means no limit."""
     try:
         import resource
     except ImportError:  # Windows
@@ -52,7 +54,7 @@ def descriptor_limit() -> int:
 
 
 def open_descriptors() -> int:
-    """How many are open now; a guess where the system doesn't say."""
+    """The number of open descriptors, or an estimate if the system does not list them."""
     for folder in ("/proc/self/fd", "/dev/fd"):
         try:
             return len(os.listdir(folder))
@@ -62,7 +64,7 @@ def open_descriptors() -> int:
 
 
 def open_more_descriptors() -> int:
-    """Raise the soft limit (`ulimit -Sn`) to the hard one. Returns what holds then; 0 where there is no such limit."""
+    """Raise the soft limit (`ulimit -Sn`) to the hard one. Returns the new limit, 0 without a limit."""
     try:
         import resource
     except ImportError:  # Windows
@@ -71,7 +73,7 @@ def open_more_descriptors() -> int:
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError):  # macOS: its kernel allows less than the limit says
+        except (OSError, ValueError):  # macOS: its kernel allows less than its limit
             return soft
     return hard
 
@@ -79,8 +81,8 @@ def open_more_descriptors() -> int:
 def fill_standard_descriptors() -> None:
     """Open /dev/null where the process began with standard input, output or error closed.
 
-    A socket would get that number otherwise: what libraries print on standard error would go to a client, and uvloop
-    ends the process when it closes such a socket.
+    Otherwise a socket gets that number. Then libraries print their errors to a client, and uvloop ends the process when
+    it closes the socket.
     """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)

@@ -1,7 +1,7 @@
-"""How long things took, counted in an array of ranges.
+"""A histogram of durations.
 
-Adding a time only appends it to a list; those of a quarter of a second are sorted and counted together, by who sweeps.
-On a busy agent's cold caches that costs a fraction of finding each one's range as it comes.
+Adding a duration only appends it to a list. The proxy's sweep sorts and counts the durations of each quarter of a
+second together. With a busy agent's cold caches, that is far cheaper than finding the range of each duration at once.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ BOUNDS_S = (
     30.0,
     60.0,
 )
-"""Upper ends of the ranges in seconds, each included; one more range has what took longer than all of them. From what
-an in-process answer takes to the longest default timeout."""
+"""Upper bounds of the ranges in seconds, each included. One more range has all longer durations. The bounds reach from
+the time of an in-process response to the longest default timeout."""
 
 _TOGETHER = 1000
 
@@ -50,7 +50,7 @@ class Histogram:
         self._counts = [0] * (len(BOUNDS_S) + 1)
         self._sum_s = 0.0
         self._recent: list[float] = []  # not counted yet
-        self.add: Callable[[float], None] = self._recent.append  # no function of ours for each request
+        self.add: Callable[[float], None] = self._recent.append  # no Python call for each request
 
     def settle(self) -> None:
         """Count what was added, where it is much."""

@@ -17,15 +17,18 @@ logger = logging.getLogger(__name__)
 REQUEST_TIMEOUT_S = 5.0
 HEAD_BYTES = 8192
 MAX_CONNECTIONS = 16
-"""Open at once; the oldest makes room for one more."""
+"""Connections open at once. At the limit, a new one replaces the oldest."""
 _ACCEPT = re.compile(rb"\r\naccept:[ \t]*([^\r\n]*)", re.IGNORECASE)
 
 
 class HealthServer:
     """A small HTTP server, one request per connection.
 
-    ready: whether `/readyz` answers 200; otherwise 503. `/healthz` answers 200 while the event loop runs. metrics:
-    makes what `/metrics` answers, (content type, page), from the request's Accept; None: there is no such page.
+    `/healthz` returns 200 while the event loop runs.
+
+    Args:
+        ready: whether `/readyz` returns 200 or 503.
+        metrics: makes (content type, page) for `/metrics` from the request's Accept. None disables the page.
     """
 
     def __init__(self, ready: Callable[[], bool], metrics: Callable[[str], tuple[str, bytes]] | None = None) -> None:
@@ -62,10 +65,10 @@ class HealthServer:
 
     def _served(self, task: asyncio.Task[None], writer: asyncio.StreamWriter) -> None:
         self._requests.pop(task, None)
-        writer.transport.abort()  # nothing where it is closed; else its peer doesn't read, or it was never begun with
+        writer.transport.abort()  # no effect if closed, otherwise the peer doesn't read, or was never served
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A peer that is slow, sends too much or goes away gets nothing: there is nobody to tell.
+        # A peer that is slow, sends too much or leaves gets no response.
         with contextlib.suppress(OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
             async with timeout(REQUEST_TIMEOUT_S):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -88,9 +91,9 @@ class HealthServer:
             try:
                 content_type, text = self._metrics(accept[1].decode("latin-1") if accept else "")
                 status = "200 OK"
-            except Exception:  # it reads off every room; what is wrong in one is to be seen, and ends no health checks
+            except Exception:  # the page reads every room, and an error in one must not stop the health checks
                 logger.exception("the page of metrics could not be made")
-                status, text = "500 Internal Server Error", b"the page could not be made: the log says why\n"
+                status, text = "500 Internal Server Error", b"the page could not be made, and the log has the reason\n"
         else:
             status, text = "404 Not Found", b"not found\n"
         fields = (f"Content-Type: {content_type}", f"Content-Length: {len(text)}", "Connection: close")

@@ -41,13 +41,13 @@ EXIT_S = 1.0
 """How long the end of the process waits for a reader of its log."""
 
 _PLAIN = re.compile(r"[!#-<>-~]+")  # visible ASCII without space, quote and "="
-# What a terminal obeys, or a reader takes for a line's end, in a traceback: it quotes what peers sent.
+# Characters that control a terminal or break lines. A traceback may quote a peer's bytes.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class KeyValueFormatter(logging.Formatter):
-    """Formats a record as one `key=value` line; a traceback follows on lines of its own, indented."""
+    """Formats a record as one `key=value` line. A traceback follows on separate, indented lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
@@ -81,7 +81,7 @@ def _quoted(value: object) -> str:
 
 
 class LogHandler(logging.Handler):
-    """Puts records on a descriptor as lines, without waiting for who reads them. fd: None where there is none."""
+    """Writes records to a descriptor as lines, and never waits for the reader. fd: None discards them."""
 
     def __init__(self, fd: int | None) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class LogHandler(logging.Handler):
             self.writer.wake()
 
     def _dropped(self, lines: int) -> bytes:
-        """The line that stands for those that were dropped."""
+        """The line that reports the dropped lines."""
         record = logging.LogRecord(
             __name__,
             logging.WARNING,
@@ -165,14 +165,14 @@ class StandardError(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Hand on a line without its end; waits for nobody."""
+        """Write a line that has no line break yet, without waiting."""
         rest, self._line = self._line, ""
         if rest:
             self._writer.post(rest.encode("utf-8", "backslashreplace"))
 
 
 class _OfProcess:
-    """What the process writes to, once it does."""
+    """The process's writers, made at their first use."""
 
     handler: LogHandler | None = None
     output: LineWriter | None = None
@@ -212,7 +212,7 @@ def configure(level: str) -> None:
     root.setLevel(level.upper())
     if handler not in root.handlers:
         logging.basicConfig(handlers=[handler], force=True)
-    # asyncio's DEBUG names its selector and nothing else; hpack's has every header in it, tokens too.
+    # asyncio's DEBUG only names its selector. hpack's logs every header, tokens too.
     for name in ("asyncio", "hpack"):
         logging.getLogger(name).setLevel(max(logging.INFO, logging.getLogger().level))
     # A line for each token review, of which there may be hundreds a second.
@@ -229,7 +229,7 @@ def take_standard_error() -> None:
 
 
 def announce(line: str) -> None:
-    """Put a line on standard output without waiting for who reads it. One that can't be written is logged."""
+    """Write a line to standard output, without waiting for the reader. A line that can't be written is logged."""
     output = _of_process.output
     if output is None:
         fd = _descriptor(sys.stdout)
@@ -241,12 +241,12 @@ def announce(line: str) -> None:
 
 
 def finish() -> None:
-    """Wait until what was written is out, at most EXIT_S; for who ends the process without its exit handlers."""
+    """Wait until all lines are written, at most EXIT_S. Call it before an exit without exit handlers."""
     _of_process.flush()
 
 
 def read() -> Iterator[Metric]:
-    """What became of the log, as metrics."""
+    """The log's own metrics: lines dropped and repeated."""
     counts = {"blocked": 0, "repeated": 0}
     handler = _of_process.handler
     if handler is not None:

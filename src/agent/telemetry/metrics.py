@@ -24,10 +24,12 @@ PREFIX = "fastpipe_agent_"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Metric:
-    """One family of samples. name: without the prefix, with its unit, and without a counter's `_total`.
+    """One family of samples.
 
-    labels: their names; samples: each label's value, and the number, or for a histogram the durations. Labels' values
-    are the operator's or ours, never a client's.
+    name: without the prefix, with its unit, and without a counter's `_total`.
+    labels: the labels' names.
+    samples: the labels' values with the number, or with the durations of a histogram. The values are the operator's or
+        ours, never a client's.
     """
 
     name: str

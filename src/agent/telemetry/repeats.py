@@ -5,11 +5,12 @@ Two allowances, each a token bucket:
     equal lines     10 at once, then 1 a second    same logger, level, text and fields but those of one event
     one place       1,000 at once, then 100 a second    same line of source, whatever its text and fields
 
-The second bounds what a client can cause by making each line differ (a path, a name). DEBUG lines are not limited.
+The second allowance bounds the lines of a client that makes each line differ (a path, a name). DEBUG lines have no
+limit.
 
-What is left out is counted. The next line that may be written has the count: `repeated=N` for equal lines, `similar=N`
-for lines of one place. Where no other line comes, the first of those left out is written within about a second, with
-the number of the others. So the lines, plus all their `repeated` and `similar`, are the events.
+Suppressed lines are counted. The next written line has the count: `repeated=N` for equal lines, `similar=N` for lines
+of one place. If no other line follows within about a second, the first suppressed line is written with the number of
+the others. So the lines, plus all their `repeated` and `similar`, add up to the events.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ __all__ = ["RepeatLimit", "message_of", "text_of"]
 
 EQUAL_BURST, EQUAL_PER_SECOND = 10, 1.0
 PLACE_BURST, PLACE_PER_SECOND = 1000, 100.0
-_MOST_KEYS = 1000  # of each kind; the one not seen for longest goes
+_MOST_KEYS = 1000  # of each kind, the least recently seen is dropped
 _TEXT_CHARACTERS = 300  # of a line's text and of each field that are compared
-_HELD_CHARACTERS = 4096  # of a line that is left out and may be written later
+_HELD_CHARACTERS = 4096  # of a suppressed line that may be written later
 
 _OF_ONE_EVENT = frozenset(("conn_id", "request_id", "trace_id", "connection", "client", "peer", "address"))
 _MEASURED = ("_s", "_ms", "_bytes")  # what a name ends in where the value differs from event to event
@@ -74,7 +75,7 @@ class _Allowance:
         self.left_out += 1
 
     def take_count(self) -> int:
-        """How many were left out since the last line; the count starts over."""
+        """Return and reset the number of lines suppressed since the last line."""
         count, self.left_out, self.line = self.left_out, 0, ""
         return count
 
@@ -82,8 +83,11 @@ class _Allowance:
 class RepeatLimit:
     """Decides for each record whether its line is written.
 
-    formatted: makes a record's line. write: takes a line. on_left_out: called where the first line is left out of a
-    run; `sweep` then has something to do a second later. now_s: a monotonic clock.
+    Args:
+        formatted: makes a record's line.
+        write: takes a line.
+        on_left_out: called for the first suppressed line of a run. Then `sweep` has work a second later.
+        now_s: a monotonic clock.
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class RepeatLimit:
         self._lock = threading.RLock()  # reentrant: a destructor that logs may run in the thread that holds it
         self._equal: OrderedDict[Hashable, _Allowance] = OrderedDict()
         self._places: OrderedDict[Hashable, _Allowance] = OrderedDict()
-        self._waiting: dict[_Allowance, str] = {}  # those that have left out lines; the field that says how many
+        self._waiting: dict[_Allowance, str] = {}  # those that suppressed lines, and the field for the number
 
     def log(self, record: logging.LogRecord) -> None:
         """Write this record's line, or count it as left out."""
@@ -142,7 +146,7 @@ class RepeatLimit:
             self._write(line)
 
     def sweep(self) -> float | None:
-        """Write the counts that are due. Returns in how many seconds the next may be; None where none waits."""
+        """Write the counts that are due. Returns the seconds until the next one, None if none waits."""
         now_s = self._now_s()
         with self._lock:
             for allowance, name in list(self._waiting.items()):
@@ -184,7 +188,7 @@ class RepeatLimit:
 
 
 def _compared(record: logging.LogRecord) -> tuple[Hashable, ...]:
-    """What makes a record equal to another of the same place: its text, its fields, and what was raised where."""
+    """The key of equal records from one place: text, fields, and the raised error with its place."""
     fields = [
         (name, text_of(value)[:_TEXT_CHARACTERS])
         for name, value in vars(record).items()

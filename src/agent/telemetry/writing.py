@@ -3,19 +3,19 @@
     post ──► queue, bounded in bytes and lines ──► a daemon thread ──► write(2), which may block
               full: the line is dropped and counted
 
-Standard error may be a pipe that nobody reads. A write to it then blocks, and with it all that the process does. Three
-ways lead round that. Only the thread is safe:
+Standard error may be a pipe that nobody reads. A write to it then blocks the whole process. There are three remedies,
+and only the thread is safe:
 
 - O_NONBLOCK belongs to the open file description, which the parent shell and other processes share. Set here, it makes
   their writes fail.
-- poll(2) before each write says what held a moment ago. Another writer of the same pipe can fill it in between.
+- poll(2) before each write reports the past. Another writer of the same pipe can fill it in between.
 - A thread blocks alone. While it writes, lines gather in the queue, so a burst costs one wake-up and not one per line.
 
 Invariants
-  W1  `post` waits for nothing but the lock, which nobody holds across a system call.
+  W1  `post` waits only for the lock, which no thread holds across a system call.
   W2  Lines leave in the order they were posted, whole or not at all.
-  W3  Every line that is dropped is counted, and the count is written once the descriptor takes bytes again.
-  W4  No more than limit_bytes and limit_lines wait, what is being written included.
+  W3  Every dropped line is counted, and the count is written once the descriptor takes bytes again.
+  W4  At most limit_bytes and limit_lines wait, including the lines being written.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = ["LineWriter"]
 
 QUEUE_BYTES = 1024 * 1024
 QUEUE_LINES = 10_000
-_BATCH_BYTES = 64 * 1024  # a pipe's capacity on Linux: more in one write would only block longer
-_LINE_BYTES = 64 * 1024  # a longer line is cut: one traceback must not fill the queue
+_BATCH_BYTES = 64 * 1024  # a pipe's capacity on Linux, since a larger write would only block longer
+_LINE_BYTES = 64 * 1024  # a longer line is truncated, since one traceback must not fill the queue
 
 
 _writers: weakref.WeakSet[LineWriter] = weakref.WeakSet()
@@ -47,9 +47,11 @@ def _drop_quietly(lines: list[bytes], error: OSError) -> None:
 class LineWriter:
     """Writes to `fd` from a daemon thread, which starts with the first line.
 
-    report: makes the line that tells how many were dropped; without it nothing is written in their place.
-    on_error: called in the thread for each write that failed, with the lines lost by it. tick: called in the
-    thread before it waits; returns in how many seconds it wants to be called again, None where a `wake` will tell.
+    Args:
+        report: makes the line with the number of dropped lines. Without it no such line is written.
+        on_error: called in the thread for each failed write, with its lost lines.
+        tick: called in the thread before each wait. It returns the seconds until its next call, or None to wait for a
+            `wake`.
     """
 
     def __init__(
@@ -184,7 +186,7 @@ class LineWriter:
         try:
             self._write_all(b"\n" + data if self._cut else data)
             self._cut = False
-        except OSError as error:  # the reader has gone (EPIPE), the disk is full (ENOSPC), …
+        except OSError as error:  # the reader has left (EPIPE), the disk is full (ENOSPC), …
             failed = error
         with self._changed:
             self._writing = 0
@@ -222,5 +224,5 @@ def _begin_after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    # The thread is the parent's, and so may be whoever held the lock.
+    # The child has no such thread, and perhaps not the thread that held the lock.
     os.register_at_fork(after_in_child=_begin_after_fork)

@@ -1,9 +1,9 @@
-"""What an X.509 certificate says of itself: whose it is, and from when until when it is valid.
+"""Reads the subject and the dates of an X.509 certificate.
 
-Python's `ssl` decodes a certificate only where it has verified the peer with it, and then not the one that had expired.
-So this reads the few fields of RFC 5280, section 4.1, that a message to an operator needs, and nothing else. Nothing
-that is decided by a certificate is decided here: OpenSSL verifies. Input is a peer's, so hostile: every length is
-checked against what holds it, nothing is recursive, and what isn't as it should be is a ValueError.
+Python's `ssl` decodes only certificates that it has verified, and so no expired one. This module reads the few fields
+of RFC 5280, section 4.1, that a message to an operator needs. It decides nothing: OpenSSL verifies. The input comes
+from a peer, so it is hostile. The reader checks every length against its container, and never recurses. Malformed input
+raises ValueError.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import NamedTuple
 __all__ = ["Certificate", "in_pem", "read_certificate"]
 
 MAX_BYTES = 100 * 1024
-"""What OpenSSL takes of a peer's whole chain (SSL_CTX_set_max_cert_list). A certificate is 1 to 4 KiB; post-quantum
-signatures add tens."""
+"""OpenSSL's limit for a peer's whole chain (SSL_CTX_set_max_cert_list). A certificate has 1 to 4 KiB, and post-quantum
+signatures add tens of KiB."""
 
 _SEQUENCE, _SET, _OID, _OCTETS = 0x30, 0x31, 0x06, 0x04
 _VERSION, _EXTENSIONS = 0xA0, 0xA3
@@ -35,14 +35,17 @@ _ENCODINGS = {0x0C: "utf-8", 0x1E: "utf-16-be", 0x1C: "utf-32-be"}  # every othe
 
 _SHOWN = 100  # characters of a subject
 _SHOWN_NAMES = 3
-_SHOWN_PARTS = 10  # of a subject; what follows is not even looked at
+_SHOWN_PARTS = 10  # of a subject, the rest is ignored
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]*)-----END CERTIFICATE-----")
 
 
 class Certificate(NamedTuple):
-    """subject: as `CN=…, O=…`, or its first DNS names where it has no such name; printable, at most some 100
-    characters. not_before, not_after: in UTC."""
+    """The fields of one certificate.
+
+    subject: as `CN=…, O=…`, or the first DNS names if it has no such name. Printable, at most about 100 characters.
+    not_before, not_after: in UTC.
+    """
 
     subject: str
     not_before: datetime.datetime
@@ -50,7 +53,7 @@ class Certificate(NamedTuple):
 
 
 def read_certificate(der: bytes) -> Certificate:
-    """Read a DER certificate. Raises ValueError for anything else; its signature is not looked at."""
+    """Read a DER certificate, without checking its signature. Raises ValueError for anything else."""
     if len(der) > MAX_BYTES:
         raise ValueError("a certificate must be at most 100 KiB")
     whole = _one(der, _SEQUENCE)
@@ -71,7 +74,7 @@ def read_certificate(der: bytes) -> Certificate:
 
 
 def in_pem(pem: bytes) -> list[Certificate]:
-    """The certificates in a PEM file, in order. What else is in it, and what can't be read, is left out."""
+    """The certificates in a PEM file, in order. Everything else in it is skipped."""
     found = []
     for block in _PEM.finditer(pem):
         try:
@@ -94,7 +97,7 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
         if size >= 0x80:
             count = size & 0x7F
             if not 1 <= count <= 4 or end - at < count:  # 0x80: of unknown length, which DER doesn't have
-                raise ValueError("a length is none of DER's")
+                raise ValueError("a length is not DER")
             size = int.from_bytes(data[at : at + count], "big")
             at += count
         if size > end - at:

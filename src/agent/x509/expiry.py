@@ -1,8 +1,8 @@
-"""Says whether a verified certificate has expired since.
+"""Checks whether a certificate has expired since OpenSSL verified it.
 
 OpenSSL verifies a certificate in a full handshake only. A resumed TLS session has the certificate of the first
-handshake, and by TLS 1.3 each resumption gives a new ticket: without this check a certificate would let its holder in
-for as long as the holder keeps coming.
+handshake. In TLS 1.3 each resumption gives a new ticket. So without this check, a holder who keeps reconnecting could
+use an expired certificate forever.
 """
 
 from __future__ import annotations

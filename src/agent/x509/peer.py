@@ -1,9 +1,9 @@
-"""Says whose certificate has expired, or isn't valid yet: `the hub's certificate (CN=hub) expired on 2026-01-02`.
+"""Names the certificate with wrong dates in an error: `the hub's certificate (CN=hub) expired on 2026-01-02`.
 
-Python's `ssl` doesn't give the certificate that it has refused. So the peer is dialled once more, for these two
-failures only, and asked for its certificate by a handshake without verification. Nothing but that handshake is sent, by
-TLS 1.3 no more than its first message, and no certificate of ours; then the connection is aborted. What comes of it is
-for a message and decides nothing: the peer is refused already.
+Python's `ssl` does not return a rejected certificate. For these two failures only, this module dials the peer once
+more. A handshake without verification gives it the peer's certificate. It sends only that handshake, in TLS 1.3 only
+its first message, and never our own certificate. Then it aborts the connection. The result only goes into a message,
+since the peer is already rejected.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Reader(asyncio.BufferedProtocol):
             pass
         else:
             self.der = self._tls.getpeercert(binary_form=True)
-        self.close()  # by TLS 1.3 before our Finished has gone
+        self.close()  # in TLS 1.3 before our Finished is sent
 
 
 Connect = Callable[[Reader], Awaitable[object]]
@@ -101,11 +101,16 @@ def has_wrong_dates(error: BaseException) -> bool:
 async def whose_dates(
     error: BaseException, who: str, server_hostname: str, connect: Connect, alpn: Sequence[str] = ()
 ) -> str:
-    """Whose certificate was refused for its dates, and those; "" for other errors, and where it can't be had.
+    """Name the certificate that was rejected for its dates, and the dates.
 
-    error: what the connection failed with. who: the peer, as "the hub". server_hostname: whose certificate is asked
-    for. connect: opens one more connection to it, without TLS, for this protocol; its errors end here, and all of it is
-    given 3 s. Cancelled: nothing stays open.
+    Returns "" for other errors, or if the certificate is not available. If cancelled, nothing stays open.
+
+    Args:
+        error: the error of the failed connection.
+        who: the peer, such as "the hub".
+        server_hostname: the name in the handshake.
+        connect: opens one more connection to the peer, without TLS, for this protocol. Its errors are ignored, and it
+            has 3 s.
     """
     if not has_wrong_dates(error):
         return ""
@@ -132,11 +137,11 @@ async def whose_dates(
 
 
 def fault_of_own(cert_file: str) -> str:
-    """What is wrong with the dates of our own certificate, as `our certificate (CN=c1) expired on 2026-01-02`; else "".
+    """Describe wrong dates of this side's certificate, such as `our certificate (CN=c1) expired on 2026-01-02`.
 
-    cert_file: its PEM file, "" for none.
+    Returns "" if the dates are right. cert_file: its PEM file, "" for none.
     """
-    if not os.path.isfile(cert_file):  # a pipe can't be read once more
+    if not os.path.isfile(cert_file):  # a pipe can't be read again
         return ""
     try:
         with open(cert_file, "rb") as file:
