@@ -9,7 +9,7 @@ The second allowance bounds the lines of a client that makes each line differ (a
 limit.
 
 Suppressed lines are counted. The next written line has the count: `repeated=N` for equal lines, `similar=N` for lines
-of one place. If no other line follows within about a second, the first suppressed line is written with the number of
+of one place. If no other line follows, the first suppressed line is written after about a second. It has the number of
 the others. So the lines, plus all their `repeated` and `similar`, add up to the events.
 """
 
