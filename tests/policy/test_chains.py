@@ -49,7 +49,7 @@ CASES = [
     ("none", "key", "{cert} is empty"),
     ("blank", None, "{cert} is empty"),
     ("cert", "none", "{key} is empty"),
-    ("key", "cert", "{cert} holds a private key, and {key} a certificate: the two are swapped"),
+    ("key", "cert", "{cert} holds a private key and {key} a certificate, so the two are swapped"),
     ("key", None, "{cert} must hold a PEM certificate, not a "),
     ("request", "key", "{cert} must hold a PEM certificate, not a CERTIFICATE REQUEST"),
     ("text", "key", "{cert} must hold a PEM certificate"),

@@ -90,7 +90,7 @@ async def test_what_the_agent_may_not_do_fails(clusters: Callable[..., Any]) -> 
         failed = [line for line in await lines(config) if line.startswith("FAIL")]
         assert failed == [
             "FAIL managed cluster may impersonate groups: denied to the agent's credentials",
-            "FAIL hub cluster may create tokenreviews: the API server answered 401",
+            "FAIL hub cluster may create tokenreviews: the API server returned 401",
         ]
 
 

@@ -134,7 +134,7 @@ async def test_an_outage_is_said_once_and_so_is_its_end(
                 assert (await gate.ask(bearer(f"t{number}"))).status == 401
         said = [(record.levelname, record.getMessage()) for record in caplog.records if record.name.endswith("reviews")]
         assert said == [
-            ("ERROR", "token reviews at the managed cluster fail: the API server answered 500"),
+            ("ERROR", "token reviews at the managed cluster fail: the API server returned 500"),
             ("INFO", "token reviews at the managed cluster succeed again"),
         ]
 

@@ -1,4 +1,4 @@
-"""Who may reach what: the three things that users replace, and who the hub's agents are.
+"""Decides who may reach what. It holds the three parts that users can replace, and the identity of agents.
 
-The agent's defaults stand here too. Pure functions of a request's head, but for what is read from files.
+Everything is a pure function of a request's head, except for the readers of files.
 """

@@ -1,6 +1,6 @@
-"""Who an agent is, for the hub: by its client certificate, by its token, or anyone where that is allowed.
+"""Identifies an agent for the hub by its client certificate or by its token, unless anyone is allowed.
 
-The identity belongs to a cluster's tunnel: only an agent of the same identity takes it over from another.
+The identity belongs to a cluster's tunnel. Only an agent with the same identity takes the tunnel over from another.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ class AgentPolicy:
     """Checks the agents that open a tunnel, each for the one cluster it names."""
 
     def __init__(self, *, certificates: bool = False, token_file: str = "", anyone: bool = False) -> None:
-        """certificates: the port asks for client certificates and has verified those it got (`agent_ca_file`).
+        """Set the accepted proofs of identity. Raises ConfigError for an unusable token file.
 
-        token_file: lines of `cluster token`, white space between, `#` comments; a cluster may have several tokens; read
-        anew when it changes. anyone: an agent that shows nothing is let in for any cluster.
-        Raises ConfigError for a token file that can't be used.
+        Args:
+            certificates: the port requests client certificates and verifies them (`agent_ca_file`).
+            token_file: lines of `cluster token` with white space between, and `#` comments. A cluster may have several
+                tokens. Each change is read.
+            anyone: accept an agent without any proof, for any cluster.
         """
         self._certificates = certificates
         self._anyone = anyone
@@ -46,11 +48,15 @@ class AgentPolicy:
         return cluster in self._named
 
     def identify(self, cluster: bytes, authorization: bytes | None, certificate: Mapping[str, Any] | None) -> str:
-        """The identity of an agent that may serve `cluster`, for comparing only.
+        """Return the identity of an agent that may serve `cluster`, for comparison only.
 
-        cluster: the metadata's `cluster-name`. authorization: the metadata's `authorization`. certificate: the peer's
-        verified one, as `SSLObject.getpeercert()` gives it. Raises Refused: 400 for a name that is no RFC 1123 label,
-        401 where nothing was shown, 403 where what was shown isn't for this cluster.
+        Args:
+            cluster: the metadata's `cluster-name`.
+            authorization: the metadata's `authorization`.
+            certificate: the peer's verified certificate, as `SSLObject.getpeercert()` returns it.
+
+        Raises:
+            Refused: 400 for a name that is not an RFC 1123 label, 401 without any proof, 403 for another cluster's.
         """
         if not is_label(cluster):
             raise Refused(400, "cluster-name must be one RFC 1123 label")
@@ -64,7 +70,7 @@ class AgentPolicy:
             shown = True
         if self._tokens is not None and authorization is not None:
             scheme, _, token = authorization.strip().partition(b" ")
-            # Tokens are looked up by their digest: how long that takes says nothing about a token.
+            # Tokens are looked up by digest, so the time of the lookup reveals nothing about a token.
             if scheme.lower() == b"bearer" and name in self._tokens.refresh(now=True).get(_digest(token.strip()), ()):
                 return f"token:{name}"
             shown = True

@@ -1,6 +1,7 @@
-"""Asks a Kubernetes API server to create what it answers at once: a TokenReview, a SelfSubjectAccessReview.
+"""Creates Kubernetes objects that hold the API server's verdict: a TokenReview, a SelfSubjectAccessReview.
 
-By httpx2, which lightkube brings: kept-alive connections, TLS, a bound on connections. No limit on requests per second.
+It uses httpx2, a dependency of lightkube: kept-alive connections, TLS, a bound on connections. There is no limit on
+requests per second.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ IDLE_S = 60.0
 
 
 class ReviewError(Exception):
-    """An answer could not be had. reason: in words without secrets; status: the server's, 0 where there was none."""
+    """A review failed. reason: in words without secrets. status: the server's, 0 without a response."""
 
     def __init__(self, reason: str, *, status: int = 0) -> None:
         super().__init__(reason)
@@ -36,7 +37,7 @@ class ReviewError(Exception):
 
 
 class _Pool:
-    """The connections made under one set of certificates; closed when the last request on them is over."""
+    """The connections of one set of certificates. They close after the last request on them."""
 
     def __init__(self, client: httpx2.AsyncClient, generation: int) -> None:
         self.client = client
@@ -48,7 +49,7 @@ class ApiClient:
     """Posts objects to one API server under the agent's own credentials."""
 
     def __init__(self, access: ApiAccess, *, at_once: int = 32, timeout_s: float = 10.0) -> None:
-        """at_once: connections at most; further requests wait. timeout_s: for one answer, waiting included."""
+        """at_once: the most connections, since further requests wait. timeout_s: for one response, with the wait."""
         import httpx2  # only where it is used: 6 MiB
 
         self.access = access
@@ -59,11 +60,11 @@ class ApiClient:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """POST an object to `path`; the object that the server answers with.
+        """POST an object to `path` and return the object in the response.
 
-        Asked once more, on another connection, where one broke before the answer was whole: these objects are not kept
-        by the server, so asking twice is asking once. And where it is a 401 while newer credentials are to be had.
-        Raises ReviewError, after `timeout_s` at the latest. Cancelled: the connection is closed.
+        If a connection breaks before the response is whole, the request is sent once more on another connection. That
+        is safe, since the server does not store these objects. A 401 is retried too if newer credentials exist. Raises
+        ReviewError, after `timeout_s` at the latest. If cancelled, the connection is closed.
         """
         content = json.dumps(body).encode()
         try:
@@ -77,24 +78,24 @@ class ApiClient:
                     if newer != headers:
                         status, answer = await self._post_twice(path, content, newer)
         except TimeoutError:
-            raise ReviewError(f"no answer within {self._timeout_s:g} s") from None
+            raise ReviewError(f"no response within {self._timeout_s:g} s") from None
         except AccessError as error:
             raise ReviewError(str(error)) from None
         if status not in (200, 201, 202):
-            raise ReviewError(f"the API server answered {status}", status=status)
+            raise ReviewError(f"the API server returned {status}", status=status)
         try:
             found = json.loads(answer)
         except (ValueError, RecursionError):
-            raise ReviewError("the API server's answer is no JSON") from None
+            raise ReviewError("the API server's response is not JSON") from None
         if not isinstance(found, dict) or (found.get("apiVersion"), found.get("kind")) != (
             body["apiVersion"],
             body["kind"],
         ):
-            raise ReviewError(f"the API server's answer is no {body['kind']} of {body['apiVersion']}")
+            raise ReviewError(f"the API server's response is not a {body['kind']} of {body['apiVersion']}")
         return found
 
     async def close(self) -> None:
-        """End every connection. Cancelled: they end all the same."""
+        """Close every connection, even if cancelled."""
         pool, self._pool = self._pool, None
         if pool is not None:
             await pool.client.aclose()
@@ -113,7 +114,7 @@ class ApiClient:
         try:
             return await self._post(path, content, headers)
         except httpx2.HTTPError as error:
-            raise ReviewError(f"the API server's answer was cut ({type(error).__name__})") from error
+            raise ReviewError(f"the API server's response was truncated ({type(error).__name__})") from error
 
     async def _post(self, path: str, content: bytes, headers: Headers) -> tuple[int, bytes]:
         """(status, body). Raises httpx2.HTTPError, ReviewError."""
@@ -127,17 +128,17 @@ class ApiClient:
                 async for piece in response.aiter_raw():
                     answer += piece
                     if len(answer) > ANSWER_BYTES:
-                        raise ReviewError("the API server's answer is too large")
+                        raise ReviewError("the API server's response is too large")
                 if response.headers.get("content-encoding", "identity") != "identity":
-                    raise ReviewError("the API server's answer is encoded, unasked")
+                    raise ReviewError("the API server's response has an encoding that was not offered")
                 return response.status_code, bytes(answer)
         finally:
             pool.users -= 1
-            if pool is not self._pool and not pool.users:  # others' certificates are in force: it was kept for us
+            if pool is not self._pool and not pool.users:  # newer certificates are in force
                 await pool.client.aclose()
 
     def _current(self) -> _Pool:
-        """The connections under the certificates in force. What waits on older ones goes on there."""
+        """The connections of the certificates in force. Requests on older connections finish there."""
         context = self.access.own_context()
         pool = self._pool
         if pool is None or pool.generation != self.access.generation:

@@ -1,7 +1,7 @@
-"""How a Kubernetes API server is reached, and as whom: from a pod's service account, or from a kubeconfig file.
+"""Access to a Kubernetes API server, with a pod's service account or a kubeconfig file.
 
-It lasts as long as the agent: every file is read anew when it changes, and credential plugins run again when what they
-gave runs out. `kubeconfig.py` reads and checks the files.
+It lasts as long as the agent. Each change of a file is read, and credential plugins run again before their credentials
+expire. `kubeconfig.py` reads and checks the files.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 EXPIRY_MARGIN_S = 10.0
-"""A plugin's token is asked for anew so long before it runs out, or after nine tenths of a shorter life."""
+"""A plugin's token is renewed this long before it expires, or after nine tenths of a shorter life."""
 
 SHORTEST_LIFE_S = 2.0
-"""So long a plugin's answer stands, a failure too: however wrong the clocks are, and many the requests."""
+"""A plugin's result, even a failure, is kept at least this long. Wrong clocks and many requests can't shorten it."""
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -48,13 +48,13 @@ def extra_is_installed() -> bool:
 
 
 def in_cluster() -> bool:
-    """Whether this process runs in a pod that Kubernetes has told where its API server is."""
+    """Whether this process runs in a pod with the address of Kubernetes' API server."""
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST") and os.environ.get("KUBERNETES_SERVICE_PORT"))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Material:
-    """What the TLS context is made of. roots: DER, none for the system's."""
+    """The parts of the TLS context. roots: DER, empty for the system's."""
 
     roots: tuple[bytes, ...]
     certificate: bytes
@@ -62,11 +62,11 @@ class _Material:
 
 
 class ApiAccess:
-    """One API server: where it is, what it is trusted by, and the credentials to ask it with.
+    """One API server: its address, its roots of trust, and the credentials for it.
 
-    server: `https://host:port` and perhaps a path, without a slash at the end; it stays as it was at the start.
-    has_certificate: whether the credentials are, or include, a client certificate. generation: counts up when that
-    certificate, or what the server is trusted by, changes.
+    server: `https://host:port`, perhaps with a path, without a slash at the end. It never changes after the start.
+    has_certificate: whether the credentials include a client certificate.
+    generation: increases when that certificate or the server's roots change.
     """
 
     def __init__(self, spec: Reloaded[AccessSpec], *, field: str, origin: str, check_interval_s: float = 1.0) -> None:
@@ -131,7 +131,7 @@ class ApiAccess:
         return self._context(self.has_certificate)
 
     def headers(self) -> Headers | None:
-        """`Authorization` with our own token; () where the certificate is all there is; None: `renew` first."""
+        """`Authorization` with our own token, () if there is only a certificate, None if `renew` must run first."""
         if self._token is not None:
             token = self._token.refresh()
             if self._token.generation != self._token_seen:
@@ -142,10 +142,10 @@ class ApiAccess:
         return self._headers
 
     async def renew(self, refused: Headers | None = None) -> Headers:
-        """The headers after reading the files anew, and running the plugin where one is due.
+        """Read the changed files, run the plugin if it is due, and return the headers.
 
-        refused: headers that the server has just refused: those are not taken from memory again. Raises AccessError.
-        Cancelled: nothing has changed.
+        refused: headers that the server has just rejected, which must not come from memory again. Raises AccessError.
+        If cancelled, nothing has changed.
         """
         async with self._renewing:
             self.refresh(now=True)
@@ -268,7 +268,7 @@ def _read_material(spec: AccessSpec, contents: list[bytes]) -> _Material:
 
 
 def _load_chain(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-    """Have a context present a certificate. Raises ValueError. OpenSSL takes files only: it is gone at once."""
+    """Load a certificate into a context. Raises ValueError. OpenSSL reads only files, so a short-lived one is made."""
 
     def no_password() -> str:
         raise ValueError("the key is encrypted")

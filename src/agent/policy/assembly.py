@@ -23,15 +23,15 @@ __all__ = ["Policy", "make_policy"]
 logger = logging.getLogger(__name__)
 
 KUBERNETES = "kubernetes"
-"""The name of our own processor, where routes or a router of the user's are to go with it."""
+"""The name of the built-in processor, for use with routes or with a user's router."""
 
 
 class Policy:
     """Everything that decides who may reach what.
 
-    app: the ASGI application that gets every request, None where there is none.
-    services: the allow-list that Kubernetes' router goes by, None for other routers. managed, hub: how the clusters'
-    API servers are reached, None where they aren't.
+    app: the ASGI application that gets every request, or None.
+    services: the allow-list of Kubernetes' router, None for other routers.
+    managed, hub: the access to the clusters' API servers, or None.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Policy:
 
     @property
     def generation(self) -> int:
-        """Counts up when what targets are trusted by, or a certificate of ours, changes."""
+        """Increases when the targets' roots of trust or our own certificate change."""
         own = 0
         if self._kubernetes is not None:
             self._kubernetes.managed.refresh()
@@ -81,13 +81,13 @@ class Policy:
         return context
 
     async def close(self) -> None:
-        """End reviews under way, and the connections they use. Cancelled: they end all the same."""
+        """Stop the running reviews and close their connections, even if cancelled."""
         if self._kubernetes is not None:
             await self._kubernetes.close()
 
 
 class _KubernetesTrust:
-    """The API server by its own roots; services by the cluster's, extra files', and perhaps the system's."""
+    """Trust the API server by its own roots, and services by the cluster's, the extra files' and the system's."""
 
     def __init__(self, managed: ApiAccess, services: FileTrust, api_server: tuple[str, int]) -> None:
         self._managed = managed
@@ -125,7 +125,7 @@ class _Kubernetes:
         if config.hub_kubeconfig:
             self.hub = ApiAccess.from_kubeconfig(config.hub_kubeconfig, field="hub_kubeconfig")
         else:
-            logger.info("there is no hub_kubeconfig: only this cluster's own tokens are known")
+            logger.info("without hub_kubeconfig, only this cluster's own tokens are known")
         at_once, timeout_s = config.token_reviews_at_once, config.token_review_timeout_s
         self.clients = [
             ApiClient(access, at_once=at_once, timeout_s=timeout_s)
@@ -155,10 +155,9 @@ def make_policy(
     request_processor: RequestProcessor | None = None,
     certificate_provider: CertificateProvider | None = None,
 ) -> Policy:
-    """The policy of an agent; the user's own parts, given here or named in the configuration, win.
+    """Build the policy of an agent. The user's own parts win, given here or named in the configuration.
 
-    Raises ConfigError for what can't be used, and where Kubernetes' paths would have to be served without being able to
-    authenticate who asks.
+    Raises ConfigError for an unusable part, and if Kubernetes' paths could only be served without authentication.
     """
     router = router or load_part("router", config.router, "route")
     processor, kubernetes = request_processor, None
@@ -191,7 +190,7 @@ def make_policy(
 def _kubernetes_policy(
     config: AgentConfig, processor: RequestProcessor | None, trust: CertificateProvider | None
 ) -> Policy:
-    """Kubernetes' router, with our processor where the user has none of their own."""
+    """Kubernetes' router, with our processor unless the user brings one."""
     kubernetes = _Kubernetes(config, "route") if processor is None else None
     services = ServiceAllowList(config.service_allow_file)
     url = API_SERVER if kubernetes is None else kubernetes.url
@@ -221,7 +220,7 @@ def _check_available(config: AgentConfig, field: str) -> None:
     """Raise ConfigError where Kubernetes' API server can't be asked: why, and what can be done instead."""
     reasons = []
     if not config.kubeconfig and not in_cluster():
-        reasons.append("this is outside a cluster (--kubeconfig FILE would say where it is)")
+        reasons.append("this is outside a cluster (set --kubeconfig FILE)")
     if not extra_is_installed():
         reasons.append("the extra is missing (pip install 'fastpipe-agent[kubernetes]')")
     if not reasons:

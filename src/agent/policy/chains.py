@@ -1,6 +1,6 @@
-"""Has a TLS context show a certificate, and says what is wrong with files that don't make one.
+"""Loads certificates into TLS contexts, and explains what is wrong with unusable files.
 
-OpenSSL's own words for a file that lacks its key are "PEM lib (_ssl.c:3926)".
+OpenSSL's own message for a file without its key is "PEM lib (_ssl.c:3926)".
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _MAX_BYTES = 16 * 1024 * 1024  # as files.py reads
 
 
 def load_chain(context: ssl.SSLContext, cert_file: str, key_file: str, field: str) -> None:
-    """Have `context` show a certificate. key_file: "" where cert_file holds the key, too.
+    """Load a certificate into `context`. Raises ConfigError with the file and the setting to change.
 
-    field: the setting that names cert_file; key_file's is called alike. Raises ConfigError that names the file and the
-    setting to change.
+    key_file: "" if cert_file holds the key too.
+    field: the setting that names cert_file. The setting of key_file has a similar name.
     """
     try:
         context.load_cert_chain(cert_file, key_file or None, _no_password)
@@ -41,10 +41,12 @@ def load_chain(context: ssl.SSLContext, cert_file: str, key_file: str, field: st
 def fault_of_pair(
     certificate: bytes, key: bytes | None, error: Exception, *, names: tuple[str, str], key_field: str
 ) -> str:
-    """What is wrong with a certificate and its key.
+    """Describe what is wrong with a certificate and its key.
 
-    certificate, key: the files' contents, None where there is no file for the key. error: OpenSSL's. names: what the
-    two files are called. key_field: the setting that names the key's.
+    certificate, key: the files' contents, None without a file for the key.
+    error: OpenSSL's.
+    names: the names of the two files.
+    key_field: the setting that names the key's file.
     """
     cert_name, key_name = names
     labels = _LABEL.findall(certificate)
@@ -52,7 +54,7 @@ def fault_of_pair(
         return f"{cert_name} is empty, and must hold a PEM certificate"
     if b"CERTIFICATE" not in labels:
         if key is not None and _has_key(labels) and b"CERTIFICATE" in _LABEL.findall(key):
-            return f"{cert_name} holds a private key, and {key_name} a certificate: the two are swapped"
+            return f"{cert_name} holds a private key and {key_name} a certificate, so the two are swapped"
         return f"{cert_name} must hold a PEM certificate{der_hint(certificate) or _instead(labels)}"
     if key is None:
         if not _has_key(labels):
@@ -75,7 +77,7 @@ def fault_of_pair(
 
 
 def der_hint(content: bytes) -> str:
-    """What to do with a file in DER, where PEM is wanted; "" for one that isn't."""
+    """Advice for a file in DER instead of PEM, "" for other files."""
     if content[:1] != b"\x30" or b"-----BEGIN" in content:  # DER's SEQUENCE: a certificate, a key, PKCS #12
         return ""
     try:

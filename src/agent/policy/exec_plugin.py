@@ -1,6 +1,6 @@
 """Credential plugins of kubeconfig files: a command that prints an ExecCredential.
 
-What is asked and answered follows Kubernetes' reference of client.authentication.k8s.io, v1 and v1beta1.
+Input and output follow Kubernetes' reference of client.authentication.k8s.io, v1 and v1beta1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ class PluginError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class ExecCredential:
-    """What a plugin gave. token: "" for none. certificate, key: PEM, b"" for none. lifetime_s: None until refused."""
+    """A plugin's credentials.
+
+    token: "" for none.
+    certificate, key: PEM, b"" for none.
+    lifetime_s: None for credentials that stay valid until the server rejects them.
+    """
 
     token: str = dataclasses.field(default="", repr=False)
     certificate: bytes = b""
@@ -48,9 +53,9 @@ class ExecPlugin:
     cluster: Mapping[str, Any] | None = None
 
     async def run(self) -> ExecCredential:
-        """Run the command, without a terminal; what it writes to standard error goes to ours.
+        """Run the command without a terminal. Its standard error is ours.
 
-        Raises PluginError, also where it takes more than a minute. Cancelled: the command is killed.
+        Raises PluginError, also after a minute without a result. If cancelled, kills the command.
         """
         spec: dict[str, Any] = {"interactive": False}
         if self.cluster is not None:
@@ -76,7 +81,7 @@ class ExecPlugin:
                 while more := await process.stdout.read(ANSWER_BYTES):
                     answer += more
                     if len(answer) > ANSWER_BYTES:
-                        raise PluginError("the credential plugin's answer is too large")
+                        raise PluginError("the credential plugin's output is too large")
                 code = await process.wait()
         except TimeoutError:
             raise PluginError(f"the credential plugin took more than {TIMEOUT_S:g} s") from None
@@ -95,7 +100,7 @@ def parse_credential(answer: bytes, api_version: str, *, now: datetime.datetime)
     try:
         found = json.loads(answer)
         if found["kind"] != "ExecCredential" or found["apiVersion"] != api_version:
-            raise PluginError(f"the credential plugin must answer with an ExecCredential of {api_version}")
+            raise PluginError(f"the credential plugin must print an ExecCredential of {api_version}")
         status = found["status"]
         token = status.get("token") or ""
         certificate, key = status.get("clientCertificateData") or "", status.get("clientKeyData") or ""
@@ -104,7 +109,7 @@ def parse_credential(answer: bytes, api_version: str, *, now: datetime.datetime)
         expires = status.get("expirationTimestamp")
         lifetime_s = None if expires is None else (datetime.datetime.fromisoformat(expires) - now).total_seconds()
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise PluginError("the credential plugin's answer is no ExecCredential") from None
+        raise PluginError("the credential plugin's output is not an ExecCredential") from None
     if any(not "!" <= c <= "~" for c in token):
         raise PluginError("the credential plugin's token must be visible ASCII")
     if bool(certificate) != bool(key) or not (token or certificate):

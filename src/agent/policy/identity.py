@@ -1,4 +1,4 @@
-"""RequestProcessor: who asks, and under whose name the request goes on. The default where nothing is authenticated."""
+"""RequestProcessor: authenticates a request and sets its identity for the target. Its default authenticates nobody."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ __all__ = ["Anonymous", "RequestProcessor", "is_identity_header"]
 
 @runtime_checkable
 class RequestProcessor(Protocol):
-    """Authenticates a request and sets the identity it goes on with. One of the three interfaces that users replace."""
+    """Authenticates a request and sets its identity for the target. One of the three interfaces that users replace."""
 
     def process(self, request: RequestHead, target: Target) -> RequestHead | Awaitable[RequestHead]:
-        """The head as it goes to `target`, or an awaitable of it.
+        """Return the head for `target`, or an awaitable of it.
 
-        request: hop-by-hop headers are gone already; a new head is returned (or this one), and what it has is final.
-        Raises Refused for an answer to the client instead (401, 403, 503); anything else raised is an error of the
-        processor's (logged, answered without its text, never a pass). An awaitable is cancelled when the client goes
-        away.
+        The result is a new head or `request` itself, and is final. An awaitable is cancelled when the client leaves.
+
+        Args:
+            request: the head without hop-by-hop headers.
+
+        Raises:
+            Refused: the client gets this response instead (401, 403, 503).
+            Exception: any other error is a fault of the processor. It is logged, and the client gets a response without
+                its text. The request never passes.
         """
         ...
 
 
-# Lower case, and every byte that isn't a letter or digit as "-". Servers that hand headers on as CGI variables take
-# "_" for "-" (RFC 3875, section 4.1.18), and some any other mark, so X_Remote_User must not pass where X-Remote-User
-# doesn't.
+# Lower case, and every byte that is not a letter or digit as "-". Servers that pass headers as CGI variables treat "_"
+# as "-" (RFC 3875, section 4.1.18), and some treat any mark as "-". So X_Remote_User must not pass where X-Remote-User
+# does not.
 _PLAIN = bytes(byte if chr(byte).isalnum() and byte < 0x80 else ord("-") for byte in bytes(range(256)).lower())
 
 # X-Remote-Uid: Kubernetes 1.32 and later, `--requestheader-uid-headers`.
@@ -47,13 +52,13 @@ def is_identity_header(name: bytes) -> bool:
 
 
 class Anonymous:
-    """Authenticates nobody: the request goes on under its client's own credentials, and claims no other identity.
+    """Authenticates nobody. The target gets the client's own credentials, and no claims of another identity.
 
-    For static routes, an app, or a router of one's own without a processor.
+    It serves static routes, an app, or a user's router without a processor.
     """
 
     def process(self, request: RequestHead, target: Target) -> RequestHead:
-        """`request` without its identity headers; the same object where there is none."""
+        """Return `request` without its identity headers, or the same object if it has none."""
         for header in request.headers:
             if header[0] not in _HARMLESS and not _is_harmless(header[0]):
                 headers = [header for header in request.headers if not is_identity_header(header[0])]
@@ -61,7 +66,7 @@ class Anonymous:
         return request
 
 
-_HARMLESS: set[bytes] = set()  # names that were seen to claim nothing, as they were spelled: the same few come again
+_HARMLESS: set[bytes] = set()  # names that claim nothing, in the client's spelling, since the same few names repeat
 _HARMLESS_NAMES, _HARMLESS_BYTES = 512, 64
 
 

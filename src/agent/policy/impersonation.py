@@ -1,4 +1,4 @@
-"""Under which name a hub's user goes on at this cluster: wire.md's safety rule 4, as pure functions."""
+"""The name of a hub's user at this cluster: wire.md's safety rule 4, as pure functions."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["impersonation_headers", "local_name"]
 PREFIX = "cluster:hub:"
 AUTHENTICATED = "system:authenticated"
 HEADER_BYTES = 64 * 1024
-"""What a user's names may take in a head, some thousand groups: servers refuse larger ones, and verdicts are kept."""
+"""The most bytes of a user's names in a head, about a thousand groups. Servers reject larger heads."""
 _VISIBLE_ASCII = re.compile(r"[!-~]+")
 
 
 def local_name(name: str) -> str:
-    """The name that a hub's `name` has here: `cluster:hub:<name>` where it starts with `system:`.
+    """The name here of a hub's `name`: `cluster:hub:<name>` if it starts with `system:`.
 
-    So does one that starts with `cluster:hub:` already: two names of the hub's are never one here, whatever a hub's
-    user may call a group of theirs.
+    A name that starts with `cluster:hub:` gets the prefix too. So two different names at the hub are never equal here,
+    whatever names a hub's user may give to groups.
     """
     return PREFIX + name if name.startswith(("system:", PREFIX)) else name
 
@@ -30,18 +30,18 @@ def impersonation_headers(
 ) -> tuple[tuple[bytes, bytes], ...]:
     """`Impersonate-User`, and one `Impersonate-Group` for each group of a hub's user.
 
-    `system:authenticated` stays as it is, as do groups in `allowed_system_groups`. Raises Refused 403 for a name with
-    bytes outside visible ASCII, or without any: a header can't carry it, and what a server makes of it nobody knows;
-    and where all of them are past HEADER_BYTES.
+    `system:authenticated` and the groups in `allowed_system_groups` stay unchanged. Raises Refused 403 for an empty
+    name, and for names of more than HEADER_BYTES in all. A name with bytes outside visible ASCII raises it too, since
+    servers read such a header in different ways.
     """
     names = [username, *dict.fromkeys(groups)]
     if not all(_VISIBLE_ASCII.fullmatch(name) for name in names):
-        raise Refused(403, "the user's name or a group's can't be passed on: it has bytes outside visible ASCII")
+        raise Refused(403, "the name of the user or of a group has bytes outside visible ASCII, and can't be passed on")
     kept = (AUTHENTICATED, *allowed_system_groups)
     found = [(b"Impersonate-User", local_name(username).encode("ascii"))]
     for group in names[1:]:
         local = group if group in kept else local_name(group)
         found.append((b"Impersonate-Group", local.encode("ascii")))
     if sum(len(name) + len(value) + 4 for name, value in found) > HEADER_BYTES:
-        raise Refused(403, "the user's groups can't be passed on: they are too many")
+        raise Refused(403, "the user has too many groups to be passed on")
     return tuple(found)

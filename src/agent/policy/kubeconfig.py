@@ -1,6 +1,7 @@
-"""Kubeconfig files and service accounts: which server, trusted by what, as whom. Read by lightkube, checked here.
+"""Reads kubeconfig files and service accounts: the server, its roots of trust, and the credentials.
 
-lightkube joins contexts, clusters and users; what can't be kept to, or would be unsafe, is an error, never ignored.
+lightkube joins contexts, clusters and users. This module checks the result. An unsupported or unsafe entry is an error,
+and is never ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["AccessSpec", "parse_kubeconfig", "parse_token", "read_service_accoun
 
 @dataclasses.dataclass(frozen=True)
 class AccessSpec:
-    """What a kubeconfig says about one server and one user, with paths made absolute and data decoded."""
+    """A kubeconfig's entries for one server and one user, with absolute paths and decoded data."""
 
     server: str
     ca_file: str = ""
@@ -55,7 +56,7 @@ def read_service_account(directory: str, *, field: str) -> AccessSpec:
 
 
 def parse_kubeconfig(content: bytes, path: str) -> AccessSpec:
-    """What a kubeconfig's current context says. Raises ValueError for what is wrong, or can't be kept to."""
+    """Read a kubeconfig's current context. Raises ValueError for wrong or unsupported entries."""
     import msgspec
     import yaml
     from lightkube import ConfigError as Unusable
@@ -67,7 +68,7 @@ def parse_kubeconfig(content: bytes, path: str) -> AccessSpec:
     except yaml.YAMLError:
         raise ValueError("must be valid YAML") from None  # its own text quotes the file
     except KeyError as error:
-        raise ValueError(f"must be a kubeconfig file: {error} is missing") from None
+        raise ValueError(f"must be a kubeconfig file, {error} is missing") from None
     except (TypeError, AttributeError, msgspec.ValidationError):
         raise ValueError("must be a kubeconfig file") from None
     except Unusable as error:
@@ -131,7 +132,7 @@ def _plugin(single: SingleConfig, cluster_raw: dict[str, Any], user_raw: dict[st
     if raw.get("interactiveMode") == "Always":
         raise ValueError("the exec plugin must not need a terminal (interactiveMode)")
     command = found.command
-    if os.sep in command:  # relative to the file, as for client-go; a bare name is looked for in PATH
+    if os.sep in command:  # relative to the file, as in client-go, while a bare name is searched in PATH
         command = os.fspath(single.abs_file(command))
     cluster = None
     if raw.get("provideClusterInfo"):

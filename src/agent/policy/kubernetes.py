@@ -1,12 +1,12 @@
-"""RequestProcessor for Kubernetes: who asks, by TokenReview; and under whose name the request goes on.
+"""RequestProcessor for Kubernetes. It authenticates users by TokenReview, and sets their identity for the API server.
 
 | the token is known | Authorization | the client's Impersonate-* |
 | --- | --- | --- |
-| at the managed cluster | stays the client's | pass: the API server decides whether it may impersonate |
-| at the hub | becomes the agent's | all go; those of the hub's user are set |
+| at the managed cluster | stays the client's | pass, since the API server decides about impersonation |
+| at the hub | becomes the agent's | are replaced by those of the hub's user |
 | nowhere | 401 | |
 
-On every request X-Remote-* goes; on those that don't go to the API server (services), Impersonate-* as well.
+Every request loses X-Remote-*. Requests to services lose Impersonate-* too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AGENT = "agent"
 """The client identity of connections that may present the agent's own certificate (wire.md, safety rule 5)."""
 
 TOKEN_BYTES = 32 * 1024
-"""Past this, the scheme included, a token isn't even looked at: identity providers' with hundreds of groups are shorter
+"""A longer token, scheme included, is rejected unread. Identity providers' tokens with hundreds of groups are shorter
 than 20 KiB."""
 
 _UNFIT = re.compile(rb"[^!-~]")
@@ -63,10 +63,10 @@ class OwnCredentials(Protocol):
 
 
 class KubernetesProcessor:
-    """Authenticates what goes to the API server, by its bearer token; what goes elsewhere keeps its Authorization."""
+    """Authenticates requests to the API server by their bearer token. Other requests keep their Authorization."""
 
     def __init__(self, reviews: TokenReviews, own: OwnCredentials, *, api_server: tuple[str, int]) -> None:
-        """own: what hubs' users' requests go on with. api_server: host and port, as the router's targets have them."""
+        """own: the credentials for requests of hubs' users. api_server: host and port, as in the router's targets."""
         self.reviews = reviews
         self._own = own
         self._host = api_server[0].lower().rstrip(".")
@@ -75,14 +75,13 @@ class KubernetesProcessor:
 
     @property
     def counters(self) -> ReviewCounters:
-        """What the reviews have counted, for metrics."""
+        """The reviews' counts, for metrics."""
         return self.reviews.counters
 
     def process(self, request: RequestHead, target: Target) -> RequestHead | Awaitable[RequestHead]:
-        """The head as it goes on; an awaitable where the token has to be reviewed first.
+        """Return the head for the target, or an awaitable if the token needs a review first.
 
-        Raises Refused: 401 without a token that is known, 403 for a name that can't be passed on, 503 where the review
-        can't be had.
+        Raises Refused: 401 without a known token, 403 for a name that can't pass, 503 if the review fails.
         """
         harmless = self._harmless
         headers = request.headers
@@ -101,8 +100,8 @@ class KubernetesProcessor:
         token = value[7:]
         verdict = self.reviews.recall(token)
         if verdict is None:
-            # One space, then visible ASCII to the end: where the API server would read another token out of the same
-            # header than the one that is reviewed, there is none.
+            # One space, then visible ASCII to the end. So the API server can't read another token from the same header
+            # than the reviewed one.
             if not token or _UNFIT.search(token):
                 raise Refused(401, "the Authorization header must be a bearer token")
             return self._process_later(request, parts or self._sort(headers), token)
@@ -134,7 +133,7 @@ class KubernetesProcessor:
         return [header for header in headers if self._is_harmless(header[0]) or not is_identity_header(header[0])]
 
     def _is_harmless(self, name: bytes) -> bool:
-        """Whether a header of this name goes on, whoever asks. Such names are remembered."""
+        """Whether a header of this name passes for every user. Such names are remembered."""
         if name in self._harmless:
             return True
         if name.lower() in _LOOKED_AT or is_identity_header(name):
@@ -215,7 +214,7 @@ class _Parts:
 
 
 def _passed(request: RequestHead, parts: _Parts | None, verdict: Verdict) -> RequestHead:
-    """The head of a managed cluster's user: their own credentials and claims go on. Raises Refused for all others."""
+    """The head of a managed cluster's user, with the user's own credentials and claims. Raises Refused for others."""
     if verdict.known is Known.MANAGED:
         if parts is None or not parts.dropped:
             return request

@@ -28,10 +28,10 @@ def load_reference(field: str, text: str) -> Any:
 
 
 def load_part(field: str, given: Any, *members: str) -> Any:
-    """A user's own part: as given, or named `module:name`; None stays None.
+    """Load a user's own part, given as an object or named as `module:name`. None stays None.
 
-    What has no `members` (methods or properties), or is a class, is called without arguments for the part itself.
-    Raises ConfigError where that fails, or what it gives has not all of them.
+    A class, or an object without all `members` (methods or properties), is called without arguments to make the part.
+    Raises ConfigError if that fails, or if the result lacks members.
     """
     if given is None:
         return None

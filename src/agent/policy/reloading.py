@@ -1,4 +1,4 @@
-"""A value read from files, read anew when they change; a broken file never takes the last good value away."""
+"""A value from files that follows their changes. A broken file never replaces the last good value."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ MAX_FILE_BYTES = 16 * 1024 * 1024  # the largest system CA bundles hold 300 KiB
 
 
 class Reloaded(Generic[T]):
-    """What `parse` makes of some files' contents, kept up to date.
+    """The result of `parse` for the contents of some files, kept up to date.
 
-    Files are looked at when the value is asked for, at most every `check_interval_s`: no task, no thread. Looking is
-    one stat per file, so a Kubernetes volume's symlink swap is seen. A change that can't be read or parsed is logged as
-    an ERROR once, `problem` says it until it is mended, and the last good value stays. A pipe is read once (`is_pipe`).
+    Each use of the value checks the files, at most every `check_interval_s`. There is no task and no thread. A check is
+    one stat per file, so it detects a Kubernetes volume's symlink swap. If a change can't be read or parsed, the last
+    good value stays. An ERROR is logged once, and `problem` has its text until the file is right. A pipe is read once
+    (`is_pipe`).
 
-    value: as of the last look. generation: counts up with each new value, from 0.
+    value: as of the last check.
+    generation: increases with each new value, from 0.
     """
 
     def __init__(
@@ -86,13 +88,13 @@ class Reloaded(Generic[T]):
             return
         self.value = value
         self.generation += 1
-        logger.info("%s was read anew", self._field, extra={"files": ", ".join(self._paths)})
+        logger.info("%s was reloaded", self._field, extra={"files": ", ".join(self._paths)})
 
     def _fail(self, stamp: Stamp | None, error: Exception) -> None:
         problem = _reason(error)
         if stamp != self._stamp or problem != self.problem:  # once for each change
             logger.error(
-                "%s can't be used: the last good content stays in force: %s",
+                "%s can't be used, so the last good content stays in force: %s",
                 self._field,
                 problem,
                 extra={"files": ", ".join(self._paths)},

@@ -1,19 +1,19 @@
-"""Whose token it is: TokenReviews at the managed cluster and at the hub, remembered for some seconds.
+"""Finds the owner of a token by TokenReviews at the managed cluster and at the hub, and caches the verdicts.
 
     token ──► remembered? ──yes──────────────────────────────────────► verdict
                  │ no                                                     ▲
-                 └──► being reviewed? ──yes── wait for that ──────────────┤
+                 └──► under review?  ──yes── wait for that ───────────────┤
                          │ no                                             │
                          └──► managed: known? ──yes── MANAGED ────────────┤
                                   │ no                                    │
                                   └──► hub: known? ── HUB or UNKNOWN ─────┘
 
 Invariants:
-R1. A token is kept nowhere: what is remembered is found by a salted digest of it.
-R2. One review per token at a time, however many requests wait for it; one that goes away ends nobody's review.
-R3. Only a server's own, whole, well-formed word makes a verdict; everything else is a 503 and isn't remembered.
-R4. Verdicts live by the monotonic clock, from the moment their review began: no step of the wall clock lengthens one.
-R5. Verdicts on unknown tokens are kept apart, so that a flood of made-up tokens pushes no user's verdict out.
+R1. No token is stored. The cache is keyed by a salted digest.
+R2. A token has one review at a time, however many requests wait for it. A request that leaves cancels no review.
+R3. Only a whole, well-formed response of the server makes a verdict. Everything else is a 503, and is not cached.
+R4. Verdicts expire by the monotonic clock, from the start of their review. A step of the wall clock changes nothing.
+R5. Verdicts on unknown tokens have a separate cache. So a flood of invented tokens evicts no user's verdict.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Post = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 class Known(enum.Enum):
-    """Who knows a token."""
+    """The cluster that knows a token."""
 
     MANAGED = "managed"
     HUB = "hub"
@@ -63,7 +63,7 @@ class User:
 
 
 class Verdict:
-    """What a review has said. headers: the `Impersonate-*` of a hub's user. until_s: on the monotonic clock."""
+    """The result of a review. headers: the `Impersonate-*` of a hub's user. until_s: on the monotonic clock."""
 
     __slots__ = ("headers", "known", "reason", "until_s")
 
@@ -76,8 +76,12 @@ class Verdict:
 
 @dataclasses.dataclass
 class ReviewCounters:
-    """For metrics. cache_hits: answered from memory; shared: waited for another request's review; reviews: by outcome,
-    `managed`, `hub`, `unknown`, `unfit` or `failed`."""
+    """The counts for metrics.
+
+    cache_hits: verdicts from the cache.
+    shared: requests that waited for another request's review.
+    reviews: by outcome, `managed`, `hub`, `unknown`, `unfit` or `failed`.
+    """
 
     cache_hits: int = 0
     shared: int = 0
@@ -92,9 +96,9 @@ def review_of(token: str) -> dict[str, Any]:
 
 
 def parse_review(answer: dict[str, Any]) -> User | None:
-    """The user in a TokenReview's status, None where the server doesn't know the token, or says so in `status.error`.
+    """Read the user from a TokenReview's status. None means that the server does not know the token.
 
-    Raises ReviewError where the status isn't as Kubernetes' API reference has it.
+    Raises ReviewError if the status does not match Kubernetes' API reference.
     """
     status = answer.get("status")
     wrong = ReviewError("the API server's TokenReview is malformed")
@@ -131,11 +135,15 @@ class TokenReviews:
         timeout_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """managed, hub: post a TokenReview to the cluster's API server; no hub: its users are unknown.
+        """Set up the reviews.
 
-        cache_s: how long a verdict is remembered, 0 for not at all; cache_entries: of how many tokens, and again so
-        many unknown ones. at_once: reviews under way; more wait. timeout_s: for a verdict, waiting included.
-        clock: monotonic, in seconds.
+        Args:
+            managed, hub: post a TokenReview to the cluster's API server. Without hub, its users are unknown.
+            cache_s: how long a verdict is cached, 0 for no cache.
+            cache_entries: how many tokens are cached, and as many unknown ones.
+            at_once: the most reviews at a time, since more wait.
+            timeout_s: for a verdict, with the wait.
+            clock: monotonic, in seconds.
         """
         self._managed = managed
         self._hub = hub
@@ -169,9 +177,9 @@ class TokenReviews:
         return None
 
     async def review(self, token: bytes) -> Verdict:
-        """The verdict on a token, by a review of its own or one that is under way.
+        """Return the verdict on a token, from the cache, a running review or a new one.
 
-        Raises Refused 503 where it can't be had. Cancelled: the review goes on for the others that wait for it.
+        Raises Refused 503 if the review fails. If cancelled, the review continues for the other waiting requests.
         """
         salted = self._salted.copy()
         salted.update(token)
@@ -189,7 +197,7 @@ class TokenReviews:
         return task.result()
 
     async def close(self) -> None:
-        """End the reviews under way; who waits for them gets a 503. Cancelled: they end all the same."""
+        """Stop the running reviews, even if cancelled. Waiting requests get a 503."""
         tasks = list(self._under_way.values())
         for task in tasks:
             task.cancel()
@@ -199,7 +207,7 @@ class TokenReviews:
     def _over(self, digest: bytes, task: asyncio.Task[Verdict]) -> None:
         self._under_way.pop(digest, None)
         if not task.cancelled():
-            task.exception()  # looked at: perhaps nobody waits any more
+            task.exception()  # retrieved, since perhaps no request waits for it
 
     async def _review(self, digest: bytes, token: bytes) -> Verdict:
         try:
@@ -244,7 +252,7 @@ class TokenReviews:
         try:
             user = parse_review(await post(REVIEW_PATH, review_of(token)))
         except ReviewError as error:
-            if self._failing.get(where) != error.reason:  # said once: while it lasts, each request fails so
+            if self._failing.get(where) != error.reason:  # logged once, since each request fails with it
                 self._failing[where] = error.reason
                 logger.error("token reviews at the %s cluster fail: %s", where, error.reason)
             raise

@@ -1,11 +1,11 @@
-"""Router: from a request's head to its Target. Two routers of ours, for Kubernetes' paths and for static routes.
+"""Router: from a request's head to its Target. There are two routers, for Kubernetes' paths and for static routes.
 
-Both read the raw target, before any percent-decoding, and both check the cluster name of *every* request: a base hub
-pins a client's connection to the cluster of its first request, and a later one on it may be for another (wire.md,
-"misdirected"). What isn't plainly right is refused:
+Both read the raw target, before any percent-decoding. Both check the cluster name of *every* request. A base hub pins a
+client's connection to the cluster of its first request, but later requests may name another (wire.md, "misdirected").
+They reject every path that is not plainly right:
 
-1. 400: not origin-form, bytes that aren't visible ASCII, `#`, a `.` or `..` segment in any spelling, a first segment
-   that is no RFC 1123 label.
+1. 400: not origin-form, bytes outside visible ASCII, `#`, a `.` or `..` segment in any spelling, a wrong cluster name
+   (RFC 1123).
 2. 421: another cluster's path.
 3. 404, 403, 400: the router's own rules.
 """
@@ -37,11 +37,17 @@ class Router(Protocol):
     """Decides where each request goes. One of the three interfaces that users replace."""
 
     def route(self, request: RequestHead) -> Target | Awaitable[Target]:
-        """The target of `request`, or an awaitable of it.
+        """Return the target of `request`, or an awaitable of it.
 
-        request: the head as parsed and checked; its target is raw. Raises Refused for an answer to the client instead;
-        anything else raised is an error of the router's (logged, answered without its text). An awaitable is cancelled
-        when the client goes away.
+        An awaitable is cancelled when the client leaves.
+
+        Args:
+            request: the head as parsed and checked. Its target is raw.
+
+        Raises:
+            Refused: the client gets this response instead.
+            Exception: any other error is a fault of the router. It is logged, and the client gets a response without
+                its text.
         """
         ...
 
@@ -50,7 +56,7 @@ class _ClusterPaths:
     """Splits a raw request target into the path behind the cluster's name, and the query."""
 
     def __init__(self, cluster: str | None) -> None:
-        """cluster: the agent's own name; None where paths have no cluster name. Raises ConfigError."""
+        """cluster: the agent's own name, None if paths have no cluster name. Raises ConfigError."""
         try:
             self._prefix = b"" if cluster is None else b"/" + check_label(cluster).encode("ascii")
         except ValueError as error:
@@ -75,15 +81,16 @@ class _ClusterPaths:
 class StaticRouter:
     """Sends each path below a prefix to that prefix's URL.
 
-    The longest prefix of whole segments wins: `/api` matches `/api` and `/api/x`, not `/apix`. The URL's path takes the
-    prefix's place; trailing slashes of both are ignored, and an empty result is `/`.
+    The longest prefix of whole segments wins: `/api` matches `/api` and `/api/x`, not `/apix`. The URL's path replaces
+    the prefix. Trailing slashes of both are ignored, and an empty result is `/`.
     """
 
     def __init__(self, routes: Iterable[tuple[str, str]], cluster: str | None) -> None:
-        """routes: (prefix, URL) pairs. cluster: the name all paths start with; None: none (`fastpipe-agent proxy`).
+        """Set the routes. Raises ConfigError for a duplicate or wrong prefix or URL.
 
-        Raises ConfigError for a prefix or URL that is wrong or there twice (a URL with a query, fragment or user info
-        is wrong).
+        Args:
+            routes: (prefix, URL) pairs. A URL has no query, fragment or user information.
+            cluster: the first segment of all paths, None for none (`fastpipe-agent proxy`).
         """
         self._paths = _ClusterPaths(cluster)
         found: dict[bytes, tuple[Target, bytes]] = {}  # by prefix: the URL, and its path before a rest
@@ -126,8 +133,8 @@ class AppRouter:
     """Sends every path to one ASGI application in this process, without the cluster's name."""
 
     def __init__(self, app: Any, cluster: str | None) -> None:
-        """app: an ASGI 3 application. cluster: as StaticRouter's. Raises ConfigError."""
-        # The host is never dialled; the application sees the client's own Host.
+        """app: an ASGI 3 application. cluster: as in StaticRouter. Raises ConfigError."""
+        # Nothing dials the host. The application sees the client's own Host.
         self._target = Target("http://app", app=app, preserve_host=True)
         self._paths = _ClusterPaths(cluster)
 
@@ -152,11 +159,13 @@ class KubernetesRouter:
         allows: Callable[[bytes, bytes, int], bool] = lambda namespace, service, port: False,
         api_server: str = API_SERVER,
     ) -> None:
-        """cluster: the agent's own name, the first segment of every path. allows: whether a service (namespace, name,
-        port) may be reached; none may, where it isn't given (`services.ServiceAllowList` has such a method).
-        api_server: `https://host[:port]` and perhaps a path, where it isn't the cluster's own name for it.
+        """Set up the router. Raises ConfigError.
 
-        Raises ConfigError.
+        Args:
+            cluster: the agent's own name, the first segment of every path.
+            allows: whether a service (namespace, name, port) is allowed, such as the method of
+                `services.ServiceAllowList`. By default none is.
+            api_server: `https://host[:port]`, perhaps with a path. The default is the cluster's own name for it.
         """
         self._paths = _ClusterPaths(cluster)
         self._allows = allows
@@ -180,9 +189,9 @@ class KubernetesRouter:
 
 
 def _service(namespace: bytes, service: bytes) -> tuple[bytes, int]:
-    """Name and port of `https:name[:port]` in a namespace, by wire.md's grammar. Raises Refused.
+    """Read name and port of `https:name[:port]` in a namespace, by wire.md's grammar. Raises Refused.
 
-    Without a scheme, Kubernetes' own `name[:port]` is understood, so as to say 403 and not 400.
+    Kubernetes' own `name[:port]`, without a scheme, is a 403 rather than a 400.
     """
     if not is_label(namespace):
         raise Refused(400, "the namespace must be one RFC 1123 label")

@@ -26,14 +26,19 @@ def select_policy(
     router: Router | None = None,
     request_processor: RequestProcessor | None = None,
 ) -> tuple[Router, RequestProcessor]:
-    """The router and the processor to run with.
+    """Select the router and the processor to run with.
 
-    cluster: the agent's name, None for paths without one. routes: (prefix, URL) pairs. app: an ASGI application.
-    router, request_processor: the user's own, which win. With a router, routes or an app and no processor, nothing is
-    authenticated, and one WARNING says so.
+    With a router, routes or an app but no processor, nobody is authenticated, and one WARNING is logged.
 
-    Raises ConfigError for a wrong route or name, and where Kubernetes' paths would run without a processor: they are
-    never served unauthenticated.
+    Args:
+        cluster: the agent's name, None for paths without one.
+        routes: (prefix, URL) pairs.
+        app: an ASGI application.
+        router, request_processor: the user's own, which win.
+
+    Raises:
+        ConfigError: a route or name is wrong, or Kubernetes' paths would run without a processor. They are never served
+            unauthenticated.
     """
     if router is None and (routes or app is not None):
         router = StaticRouter(routes, cluster) if routes else AppRouter(app, cluster)

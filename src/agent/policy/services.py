@@ -1,4 +1,4 @@
-"""Which services of the cluster may be reached: an allow-list from a file. What isn't on it is denied."""
+"""The allow-list of the cluster's services, from a file. All other services are denied."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ANY_PORT = 0
 
 
 class ServiceAllowList:
-    """The services in a file of lines `namespace/service[:port]`, `#` comments; without a file there are none.
+    """The services in a file of lines `namespace/service[:port]` with `#` comments. Without a file it is empty.
 
-    A line without a port allows every port of its service. The file is read anew when it changes; where it turns bad,
-    or vanishes, the last good content stays in force and an ERROR says so.
+    A line without a port allows every port of its service. Each change of the file is read. If the file becomes
+    malformed or vanishes, the last good content stays in force, and an ERROR is logged.
     """
 
     def __init__(self, path: str = "", *, check_interval_s: float = 1.0) -> None:

@@ -1,6 +1,6 @@
-"""CertificateProvider: which certificates a target must show. And the TLS contexts of our own ports and the hub link.
+"""CertificateProvider: the certificates that targets must present. And the TLS contexts of our ports and the hub link.
 
-All contexts: TLS 1.2 or newer, verification and host name checks on. There is no switch to turn them off.
+All contexts have TLS 1.2 or newer, verification and host name checks. No switch turns them off.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
 
 @runtime_checkable
 class CertificateProvider(Protocol):
-    """Says which certificates are trusted. One of the three interfaces that users replace."""
+    """Decides which certificates are trusted. One of the three interfaces that users replace."""
 
     @property
     def generation(self) -> int:
@@ -44,16 +44,15 @@ class CertificateProvider(Protocol):
         ...
 
     def ssl_context(self, target: Target) -> ssl.SSLContext:
-        """The context to connect to `target` with; called for each new TLS connection. Raises nothing."""
+        """Return the context for a connection to `target`. Called for each new TLS connection. Raises nothing."""
         ...
 
 
 class FileTrust:
-    """Trusts the system's roots and the certificates in PEM files, and shows targets a certificate of the agent's where
-    there is one; read anew when the files change.
+    """Trusts the system's roots and the certificates in PEM files, and presents the agent's certificate, if any.
 
-    A file that turns bad leaves the last good ones in force, and is said as an ERROR. Sessions of an older generation
-    are for the pool to close.
+    Each change of the files is read. If a file becomes malformed, the last good ones stay in force, and an ERROR is
+    logged. The pool closes connections of an older generation.
     """
 
     def __init__(
@@ -67,15 +66,18 @@ class FileTrust:
         cert_field: str = "target_client_cert_file",
         check_interval_s: float = 1.0,
     ) -> None:
-        """ca_files: PEM files with one or more certificates each. system_roots: trust what the system trusts, too.
+        """Read the files. Raises ConfigError for an unreadable or wrong file.
 
-        cert_file, key_file: the certificate that every target is shown, "" for none; key_file "" means that cert_file
-        holds both. field, cert_field: the configuration fields that named the files. check_interval_s: how long a
-        change may go unseen. Raises ConfigError for a file that can't be read, or holds anything but what it should.
+        Args:
+            ca_files: PEM files with one or more certificates each.
+            system_roots: trust the system's roots too.
+            cert_file, key_file: the certificate for every target, "" for none. With key_file "", cert_file holds both.
+            field, cert_field: the settings that name the files.
+            check_interval_s: the most seconds until a change is seen.
         """
         self._system_roots = system_roots
         self._cert_file, self._key_file, self._cert_field = cert_file, key_file, cert_field
-        if cert_file:  # once by itself, so that what is wrong with it is said of its own field
+        if cert_file:  # first alone, so that an error names its own setting
             load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert_file, key_file, cert_field)
         paths = [os.fspath(path) for path in ca_files]
         self._ca_files = len(paths)
@@ -87,7 +89,7 @@ class FileTrust:
 
     def _parse(self, contents: list[bytes]) -> list[bytes]:
         roots = _parse_all(contents[: self._ca_files])
-        if self._cert_file:  # a key may be there before its certificate: both are tried together before they count
+        if self._cert_file:  # a new key may arrive before its certificate, so both are tried together first
             shows = roots_context(roots, self._system_roots, ["http/1.1"])
             try:
                 load_chain(shows, self._cert_file, self._key_file, self._cert_field)
@@ -119,10 +121,10 @@ class FileTrust:
 
 
 def parse_certificates(pem: bytes, name: str = "the file") -> list[bytes]:
-    """The DER certificates in a PEM file: strict where OpenSSL skips what it can't read.
+    """Read the DER certificates of a PEM file. It is strict, while OpenSSL skips unreadable blocks.
 
-    Text around the blocks is allowed (RFC 7468, section 2); a block that is cut, isn't base64, holds no certificate or
-    has another label is not. Raises ValueError that begins with `name`; at least one certificate must be there.
+    Text around the blocks is allowed (RFC 7468, section 2). Truncated blocks, wrong base64, other labels and blocks
+    without a certificate are not. Raises ValueError that begins with `name`, also without any certificate.
     """
     found: list[bytes] = []
     for number, block in enumerate(_BLOCK.finditer(pem), 1):
@@ -171,10 +173,14 @@ def client_context(
     cert_field: str = "hub_client_cert_file",
     alpn: Sequence[str] = ("h2",),
 ) -> ssl.SSLContext:
-    """The context to dial the hub with, from files as they are now.
+    """Make the context to dial the hub with, from the files' current contents.
 
-    ca_file: trust these certificates instead of the system's roots. cert_file, key_file: the client certificate to
-    show; key_file "" means that cert_file holds both. Raises ConfigError, naming the field.
+    Args:
+        ca_file: trust these certificates instead of the system's roots.
+        cert_file, key_file: the client certificate to present. With key_file "", cert_file holds both.
+
+    Raises:
+        ConfigError: a file is unusable. The error names its setting.
     """
     roots = Reloaded([ca_file], _parse_all, field=ca_field).value if ca_file else []
     context = roots_context(roots, not ca_file, list(alpn))
@@ -186,8 +192,8 @@ def client_context(
 class ServerContext(ssl.SSLContext):
     """A server's context.
 
-    files: where what is to be served with comes from. Each new connection is served with a whole context of its time: a
-    context can't forget a CA that it has been given, and would let clients in again by their session tickets.
+    files: the source of certificates and CAs. Each new connection gets a context made from the current files. A context
+    can't forget a CA, and its session tickets would admit clients of a removed CA.
     """
 
     files: Reloaded[ServerContext] | None = None
@@ -229,11 +235,17 @@ def server_context(
     alpn: Sequence[str] = (),
     check_interval_s: float = 1.0,
 ) -> ServerContext:
-    """The context of a port of the hub's, from files as they are at each new connection.
+    """Make the context of a hub's port, which follows the files at each new connection.
 
-    client_ca_file: ask peers for a certificate that one of these signed; client_required: refuse a peer without one.
-    check_interval_s: how long a change may go unseen. Files that turn bad leave the last good ones in force, which is
-    said as an ERROR. Raises ConfigError, naming the field, for files that can't be used now.
+    If files become malformed, the last good ones stay in force, and an ERROR is logged.
+
+    Args:
+        client_ca_file: request a certificate that one of these CAs signed.
+        client_required: reject a peer without one.
+        check_interval_s: the most seconds until a change is seen.
+
+    Raises:
+        ConfigError: a file is unusable now. The error names its setting.
     """
 
     def make() -> ServerContext:
