@@ -258,7 +258,7 @@ async def test_agents_that_are_in_are_never_closed_for_others(caplog: pytest.Log
                 assert await fourth.read() == b""
         assert rig.door.refused == {"connections": 1}
         assert rig.door.open_connections == 3
-        assert "agents' connections are closed: there are too many" in caplog.text
+        assert "too many connections from agents, so some are closed" in caplog.text
 
 
 async def test_an_agent_that_would_wait_too_long_is_closed_at_once(
@@ -275,7 +275,9 @@ async def test_an_agent_that_would_wait_too_long_is_closed_at_once(
             with contextlib.suppress(ConnectionError):
                 assert await late.read() == b""
         assert rig.door.refused == {"queue": 1}
-        assert [r.levelno for r in caplog.records if "too many agents wait" in r.getMessage()] == [logging.WARNING]
+        assert [r.levelno for r in caplog.records if "too many agents are waiting" in r.getMessage()] == [
+            logging.WARNING
+        ]
 
 
 async def test_closing_ends_all_that_no_call_was_accepted_of() -> None:

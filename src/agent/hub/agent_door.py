@@ -1,25 +1,25 @@
-"""The door that agents come through: from an accepted socket to the first accepted call.
+"""Admits agents to the gRPC port, from an accepted socket to the first accepted call.
 
-After a hub's restart all its agents come back at once. A hub that begins with all of them finishes with none in time,
-so it begins with few. The others wait unread in the order they came, and cost it nothing.
+After a hub's restart all its agents reconnect at once. A hub that begins all handshakes at once finishes none in time.
+So it begins few. The other connections wait unread, in order, and cost nothing.
 
                         ┌────────── PARKED ◄─────┐ silent: costs a descriptor, and no slot
               accepted  │ its first byte         │
     TCP ──► WAITING ────┴──► oldest first ───────┴──► BEGUN ──► a call is accepted ──► IN
                                                         │ no call within LOAN_S           ▲
                                                         └──► SLOW ── a call is accepted ──┤
-                                                               ▲── its last call has ended ◄──┘
+                                                               ▲── its last call has closed ◄─┘
 
     PARKED, BEGUN, SLOW ── no accepted call within call_timeout_s, or others need the place ──► closed
 
 Invariants
-  D1  At most SLOTS are BEGUN, and at most PER_TURN are begun in one turn of the loop: users' requests come between.
-  D2  BEGUN and SLOW are at most `strangers`, before those whose calls have ended. All together, those inside too, are
-      at most `max_connections`. Where these are reached, the oldest PARKED is closed for the one that comes, or the
-      oldest SLOW.
-  D3  An agent's time starts when the hub looks at it, not while it waits in the hub's own queue.
-  D4  The queue is never longer than what MAX_WAIT_S does at the measured pace: an agent that came too late is closed
-      before TLS, and comes back.
+  D1  At most SLOTS are BEGUN, and one turn of the loop begins at most PER_TURN. Users' requests run in between.
+  D2  BEGUN and SLOW are at most `strangers`, without those whose calls have closed. All connections together, the
+      admitted ones too, are at most `max_connections`. At a limit, a new connection replaces the oldest PARKED, or else
+      the oldest SLOW one.
+  D3  An agent's time starts when the hub begins it, not while it waits in the hub's queue.
+  D4  The queue is never longer than the work of MAX_WAIT_S at the measured pace. An agent beyond that is closed before
+      TLS, and reconnects.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ __all__ = ["AgentDoor", "AgentProtocol", "Guest"]
 logger = logging.getLogger(__name__)
 
 SLOTS = 64
-"""Agents that are begun at a time: some 130 ms of work with TLS, less than what the slowest of them waits for."""
+"""Agents begun at the same time: about 130 ms of work with TLS, less than the patience of the slowest agent."""
 
 PER_TURN = 4
-"""Begun in one turn of the loop: some 8 ms of work with TLS, which is what a user's request may wait for."""
+"""Agents begun in one turn of the loop: about 8 ms of work with TLS, which delays a user's request."""
 
 LOAN_S = 0.5
 """How long an agent keeps its slot while the hub waits for its next byte."""
@@ -59,14 +59,14 @@ LOOKS_PER_TURN = 64
 """Connections that are looked at in one turn of the loop, silent ones included."""
 
 MAX_WAIT_S = 20.0
-"""The longest queue, by the time it takes; agents wait 30 s for TLS (wire.md)."""
+"""The longest queue, as the time of its work. Agents wait 30 s for TLS (wire.md)."""
 
 TICK_S = 0.25
 FIRST_PACE = 1000.0
 """Agents a second that the queue is measured by before the hub's own pace is known."""
 
 _SAMPLE = 8
-"""Agents done in a tick that tell the pace."""
+"""Agents that a tick must finish to measure the pace."""
 
 MIN_PACE = 4.0
 _SMOOTHING = 0.2
@@ -74,10 +74,10 @@ _LEFT = getattr(select, "POLLRDHUP", 0) | getattr(select, "POLLHUP", 0) | getatt
 
 
 class AgentProtocol(Protocol):
-    """What is used of an agent's connection: an asyncio protocol that can be told to close."""
+    """The used part of an agent's connection: an asyncio protocol that can close."""
 
     def close(self) -> None:
-        """End the connection in order; it may linger for a moment."""
+        """Close the connection in order. It may linger for a moment."""
 
     def abort(self) -> None:
         """Drop the connection now."""
@@ -124,13 +124,19 @@ class Guest:
 
 
 class AgentDoor:
-    """Lets agents in.
+    """Admits agents.
 
-    protocol: makes the protocol of one connection, which calls its Guest. tls: the port's context, None for plaintext.
-    max_connections: of the port, all told. strangers: connections that are begun and without an accepted call.
-    reason_of: why a handshake failed, in words; None for what isn't worth a line. on_tls_failed: called with the peer
-    and that reason. call_timeout_s: from the hub's first look at a connection until a call is accepted.
-    refused: connections closed at the door, by reason: `queue`, `connections`, `strangers`, `no_call`.
+    Args:
+        protocol: makes the protocol of one connection, which calls its Guest.
+        tls: the port's context, None for plaintext.
+        max_connections: the limit of the port.
+        strangers: the limit of begun connections without an accepted call.
+        reason_of: describes a failed handshake, None if it needs no log line.
+        on_tls_failed: called with the peer and that description.
+        call_timeout_s: seconds from the begin of a connection to its accepted call.
+
+    Attributes:
+        refused: connections closed before their call, by reason: `queue`, `connections`, `strangers`, `no_call`.
     """
 
     def __init__(
@@ -167,8 +173,10 @@ class AgentDoor:
         self._was_busy = False
         self._closed = False
         self.refused: Counter[str] = Counter()
-        self._late = RateLimitedLog(logger, logging.WARNING, "too many agents wait: further connections are closed")
-        self._full = RateLimitedLog(logger, logging.WARNING, "agents' connections are closed: there are too many")
+        self._late = RateLimitedLog(
+            logger, logging.WARNING, "too many agents are waiting, so new connections are closed"
+        )
+        self._full = RateLimitedLog(logger, logging.WARNING, "too many connections from agents, so some are closed")
         self._silent = RateLimitedLog(
             logger, logging.WARNING, f"connections to the gRPC port without an accepted call for {call_timeout_s:g} s"
         )
@@ -338,7 +346,7 @@ class AgentDoor:
             self._inside += 1
 
     def _let_out(self, guest: Guest) -> None:
-        """Whoever opens calls to end them holds no place that others need: it has had its time (`begun_s`)."""
+        """Treat an agent without calls like one that has used up its time (`begun_s`), so it blocks no others."""
         if guest.state is IN:
             self._inside -= 1
             guest.due_s = math.inf  # its protocol closes it
@@ -382,7 +390,7 @@ class AgentDoor:
     def _tick(self) -> None:
         now_s = self._loop.time()
         late_s = max(0.0, now_s - self._tick_at_s - TICK_S)
-        if late_s:  # the loop stood still: what has come meanwhile is read first
+        if late_s:  # the process was stopped, so read the waiting bytes first
             for state in (PARKED, BEGUN, SLOW):
                 for guest in self._by_state[state]:
                     guest.due_s += late_s
@@ -413,7 +421,7 @@ class AgentDoor:
 
 
 def _ready(sock: socket.socket) -> bool | None:
-    """Whether the peer has sent something; None where it has left: what is done for it would be in vain."""
+    """Whether the peer has sent anything, None if it has left."""
     if not _LEFT:
         return _has_data(sock)
     with contextlib.suppress(OSError, ValueError):  # the latter for one that is closed

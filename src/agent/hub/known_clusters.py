@@ -1,8 +1,8 @@
-"""Which clusters the hub knows, so that a wrong path isn't answered as an agent that is missing.
+"""The clusters that the hub knows, so that a wrong path is not reported as a missing agent.
 
-named by the token file, or an agent is connected (it drains) or was within the last hour    503, with Retry-After
-otherwise                                                                                     404
-within STARTING_S of the hub's start                                                          503: agents come back
+named by the token file, or an agent is connected (draining) or was within the last hour    503, with Retry-After
+otherwise                                                                                    404
+within STARTING_S of the hub's start                                                         503, agents reconnect
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class KnownClusters:
             self._seen_s.popitem(last=False)
 
     def refusal(self, cluster: str, *, hint: str) -> Refused:
-        """What a request for a cluster without an agent gets. hint: the text for an unknown one."""
+        """The response for a cluster without an agent. hint: the text for an unknown cluster."""
         now_s = self._clock()
         is_starting = self._started_s is None or now_s - self._started_s < STARTING_S
         if is_starting or self._is_known(cluster) or now_s - self._seen_s.get(cluster, float("-inf")) <= REMEMBERED_S:

@@ -29,7 +29,7 @@ TLS_TIMEOUT_S = 10.0
 """From a connection to the end of its TLS handshake."""
 
 ANSWER_TIMEOUT_S = 5.0
-"""How long a user who gets no more than an answer from the door may take to send a byte, and to read the answer."""
+"""Seconds that a refused user has to send a byte, and to read the response."""
 
 _TLS_HANDSHAKE = b"\x16"
 """The first byte of a TLS connection: a record of type handshake (RFC 8446, section 5.1)."""
@@ -57,15 +57,20 @@ EXPIRED = _answer("400 Bad Request", "the client's certificate has expired")
 
 
 class UserDoor:
-    """Lets users in.
+    """Admits users to the HTTP port.
 
-    protocol: makes the proxy's protocol for one connection. open_connections: how many of those there are. make_room:
-    closes a connection that was never used; returns whether there is one.
-    max_connections: of the port, all told; past it a connection is answered 503 at once, or closed where TLS would come
-    first. tls: the port's context, None for plaintext. certificate_required: users without a certificate get 400.
-    reason_of: why a handshake failed, in words; None for what isn't worth a line.
-    refused: connections closed or answered at the door, by reason: `connections`, `handshakes`, `not_tls`,
-    `no_certificate` (also one that has expired), `tls`.
+    Args:
+        protocol: makes the proxy's protocol for one connection.
+        open_connections: the number of the proxy's connections.
+        make_room: closes a connection that was never used. Returns whether it found one.
+        max_connections: the limit of the port. Past it a connection gets a 503 at once, or is closed before TLS.
+        tls: the port's context, None for plaintext.
+        certificate_required: users without a certificate get 400.
+        reason_of: describes a failed handshake, None if it needs no log line.
+
+    Attributes:
+        refused: connections refused here, by reason: `connections`, `handshakes`, `not_tls`, `no_certificate` (or an
+            expired one), `tls`.
     """
 
     def __init__(
@@ -92,7 +97,7 @@ class UserDoor:
         self._answering: set[_Answer] = set()
         self._max_handshakes = max(1, max_connections // 2)
         self.refused: Counter[str] = Counter()
-        self._full = RateLimitedLog(logger, logging.WARNING, "users' connections are refused: there are too many")
+        self._full = RateLimitedLog(logger, logging.WARNING, "too many connections from users, so some are refused")
         self._slow = RateLimitedLog(
             logger, logging.WARNING, "too many TLS handshakes with users at once: the oldest are closed"
         )
@@ -203,7 +208,7 @@ class UserDoor:
         logger.info("a user's TLS handshake failed", extra={"peer": peer, "reason": reason})
 
     async def _first_byte(self, sock: socket.socket) -> bytes:
-        """The first byte, which stays to be read; b"" where it can't be had. Cancelled: nothing has changed."""
+        """Peek at the first byte, b"" without one. If cancelled, nothing has changed."""
         while True:
             try:
                 return sock.recv(1, socket.MSG_PEEK)
@@ -220,9 +225,10 @@ class UserDoor:
 
 
 class _CertificateCheck(asyncio.Protocol):
-    """The first protocol of a connection whose user must show a certificate: hands it on to the proxy's, or to a 400.
+    """The first protocol of a connection that needs a user's certificate. It switches to the proxy's, or sends a 400.
 
-    TLS lets users in who show none, so that they can be told (TLS 1.3 clients don't wait for the server's verdict).
+    TLS accepts users without a certificate, so that they can get a response. TLS 1.3 clients don't wait for the
+    server's verdict.
     """
 
     def __init__(self, door: UserDoor) -> None:
@@ -248,9 +254,9 @@ class _CertificateCheck(asyncio.Protocol):
 
 
 class _Answer(asyncio.Protocol):
-    """Answers what comes, whatever it is, and closes. So the client can read the answer, what it sends is read, too.
+    """Sends its response to any input, and closes. It also reads the input, so that the client can read the response.
 
-    open: the set that this is in while it is connected.
+    open: the set that holds this protocol while it is connected.
     """
 
     def __init__(self, open: set[_Answer], answer: bytes) -> None:
@@ -271,7 +277,7 @@ class _Answer(asyncio.Protocol):
             if self._transport.can_write_eof():
                 self._transport.write_eof()
             else:
-                self._transport.close()  # TLS says its own goodbye, and reads the peer's
+                self._transport.close()  # TLS sends its close_notify, and reads the peer's
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)
@@ -284,7 +290,7 @@ class _Answer(asyncio.Protocol):
 
 
 def _send_too_many(sock: socket.socket) -> None:
-    """A 503 in one go. What the client has sent is read first: closing would take the answer from it otherwise."""
+    """Send a 503 at once. The client's bytes are read first, since a close with unread bytes discards the response."""
     with contextlib.suppress(BlockingIOError):
         sock.recv(65536)
     sock.send(TOO_MANY)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 Route = Callable[[RequestHead], "Target | Awaitable[Target]"]
 
 ORIGIN = "http://app"
-"""Stands before the path of a target that has no address; the application sees the client's own Host."""
+"""The origin of a target without an address. The application sees the client's own Host."""
 
 
 class _App:
@@ -34,9 +34,9 @@ class _App:
         self._stop = asyncio.Event()
 
     async def listener(self) -> Any:
-        """The app's fastpipe.Listener, when its lifespan startup is through. Raises RuntimeError where that failed.
+        """Return the app's fastpipe.Listener after its lifespan startup. Raises RuntimeError if the startup failed.
 
-        Cancelled: the startup goes on, for the next who asks.
+        If cancelled, the startup continues for the next caller.
         """
         if self._listener is None:
             self._listener = asyncio.get_running_loop().create_future()
@@ -71,15 +71,17 @@ class _App:
         return cast(asyncio.Transport, transport)
 
     def shut_down_connections(self) -> None:
-        """Tell the app's connections to end: WebSockets at once, by 1012, the others behind their answer."""
+        """Close the app's connections in order: WebSockets at once, with 1012, the others after their response."""
         if self._listener is not None and self._listener.done() and self._listener.exception() is None:
             from fastpipe.asgi import shut_down_connections
 
             shut_down_connections(self._listener.result())
 
     async def close(self) -> None:
-        """Let requests in flight finish, then the lifespan's shutdown. A startup that goes on is given up, and who
-        waits for it gets an error. Cancelled: all is cut short.
+        """Wait for the requests in flight, then run the lifespan's shutdown.
+
+        A startup that still runs is cancelled, and its waiting callers get an error. If this call is cancelled, it
+        aborts everything.
         """
         self._stop.set()
         if self._serving is None or self._listener is None:
@@ -94,7 +96,7 @@ class _App:
 
 def _fail(listener: asyncio.Future[Any], error: Exception) -> None:
     listener.set_exception(error)
-    listener.exception()  # whoever waits for it raises it; nobody may
+    listener.exception()  # retrieved here, since perhaps no caller waits for it
 
 
 class Apps:
@@ -128,9 +130,9 @@ class Apps:
         return routed
 
     def start_draining(self, end_connect: Callable[[Connect], None]) -> None:
-        """End what can be: WebSockets hear of it, and idle connections close. What is new is served all the same.
+        """Close WebSockets and idle connections in order. New requests are still served.
 
-        end_connect: closes the connections of one `Target.connect` that are idle, and the others when they are.
+        end_connect: closes the connections of one `Target.connect`, each as soon as it is idle.
         """
         for _, app in self._apps.values():
             end_connect(app.connect)
@@ -143,7 +145,7 @@ class Apps:
 
     def _reachable(self, target: Target, request: RequestHead) -> Target:
         if not isinstance(target, Target) or target.app is None or target.connect is not None:
-            return target  # what isn't a Target is said by who asked for one
+            return target  # the caller reports a value that is not a Target
         path = target.path if target.url else request.target
         return Target(ORIGIN + path.decode("latin-1"), connect=self._connect(target.app), preserve_host=True)
 

@@ -1,8 +1,8 @@
-"""`Tunnel-Fault`: an agent answers a failure itself, and its hub's log has to name the party at fault too.
+"""`Tunnel-Fault`: a field with which an agent's own error response names the party at fault to the hub's log.
 
-    Tunnel-Fault: <party> <limit, or "-"> <the reason, as in the answer's text>
+    Tunnel-Fault: <party> <limit, or "-"> <the reason, as in the response's text>
 
-Hubs and agents drop the field wherever it comes from another party: neither a user nor a target can write it.
+Hubs and agents drop the field from all other messages, so neither a user nor a target can write it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["FAULT_FIELD", "read_fault", "write_fault"]
 
 FAULT_FIELD = b"Tunnel-Fault"
 BLAMED = ("client", "target", "agent", "policy")
-"""Parties that an agent may name. One that names another is at fault itself."""
+"""Parties that an agent may name. If an agent names another party, the agent is at fault."""
 LIMIT_CHARS = 64
 REASON_CHARS = 200
 
@@ -27,7 +27,7 @@ def write_fault(fault: Party, limit: str, reason: str) -> bytes:
 
 
 def read_fault(value: bytes) -> tuple[Party, str, str]:
-    """(the party, the limit or "", the reason) of an agent's field, fit for the log whatever it says."""
+    """Read (party, limit or "", reason) from an agent's field. The result is safe for the log."""
     text = "".join(char if char.isprintable() else "?" for char in value.decode("latin-1"))
     party, _, rest = text.partition(" ")
     limit, _, reason = rest.partition(" ")

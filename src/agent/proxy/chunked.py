@@ -1,7 +1,8 @@
-"""Chunked bodies, read strictly and written afresh (RFC 9112, section 7.1).
+"""Chunked bodies: a strict decoder and an encoder (RFC 9112, section 7.1).
 
-llhttp can't tell where in its input a message ended, nor bound a chunk's line, so bodies are read here: one decoder a
-body, which keeps at most one line. What it hands out are slices of what it was given, never re-ordered or joined.
+llhttp does not report where a message ended in its input, and does not bound the line of a chunk. So this decoder reads
+the bodies. Each body has its own decoder, which keeps at most one line. The decoder returns slices of its input, in
+order and never joined.
 
     LINE ──size > 0──► DATA ──size reached──► DATA_END ──CRLF──► LINE
       └───size = 0──► TRAILER ──empty line──► DONE
@@ -26,11 +27,11 @@ FIELD_LINE = re.compile(rb"(" + TOKEN + rb"):[\t ]*((?:[!-~\x80-\xff](?:[\t -~\x
 STRAY_BREAK = re.compile(rb"(?<!\r)\n|\r(?!\n)(?!\Z)")
 MAX_SIZE = 2**63 - 1
 SLICE_BYTES = 4096
-"""Shorter pieces are copied out, longer ones are views: a view costs more than copying a little."""
+"""Shorter pieces are copies, longer ones are views, since a view costs more than a small copy."""
 
 
 class ChunkError(ValueError):
-    """The chunked coding is broken, or passes a limit. limit: that setting's name, for the log; "" for none."""
+    """The chunked coding is malformed, or exceeds a limit. limit: that setting's name for the log, "" for none."""
 
     def __init__(self, reason: str, *, limit: str = "") -> None:
         super().__init__(reason)
@@ -103,7 +104,7 @@ class ChunkedDecoder:
         """Take the CRLF behind a chunk's data, or the half of it that is there."""
         found = self._partial + raw[position : position + 2 - len(self._partial)]
         if not b"\r\n".startswith(found):
-            raise ChunkError("a chunk's data doesn't end where its size says")
+            raise ChunkError("a chunk's data doesn't match its size")
         position += len(found) - len(self._partial)
         if len(found) == 2:
             self._partial = b""

@@ -28,16 +28,18 @@ R = TypeVar("R")
 AddressInfo = tuple[Any, ...]
 ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5: recommended connection attempt delay
 TELL_AGAIN_S = 60.0
-"""How long it takes until a target's certificate that isn't accepted is told once more."""
+"""The time until a rejected certificate of the same target is logged again."""
 MOST_TOLD = 1000
 
 
 async def dial(target: Target, protocol: P, limits: ProxyLimits, context: ssl.SSLContext | None) -> P:
-    """Connect `protocol` to `target`, by TLS where `context` is given.
+    """Connect `protocol` to `target`, with TLS if `context` is given.
 
-    A target with `connect` is opened by that alone, its TLS included. Raises TargetError: 502 where name, connection or
-    certificate fail, 503 where this machine ran out of descriptors, ports or memory, 504 where they take too long.
-    Cancelled: nothing stays open.
+    A target's `connect` opens everything, TLS included. If cancelled, nothing stays open.
+
+    Raises:
+        TargetError: 502 if name, connection or certificate fail. 503 if this machine has no descriptors, ports or
+            memory left. 504 after a timeout.
     """
     if target.connect is not None:
         party = target.party
@@ -128,7 +130,7 @@ async def _connect_to(info: AddressInfo) -> socket.socket:
 
 
 async def _first_to_connect(addresses: list[AddressInfo]) -> socket.socket:
-    """Try each address, the next one when one fails or a little after it began; the first to connect wins."""
+    """Try the addresses in turn, each after a failure or a short delay. The first to connect wins."""
     attempts: list[asyncio.Task[socket.socket]] = []
     errors: list[BaseException] = []
     waiting = list(addresses)
@@ -158,11 +160,11 @@ def _close_late(attempt: asyncio.Task[socket.socket]) -> None:
         attempt.result().close()
 
 
-_told_at_s: dict[tuple[str, int], float] = {}  # when the certificate of a target was told of, the longest ago first
+_told_at_s: dict[tuple[str, int], float] = {}  # when a target's certificate was logged, the oldest first
 
 
 async def _tell_of_certificate(target: Target, error: ssl.SSLCertVerificationError) -> None:
-    """Log why a target's certificate wasn't accepted, once a minute for each; of one with wrong dates whose it is."""
+    """Log why a target's certificate was rejected, once a minute for each target. Wrong dates come with the subject."""
     where, now_s = (target.host, target.port), time.monotonic()
     if now_s - _told_at_s.get(where, -TELL_AGAIN_S) < TELL_AGAIN_S:
         return

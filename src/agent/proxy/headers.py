@@ -1,7 +1,7 @@
-"""Which header fields travel: hop-by-hop rules as pure functions on lists of (name, value).
+"""The hop-by-hop rules of header fields, as pure functions on lists of (name, value).
 
-A connection's own fields end with it (RFC 9110, section 7.6.1). What goes on is the rest; message framing, `Host` and
-`Connection` are written afresh by whoever sends the head, never copied.
+A connection's own fields are not forwarded (RFC 9110, section 7.6.1), and all others are. The sender of a head writes
+message framing, `Host` and `Connection` itself, and never copies them.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ HOP_BY_HOP = frozenset(
     }
 )
 SPECIAL = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
-"""Fields that are read, and then written afresh or dropped: they never go on as they came."""
+"""Fields that the proxy reads, and then rewrites or drops. It never forwards them unchanged."""
 
 PROTECTED = frozenset({b"host", b"content-length", b"authorization"})
-"""What a `Connection` field must not name: naming them would take them off a request behind a check's back."""
+"""Names that a `Connection` field must not have. They would be removed from a request after its checks."""
 
 # RFC 9110, section 6.5.1: framing, routing, authentication, request modifiers and content's own description.
 NOT_A_TRAILER = SPECIAL | {
@@ -98,14 +98,14 @@ def drop_named(fields: Fields, options: frozenset[bytes]) -> Fields:
 
 
 def forwarded_trailers(fields: Fields) -> Fields:
-    """The trailer fields of a response that may go on."""
+    """The trailer fields of a response that the proxy forwards."""
     return [field for field in fields if field[0].lower() not in NOT_A_TRAILER]
 
 
 def serialize(start_line: bytes, fields: Fields) -> bytes:
     """Write a head: `start_line` without its CRLF, then one line a field, then the empty line.
 
-    fields: as a parser gave them; others have to pass `check_fields` first.
+    fields: from a parser. Other fields must pass `check_fields` first.
     """
     return b"\r\n".join([start_line, *map(b": ".join, fields), b"\r\n"])
 

@@ -1,8 +1,8 @@
-"""What sockets have beside their bytes: tells a client that has gone from one that only sends no more, and resets.
+"""Distinguishes a client that has left from one that has only shut down its sending side, and sends resets.
 
-Both look the same to a reader: the end of its bytes. A Unix socket's poll shows POLLHUP once the peer has closed it
-whole; a TCP socket shows POLLERR or POLLHUP once something sent to the peer was answered with a reset, which keepalive
-probes bring about on a silent connection.
+A reader sees the end of the bytes in both cases. A Unix socket's poll shows POLLHUP once the peer has closed it fully.
+A TCP socket shows POLLERR or POLLHUP once the peer has sent a reset. Keepalive probes provoke that reset on a silent
+connection.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KEEPALIVE_S = 10
 
 
 def watch_half_closed(transport: asyncio.BaseTransport) -> None:
-    """Have the kernel probe a TCP peer that has sent its end, so that `is_gone` learns of its going."""
+    """Enable keepalive probes of a TCP peer that has sent its FIN, so that `is_gone` detects when it leaves."""
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
@@ -33,7 +33,7 @@ def watch_half_closed(transport: asyncio.BaseTransport) -> None:
 
 
 def reset_when_closed(transport: asyncio.BaseTransport, resets: bool) -> None:
-    """Have the kernel end a TCP connection by a reset rather than a FIN, however it is closed, or no longer."""
+    """Make the kernel close a TCP connection with a reset instead of a FIN, or turn that off again."""
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return

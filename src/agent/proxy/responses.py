@@ -1,4 +1,4 @@
-"""The proxy's own answers, in text/plain."""
+"""The proxy's own responses, in text/plain."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ def phrase(status: int) -> bytes:
 
 
 def own_answer(status: int, reason: str, *, fields: Fields, connection: bytes = b"", head_only: bool = False) -> bytes:
-    """Write a whole answer. reason: its text, shown to the client. connection: the `Connection` field's value, b"" for
-    none. head_only: for a HEAD request."""
+    """Write a whole response.
+
+    reason: its text, shown to the client.
+    connection: the `Connection` field's value, b"" for none.
+    head_only: for a HEAD request.
+    """
     head: Fields = []
     body = b""
     if status != 204:

@@ -1,4 +1,4 @@
-"""Writes the heads that go on: to the target, and back to the client. From checked parts, never copied."""
+"""Writes the heads for the target and for the client, from checked parts and never by copying."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from .heads import CHUNKED, KEPT_BYTES, Request, Response
 
 __all__ = ["head_for_client", "head_for_target", "informational_head", "switching_head"]
 
-WITH_CONTENT = frozenset({b"POST", b"PUT", b"PATCH"})  # a bodyless one says so (RFC 9110, section 8.6)
+WITH_CONTENT = frozenset({b"POST", b"PUT", b"PATCH"})  # bodyless ones get a length of 0 (RFC 9110, section 8.6)
 
 
 def head_for_target(request: Request, own_target: bytes, fields: Fields, target: Target) -> bytes:
-    """The head that the target gets. own_target: the client's, used where `target` names none. fields: end-to-end ones,
-    as the policy left them; what belongs to framing, to the connection or is `Host` among them is ignored.
+    """Write the head for the target. Raises PolicyError if a field can't be written.
 
-    Raises PolicyError where one of them can't be written.
+    own_target: the client's request target, used if `target` names none.
+    fields: end-to-end fields from the policy. Framing fields, connection fields and `Host` among them are ignored.
     """
     own_host = request.host if target.preserve_host or not target.host else b""
     host = own_host or target.authority
@@ -31,7 +31,7 @@ def head_for_target(request: Request, own_target: bytes, fields: Fields, target:
         if len(tail) <= KEPT_BYTES and _is_immutable(fields):  # else they could change under the copy
             request.given, request.tail = fields.copy(), tail
     if request.expects_continue and not target.answers_expect:
-        tail = b"Expect: 100-continue\r\n" + tail  # not in the tail that is kept: the next target may be another's
+        tail = b"Expect: 100-continue\r\n" + tail  # not in the cached tail, since the next request may not have it
     return b"".join((request.method, b" ", target.path or own_target, b" HTTP/1.1\r\nHost: ", host, b"\r\n", tail))
 
 
@@ -68,8 +68,11 @@ def _tail(request: Request, fields: Fields) -> bytes:
 
 
 def head_for_client(response: Response, length: int, connection: bytes) -> bytes:
-    """The head of a final response. length: of its body in bytes, CHUNKED, or UNFRAMED where it says neither.
-    connection: the `Connection` field's value, b"" for none."""
+    """Write the head of a final response.
+
+    length: of its body in bytes, CHUNKED, or UNFRAMED without either.
+    connection: the `Connection` field's value, b"" for none.
+    """
     if response.written and length == response.framing and connection == response.closing:
         return response.written
     out = [response.lines]

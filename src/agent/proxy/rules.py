@@ -1,8 +1,8 @@
-"""The rules that heads break, by name: the log's `rule`, with the words that client and operator read.
+"""The rules for heads, by name: the log's `rule`, with the text for client and operator.
 
-`broken_line`, `broken_status_line` and `broken_fields` look for the rule once a head is known to be wrong, so they may
-be slow. Both twins share them, so both name the same rule. What they look at decides nothing: a head that llhttp
-rejects stays rejected if no rule is found.
+`broken_line`, `broken_status_line` and `broken_fields` find the rule that a malformed head breaks, so they may be slow.
+Both twins share them, so both report the same rule. They decide nothing. If they find no rule, the head that llhttp
+rejected stays rejected.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RULES = {
     for name, text in {
         # Any line of a head.
         "bare-lf": "a line ends without CR",  # RFC 9112, section 2.2
-        "bare-cr": "a CR stands without LF",
+        "bare-cr": "a CR without LF",
         "nul": "a NUL byte",
         # The request line.
         "empty-lines": "too many empty lines before the request line",
@@ -77,21 +77,21 @@ RULES = {
         "coding-value": "the Transfer-Encoding is not exactly chunked",
         "coding-unknown": "unknown transfer coding",
         "framing-disguised": "a field with '_' looks like Content-Length or Transfer-Encoding",
-        # What a request says of itself.
+        # A request's own fields.
         "host-missing": "the Host field is missing",
         "host-repeated": "more than one Host field",
         "host-value": "the Host field is not one valid host",
         "connection-names": "the Connection field names a field that belongs to the request",
         "upgrade-body": "an upgrade to websocket or SPDY/3.1 with a body that is chunked or too long",
         "upgrade-base-hub": "an upgrade to websocket or SPDY/3.1 with a body, from a hub without features",
-        # What a response says of itself.
+        # A response's own fields.
         "switch-unasked": "it switches to a protocol that the request did not ask for",
     }.items()
 }
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 STRAY = re.compile(rb"(?<!\r)\n|\r(?!\n)(?!\Z)|\0")
-"""What no rest of a head can mend: a LF without CR, a CR without LF, a NUL."""
+"""Bytes that make a head malformed, whatever follows: a LF without CR, a CR without LF, a NUL."""
 
 NAME = re.compile(TOKEN)
 CONTROL = re.compile(rb"[\0-\x08\x0a-\x1f\x7f]")
@@ -101,7 +101,7 @@ MAX_LENGTH = 2**63 - 1
 
 
 class HeadError(ValueError):
-    """A target's response head is wrong. The text is fit for the client; rule: for the log."""
+    """A target's response head is malformed. The text is for the client. rule: for the log."""
 
     def __init__(self, rule: Rule) -> None:
         super().__init__(f"the target sent a malformed response head: {rule.text}")
@@ -125,7 +125,7 @@ def broken_line(line: bytes) -> Rule:
 
 
 def broken_status_line(head: bytes) -> Rule | None:
-    """The rule that a response head's first line breaks; None where it breaks none."""
+    """The rule that a response head's first line breaks, or None."""
     if not head.startswith(b"HTTP/1."):
         return RULES["not-http1"]
     if head[7:9] not in (b"0 ", b"1 "):
@@ -139,7 +139,7 @@ def broken_status_line(head: bytes) -> Rule | None:
 
 
 def broken_fields(head: bytes, start: int) -> Rule:
-    """The rule that a head's fields break. start: where they begin; the head ends with its empty line."""
+    """The rule that a head's fields break. head: with its empty line. start: where the fields begin."""
     rule = stray_rule(head, 0, len(head))
     if rule is not None:
         return rule
@@ -160,7 +160,7 @@ def broken_fields(head: bytes, start: int) -> Rule:
 
 
 def _broken_field(line: bytes, name: bytes, colon: bytes, value: bytes) -> str:
-    """The name of the rule that one field line breaks; "" where it breaks none."""
+    """The name of the rule that one field line breaks, or ""."""
     if line[:1] in (b" ", b"\t"):
         return "folded-line"
     if not colon:

@@ -1,6 +1,6 @@
-"""Why a target could not be connected, by the system's error: whose fault it is, and in words that say so.
+"""Finds the party at fault in a failed connection to a target, from the system's error.
 
-A process that has run out of descriptors can't dial anybody, and its targets have refused nothing.
+A process without free descriptors can't dial any target, and no target is at fault.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ SHORTAGES = {
     errno.EADDRNOTAVAIL: ("the agent has no source address and port for the target", "net.ipv4.ip_local_port_range"),
     errno.EAGAIN: ("the agent's system has no resource left for a connection", ""),
 }
-"""What ran out here, and what bounds it. It passes: the answer is 503 with Retry-After."""
+"""Resources that ran out here, with their limits. A shortage passes, so the response is 503 with Retry-After."""
 
 FORBIDDEN = {
     errno.EPERM: "the agent's system does not allow the connection",
     errno.EACCES: "the agent's system does not allow the connection",
     errno.EAFNOSUPPORT: "the agent's system has no such addresses as the target's",
 }
-"""What this machine won't do, now or later: a firewall's rule for what goes out, a kernel without IPv6."""
+"""Connections that this machine never allows: a firewall's rule for outgoing traffic, a kernel without IPv6."""
 
 UNREACHED = {
     errno.ECONNREFUSED: (502, "the target refused the connection"),
@@ -49,7 +49,7 @@ _INTERVAL_S = 1.0
 
 
 class _Complaint:
-    """Says at most once a second that something ran out, and how often it did meanwhile."""
+    """Logs at most once a second that a resource ran out, and how often it did meanwhile."""
 
     def __init__(self) -> None:
         self._next_s = 0.0
@@ -79,7 +79,7 @@ def is_shortage(error: BaseException) -> bool:
 
 
 def connect_error(error: OSError, stage: str = "connect") -> TargetError:
-    """What to answer where a connection to a target failed with this error. What ran out here is logged as an ERROR."""
+    """Make the TargetError for a failed connection to a target. A shortage of this process is logged as an ERROR."""
     number = error.errno or 0
     if number in SHORTAGES:
         text, limit = SHORTAGES[number]
@@ -92,9 +92,10 @@ def connect_error(error: OSError, stage: str = "connect") -> TargetError:
 
 
 def most_telling(errors: Sequence[BaseException]) -> BaseException:
-    """Of what became of a target's addresses, what says most: what ran out here, then that somebody was there.
+    """Choose the most specific error of a target's addresses: first a shortage here, then an error of a live peer.
 
-    errors: at least one. A family of addresses that this machine lacks (ENETUNREACH, EADDRNOTAVAIL) says least.
+    errors: at least one. The least specific is a family of addresses that this machine lacks (ENETUNREACH,
+        EADDRNOTAVAIL).
     """
     return min(errors, key=_rank)
 
@@ -116,9 +117,9 @@ def _rank(error: BaseException) -> int:
 
 
 def lacks_descriptors() -> OSError | None:
-    """The error that opening a descriptor gives now; None where one can be had.
+    """Try to open a descriptor. Returns the error, None without one.
 
-    The system's resolver tells a lack of them as a name that isn't there.
+    Without free descriptors, the system's resolver reports an unknown name.
     """
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
