@@ -173,7 +173,8 @@ class AgentDoor:
         self._was_busy = False
         self._closed = False
         self.refused: Counter[str] = Counter()
-        self._late = RateLimitedLog(
+        waiting = "too many agents are waiting, so new connections are closed"
+        self._late = RateLimitedLog(logger, logging.WARNING, waiting)
             logger, logging.WARNING, "too many agents are waiting, so new connections are closed"
         )
         self._full = RateLimitedLog(logger, logging.WARNING, "too many connections from agents, so some are closed")
