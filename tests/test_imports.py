@@ -41,9 +41,11 @@ ROOTS = {
     "agent.hub.metrics": {"telemetry"},
     "agent.hub.session": {"agent.tunnel.scheduler", "agent.tunnel.session", "agent.tunnel.window"},
     "agent.cli.check": {"policy", "spoke", "tunnel", "x509"},
+    "agent.cli.configured": {"agent.spoke.outbound_proxy"},
     "agent.cli.demo": {"hub", "spoke"},
-    "agent.cli.main": {"hub", "spoke"},
+    "agent.cli.hub": {"hub"},
     "agent.cli.proxy": {"policy", "proxy"},
+    "agent.cli.run": {"spoke"},
 }
 """Composition roots: modules that may import more than their room."""
 

@@ -440,7 +440,7 @@ def test_an_agent_without_a_hub_is_not_ready_and_ends_cleanly(log: Path) -> None
 
 SLOW = """
 import asyncio, sys
-from agent.cli import main as cli
+from agent.cli import process
 from agent.config.schema import ProcessConfig
 
 async def body():
@@ -462,7 +462,7 @@ async def body():
                     except asyncio.CancelledError:
                         pass
 
-sys.exit(cli._serve(body, ProcessConfig(loop=sys.argv[2])))
+sys.exit(process.serve(body, ProcessConfig(loop=sys.argv[2])))
 """
 
 
@@ -482,7 +482,7 @@ def test_first_signal_drains_second_aborts_third_kills(
 
 FAILING = """
 import sys
-from agent.cli import main as cli
+from agent.cli import process
 from agent.config.schema import ProcessConfig
 from agent.errors import ConfigError, HubError
 
@@ -499,7 +499,7 @@ errors = {
 async def body():
     raise errors[sys.argv[1]]()
 
-sys.exit(cli._serve(body, ProcessConfig()))
+sys.exit(process.serve(body, ProcessConfig()))
 """
 
 
@@ -525,7 +525,8 @@ def test_errors_become_exit_codes(kind: str, code: int, said: list[str]) -> None
 
 STUCK = """
 import asyncio, os, sys, threading
-from agent.cli import main as cli
+from agent.cli import process
+from agent.cli.configured import set_up_logging
 from agent.config.schema import ProcessConfig
 
 async def body():
@@ -533,8 +534,8 @@ async def body():
     if sys.argv[2] == "fails":
         raise OSError(98, "Address already in use")
 
-cli._set_up_logging(ProcessConfig())
-sys.exit(cli._serve(body, ProcessConfig(loop=sys.argv[1])))
+set_up_logging(ProcessConfig())
+sys.exit(process.serve(body, ProcessConfig(loop=sys.argv[1])))
 """
 
 
@@ -673,7 +674,7 @@ def test_a_misspelt_variable_is_said_beside_what_is_missing() -> None:
     ended = finished("run", environ={"AGENT_HUB_ADRESS": "hub:1", "AGENT_CLUSTER_NAME": "c1"})
     assert ended.returncode == 2
     assert "hub_address (from --hub-address, AGENT_HUB_ADDRESS or the file): must be set" in ended.stderr
-    assert "AGENT_HUB_ADRESS: a variable that is not read; perhaps AGENT_HUB_ADDRESS is meant" in ended.stderr
+    assert "AGENT_HUB_ADRESS: a variable that is not read, perhaps AGENT_HUB_ADDRESS is meant" in ended.stderr
 
 
 def test_help_shows_each_commands_own_variables() -> None:
@@ -733,7 +734,7 @@ def test_a_misspelt_variable_is_said_beside_the_printed_configuration() -> None:
     ended = finished("hub", "--print-config", environ=given)
     assert ended.returncode == 0
     assert 'http_address = "127.0.0.1:2"  # HUB_HTTP_ADDRESS' in ended.stdout
-    assert "HUB_GRPC_ADRESS: a variable that is not read; perhaps HUB_GRPC_ADDRESS is meant" in ended.stderr
+    assert "HUB_GRPC_ADRESS: a variable that is not read, perhaps HUB_GRPC_ADDRESS is meant" in ended.stderr
     assert "127.0.0.1:1" not in ended.stderr
 
 
@@ -743,7 +744,7 @@ def test_a_hub_that_gets_the_agent_s_file_by_a_shared_environment_says_which_var
     ended = finished("hub", "--print-config", environ={"AGENT_CONFIG": str(file)})
     assert ended.returncode == 2
     assert "cluster_name (from " in ended.stderr
-    assert "AGENT_CONFIG: names the file; it is called HUB_CONFIG now" in ended.stderr
+    assert "AGENT_CONFIG: names the file, it is called HUB_CONFIG now" in ended.stderr
     assert finished("hub", "--print-config", environ={"AGENT_CONFIG": str(file), "HUB_CONFIG": ""}).returncode == 0
     ended = finished("run", environ={"AGENT_CONFIG": str(file)})
     assert "names the file" not in ended.stderr

@@ -7,13 +7,17 @@ cluster's newest agent: don't check against such a hub from beside an agent that
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import click
+
 from ..config.credentials import EXPIRED, NOT_YET, findings
-from ..config.schema import AgentConfig
+from ..config.schema import AgentConfig, ProcessConfig
 from ..config.settings import located
 from ..errors import ConfigError, HubError
 from ..messages import Target
@@ -27,8 +31,12 @@ from ..tunnel.http2 import MESSAGE_BYTES, WINDOW_BYTES
 from ..tunnel.packet import ControlCode
 from ..tunnel.session import Tunnel
 from ..x509.peer import whose_dates
+from .configured import Configured
+from .options import options
+from .output import DONE, FAILED, print_line
+from .process import import_from_working_folder, serve
 
-__all__ = ["Result", "checks"]
+__all__ = ["Result", "checks", "command"]
 
 DIAL_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 5.0
@@ -39,6 +47,33 @@ ACCESS_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 RULES_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 EVERYBODYS_GROUP = "system:authenticated"
 NAMES_SHOWN = 10
+
+
+@click.command("check")
+@options(AgentConfig, ProcessConfig)
+def command(config_file: str, **given: Any) -> None:
+    """Try what `run` needs with these options: hubs, targets, API servers and rights there. Prints a line for each.
+
+    Exits with 0 if all is well, else with 1. It opens a tunnel under the cluster's name and closes it at once. A hub
+    written in Go then takes it for the cluster's newest agent, so don't check against such a hub while an agent serves.
+    """
+    if not os.environ.get("AGENT_LOG_LEVEL"):
+        given["log_level"] = given["log_level"] or "error"  # the lines are the result
+    configured = Configured(AgentConfig, config_file, given)
+    config, process = configured.begin(False)
+    import_from_working_folder()
+    failed: list[str] = []
+
+    for doubt in configured.doubts():
+        print_line(f"note {doubt.variable}: a variable that is not read, {doubt.reason}")
+
+    async def body() -> None:
+        async for result in checks(config, configured.sources):
+            print_line(str(result))
+            if not result.ok:
+                failed.append(result.what)
+
+    sys.exit(serve(body, process, configured.sources) or (FAILED if failed else DONE))
 
 
 class Result(NamedTuple):

@@ -15,15 +15,22 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import cast
+from typing import Any, cast
 
+import click
 import httptools
 
-from ..config.schema import AgentConfig, HubConfig
+from ..config.schema import AgentConfig, HubConfig, ProcessConfig
+from ..config.settings import load
+from ..errors import ConfigError
 from ..hub.hub import Hub
 from ..spoke.agent import Agent
+from .configured import set_up_logging
+from .options import options
+from .output import report
+from .process import loop_factory
 
-__all__ = ["main", "run"]
+__all__ = ["command", "main", "run"]
 
 CLIENTS = 50
 REQUESTS_PER_CLIENT = 20
@@ -215,10 +222,25 @@ async def run() -> int:
     return 1 if failures else 0
 
 
-def main(loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> int:
-    """Run the demo on a fresh event loop. Returns the exit code; what failed stands on standard error."""
+@click.command("demo")
+@options(ProcessConfig)
+def command(config_file: str, **given: Any) -> None:
+    """Send real requests through hub, agent and target in one process, over UDS and over memory. Prints a table."""
+    if not os.environ.get("AGENT_LOG_LEVEL"):
+        given["log_level"] = given["log_level"] or "error"  # the table is the result
     try:
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+        (process,), _ = load((ProcessConfig,), flags=given, environ=os.environ, config_file=config_file)
+        set_up_logging(process)
+        code = main(loop_factory(process.loop))
+    except ConfigError as error:
+        code = report(error)
+    sys.exit(code)
+
+
+def main(factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> int:
+    """Run the demo on a new event loop. Returns the exit code. Errors go to standard error."""
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
             return runner.run(run())
     except Exception as error:  # whatever it was, it is the demo's result
         print(f"the demo failed: {error!r}", file=sys.stderr)

@@ -5,20 +5,49 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import sys
 from collections.abc import Callable
+from typing import Any
+
+import click
 
 from ..config.credentials import CredentialWatch
-from ..config.schema import ProxyConfig, limits_of
+from ..config.schema import ProcessConfig, ProxyConfig, limits_of
 from ..errors import listening
 from ..outcome import Kind, Stage
 from ..policy.selection import select_policy
 from ..policy.trust import FileTrust
 from ..proxy import Proxy, ProxyLimits, Upstreams
 from ..syntax import parse_address
+from .configured import Configured
+from .options import options, print_config_option
+from .output import announce_listening
+from .process import serve
 
-__all__ = ["run_proxy"]
+__all__ = ["command", "run_proxy"]
 
 logger = logging.getLogger(__name__)
+
+
+@click.command("proxy")
+@options(ProxyConfig, ProcessConfig)
+@print_config_option
+def command(config_file: str, print_config: bool, **given: Any) -> None:
+    """Run the agent's proxy alone on a TCP port, with no cluster name in the paths, to try routes.
+
+    Prints `listening proxy HOST:PORT`. The first SIGTERM or SIGINT drains, the second aborts.
+
+    \b
+    Example:
+      fastpipe-agent proxy --listen 127.0.0.1:8080 --route /api=http://127.0.0.1:8000
+    """
+    configured = Configured(ProxyConfig, config_file, given)
+    config, process = configured.begin(print_config)
+
+    async def body() -> None:
+        await run_proxy(config, announce_listening)
+
+    sys.exit(serve(body, process, configured.sources))
 
 
 async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int], None]) -> None:

@@ -175,8 +175,6 @@ class AgentDoor:
         self.refused: Counter[str] = Counter()
         waiting = "too many agents are waiting, so new connections are closed"
         self._late = RateLimitedLog(logger, logging.WARNING, waiting)
-            logger, logging.WARNING, "too many agents are waiting, so new connections are closed"
-        )
         self._full = RateLimitedLog(logger, logging.WARNING, "too many connections from agents, so some are closed")
         self._silent = RateLimitedLog(
             logger, logging.WARNING, f"connections to the gRPC port without an accepted call for {call_timeout_s:g} s"
