@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# What the compiled twins are made of; a .pxd gives types to the .pyx or the plain source beside it, a .pxi is a part of one.
+# What the compiled twins are made of (pyproject.toml lists them): a .pxd gives types to the .pyx or .py beside it, a .pxi
+# and a .h are parts of a .pyx.
 TYPES := $(wildcard src/fastpipe/*.pxd src/agent/*/*.pxd)
 CYTHON := $(wildcard src/fastpipe/*.pyx src/fastpipe/*.pxi src/agent/*/*.pyx src/agent/*/*.pxi) $(TYPES)
-SOURCES := $(CYTHON) src/fastpipe/_streams_py.py $(wildcard $(patsubst %.pxd,%.py,$(TYPES)))
+SOURCES := $(CYTHON) $(wildcard src/fastpipe/*.h $(patsubst %.pxd,%.py,$(TYPES)))
 
 OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
 # The CPythons that `make wheels` makes wheels for and tries them on, and what of the suite it runs on each.

@@ -9,44 +9,19 @@ after every step; FASTPIPE_SANITIZE=1 builds with the address and undefined-beha
 LD_PRELOAD="$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0).
 """
 
+from __future__ import annotations
+
 import multiprocessing
 import os
-import pathlib
 import sys
 import tempfile
+import tomllib
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools._distutils.ccompiler import new_compiler
 from setuptools._distutils.sysconfig import customize_compiler, get_python_inc
 
-EXTENSIONS = {
-    "fastpipe._pipe_c": "src/fastpipe/_pipe_c.pyx",
-    "fastpipe._streams_c": "src/fastpipe/_streams_py.py",  # one source, plain and compiled; its .pxd has the types
-    "agent.tunnel.framing_c": "src/agent/tunnel/framing_c.pyx",
-}
-# Each is one source under one name, imported plain or compiled (agent/runtime/extensions.py). The .pxd beside it has
-# its types.
-COMPILED = {
-    "agent.proxy": (
-        "chunked",
-        "clock",
-        "decision",
-        "heads",
-        "intake",
-        "fast_parser",
-        "relay",
-        "rewrite",
-        "server",
-        "upstream",
-    ),
-    "agent.connections": ("connection", "inbound", "manager"),
-    "agent.tunnel": ("coalescing", "flow", "receiving", "scheduler"),
-}
-EXTENSIONS |= {
-    f"{package}.{name}": f"src/{package.replace('.', '/')}/{name}.py"
-    for package, names in COMPILED.items()
-    for name in names
-}
 DIRECTIVES = {
     "annotation_typing": False,  # the .pxd alone has C types
     "embedsignature": False,
@@ -55,17 +30,29 @@ DIRECTIVES = {
 }
 
 
-def building() -> bool:
+def sources() -> dict[str, str]:
+    """Each extension of pyproject.toml's list and its source, relative to this folder."""
+    root = Path(__file__).parent
+    with open(root / "pyproject.toml", "rb") as file:
+        names: dict[str, str] = tomllib.load(file)["tool"]["fastpipe"]["extensions"]
+    found: dict[str, str] = {}
+    for name in names:
+        stem = f"src/{name.replace('.', '/')}"
+        found[name] = f"{stem}.pyx" if (root / f"{stem}.pyx").exists() else f"{stem}.py"
+    return found
+
+
+def is_building() -> bool:
     """Whether this run makes a wheel or an install, and not just an sdist or metadata, which need no compiler."""
     return not {"sdist", "egg_info", "dist_info"} & set(sys.argv) or "bdist_wheel" in sys.argv
 
 
-def compiler_present() -> bool:
-    """Whether a program that includes Python.h compiles here."""
+def has_compiler() -> bool:
+    """Whether a program that includes Python.h compiles here. Tells why it does not."""
     compiler = new_compiler()
     customize_compiler(compiler)
     with tempfile.TemporaryDirectory() as folder:
-        source = pathlib.Path(folder, "probe.c")
+        source = Path(folder, "probe.c")
         source.write_text("#include <Python.h>\nint main(void) { return 0; }\n")
         try:
             compiler.compile([str(source)], output_dir=folder, include_dirs=[get_python_inc()])
@@ -95,33 +82,40 @@ def cython_processes() -> int:
     return cores() if cores() > 1 else 0
 
 
-def wanted(variable: str) -> bool:
+def is_set(variable: str) -> bool:
     """Whether an environment variable is set to anything but 0 and the empty string."""
     return os.environ.get(variable, "") not in ("", "0")
 
 
 def extensions() -> list[Extension]:
-    if not building() or wanted("FASTPIPE_NO_EXTENSIONS") or not compiler_present():
+    """The extensions to build in this run: all that are listed, or none."""
+    if not is_building() or is_set("FASTPIPE_NO_EXTENSIONS") or not has_compiler():
         return []
     from Cython.Build import cythonize
 
-    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if wanted("FASTPIPE_SANITIZE") else []
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if is_set("FASTPIPE_SANITIZE") else []
     # Debug information is five times the code. Not by CFLAGS: that takes the place of all Python was built with, even
     # of -O3.
-    plain = [] if sys.platform == "win32" or wanted("FASTPIPE_DEBUG") else ["-g0"]
-    options = {
-        "define_macros": [("FASTPIPE_DEBUG", "1")] if wanted("FASTPIPE_DEBUG") else [],
-        "extra_compile_args": [*sanitizers, "-g", "-O1"] if sanitizers else plain,
-        "extra_link_args": sanitizers,
-    }
-    return cythonize(
-        [Extension(name, [source], **options) for name, source in EXTENSIONS.items()],
+    plain = [] if sys.platform == "win32" or is_set("FASTPIPE_DEBUG") else ["-g0"]
+    made: list[Extension] = cythonize(
+        [
+            Extension(
+                name,
+                [source],
+                define_macros=[("FASTPIPE_DEBUG", "1")] if is_set("FASTPIPE_DEBUG") else [],
+                extra_compile_args=[*sanitizers, "-g", "-O1"] if sanitizers else plain,
+                extra_link_args=sanitizers,
+                include_dirs=[os.path.dirname(source)],  # of headers beside a .pyx
+            )
+            for name, source in sources().items()
+        ],
         language_level=3,
         compiler_directives=DIRECTIVES,
         build_dir="build/cython",
         include_path=["src"],
         nthreads=cython_processes(),  # 30 s of a build's 110 s of CPU time are Cython's
     )
+    return made
 
 
 # Where processes aren't forked, those of Cython's import this file again, under another name.

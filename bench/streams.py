@@ -9,17 +9,21 @@ import asyncio
 import contextlib
 import functools
 import importlib
+import importlib.util
 import os
 import socket
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+import fastpipe
 from fastpipe import Listener
 
 from .measuring import Case, Metric, Samples, Scale, Turn, latency, no_collection, one
@@ -35,10 +39,23 @@ async def over_uds() -> Pairs:
     return await asyncio.open_unix_connection(sock=near), await asyncio.open_unix_connection(sock=far)
 
 
+def load_streams(twin: str) -> ModuleType:
+    """Load one twin of the streams: the extension under its own name, or the source beside it under another."""
+    compiled = importlib.import_module("fastpipe._streams")
+    if twin == "c":
+        return compiled
+    spec = importlib.util.spec_from_file_location("streams_source", Path(fastpipe.__file__).with_name("_streams.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def over(twin: str) -> Callable[[], Awaitable[Pairs]]:
     """Do the work of `open_pipe_streams` with one twin of pipe and streams."""
     pipe = importlib.import_module(f"fastpipe._pipe_{twin}")
-    streams = importlib.import_module(f"fastpipe._streams_{twin}")
+    streams = load_streams(twin)
 
     async def connect() -> Pairs:
         def wrap(end: Any) -> tuple[Any, Any]:

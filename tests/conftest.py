@@ -21,7 +21,8 @@ import fastpipe
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from staleness import stale
+from fastpipe import extensions
+from staleness import left_over, listed_extensions, stale
 
 try:
     import uvloop
@@ -40,11 +41,13 @@ if uvloop is not None:
 def pytest_sessionstart() -> None:
     """In a checkout, refuse to test extensions that are older than their sources: what was built would be tested."""
     source = Path(__file__).parent.parent / "src"
-    if os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0") or source not in Path(fastpipe.__file__).parents:
+    if not extensions.are_enabled() or source not in Path(fastpipe.__file__).parents:
         return
-    path = stale(source)
-    if path is not None:
+    names = listed_extensions()
+    if path := stale(source, names):
         pytest.exit(f"{path} is newer than what was built of it: run make .venv/.tested", returncode=4)
+    if path := left_over(source, names):
+        pytest.exit(f"{path} is not listed in pyproject.toml any more: delete it", returncode=4)
 
 
 def pytest_sessionfinish() -> None:

@@ -4,39 +4,58 @@ from __future__ import annotations
 
 import re
 import sysconfig
+import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 SUFFIX: str = sysconfig.get_config_var("EXT_SUFFIX")
-_INCLUDE = re.compile(r'^include "([^"]+)"$', re.MULTILINE)
+_PART = re.compile(r'^(?:include|cdef extern from) "([^"]+)"', re.MULTILINE)
 _CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+cimport\b|cimport\s+([\w.]+))", re.MULTILINE)
 
 
-def sources_of(built: Path, source: Path) -> set[Path]:
-    """What an extension is built of: its own source, plain or Cython's with its parts, and each .pxd it sees.
+def listed_extensions() -> list[str]:
+    """The modules that are compiled, by pyproject.toml's list."""
+    text = Path(__file__).parent.parent.joinpath("pyproject.toml").read_text(encoding="utf-8")
+    return list(tomllib.loads(text)["tool"]["fastpipe"]["extensions"])
+
+
+def path_of(name: str, suffix: str, source: Path) -> Path:
+    """A module's file with this suffix. source: the folder that packages' names begin at."""
+    path = source.joinpath(*name.split("."))
+    return path.with_name(path.name + suffix)
+
+
+def sources_of(name: str, source: Path) -> set[Path]:
+    """What an extension is built of: its own source, .pyx or .py, with its parts, and each .pxd it sees.
 
     Other packages' .pxd, too. source: the folder that packages' names begin at.
     """
-    stem = built.with_name(built.name.removesuffix(SUFFIX))
-    plain = stem.name.removesuffix("_c") + "_py.py"  # a twin that is compiled from the plain one's own source
-    own = next((path for path in (stem.with_suffix(".pyx"), stem.with_suffix(".py")) if path.exists()), None)
+    own = path_of(name, ".pyx", source)
     found: set[Path] = set()
-    waiting = [own or stem.with_name(plain), stem.with_suffix(".pxd")]
+    waiting = [own if own.exists() else path_of(name, ".py", source), path_of(name, ".pxd", source)]
     while waiting:
         path = waiting.pop()
         if path in found or not path.exists():
             continue
         found.add(path)
         text = path.read_text(encoding="utf-8")
-        waiting += [path.with_name(name) for name in _INCLUDE.findall(text)]
+        waiting += [path.with_name(name) for name in _PART.findall(text)]
         for names in _CIMPORT.findall(text):
-            waiting.append(source.joinpath(*"".join(names).split(".")).with_suffix(".pxd"))
+            waiting.append(path_of("".join(names), ".pxd", source))
     return found
 
 
-def stale(source: Path) -> Path | None:
+def stale(source: Path, names: Iterable[str]) -> Path | None:
     """A file below `source` that is newer than an extension built of it; None where there is none."""
-    for built in source.rglob(f"*{SUFFIX}"):
-        for path in sorted(sources_of(built, source)):
+    for name in names:
+        built = path_of(name, SUFFIX, source)
+        for path in sorted(sources_of(name, source)) if built.exists() else ():
             if path.stat().st_mtime > built.stat().st_mtime:
                 return path
     return None
+
+
+def left_over(source: Path, names: Iterable[str]) -> Path | None:
+    """An extension below `source` that is not listed any more, and would be imported in place of its source."""
+    listed = {path_of(name, SUFFIX, source) for name in names}
+    return min(set(source.rglob(f"*{SUFFIX}")) - listed, default=None)

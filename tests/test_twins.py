@@ -1,4 +1,4 @@
-"""Which twin is imported of the modules that are compiled as they stand: those with a .pxd beside their .py."""
+"""Which twin is imported of the modules that are compiled, those of pyproject.toml's list."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import ast
 import importlib
 import os
 import re
+import runpy
 import subprocess
 import sys
-import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
-import agent
-from staleness import sources_of, stale
+import fastpipe
+from fastpipe.extensions import are_enabled
+from staleness import SUFFIX, left_over, listed_extensions, path_of, sources_of, stale
 
-SOURCE = Path(agent.__file__).parent
-SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-WITHOUT = os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0")
-COMPILED = [
-    ".".join(("agent", *path.relative_to(SOURCE).with_suffix("").parts))
-    for path in sorted(SOURCE.rglob("*.pxd"))
-    if path.with_suffix(".py").exists()
-]
+SOURCE = Path(fastpipe.__file__).parent.parent
+PROJECT = tomllib.loads(Path(__file__).parent.parent.joinpath("pyproject.toml").read_text(encoding="utf-8"))
+EXTENSIONS = listed_extensions()
+SINGLE_SOURCE = [name for name in EXTENSIONS if path_of(name, ".py", SOURCE).exists()]
+"""Those that are compiled as they stand. The others are written twice, as NAME_c and NAME_py."""
 
 
 def file_of(module: str, variable: str | None) -> str:
@@ -38,18 +37,24 @@ def file_of(module: str, variable: str | None) -> str:
 
 
 def test_they_are_found() -> None:
-    assert {"agent.proxy.relay", "agent.connections.connection", "agent.tunnel.flow"} <= set(COMPILED)
+    assert {"agent.proxy.relay", "agent.connections.connection", "fastpipe._streams"} <= set(SINGLE_SOURCE)
+    assert "fastpipe._pipe_c" in set(EXTENSIONS) - set(SINGLE_SOURCE)
 
 
-@pytest.mark.parametrize("module", COMPILED)
+@pytest.mark.parametrize("module", EXTENSIONS)
 def test_the_twin_that_is_wanted_runs_here(module: str) -> None:
-    file = importlib.import_module(module).__file__
-    assert file is not None
-    assert file.endswith(".py" if WITHOUT else SUFFIX)
+    """Fails, and does not skip, where the extension was not built and FASTPIPE_NO_EXTENSIONS doesn't say so."""
+    if module in SINGLE_SOURCE or are_enabled():
+        file = importlib.import_module(module).__file__
+        assert file is not None
+        assert file.endswith(SUFFIX if are_enabled() else ".py")
+    else:
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(module)
 
 
-@pytest.mark.skipif(WITHOUT, reason="FASTPIPE_NO_EXTENSIONS: nothing is built")
-@pytest.mark.parametrize("module", ["agent.proxy.relay", "agent.connections.connection", "agent.tunnel.flow"])
+@pytest.mark.skipif(not are_enabled(), reason="FASTPIPE_NO_EXTENSIONS: nothing is built")
+@pytest.mark.parametrize("module", ["agent.proxy.relay", "agent.connections.connection", "fastpipe._streams"])
 @pytest.mark.parametrize(("variable", "suffix"), [(None, SUFFIX), ("", SUFFIX), ("0", SUFFIX), ("1", ".py")])
 def test_the_variable_chooses_for_a_whole_room(module: str, variable: str | None, suffix: str) -> None:
     assert file_of(module, variable).endswith(suffix)
@@ -58,10 +63,10 @@ def test_the_variable_chooses_for_a_whole_room(module: str, variable: str | None
 def test_an_extension_that_is_there_and_broken_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = tmp_path / "room"
     room.mkdir()
-    (room / "__init__.py").write_text("from agent.runtime.extensions import choose_twins\nchoose_twins(__path__)\n")
+    (room / "__init__.py").write_text("from fastpipe.extensions import select_twins\nselect_twins(__path__)\n")
     (room / "module.py").write_text("")
     (room / f"module{SUFFIX}").write_text("this is no extension")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{SOURCE.parent}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{SOURCE}")
     assert "ImportError" in file_of("room.module", None)
     assert file_of("room.module", "1") == str(room / "module.py")
 
@@ -70,9 +75,9 @@ def test_an_extension_that_is_there_and_broken_raises(tmp_path: Path, monkeypatc
 def test_an_archive_is_imported_from_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None) -> None:
     archive = tmp_path / "room.zip"
     with zipfile.ZipFile(archive, "w") as room:
-        room.writestr("room/__init__.py", "from agent.runtime.extensions import choose_twins\nchoose_twins(__path__)\n")
+        room.writestr("room/__init__.py", "from fastpipe.extensions import select_twins\nselect_twins(__path__)\n")
         room.writestr("room/module.py", "")
-    monkeypatch.setenv("PYTHONPATH", f"{archive}{os.pathsep}{SOURCE.parent}")
+    monkeypatch.setenv("PYTHONPATH", f"{archive}{os.pathsep}{SOURCE}")
     assert file_of("room.module", variable) == str(archive / "room" / "module.py")
 
 
@@ -88,12 +93,12 @@ def declared(types: Path) -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("module", COMPILED)
+@pytest.mark.parametrize("module", SINGLE_SOURCE)
 def test_the_types_have_every_attribute_that_the_source_sets(module: str) -> None:
     """One that they lack is there in the plain twin and an AttributeError in the compiled one, when it is set."""
-    path = SOURCE.joinpath(*module.split(".")[1:])
-    classes = declared(path.with_suffix(".pxd"))
-    for node in ast.parse(path.with_suffix(".py").read_text(encoding="utf-8")).body:
+    types = path_of(module, ".pxd", SOURCE)
+    classes = declared(types)
+    for node in ast.parse(path_of(module, ".py", SOURCE).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and node.name in classes:
             stored = {
                 each.attr
@@ -103,19 +108,16 @@ def test_the_types_have_every_attribute_that_the_source_sets(module: str) -> Non
                 and isinstance(each.value, ast.Name)
                 and each.value.id == "self"
             }
-            assert stored <= classes[node.name], f"{node.name} in {path.with_suffix('.pxd')}"
-
-
-def module_file(source: Path, name: str, suffix: str) -> Path:
-    path = source.joinpath(*name.split("."))
-    return path.with_name(path.name + suffix)
+            assert stored <= classes[node.name], f"{node.name} in {types}"
 
 
 def test_an_edit_of_anything_an_extension_is_built_of_is_seen(tmp_path: Path) -> None:
     files = {
         ("room.twin_c", SUFFIX): "",
-        ("room.twin_py", ".py"): "",
+        ("room.twin_c", ".pyx"): 'cdef extern from "part.h":\n',
+        ("room.part", ".h"): "",
         ("room.twin_c", ".pxd"): "",
+        ("room.twin_py", ".py"): "",
         ("room.one", SUFFIX): "",
         ("room.one", ".py"): "",
         ("room.one", ".pxd"): "from room.two cimport Two\n",
@@ -129,45 +131,49 @@ def test_an_edit_of_anything_an_extension_is_built_of_is_seen(tmp_path: Path) ->
         ("other.plain", ".py"): "",
     }
     for (name, suffix), text in files.items():
-        path = module_file(tmp_path, name, suffix)
+        path = path_of(name, suffix, tmp_path)
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         os.utime(path, (2000, 2000) if suffix == SUFFIX else (1000, 1000))
-    assert stale(tmp_path) is None
+    built = [name for name, suffix in files if suffix == SUFFIX]
+    assert stale(tmp_path, built) is None
     for name, suffix in files:
-        path = module_file(tmp_path, name, suffix)
+        path = path_of(name, suffix, tmp_path)
         if suffix != SUFFIX:
             os.utime(path, (3000, 3000))
-            assert stale(tmp_path) == (None if name == "other.plain" else path), path
+            assert stale(tmp_path, built) == (None if name in ("other.plain", "room.twin_py") else path), path
             os.utime(path, (1000, 1000))
-    types = module_file(tmp_path, "other.three", ".pxd")
+    types = path_of("other.three", ".pxd", tmp_path)
     os.utime(types, (3000, 3000))
     for name in ("room.two", "other.three"):  # rebuilt; what sees it by another's eyes is not
-        os.utime(module_file(tmp_path, name, SUFFIX), (4000, 4000))
-    assert stale(tmp_path) == types
+        os.utime(path_of(name, SUFFIX, tmp_path), (4000, 4000))
+    assert stale(tmp_path, built) == types
 
 
-def test_every_extensions_own_source_is_known() -> None:
-    setup = SOURCE.parent.parent / "setup.py"
-    if not setup.exists():
+def test_an_extension_that_is_listed_no_more_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "room").mkdir()
+    for name in ("room.one", "room.two"):
+        path_of(name, SUFFIX, tmp_path).write_text("")
+    assert left_over(tmp_path, ["room.one", "room.two"]) is None
+    assert left_over(tmp_path, ["room.one", "room.three"]) == path_of("room.two", SUFFIX, tmp_path)
+    assert stale(tmp_path, ["room.three"]) is None  # not built: another test's
+
+
+def test_what_has_types_is_listed_and_the_other_way_round() -> None:
+    """So a stranger finds each compiled module by either, and a forgotten line can't leave one uncompiled."""
+    typed = {path.relative_to(SOURCE).with_suffix("") for path in SOURCE.rglob("*.pxd")}
+    assert {".".join(path.parts) for path in typed} == set(EXTENSIONS)
+
+
+def test_each_has_a_reason() -> None:
+    assert all(reason for reason in PROJECT["tool"]["fastpipe"]["extensions"].values())
+
+
+def test_setup_builds_what_is_listed_of_the_source_beside_it() -> None:
+    root = SOURCE.parent
+    if not (root / "setup.py").exists():
         pytest.skip("installed, and no checkout")
-    extensions = extensions_of(setup)
-    assert len(extensions) > 10
-    for name, path in extensions.items():
-        built = module_file(SOURCE.parent, name, SUFFIX)
-        assert setup.parent / path in sources_of(built, SOURCE.parent), name
-
-
-def extensions_of(setup: Path) -> dict[str, str]:
-    """setup.py's EXTENSIONS, without running more of it than their making."""
-    names = {"EXTENSIONS", "COMPILED"}
-    module = ast.parse(setup.read_text(encoding="utf-8"))
-    kept = [
-        node
-        for node in module.body
-        if (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in names)
-        or (isinstance(node, ast.AugAssign) and getattr(node.target, "id", "") in names)
-    ]
-    scope: dict[str, dict[str, str]] = {}
-    exec(compile(ast.Module(kept, []), str(setup), "exec"), scope)
-    return scope["EXTENSIONS"]
+    sources: dict[str, str] = runpy.run_path(str(root / "setup.py"), run_name="read")["sources"]()
+    assert list(sources) == EXTENSIONS
+    for name, path in sources.items():
+        assert root / path in sources_of(name, SOURCE), name

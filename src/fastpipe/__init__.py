@@ -1,22 +1,22 @@
 """An in-memory duplex transport for asyncio: `create_pipe()` gives two connected ends.
 
-The door: it picks the compiled twin where it was built, the Python one elsewhere or with FASTPIPE_NO_EXTENSIONS=1
-(0 and empty mean no). A compiled twin that is there but can't be imported raises: nobody is made slow in silence.
+It selects the compiled twin if that was built, and else the Python twin (see `fastpipe.extensions`).
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
 from typing import TYPE_CHECKING, Final, Literal
 
-from fastpipe._errors import PipeBrokenError, PipeBusyError, PipeClosedError, PipeError
-from fastpipe._socket import PipeSocket
+from fastpipe.extensions import select_twins
+
+select_twins(__path__)
+
+from fastpipe._errors import PipeBrokenError, PipeBusyError, PipeClosedError, PipeError  # noqa: E402 - after the choice
+from fastpipe._socket import PipeSocket  # noqa: E402 - as above
 
 # What a type checker reads is the compiled twin's stub.
-if TYPE_CHECKING or (
-    os.environ.get("FASTPIPE_NO_EXTENSIONS", "") in ("", "0") and importlib.util.find_spec("fastpipe._pipe_c")
-):
+if TYPE_CHECKING or importlib.util.find_spec("fastpipe._pipe_c"):
     from fastpipe._pipe_c import Chunk, ChunkPool, PipeEnd, PipeStatistics, create_pipe
 else:
     from fastpipe._pipe_py import Chunk, ChunkPool, PipeEnd, PipeStatistics, create_pipe

@@ -6,16 +6,11 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 import fastpipe
-
-if TYPE_CHECKING or fastpipe.IMPLEMENTATION == "python" or importlib.util.find_spec("fastpipe._streams_c") is None:
-    from fastpipe._streams_py import PipeReader, PipeWriter
-else:
-    from fastpipe._streams_c import PipeReader, PipeWriter
+from fastpipe._streams import PipeReader, PipeWriter
 
 __all__ = ["DEFAULT_LIMIT", "PipeReader", "PipeWriter", "StreamPairs", "open_pipe_streams", "open_streams"]
 

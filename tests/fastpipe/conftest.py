@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import os
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-TWINS = ["python"] if os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0") else ["c", "python"]
+from fastpipe.extensions import are_enabled
+
+TWINS = ["c", "python"] if are_enabled() else ["python"]
 
 
 @pytest.fixture(params=TWINS)

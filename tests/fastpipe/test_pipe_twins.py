@@ -22,10 +22,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastpipe.extensions import are_enabled
+
 PYTHON = importlib.import_module("fastpipe._pipe_py")
-COMPILED = None
-if os.environ.get("FASTPIPE_NO_EXTENSIONS", "") in ("", "0"):
-    COMPILED = importlib.import_module("fastpipe._pipe_c")
+COMPILED = importlib.import_module("fastpipe._pipe_c") if are_enabled() else None
 
 CALLS = 60  # in one script, those of its callbacks not counted
 SCRIPTS = int(os.environ.get("FASTPIPE_SCRIPTS", "1000"))  # 1,000 make about 100,000 steps; there is no upper bound

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-pytest.importorskip("mypy", reason="in the extra `lint`")
+from fastpipe.extensions import are_enabled
 
-WITHOUT = os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0")
+pytest.importorskip("mypy", reason="in the extra `lint`")
 
 ALLOWED = """\
 # Buffers have these methods for Python code from 3.12 on; type checkers ask for them in every version.
@@ -64,7 +64,7 @@ async def serve(reader: fastpipe.PipeReader, writer: fastpipe.PipeWriter) -> Non
 """
 
 
-@pytest.mark.skipif(WITHOUT, reason="FASTPIPE_NO_EXTENSIONS: nothing is built")
+@pytest.mark.skipif(not are_enabled(), reason="FASTPIPE_NO_EXTENSIONS: nothing is built")
 def test_the_stub_is_the_built_module(tmp_path):
     allowlist = tmp_path / "allowed"
     allowlist.write_text(ALLOWED)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
-import importlib
+import importlib.util
 import itertools
 import random
 import socket
 import warnings
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,15 +21,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fastpipe
-from fastpipe import PipeBrokenError, PipeBusyError, open_pipe_streams, open_streams
+from fastpipe import PipeBrokenError, PipeBusyError, _streams, open_pipe_streams, open_streams
 
 Pair = tuple[tuple[Any, Any], tuple[Any, Any]]
+
+
+def load_source() -> ModuleType:
+    """The Python twin of the streams, also where the compiled one is imported."""
+    spec = importlib.util.spec_from_file_location("streams_source", Path(fastpipe.__file__).with_name("_streams.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PYTHON = load_source()
 
 
 @pytest.fixture
 def streams(twin: ModuleType) -> ModuleType:
     """The streams that go with the pipe's twin."""
-    return importlib.import_module("fastpipe._streams_c" if twin.__name__.endswith("_c") else "fastpipe._streams_py")
+    return _streams if twin.__name__.endswith("_c") else PYTHON
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """conn_id → what carries its bytes: a pipe in memory or a Unix socket, behind one interface."""
 
-from ..runtime.extensions import choose_twins
+from fastpipe.extensions import select_twins
 
-choose_twins(__path__)
+select_twins(__path__)
 
 from .carriage import Carriage, Share  # noqa: E402 - after the choice, here and below
 from .counters import ConnectionCounters  # noqa: E402

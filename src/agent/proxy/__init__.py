@@ -1,8 +1,8 @@
 """The proxy: HTTP/1.1 on any asyncio transport, relayed to pooled connections to targets."""
 
-from ..runtime.extensions import choose_twins
+from fastpipe.extensions import select_twins
 
-choose_twins(__path__)
+select_twins(__path__)
 
 from .apps import Apps  # noqa: E402 - after the choice, here and below
 from .limits import ProxyLimits  # noqa: E402

@@ -1,5 +1,5 @@
 """The tunnel: packets over one HTTP/2 stream, for both roles."""
 
-from ..runtime.extensions import choose_twins
+from fastpipe.extensions import select_twins
 
-choose_twins(__path__)
+select_twins(__path__)

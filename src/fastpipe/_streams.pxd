@@ -1,4 +1,4 @@
-# The types that `_streams_py.py` has when Cython compiles it as `_streams_c`: C fields, which nobody outside sees.
+# The types that `_streams.py` has when it is compiled: C fields, which nobody outside sees.
 cimport cython
 
 cdef int FRESH, WAITING, WOKEN, SPENT, CANCELLED

@@ -1,5 +1,4 @@
-# cython: language_level=3, annotation_typing=False, embedsignature=False, freethreading_compatible=True
-"""Awaitable reader and writer over a pipe's end: the source of both twins. Cython compiles this file as `_streams_c`.
+"""Awaitable reader and writer over a pipe's end. Cython compiles this file with the types of `_streams.pxd`.
 
 asyncio's StreamReader copies what arrives into one bytearray, and copies out of it again. This one keeps what arrives
 as it is and counts; a read takes from the front. What was written as one `bytes` and is read whole is the very object.
