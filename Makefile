@@ -111,7 +111,7 @@ lint: $(VENV)/.linted ## run ruff and cython-lint
 
 types: $(VENV)/.linted ## run mypy in strict mode
 	$(BIN)/mypy
-	$(BIN)/mypy .ci/commit_message.py
+	$(BIN)/mypy setup.py .ci/commit_message.py .ci/wheels.py
 
 # The commits of a pull request: what CI checks. Needs Git and a Python alone.
 RANGE ?= origin/main..HEAD

@@ -100,8 +100,9 @@ class Proof:
     def wheel(self, python: Path, *, pure: bool) -> Path:
         """A wheel from the sdist. The compiled one gets the name of the glibc it needs."""
         made = Path(tempfile.mkdtemp(dir=self.work))
-        command = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-cache-dir", "--wheel-dir", made]
-        run(*command, self.archive, cwd=self.work, env={"FASTPIPE_NO_EXTENSIONS": "1"} if pure else None)
+        options = ["--quiet", "--no-deps", "--no-cache-dir", "--wheel-dir", str(made)]
+        environ = {"FASTPIPE_NO_EXTENSIONS": "1"} if pure else None
+        run(python, "-m", "pip", "wheel", *options, self.archive, cwd=self.work, env=environ)
         (wheel,) = made.glob("*.whl")
         if pure:
             if not wheel.name.endswith("-py3-none-any.whl"):
@@ -170,8 +171,8 @@ class Proof:
 def identifiers() -> None:
     """Ask cibuildwheel what it would build where, and fail where that is not what the project promises."""
     for (platform, architecture), names in PLATFORMS.items():
-        given = ["--platform", platform, "--archs", architecture, "--print-build-identifiers", CHECKOUT]
-        found = set(run(BIN / "cibuildwheel", *given, cwd=CHECKOUT).split())
+        options = ["--platform", platform, "--archs", architecture, "--print-build-identifiers"]
+        found = set(run(BIN / "cibuildwheel", *options, CHECKOUT, cwd=CHECKOUT).split())
         wanted = {f"{python}-{name}" for python in CPYTHONS for name in names}
         if found != wanted:
             sys.exit(f"{platform} {architecture}: {sorted(wanted - found)} missing, {sorted(found - wanted)} too many")
