@@ -22,7 +22,7 @@ ARROWS = {
     "telemetry": {"runtime"},
     "tunnel": {"runtime", "x509"},
     "connections": {"runtime", "agent.tunnel.packet"},
-    "proxy": {"runtime", "x509"},
+    "proxy": {"runtime", "x509", "agent.config.limits"},
     "policy": {"config", "runtime", "x509"},
     "hub": {"runtime", "x509", "agent.tunnel.packet"},
     "spoke": {"runtime"},

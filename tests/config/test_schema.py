@@ -224,8 +224,8 @@ def test_every_wrong_entry_of_a_list_is_said(name: str, given_items: list[Any], 
     values: dict[str, Any] = {"hub_address": "h:1", "cluster_name": "c1"} | {name: given_items}
     (error,) = errors_of(lambda: AgentConfig(**values)).values()
     text = error.expected
-    assert len(text.split("; ")) == len(said)
-    for part, expected in zip(text.split("; "), said, strict=True):
+    assert len(text.split(", and ")) == len(said)
+    for part, expected in zip(text.split(", and "), said, strict=True):
         assert expected in part
 
 
@@ -342,7 +342,7 @@ def test_each_error_names_the_source_of_its_value(tmp_path: Path) -> None:
     [
         (AgentConfig, "[memory_com]\nbuffer_size = 4096", "memory_com", "perhaps [memory_comm] is meant"),
         (AgentConfig, "[limit]\nkeep_alive_s = 1", "limit", "perhaps [limits] is meant"),
-        (AgentConfig, "[nothing]\na = 1", "nothing", "is no table here; the command's --help lists them"),
+        (AgentConfig, "[nothing]\na = 1", "nothing", "is not a table here, the command's --help lists them"),
         (HubConfig, "[memory_comm]\nbuffer_size = 4096", "memory_comm", "is a table of `run`, not of this command"),
         (AgentConfig, 'grpc_address = "a:1"', "grpc_address", "is a setting of `hub`, not of this command"),
         (AgentConfig, 'listen = "a:1"', "listen", "is a setting of `proxy`, not of this command"),
@@ -352,7 +352,12 @@ def test_each_error_names_the_source_of_its_value(tmp_path: Path) -> None:
         (HubConfig, "[limits]\ntls_timeout_s = 1", "limits.tls_timeout_s", "is a setting of `run` and `proxy`"),
         (ProxyConfig, 'agent_token_file = "a"', "agent_token_file", "is a setting of `hub`, not of this command"),
         (AgentConfig, "buffer_size = 4096", "buffer_size", "is a field of the table [memory_comm]"),
-        (AgentConfig, "[limits]\ninsecure = true", "limits.insecure", "is no field of [limits]: insecure stands above"),
+        (
+            AgentConfig,
+            "[limits]\ninsecure = true",
+            "limits.insecure",
+            "is not a field of [limits], since insecure is above",
+        ),
         (AgentConfig, "[limits]\nkeepalive_s = 1", "limits.keepalive_s", "perhaps limits.keep_alive_s is meant"),
         (AgentConfig, 'log_levl = "info"', "log_levl", "perhaps log_level is meant"),
     ],

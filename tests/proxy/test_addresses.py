@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from agent.config.limits import ProxyLimits
 from agent.errors import TargetError
 from agent.messages import Target
 from agent.proxy import dial
-from agent.proxy.limits import ProxyLimits
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d"
 ATTEMPT_S = dial.ATTEMPT_DELAY_S

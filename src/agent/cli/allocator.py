@@ -1,8 +1,8 @@
-"""Has the C library keep the memory of one read for the next one.
+"""Makes the C library keep the memory of one read for the next.
 
-A read takes up to 256 KiB, which is freed when its bytes have gone on. glibc gives such a block back to the kernel at
-once, or with luck in how the heap lies, doesn't: a download then takes 180 page faults for each MiB, which were 40% of
-its CPU time, or none. Elsewhere there is nothing to set.
+A read takes up to 256 KiB, which is freed after its bytes are sent. glibc often returns such a block to the kernel at
+once. Then a download takes 180 page faults for each MiB, and spends 40% of its CPU time on them. Other C libraries need
+no setting.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h: M_TRIM_THRESHOLD,
 _KEPT_BYTES = 8 * 1024 * 1024
 """The most that is kept unused at the heap's end."""
 _MAPPED_BYTES = 4 * 1024 * 1024
-"""Larger blocks than this still come from the kernel and go back to it, each by itself."""
+"""Larger blocks still come directly from the kernel."""
 
 
 def keep_freed_memory() -> bool:
-    """Set glibc's thresholds for the whole process. Returns whether that was done: not elsewhere, nor where whoever
-    started the process has set its allocator (`MALLOC_…`, `GLIBC_TUNABLES`)."""
+    """Set glibc's thresholds for the whole process. Returns whether that was done.
+
+    It does nothing without glibc, or if the environment sets the allocator (`MALLOC_…`, `GLIBC_TUNABLES`).
+    """
     if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     try:

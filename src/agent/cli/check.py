@@ -1,7 +1,7 @@
 """`fastpipe-agent check`: tries what an agent needs before it runs, one line for each thing tried.
 
-It opens a tunnel under the cluster's name and leaves it at once. A hub written in Go then takes this one for the
-cluster's newest agent: don't check against such a hub from beside an agent that serves.
+It opens a tunnel under the cluster's name and closes it at once. A hub written in Go then takes this tunnel for the
+cluster's newest agent. So don't check against such a hub while an agent serves.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ NAMES_SHOWN = 10
 def command(config_file: str, **given: Any) -> None:
     """Try what `run` needs with these options: hubs, targets, API servers and rights there. Prints a line for each.
 
-    Exits with 0 if all is well, else with 1. It opens a tunnel under the cluster's name and closes it at once. A hub
-    written in Go then takes it for the cluster's newest agent, so don't check against such a hub while an agent serves.
+    Exits with 0 if all is well, else 1. It opens a tunnel under the cluster's name and closes it at once. A hub written
+    in Go then takes it for the cluster's newest agent. So don't check against such a hub while an agent serves.
     """
     if not os.environ.get("AGENT_LOG_LEVEL"):
         given["log_level"] = given["log_level"] or "error"  # the lines are the result
@@ -77,25 +77,29 @@ def command(config_file: str, **given: Any) -> None:
 
 
 class Result(NamedTuple):
-    """What one check found. what: the thing tried; said: what came of it, without secrets. note: it works, and needs
-    care."""
+    """The result of one check.
+
+    what: the thing tried.
+    finding: its outcome, without secrets.
+    note: it works, but needs care.
+    """
 
     ok: bool
     what: str
-    said: str
+    finding: str
     note: bool = False
 
     def __str__(self) -> str:
         """One line."""
         mark = "note" if self.note else "ok  " if self.ok else "FAIL"
-        return f"{mark} {self.what}: {' '.join(self.said.split())}"
+        return f"{mark} {self.what}: {' '.join(self.finding.split())}"
 
 
 async def checks(config: AgentConfig, sources: Mapping[str, str] | None = None) -> AsyncIterator[Result]:
-    """Each check's result as it comes: files and policy, hubs, targets, API servers and what may be asked of them.
+    """Yield the result of each check: files and policy, hubs, targets, API servers and the rights there.
 
-    sources: of the configuration's set fields, as `settings.load` gives them. A check that needs one that failed is
-    left out. Cancelled: nothing stays open.
+    A check is skipped if an earlier one that it needs has failed. If cancelled, nothing stays open.
+    sources: of the configuration's set fields, from `settings.load`.
     """
     policy = endpoints = None
     try:
@@ -134,7 +138,7 @@ def _described(policy: Policy) -> str:
 
 
 class _Nobody:
-    """Serves no connection: what the hub opens in the moment the tunnel is there is answered with an ERROR."""
+    """Serves no connection. A connection that the hub opens meanwhile gets an ERROR."""
 
     def __init__(self, tunnel: Tunnel) -> None:
         self._tunnel = tunnel
@@ -171,7 +175,7 @@ async def _hub(config: AgentConfig, endpoints: EndpointSource, number: int, addr
         yield Result(True, f"{what} {stage}", "plaintext" if config.insecure else "the TLS handshake succeeded")
         stage = "tunnel"
         await call.probe(PROBE_TIMEOUT_S)
-        yield Result(True, f"{what} {stage}", "the hub answered a probe")
+        yield Result(True, f"{what} {stage}", "the hub replied to a probe")
         call.finish()
         await asyncio.wait([call.ended], timeout=PROBE_TIMEOUT_S)
     except HubError as error:
@@ -221,7 +225,7 @@ async def _dialled(what: str, host: str, port: int, context: ssl.SSLContext | No
     try:
         await writer.wait_closed()
     except OSError:
-        pass  # it is closed all the same
+        pass  # the close below still happens
     return Result(True, what, f"{where} {'connects' if tls is None else tls.version()}")
 
 

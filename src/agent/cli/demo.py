@@ -1,7 +1,7 @@
 """`fastpipe-agent demo`: a hub, an agent and a target in one process, and real requests through the whole path.
 
-Each mode (Unix socket, memory) gets a hub and an agent of its own on free loopback ports, and the same work: small GETs
-by 50 keep-alive clients at once, a 10 MiB upload and a 10 MiB download whose SHA-256 must match what was sent.
+Each mode (Unix socket, memory) gets its own hub and agent on free loopback ports, and the same work. 50 keep-alive
+clients send small GETs at once, and one client uploads and downloads 10 MiB. The SHA-256 of both must match.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WORK_TIMEOUT_S = 60.0
 
 
 class _Target(asyncio.Protocol):
-    """The service behind the agent: GET gives a small text or 10 MiB, POST answers with its body's SHA-256."""
+    """The service behind the agent. GET returns a small text or 10 MiB, POST the SHA-256 of its body."""
 
     def __init__(self, download: bytes) -> None:
         self._download = download
@@ -76,7 +76,7 @@ class _Target(asyncio.Protocol):
 
 @dataclasses.dataclass(slots=True)
 class Result:
-    """What one mode did. Latencies in seconds, rates in MB/s (10^6 bytes)."""
+    """The result of one mode. Latencies in seconds, rates in MB/s (10^6 bytes)."""
 
     mode: str
     latencies_s: list[float] = dataclasses.field(default_factory=list)
@@ -115,7 +115,7 @@ class _Client:
                 await writer.wait_closed()
 
     async def request(self, method: str, path: str, body: bytes = b"") -> bytes:
-        """Send one request, return the body of its answer. Raises RuntimeError for an answer other than 200."""
+        """Send one request, return the body of its response. Raises RuntimeError for a response other than 200."""
         length = f"Content-Length: {len(body)}\r\n" if body else ""
         self._writer.write(f"{method} {path} HTTP/1.1\r\nHost: demo\r\n{length}\r\n".encode())
         if body:
@@ -124,7 +124,7 @@ class _Client:
         status, *fields = head.split("\r\n")
         lengths = [int(f.partition(":")[2]) for f in fields if f.lower().startswith("content-length:")]
         if not lengths:
-            raise RuntimeError(f"answer without Content-Length: {status}")
+            raise RuntimeError(f"response without Content-Length: {status}")
         answer = await self._reader.readexactly(lengths[0])
         if status.split(" ")[1] != "200":
             raise RuntimeError(f"{status}: {answer[:200].decode('latin-1')}")
@@ -139,7 +139,7 @@ async def _small_requests(port: int, result: Result) -> None:
                 answer = await client.request("GET", "/demo/hello")
                 result.latencies_s.append(time.perf_counter() - began)
                 if answer != b"hello from the target\n":
-                    result.failures.append(f"a small GET was answered with {answer[:80]!r}")
+                    result.failures.append(f"a small GET returned {answer[:80]!r}")
 
     outcomes = await asyncio.gather(*(one_client() for _ in range(CLIENTS)), return_exceptions=True)
     result.failures += [f"a client failed: {error!r}" for error in outcomes if error is not None]
@@ -167,7 +167,7 @@ async def _bulk(port: int, payload: bytes, result: Result) -> None:
 
 @contextlib.asynccontextmanager
 async def _path(use_memory_comm: bool, target_port: int) -> AsyncIterator[int]:
-    """A hub, and an agent that is ready; gives the hub's HTTP port. Both are ended, agent first, behind the block."""
+    """Run a hub and a ready agent. Yields the hub's HTTP port. Both are stopped, agent first, behind the block."""
     ports: dict[str, int] = {}
     listening, ready = asyncio.Event(), asyncio.Event()
 
@@ -212,7 +212,7 @@ async def run() -> int:
     failures: list[str] = []
     async with target:
         print(HEADING, flush=True)
-        # On Windows Unix sockets aren't available to asyncio, and an agent in that mode says so.
+        # On Windows asyncio has no Unix sockets, and an agent in that mode fails.
         for use_memory_comm in (True,) if sys.platform == "win32" else (False, True):
             result = await _one_mode(use_memory_comm, target.sockets[0].getsockname()[1], payload)
             print(result.row(), flush=True)

@@ -70,6 +70,6 @@ def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> N
 def _commands() -> None:
     """A tunnel agent and its hub.
 
-    Every option is also a variable (--hub-address: AGENT_HUB_ADDRESS, and for `hub`, --grpc-address: HUB_GRPC_ADDRESS)
-    and a key of the --config file (hub_address). An option wins over the variable, and the variable over the file.
+    Every option is also a key of the --config file (--hub-address: hub_address) and a variable (AGENT_HUB_ADDRESS). The
+    variables of `hub` begin with HUB_. An option wins over the variable, and the variable over the file.
     """

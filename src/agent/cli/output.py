@@ -1,4 +1,4 @@
-"""What commands write: results and announcements on standard output, errors on standard error, and exit codes.
+"""The output of commands: results and announcements on standard output, errors on standard error, and exit codes.
 
 Exit 0: done, or drained after a signal. 1: failed, or aborted by a second signal. 2: wrong usage or configuration.
 """

@@ -51,7 +51,7 @@ def command(config_file: str, print_config: bool, **given: Any) -> None:
 
 
 async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int], None]) -> None:
-    """Serve static routes on a TCP port until cancelled; then let requests in flight finish.
+    """Serve static routes on a TCP port until cancelled, then drain.
 
     on_listening: called with "proxy", the host as configured and the port. A second cancellation ends the drain at
     once. Raises ConfigError for a wrong route or CA file, ListenError where the address can't be listened on.

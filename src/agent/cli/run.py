@@ -10,6 +10,7 @@ import click
 
 from ..config.dump import changed, merged, shown
 from ..config.schema import AgentConfig, ProcessConfig
+from ..config.settings import settings_by_reload
 from ..errors import ConfigError
 from ..spoke.agent import Agent
 from .configured import Configured, set_up_logging
@@ -71,6 +72,6 @@ async def _reload(configured: Configured[AgentConfig], agent: Agent) -> None:
             logger.warning("setting changed", extra=extra)  # as a warning, so that most levels show it
         else:
             logger.warning("setting needs a restart", extra=extra)
-    configured.process = merged(configured.process, process, ["loop"])
+    configured.process = merged(configured.process, process, settings_by_reload(ProcessConfig)["restart"])
     configured.warn(sources)
     await agent.reload(config)

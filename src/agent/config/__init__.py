@@ -1,1 +1,1 @@
-"""What operators can set: the schema, where its values come from, and how they are shown."""
+"""The settings of operators: the schema, the sources of values, and their display."""

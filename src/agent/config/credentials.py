@@ -1,10 +1,10 @@
-"""Warns of files that a configuration names: certificates that end, and secrets that everybody can read.
+"""Warns about a configuration's files: expiring certificates, and secrets that every user can read.
 
-A file is looked at when a watch begins, at each reload, and once a minute. A certificate that has expired, is not valid
-yet or ends within two weeks is a WARNING then, and once a day; so is one whose state has changed. A key or a token that
-every user of the machine can read is a WARNING at start, at each reload, and when it becomes so.
+The watch checks all files at its start, at each reload, and once a minute. It logs a WARNING for a certificate that has
+expired, is not valid yet, or expires within two weeks. It repeats the WARNING once a day, and on a new state. A key
+or token that every user can read is a WARNING at start, at each reload, and on a change of mode.
 
-A mode that lets the owner's group read is right: so a Secret's volume with `fsGroup` and `defaultMode: 0440` has it.
+A mode that lets the owner's group read is allowed. A Secret's volume with `fsGroup` and `defaultMode: 0440` has it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WORST_FIRST = (EXPIRED, NOT_YET, SOON, "")
 
 
 class Finding(NamedTuple):
-    """What is wrong with one file. setting, path: whose. text: one of the four above. details: more log fields."""
+    """The fault of one file. setting, path: of the file. text: one of the four above. details: more log fields."""
 
     setting: str
     path: str
@@ -50,13 +50,13 @@ class Finding(NamedTuple):
 
     @property
     def is_dated(self) -> bool:
-        """Whether it is told once a day."""
+        """Whether it is logged once a day."""
         return self.text != EXPOSED
 
 
 @dataclasses.dataclass(slots=True)
 class _File:
-    """One file as it was read last."""
+    """One file as last read."""
 
     stamp: tuple[int, int, int] = (0, 0, 0)
     has_key: bool = False
@@ -64,9 +64,10 @@ class _File:
 
 
 class CredentialWatch:
-    """Of one configuration. config: may be replaced by another of its class; `look(again=True)` tells of all then.
+    """Watches the files of one configuration.
 
-    expiries: by setting, when the first certificate of its files that counts ends, in seconds since 1970.
+    config: may be replaced by another of its class. Then call `look(again=True)`.
+    expiries: by setting, the first expiry of its certificates that count, in seconds since 1970.
     """
 
     def __init__(self, config: Any) -> None:
@@ -76,13 +77,13 @@ class CredentialWatch:
         self._told: dict[tuple[str, str, bool], tuple[str, float]] = {}
 
     async def run(self) -> None:
-        """Look now, and from then on until cancelled."""
+        """Check the files now and then regularly, until cancelled."""
         while True:
             self.look()
             await asyncio.sleep(LOOK_S)
 
     def look(self, *, again: bool = False) -> None:
-        """Log what is wrong and wasn't told within a day. again: whether or not it was."""
+        """Log the faults that were not logged within a day. again: log all faults."""
         now_s = time.time()
         told = {} if again else self._told
         self._told = {}
@@ -96,7 +97,7 @@ class CredentialWatch:
             self._told[key] = (found.text, at_s)
 
     def findings(self, now_s: float) -> Iterator[Finding]:
-        """What is wrong at this time, in the settings' order. A file that can't be read is somebody else's to tell."""
+        """The faults at this time, in the settings' order. Unreadable files are skipped."""
         files, self._files, self.expiries = self._files, {}, {}
         for setting in settings(type(self.config)):
             value = value_of(self.config, setting.name) if setting.holds else ""
@@ -106,7 +107,7 @@ class CredentialWatch:
                 file = files.get(path) or _File()
                 try:
                     info = os.stat(path)
-                    if not stat.S_ISREG(info.st_mode):  # a pipe is read once, by whoever needs its content
+                    if not stat.S_ISREG(info.st_mode):  # a pipe can be read only once, by its user
                         continue
                     stamp = (info.st_mtime_ns, info.st_size, info.st_ino)
                     if stamp != file.stamp:
@@ -123,7 +124,7 @@ class CredentialWatch:
     def _dated(
         self, setting: str, any_will_do: bool, path: str, certificates: Sequence[Certificate], now_s: float
     ) -> Iterator[Finding]:
-        """A chain is as good as its worst certificate. Of roots one is enough: an old one may stay beside the new."""
+        """A chain is as good as its worst certificate. Of roots, one valid certificate is enough."""
         by_state = [(_WORST_FIRST.index(_state(each, now_s)), each.not_after, each) for each in certificates]
         place, _, counts = (max if any_will_do else min)(by_state, key=lambda each: each[:2])
         end_s = counts.not_after.timestamp()
@@ -135,7 +136,7 @@ class CredentialWatch:
 
 
 def findings(config: Any) -> list[Finding]:
-    """What is wrong with a configuration's files now."""
+    """The present faults of a configuration's files."""
     return list(CredentialWatch(config).findings(time.time()))
 
 
@@ -146,7 +147,7 @@ def _read(path: str, stamp: tuple[int, int, int]) -> _File:
 
 
 def _is_exposed(info: os.stat_result) -> bool:
-    # On Windows the mode says nothing of who may read.
+    # On Windows the mode does not show who may read.
     return sys.platform != "win32" and bool(info.st_mode & (stat.S_IROTH | stat.S_IWOTH))
 
 

@@ -1,8 +1,8 @@
-"""The configuration in force: as a TOML file that would give it again, and what another one would change of it.
+"""Shows the configuration in force as a TOML file that recreates it, and compares configurations.
 
     use_memory_comm = true  # AGENT_USE_MEMORY_COMM
 
-Each value stands there with where it came from. Secrets are never shown: a comment says that one is set.
+Each value has its source in a comment. Secrets are never shown, but a comment shows that one is set.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ def changed(old: Any, new: Any) -> list[str]:
 
 
 def as_toml(configs: Sequence[Any], sources: Mapping[str, str]) -> str:
-    """The text. configs: of different classes, as `settings.load` makes them; sources: as it gives them.
+    """Make the text.
 
-    What isn't set and has no default is a comment.
+    configs: of different classes, from `settings.load`.
+    sources: from `settings.load`.
+    A setting without value and default is a comment.
     """
     top: list[str] = []
     tables: dict[str, list[str]] = {}
@@ -72,7 +74,7 @@ def _value(value: Any) -> str:
 
 
 def _text(value: str) -> str:
-    """A TOML basic string: JSON's escapes are TOML's, but for surrogate pairs, and DEL, which JSON leaves as it is."""
+    """A TOML basic string: JSON's escapes are TOML's, except for surrogate pairs and DEL."""
     return "".join(_escaped(json.dumps(value, ensure_ascii=False)))
 
 
@@ -82,7 +84,7 @@ def _escaped(text: str) -> Iterator[str]:
 
 
 def shown(config: Any, name: str) -> str:
-    """A setting's value for the log, by its name; secrets are not shown."""
+    """A setting's value for the log, by its name. Secrets are not shown."""
     setting = next(each for each in settings(type(config)) if each.name == name)
     value = value_of(config, name)
     if value is None or value == "":
@@ -93,7 +95,7 @@ def shown(config: Any, name: str) -> str:
 
 
 def merged(old: Any, new: Any, kept: Iterable[str]) -> Any:
-    """`new`, but for the settings named in `kept`, which stay as in `old`. Raises ConfigErrors for what that breaks."""
+    """Return `new` with the settings in `kept` from `old`. Raises ConfigErrors if the result breaks a rule."""
     fields: dict[str, Any] = {}
     groups: dict[str, dict[str, Any]] = {}
     attributes = {setting.name: setting.attribute for setting in settings(type(new))}

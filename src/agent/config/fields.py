@@ -1,7 +1,7 @@
-"""The kinds of fields that a configuration is made of: each says how its value is checked, parsed and shown.
+"""The kinds of fields in a configuration. Each kind checks, parses and shows its value.
 
-Every function returns a dataclass field (typed Any, as dataclasses.field is to its users) for a class that is
-`settings.Checked`. help: one line for the command line's help, with the unit where there is one.
+Every function returns a dataclass field for a `settings.Checked` class. Its type is Any, as for dataclasses.field.
+help: one line for the command line's help.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..syntax import Route, check_label, check_route, parse_address, parse_reference, parse_route
-from .settings import GROUP, SETTING, Setting
+from .settings import GROUP, ON_RELOAD, SETTING, OnReload, Setting
 
 __all__ = [
     "address",
     "addresses",
+    "applied",
     "boolean",
     "choice",
     "file",
@@ -26,6 +27,7 @@ __all__ = [
     "group",
     "integer",
     "label",
+    "redials",
     "reference",
     "routes",
     "seconds",
@@ -41,9 +43,27 @@ def _field(default: Any, setting: Setting) -> Any:
     return dataclasses.field(default=default, metadata={SETTING: setting})
 
 
-def group(cls: type[Any]) -> Any:
-    """A configuration within a configuration: a table in TOML, a prefix of flags and variables."""
-    return dataclasses.field(default_factory=cls, metadata={GROUP: cls})
+def group(cls: type[Any], *, on_reload: OnReload | None = None) -> Any:
+    """A configuration within a configuration: a table in TOML, a prefix of flags and variables.
+
+    on_reload: for all its fields, None for each field's own.
+    """
+    effect = {} if on_reload is None else {ON_RELOAD: on_reload}
+    return dataclasses.field(default_factory=cls, metadata={GROUP: cls, **effect})
+
+
+def applied(field: Any) -> Any:
+    """Mark a field: a reload applies its changed value, for new connections and requests."""
+    return _marked(field, "apply")
+
+
+def redials(field: Any) -> Any:
+    """Mark a field: a reload applies its changed value, and the agent reconnects to its hubs."""
+    return _marked(field, "redial")
+
+
+def _marked(field: Any, on_reload: OnReload) -> Any:
+    return _field(field.default, dataclasses.replace(field.metadata[SETTING], on_reload=on_reload))
 
 
 def _text(value: Any) -> str:
@@ -53,7 +73,7 @@ def _text(value: Any) -> str:
 
 
 def text(help: str, *, default: Any = "", metavar: str = "TEXT", check: Callable[[str], object] | None = None) -> Any:
-    """A text; "" where it isn't set. check: raises ValueError for what is wrong."""
+    """A text, "" if not set. check: raises ValueError for a wrong text."""
 
     def convert(value: Any) -> str:
         found = _text(value)
@@ -84,7 +104,7 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "
 
 
 def boolean(help: str) -> Any:
-    """True or False; False by default."""
+    """True or False. The default is False."""
 
     def parse(value: str) -> bool:
         if value.strip().lower() not in _BOOLEANS:
@@ -100,7 +120,7 @@ def boolean(help: str) -> Any:
 
 
 def integer(help: str, *, default: int | None, low: int, high: int, unit: str, unset: str = "") -> Any:
-    """A whole number from low to high. default: may be None, for not set; unset: what the help then says."""
+    """A whole number from low to high. default: None means not set. unset: the help text for that."""
     rule = f"must be a whole number from {low} to {high} ({unit})"
 
     def parse(value: str) -> int:
@@ -134,7 +154,7 @@ def seconds(help: str, *, default: float, low: float, high: float) -> Any:
             raise ValueError(f"{rule}, not {value!r}")
         return float(value)
 
-    return _field(default, Setting(help, convert, parse, "SECONDS"))
+    return _field(float(default), Setting(help, convert, parse, "SECONDS"))
 
 
 def _readable(path: str) -> str:
@@ -144,7 +164,7 @@ def _readable(path: str) -> str:
 
 
 def file(help: str, *, holds: str = "") -> Any:
-    """The path of a file that can be read now; "" where it isn't set. holds: as Setting has it."""
+    """The path of a readable file, "" if not set. holds: as in Setting."""
     return _field("", Setting(help, lambda value: _readable(_text(value)), str, "FILE", holds=holds))
 
 
@@ -157,7 +177,7 @@ def _items(value: Any) -> list[Any]:
 
 
 def _each(items: Iterable[Any], convert: Callable[[Any], T]) -> tuple[T, ...]:
-    """Every item, converted. Raises ValueError that says of each wrong one what would be right."""
+    """Convert every item. Raises ValueError with the text of each wrong one."""
     found: list[T] = []
     wrong: list[str] = []
     for item in items:
@@ -166,17 +186,17 @@ def _each(items: Iterable[Any], convert: Callable[[Any], T]) -> tuple[T, ...]:
         except ValueError as error:
             wrong.append(str(error))
     if wrong:
-        raise ValueError("; ".join(wrong))
+        raise ValueError(", and ".join(wrong))
     return tuple(found)
 
 
 def _split(value: str) -> list[str]:
-    """A list in a variable: separated by commas or white space."""
+    """Split the list in a variable at commas and white space."""
     return [item for item in re.split(r"[,\s]+", value) if item]
 
 
 def files(help: str, *, holds: str = "") -> Any:
-    """The paths of files that can be read now. holds: as Setting has it."""
+    """The paths of readable files. holds: as in Setting."""
 
     def check(item: Any) -> str:
         return _readable(_text(os.fspath(item) if isinstance(item, os.PathLike) else item))
@@ -188,7 +208,7 @@ def files(help: str, *, holds: str = "") -> Any:
 
 
 def texts(help: str, *, metavar: str) -> Any:
-    """Several texts without white space and commas. In a variable they are separated by those."""
+    """Several texts without white space and commas, which separate them in a variable."""
 
     def check(item: Any) -> str:
         if not _text(item) or _split(item) != [item]:
@@ -202,7 +222,7 @@ def texts(help: str, *, metavar: str) -> Any:
 
 
 def address(help: str, *, default: str, listen: bool = True) -> Any:
-    """HOST:PORT; "" where it isn't set, if that is the default."""
+    """HOST:PORT, or "" if that is the default."""
 
     def convert(value: Any) -> str:
         if _text(value) != "" or default != "":
@@ -213,7 +233,7 @@ def address(help: str, *, default: str, listen: bool = True) -> Any:
 
 
 def addresses(help: str) -> Any:
-    """Addresses to dial, at least one. Required."""
+    """Addresses to dial, at least one. The field is required."""
 
     def convert(value: Any) -> tuple[str, ...]:
         found = _each(_items(value), lambda item: str(parse_address(_text(item))))
@@ -225,12 +245,12 @@ def addresses(help: str) -> Any:
 
 
 def _split_routes(value: str) -> list[str]:
-    """Routes in a variable: white space between, or commas that another route follows, for URLs may have some."""
+    """Split the routes in a variable at white space and at commas before another route, since URLs may have commas."""
     return [item for item in re.split(r"[,\s]*\s[,\s]*|,+(?=/[^,\s=]*=https?://)", value) if item]
 
 
 def routes(help: str, *, name: str) -> Any:
-    """Routes as "PREFIX=URL", (prefix, URL), or a table of them. In a variable as `_split_routes` has it."""
+    """Routes as "PREFIX=URL", (prefix, URL), or a table of them. `_split_routes` splits a variable."""
 
     def convert(value: Any) -> tuple[Route, ...]:
         prefixes: set[str] = set()
@@ -255,10 +275,11 @@ def routes(help: str, *, name: str) -> Any:
 def reference(
     help: str, *, what: str = "an ASGI application", methods: Sequence[str] = (), words: Sequence[str] = ()
 ) -> Any:
-    """`module:name`, or in Python the object itself; None where it isn't set.
+    """`module:name`, or in Python the object itself. None if not set.
 
-    methods: what the object must have; none given: it must be callable. what: says so in the error. words: names of
-    objects of ours, given without a module.
+    methods: the required members of the object. Without them it must be callable.
+    what: the description of the object in the error.
+    words: names of built-in objects, given without a module.
     """
 
     def convert(value: Any) -> Any:

@@ -1,8 +1,8 @@
-"""What operators set: one declaration for each field of the agent, the hub and the proxy command.
+"""The settings of the agent, the hub and the proxy command, each declared once.
 
-A field, its flag, its variable and its TOML key are one name (`hub_address`, `--hub-address`, `AGENT_HUB_ADDRESS`); a
-table's fields carry the table's name in front (`--memory-comm-buffer-size`). The hub's variables begin with `HUB_`.
-Making one of these objects checks it: ConfigErrors names every wrong field. `settings.py` has the machinery.
+A field, its flag, its variable and its TOML key have one name (`hub_address`, `--hub-address`, `AGENT_HUB_ADDRESS`). A
+table's fields have the table's name in front (`--memory-comm-buffer-size`). The hub's variables begin with `HUB_`. The
+constructors check all fields, and ConfigErrors names every wrong one. `settings.py` has the machinery.
 """
 
 # ruff: noqa: RUF009  (each call makes one dataclass field, as dataclasses.field does)
@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from ..syntax import Address, Route, is_loopback, parse_address
 from . import fields as kind
+from .limits import ProxyLimits
 from .settings import Checked, ConfigErrors, Rule, load
 
 __all__ = [
@@ -38,105 +39,129 @@ Routes = Sequence[str | tuple[str, str]] | Mapping[str, str]
 DRAIN_GRACE_S = 25.0
 """Below Kubernetes' default terminationGracePeriodSeconds of 30, so that DRAIN still goes out."""
 
+_LIMITS = ProxyLimits()
 _DAY_S = 86400.0
-_DRAIN_HELP = "how long requests in flight may go on after the first SIGTERM"
-_ROUTE_HELP = "requests below this path prefix go to this URL (several times; the longest prefix wins)"
-_TARGET_CA_HELP = "PEM certificates that targets are trusted by, beside the system's; reloaded when they change"
-_TARGET_CERT_HELP = "PEM certificate that the targets of routes are shown over TLS; reloaded when it changes"
-_TARGET_KEY_HELP = "its private key, where it isn't in the same file"
+_DRAIN_HELP = "time for requests in flight after the first SIGTERM"
+_ROUTE_HELP = "a path prefix and the URL for requests below it, repeatable, where the longest prefix wins"
+_TARGET_CA_HELP = "PEM certificates to trust targets by, besides the system's, reloaded on change"
+_TARGET_CERT_HELP = "PEM certificate to present to the targets of routes over TLS, reloaded on change"
+_TARGET_KEY_HELP = "its private key, unless it is in the same file"
 
 
 def _check_socket_path(path: str) -> None:
-    # sun_path has 108 bytes on Linux and 104 on macOS and the BSDs, the closing NUL included.
+    # sun_path has 108 bytes on Linux, and 104 on macOS and the BSDs, including the final NUL.
     if not 0 < len(path.encode()) <= 103:
         raise ValueError(f"must be a path of at most 103 bytes, not {path!r}")
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryCommConfig(Checked):
-    """The proposal's limits, which hold in both modes, and the share of connections that go through memory."""
+    """The proposal's limits, which hold in both modes, and the share of connections through memory."""
 
-    buffer_size: int = kind.integer(
-        "bytes that a connection's pipe or socket holds in each direction before its writer is paused",
-        default=65536,
-        low=4096,
-        high=64 * 1024 * 1024,
-        unit="bytes",
+    buffer_size: int = kind.applied(
+        kind.integer(
+            "buffer of a connection's pipe or socket in each direction, before its writer pauses",
+            default=65536,
+            low=4096,
+            high=64 * 1024 * 1024,
+            unit="bytes",
+        )
     )
-    max_connections: int = kind.integer(
-        "connections open at once, over memory or UDS; past it requests are answered 503",
-        default=1000,
-        low=1,
-        high=1_000_000,
-        unit="connections",
+    max_connections: int = kind.applied(
+        kind.integer(
+            "connections at once, over memory or UDS, with 503 for requests past the limit",
+            default=1000,
+            low=1,
+            high=1_000_000,
+            unit="connections",
+        )
     )
-    enable_metrics: bool = kind.boolean(
-        "measure requests, and show that and all counts at /metrics of the health address (needs the extra [metrics])"
-    )
-    canary_percent: int | None = kind.integer(
-        "share of new connections that go through memory, the rest through Unix sockets",
-        default=None,
-        low=0,
-        high=100,
-        unit="percent",
-        unset="default: 100 with use_memory_comm, else 0",
+    enable_metrics: bool = kind.boolean("metrics at /metrics of the health address (needs the extra [metrics])")
+    canary_percent: int | None = kind.applied(
+        kind.integer(
+            "share of new connections through memory, the others use Unix sockets",
+            default=None,
+            low=0,
+            high=100,
+            unit="percent",
+            unset="default: 100 with use_memory_comm, else 0",
+        )
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class LimitsConfig(Checked):
-    """What clients may send, and how long everybody may take. What is established (a watch, an upgrade) has no end."""
+    """Sizes of requests, and timeouts of all parties. An established watch or upgrade has no timeout."""
 
     request_head_bytes: int = kind.integer(
-        "a request's head; past it 431", default=65536, low=1024, high=1024 * 1024, unit="bytes"
+        "size of a request's head, else 431",
+        default=_LIMITS.request_head_bytes,
+        low=1024,
+        high=1024 * 1024,
+        unit="bytes",
     )
     request_fields: int = kind.integer(
-        "header lines of a request; past it 431", default=256, low=8, high=10_000, unit="lines"
+        "header lines of a request, else 431", default=_LIMITS.request_fields, low=8, high=10_000, unit="lines"
     )
     target_bytes: int = kind.integer(
-        "a request's target; past it 414", default=16384, low=256, high=1024 * 1024, unit="bytes"
+        "size of a request's target, else 414", default=_LIMITS.target_bytes, low=256, high=1024 * 1024, unit="bytes"
     )
     head_timeout_s: float = kind.seconds(
-        "from a request head's first byte to its last; past it 408", default=10.0, low=0.1, high=3600
+        "time from a request head's first byte to its last, else 408",
+        default=_LIMITS.head_timeout_s,
+        low=0.1,
+        high=3600,
     )
     body_timeout_s: float = kind.seconds(
-        "without a byte of a request's body that is due; past it 408", default=60.0, low=0.1, high=_DAY_S
+        "time without a byte of an expected request body, else 408",
+        default=_LIMITS.body_timeout_s,
+        low=0.1,
+        high=_DAY_S,
     )
     keep_alive_s: float = kind.seconds(
-        "how long a client's connection may be idle between requests", default=75.0, low=0.1, high=_DAY_S
+        "idle time of a client's connection between requests", default=_LIMITS.keep_alive_s, low=0.1, high=_DAY_S
     )
     write_timeout_s: float = kind.seconds(
-        "how long a peer may take nothing of what is written to it", default=60.0, low=0.1, high=_DAY_S
+        "time without progress of a write to a peer", default=_LIMITS.write_timeout_s, low=0.1, high=_DAY_S
     )
     half_closed_s: float = kind.seconds(
-        "how long a target may send nothing once its client has sent its end; then the request ends",
-        default=5.0,
+        "time without a byte from a target after its client's FIN, before the request is cancelled",
+        default=_LIMITS.half_closed_s,
         low=0.1,
         high=_DAY_S,
     )
     first_byte_timeout_s: float = kind.seconds(
-        "from a request's end to the whole head of its response; past it 504", default=60.0, low=0.1, high=_DAY_S
+        "time from a request's end to the whole head of its response, else 504",
+        default=_LIMITS.first_byte_timeout_s,
+        low=0.1,
+        high=_DAY_S,
     )
     connect_timeout_s: float = kind.seconds(
-        "for a connection to a target; past it 504", default=10.0, low=0.1, high=3600
+        "time to connect to a target, else 504", default=_LIMITS.connect_timeout_s, low=0.1, high=3600
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class TargetLimitsConfig(LimitsConfig):
-    """Limits where targets are dialled over the network."""
+    """The limits of commands that dial targets over the network."""
 
-    tls_timeout_s: float = kind.seconds("for TLS with a target; past it 504", default=10.0, low=0.1, high=3600)
+    tls_timeout_s: float = kind.seconds(
+        "time for the TLS handshake with a target, else 504", default=_LIMITS.tls_timeout_s, low=0.1, high=3600
+    )
     upstream_idle_s: float = kind.seconds(
-        "how long an unused connection to a target is kept", default=60.0, low=0.1, high=_DAY_S
+        "idle time of a connection to a target before it closes", default=_LIMITS.upstream_idle_s, low=0.1, high=_DAY_S
     )
     idle_upstreams_per_target: int = kind.integer(
-        "unused connections kept for each target", default=1000, low=1, high=100_000, unit="connections"
+        "idle connections kept for each target",
+        default=_LIMITS.idle_upstreams_per_target,
+        low=1,
+        high=100_000,
+        unit="connections",
     )
 
 
 def limits_of(config: LimitsConfig) -> dict[str, Any]:
-    """The limits by name: the fields are called as the proxy's are."""
+    """The limits by name. The fields have the names of ProxyLimits."""
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
@@ -148,88 +173,96 @@ _TARGET_KEY_RULE = Rule(
 
 
 class Targets:
-    """What configurations with routes say of where these lead."""
+    """The properties of configurations with routes."""
 
     routes: Any
     target_ca_file: Any
 
     @property
     def static_routes(self) -> tuple[Route, ...]:
-        """routes as (prefix, URL), without trailing slashes."""
-        return cast("tuple[Route, ...]", self.routes)  # the field has made them so, however they were written
+        """The routes as (prefix, URL), without trailing slashes."""
+        return cast("tuple[Route, ...]", self.routes)  # converted by the field
 
     @property
     def target_ca_files(self) -> tuple[str, ...]:
-        """target_ca_file as paths."""
+        """The paths of target_ca_file."""
         return tuple(self.target_ca_file)
 
 
 @dataclasses.dataclass(frozen=True)
 class AgentConfig(Targets, Checked):
-    """`fastpipe-agent run`: the hub, how it is dialled, and where requests go."""
+    """`fastpipe-agent run`: the hubs, the credentials for them, and the targets of requests."""
 
-    hub_address: str | Sequence[str] = kind.addresses("the hub's gRPC address; with several, a tunnel to each")
-    cluster_name: str = kind.label("this cluster's name at the hub: one RFC 1123 label")
-    insecure: bool = kind.boolean("dial the hub in plaintext (HTTP/2 with prior knowledge)")
-    hub_ca_file: str = kind.file(
-        "PEM certificates that the hub is trusted by, instead of the system's roots", holds="roots"
+    hub_address: str | Sequence[str] = kind.redials(
+        kind.addresses("the hub's gRPC address, repeatable for a tunnel to each hub")
     )
-    hub_client_cert_file: str = kind.file("PEM certificate that the agent shows to the hub", holds="certificate")
-    hub_client_key_file: str = kind.file("its private key, where it isn't in the same file", holds="secret")
-    hub_server_name: str = kind.text("the name in the hub's certificate, if not the address's", metavar="NAME")
-    hub_token_file: str = kind.file(
-        "a token, sent to the hub as `authorization: Bearer`; read for each session", holds="secret"
+    cluster_name: str = kind.label("this cluster's name at the hub, an RFC 1123 label")
+    insecure: bool = kind.redials(kind.boolean("plaintext to the hub (HTTP/2 with prior knowledge)"))
+    hub_ca_file: str = kind.redials(
+        kind.file("PEM certificates to trust the hub by, instead of the system's roots", holds="roots")
     )
-    use_memory_comm: bool = kind.boolean("connect tunnel and proxy by pipes in memory rather than Unix sockets")
+    hub_client_cert_file: str = kind.redials(kind.file("PEM certificate to present to the hub", holds="certificate"))
+    hub_client_key_file: str = kind.redials(kind.file("its private key, unless it is in the same file", holds="secret"))
+    hub_server_name: str = kind.redials(
+        kind.text("the name in the hub's certificate, if it differs from the address", metavar="NAME")
+    )
+    hub_token_file: str = kind.redials(
+        kind.file(
+            "a file with the token for the hub, sent as `authorization: Bearer` and read for each session",
+            holds="secret",
+        )
+    )
+    use_memory_comm: bool = kind.applied(
+        kind.boolean("pipes in memory between tunnel and proxy, instead of Unix sockets")
+    )
     memory_comm: MemoryCommConfig = kind.group(MemoryCommConfig)
-    limits: TargetLimitsConfig = kind.group(TargetLimitsConfig)
+    limits: TargetLimitsConfig = kind.group(TargetLimitsConfig, on_reload="apply")
     uds_socket_path: str = kind.text(
-        "the proxy's Unix socket (default: in a private directory of its own)",
+        "the proxy's Unix socket (default: in a new private directory)",
         metavar="PATH",
         check=_check_socket_path,
     )
-    routes: Routes = kind.routes(_ROUTE_HELP, name="route")
-    app: Any = kind.reference("an ASGI application in this process that gets every request")
+    routes: Routes = kind.applied(kind.routes(_ROUTE_HELP, name="route"))
+    app: Any = kind.reference("an ASGI application in this process for all requests")
     target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP, holds="roots")
     target_client_cert_file: str = kind.file(_TARGET_CERT_HELP, holds="certificate")
     target_client_key_file: str = kind.file(_TARGET_KEY_HELP, holds="secret")
-    system_roots: bool = kind.boolean("trust the system's roots for Kubernetes' services, too (other routes always do)")
+    system_roots: bool = kind.boolean(
+        "trust of the system's roots for Kubernetes' services too (other routes always have it)"
+    )
     router: Any = kind.reference(
-        "a Router of one's own, in place of routes", what="an object with `route`", methods=("route",)
+        "a custom Router, instead of routes", what="an object with `route`", methods=("route",)
     )
     request_processor: Any = kind.reference(
-        "who asks, and as whom the request goes on: a RequestProcessor of one's own, or kubernetes for token reviews "
-        "with routes or a router, too",
+        "a custom RequestProcessor, which authenticates users, or kubernetes for token reviews with routes or a router",
         what="an object with `process`",
         methods=("process",),
         words=("kubernetes",),
     )
     certificate_provider: Any = kind.reference(
-        "a CertificateProvider of one's own: what targets are trusted by",
+        "a custom CertificateProvider, which decides about trust in targets",
         what="an object with `ssl_context` and `generation`",
         methods=("ssl_context", "generation"),
     )
     kubeconfig: str = kind.file(
-        "how this cluster's API server is reached (default: as a pod, by its service account)", holds="secret"
+        "kubeconfig file for this cluster's API server (default: the pod's service account)", holds="secret"
     )
     hub_kubeconfig: str = kind.file(
-        "how the hub cluster's API server is asked who its users are (default: not at all)", holds="secret"
+        "kubeconfig file for the hub cluster's API server, for reviews of its users' tokens", holds="secret"
     )
-    service_allow_file: str = kind.file(
-        "services that may be reached: lines of NAMESPACE/SERVICE[:PORT]; read anew when it changes (default: none may)"
+    service_allow_file: str = kind.applied(
+        kind.file("allowed services, lines of NAMESPACE/SERVICE[:PORT], reloaded on change (default: none)")
     )
     allow_hub_system_groups: str | Sequence[str] = kind.texts(
-        "groups of the hub's that keep their names here although they start with system:", metavar="GROUP"
+        "groups of the hub that keep their names here despite their prefix system:", metavar="GROUP"
     )
-    token_cache_s: float = kind.seconds("how long a token's review is remembered", default=10, low=0, high=300)
-    token_review_timeout_s: float = kind.seconds(
-        "how long a token's review may take; past it the answer is 503", default=10, low=0.1, high=60
-    )
+    token_cache_s: float = kind.seconds("lifetime of a token's review in the cache", default=10, low=0, high=300)
+    token_review_timeout_s: float = kind.seconds("time for a token's review, else 503", default=10, low=0.1, high=60)
     token_reviews_at_once: int = kind.integer(
-        "reviews of different tokens under way at once; more wait", default=32, low=1, high=1000, unit="reviews"
+        "reviews of different tokens at once, others wait", default=32, low=1, high=1000, unit="reviews"
     )
-    health_address: str = kind.address("where /healthz and /readyz are served (default: nowhere)", default="")
-    drain_grace_s: float = kind.seconds(_DRAIN_HELP, default=DRAIN_GRACE_S, low=0, high=3600)
+    health_address: str = kind.address("address of /healthz and /readyz (default: none)", default="")
+    drain_grace_s: float = kind.applied(kind.seconds(_DRAIN_HELP, default=DRAIN_GRACE_S, low=0, high=3600))
 
     rules: ClassVar = (
         Rule(("hub_ca_file", "insecure"), lambda ca, insecure: ca and insecure, "must not be set with insecure"),
@@ -250,12 +283,12 @@ class AgentConfig(Targets, Checked):
         Rule(
             ("target_client_cert_file", "route"),
             lambda cert, routes: cert and not routes,
-            "must be set together with route: other targets are shown a kubeconfig's, or a certificate_provider's",
+            "must be set together with route, since a kubeconfig or certificate_provider has its own certificate",
         ),
         Rule(
             ("target_client_cert_file", "certificate_provider"),
             lambda cert, provider: cert and provider is not None,
-            "must not be set with certificate_provider, which says itself what targets are shown",
+            "must not be set with certificate_provider, which presents its own certificate",
         ),
         Rule(("app", "route"), lambda app, routes: app is not None and routes, "must not be set together with route"),
         Rule(
@@ -267,7 +300,7 @@ class AgentConfig(Targets, Checked):
 
     @property
     def memory_percent(self) -> int:
-        """The share of new connections that go through memory: the canary's where it is set, else all or none."""
+        """The share of new connections through memory: canary_percent if set, else all or none."""
         canary = self.memory_comm.canary_percent
         if canary is not None:
             return canary
@@ -281,38 +314,38 @@ class AgentConfig(Targets, Checked):
 
 @dataclasses.dataclass(frozen=True)
 class HubConfig(Checked):
-    """`fastpipe-agent hub`: its two ports, and which agents it lets in."""
+    """`fastpipe-agent hub`: its two ports, and the rules for agents."""
 
     variable_prefix: ClassVar = "HUB_"
 
-    grpc_address: str = kind.address("where agents open their tunnels (port 0: a free one)", default="127.0.0.1:8443")
-    http_address: str = kind.address("where users send requests to /<cluster>/…", default="127.0.0.1:8080")
-    grpc_cert_file: str = kind.file("PEM certificate chain of the gRPC port (none: plaintext)", holds="certificate")
-    grpc_key_file: str = kind.file("its private key, where it isn't in the same file", holds="secret")
-    http_cert_file: str = kind.file("PEM certificate chain of the HTTP port (none: plaintext)", holds="certificate")
-    http_key_file: str = kind.file("its private key, where it isn't in the same file", holds="secret")
-    user_ca_file: str = kind.file("PEM CA of users' certificates: each must show one at the HTTP port", holds="roots")
-    allow_any_user: bool = kind.boolean("with user_ca_file, let users in that show no certificate")
+    grpc_address: str = kind.address("address for agents' tunnels (port 0: a free port)", default="127.0.0.1:8443")
+    http_address: str = kind.address("address for users' requests to /<cluster>/…", default="127.0.0.1:8080")
+    grpc_cert_file: str = kind.file("PEM certificate chain of the gRPC port (default: plaintext)", holds="certificate")
+    grpc_key_file: str = kind.file("its private key, unless it is in the same file", holds="secret")
+    http_cert_file: str = kind.file("PEM certificate chain of the HTTP port (default: plaintext)", holds="certificate")
+    http_key_file: str = kind.file("its private key, unless it is in the same file", holds="secret")
+    user_ca_file: str = kind.file("PEM CA of users' certificates, which the HTTP port then requires", holds="roots")
+    allow_any_user: bool = kind.boolean("admission of users without a certificate, despite user_ca_file")
     cluster_parser: Any = kind.reference(
-        "what names a request's cluster, in place of the first segment of its path",
+        "a function for the cluster of a request, instead of the first segment of its path",
         what="a function from a RequestHead to a cluster's name",
     )
     max_clients: int = kind.integer(
-        "users' connections at once; past it the answer is 503",
+        "users' connections at once, else 503",
         default=10_000,
         low=1,
         high=1_000_000,
         unit="connections",
     )
     max_agents: int = kind.integer(
-        "agents' tunnels at once; past it new ones are refused",
+        "agents' tunnels at once, others are refused",
         default=5000,
         low=1,
         high=1_000_000,
         unit="tunnels",
     )
     max_sessions_per_cluster: int = kind.integer(
-        "tunnels of one cluster at once; past it new ones are refused",
+        "tunnels of one cluster at once, others are refused",
         default=32,
         low=1,
         high=100_000,
@@ -320,16 +353,14 @@ class HubConfig(Checked):
     )
     limits: LimitsConfig = kind.group(LimitsConfig)
     agent_ca_file: str = kind.file(
-        "PEM CA of agents' certificates, whose CN or DNS name is their cluster's name", holds="roots"
+        "PEM CA of agents' certificates, with the cluster's name as CN or DNS name", holds="roots"
     )
     agent_token_file: str = kind.file(
-        "agents' tokens: lines of a cluster's name, white space, its token", holds="secret"
+        "agents' tokens, lines of a cluster's name, white space and its token", holds="secret"
     )
-    allow_any_agent: bool = kind.boolean("let agents in that show nothing, also off loopback")
-    health_address: str = kind.address("where /healthz and /readyz are served (default: nowhere)", default="")
-    enable_metrics: bool = kind.boolean(
-        "measure requests, and show that and all counts at /metrics of the health address (needs the extra [metrics])"
-    )
+    allow_any_agent: bool = kind.boolean("admission of agents without credentials, also off loopback")
+    health_address: str = kind.address("address of /healthz and /readyz (default: none)", default="")
+    enable_metrics: bool = kind.boolean("metrics at /metrics of the health address (needs the extra [metrics])")
     drain_grace_s: float = kind.seconds(_DRAIN_HELP, default=DRAIN_GRACE_S, low=0, high=3600)
 
     rules: ClassVar = (
@@ -346,50 +377,50 @@ class HubConfig(Checked):
         Rule(
             ("user_ca_file", "http_cert_file"),
             lambda ca, cert: ca and not cert,
-            "must be set together with http_cert_file: a client certificate is only shown over TLS",
+            "must be set together with http_cert_file, since only TLS has client certificates",
         ),
         Rule(
             ("allow_any_user", "user_ca_file"),
             lambda anyone, ca: anyone and not ca,
-            "must be set together with user_ca_file: without one anybody is let in",
+            "must be set together with user_ca_file, since without one every user is admitted",
         ),
         Rule(
             ("agent_ca_file", "grpc_cert_file"),
             lambda ca, cert: ca and not cert,
-            "must be set together with grpc_cert_file: a client certificate is only shown over TLS",
+            "must be set together with grpc_cert_file, since only TLS has client certificates",
         ),
         Rule(
             ("grpc_address", "agent_ca_file", "agent_token_file", "allow_any_agent"),
             lambda address, ca, tokens, anyone: (
                 not (ca or tokens or anyone or is_loopback(parse_address(address, listen=True).host))
             ),
-            "must be a loopback address, or agents must be authenticated (--agent-ca-file, --agent-token-file): "
-            "any agent could take any cluster's requests. --allow-any-agent allows that",
+            "must be a loopback address, or agents must be authenticated (--agent-ca-file, --agent-token-file). "
+            "Otherwise any agent could take any cluster's requests. --allow-any-agent allows that",
         ),
     )
 
     @property
     def authenticates_agents(self) -> bool:
-        """Whether an agent can show who it is."""
+        """Whether agents can authenticate."""
         return bool(self.agent_ca_file or self.agent_token_file)
 
     @property
     def lets_anyone_in(self) -> bool:
-        """Whether an agent that shows nothing is let in: asked for, or on loopback with nothing to show."""
+        """Whether an agent without credentials is admitted, by allow_any_agent or without any CA and tokens."""
         return self.allow_any_agent or not self.authenticates_agents
 
 
 @dataclasses.dataclass(frozen=True)
 class ProxyConfig(Targets, Checked):
-    """`fastpipe-agent proxy`: the agent's proxy alone on a TCP port, no cluster name in the paths."""
+    """`fastpipe-agent proxy`: the agent's proxy alone on a TCP port, without a cluster name in the paths."""
 
-    listen: str = kind.address("where the proxy listens (port 0: a free one)", default="127.0.0.1:8080")
+    listen: str = kind.address("address of the proxy (port 0: a free port)", default="127.0.0.1:8080")
     routes: Routes = kind.routes(_ROUTE_HELP, name="route")
     target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP, holds="roots")
     target_client_cert_file: str = kind.file(_TARGET_CERT_HELP, holds="certificate")
     target_client_key_file: str = kind.file(_TARGET_KEY_HELP, holds="secret")
     max_clients: int = kind.integer(
-        "clients' connections at once; past it the answer is 503",
+        "clients' connections at once, else 503",
         default=10_000,
         low=1,
         high=1_000_000,
@@ -406,28 +437,28 @@ class ProxyConfig(Targets, Checked):
 
 @dataclasses.dataclass(frozen=True)
 class ProcessConfig(Checked):
-    """What the command line itself uses: nothing of this matters to who runs an Agent in a loop of their own."""
+    """The settings of the command line itself. They have no effect on an Agent in another program's loop."""
 
-    log_level: str = kind.choice(
-        "what is logged to standard error", ("debug", "info", "warning", "error"), default="info"
+    log_level: str = kind.applied(
+        kind.choice("lowest level of the log on standard error", ("debug", "info", "warning", "error"), default="info")
     )
     loop: str = kind.choice(
-        "the event loop; auto is uvloop where it is installed, on Windows winloop",
+        "the event loop, where auto is uvloop if it is installed, or winloop on Windows",
         ("auto", "uvloop", "asyncio"),
         default="auto",
     )
 
 
 COMMANDS: Mapping[str, type[Checked]] = MappingProxyType({"run": AgentConfig, "hub": HubConfig, "proxy": ProxyConfig})
-"""Each command's configuration: what is a setting of one is an error in the file of another."""
+"""Each command's configuration. A setting of one command is an error in the file of another."""
 
 
 def load_config(
     cls: type[T], *, flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str = ""
 ) -> tuple[T, ProcessConfig]:
-    """A command's configuration and its process's, from flags, environment, TOML file and defaults.
+    """Read a command's configuration and its process's, from flags, environment, TOML file and defaults.
 
-    flags: by field name (`memory_comm.buffer_size`), None where not given. Raises ConfigErrors with all that is wrong.
+    flags: by field name (`memory_comm.buffer_size`), None if not given. Raises ConfigErrors with all errors.
     """
     (config, process), _sources = load(
         (cls, ProcessConfig), flags=flags, environ=environ, config_file=config_file, others=COMMANDS

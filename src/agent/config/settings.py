@@ -1,15 +1,15 @@
-"""How a configuration is declared, and read from flags, environment, a TOML file and defaults: the schema's machinery.
+"""Declares configurations, and reads them from flags, environment, a TOML file and defaults.
 
-A configuration is a frozen dataclass whose fields are made by the functions of `fields.py` (`boolean`, `integer`, …).
-That one declaration gives the field's check, its flag, its variable, its TOML key and its help. A flag wins over the
-variable, that over the file, that over the default. Every wrong value is reported at once, each as a ConfigError with
-field, source and what would be right.
+A configuration is a frozen dataclass whose fields come from the functions of `fields.py` (`boolean`, `integer`, …). One
+declaration gives a field's check, flag, variable, TOML key and help. A flag wins over the variable, the variable over
+the file, and the file over the default. All wrong values are reported together, each as a ConfigError with field,
+source and the right form.
 
-The class says how its variables begin: `HUB_` for the hub's, `AGENT_` for all others, so that hub and agent can share
-an environment. The hub's began with `AGENT_` once. That old name is still read where the new one isn't there at all.
+The class sets the prefix of its variables: `HUB_` for the hub, `AGENT_` for all others. So hub and agent can share an
+environment. The hub's prefix was `AGENT_` once. That old name is read if the new one is not set at all.
 
-Values come in two shapes: text (from flags and variables) goes through `parse` first; what Python or TOML gives is
-typed already and goes to `convert` alone, so `use_memory_comm="yes"` is wrong in TOML and right in the environment.
+Text from flags and variables goes through `parse` first. Values from Python and TOML have types and go only through
+`convert`. So `use_memory_comm="yes"` is wrong in TOML and right in the environment.
 """
 
 from __future__ import annotations
@@ -19,37 +19,44 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from ..errors import ConfigError
 
 __all__ = [
     "GROUP",
     "OLD_PREFIX",
+    "ON_RELOAD",
     "SETTING",
     "Checked",
     "ConfigErrors",
     "Given",
+    "OnReload",
     "Rule",
     "Setting",
     "load",
     "located",
     "settings",
+    "settings_by_reload",
 ]
 
 SETTING = "setting"  # keys of a dataclass field's metadata
 GROUP = "group"
+ON_RELOAD = "on_reload"
 ARGUMENT = "argument"
 CONFIG = "config"  # the file itself
 
+OnReload = Literal["restart", "apply", "redial"]
+
 OLD_PREFIX = "AGENT_"
-"""How every command's variables began at first."""
+"""The former prefix of every command's variables."""
 
 
 class ConfigErrors(ConfigError):
-    """Everything that is wrong with a configuration. errors: one ConfigError each, in the fields' order, at least one.
+    """All errors of a configuration.
 
-    Where one is enough, its own `field`, `source` and `expected` are the first error's.
+    errors: one ConfigError for each, in the fields' order, at least one.
+    field, source, expected: the first error's.
     """
 
     def __init__(self, errors: Sequence[ConfigError]) -> None:
@@ -61,14 +68,19 @@ class ConfigErrors(ConfigError):
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One field of a configuration, as every source of values sees it.
+    """One field of a configuration, for every source of values.
 
-    name: as flags, variables and TOML spell it, with a dot before a group's fields. attribute: the dataclass field's
-    own name. convert: the value, checked and in its final form; raises ValueError with what would be right. parse:
-    text to what convert takes. metavar: what the help shows for the value, with its unit; "" for a boolean. unset:
-    what the help says where there is no default. secret: the value is never shown. holds: what the files that it names
-    hold, "" where that is nothing that needs care: `secret` (a key, a token), `certificate` (a chain, its key
-    perhaps) or `roots`. prefix: how its variable begins.
+    name: its name in flags, variables and TOML, with a dot before a group's fields.
+    attribute: the name of the dataclass field.
+    convert: checks a value and returns its final form. Raises ValueError with the right form.
+    parse: makes a value for convert from text.
+    metavar: the value in the help, with its unit. "" for a boolean.
+    unset: the help text for a missing default.
+    secret: the value is never shown.
+    holds: the content of the named files. `secret` is a key or a token. `certificate` is a chain, perhaps with its
+        key. `roots` are CAs, and "" is anything else.
+    prefix: the prefix of its variable.
+    on_reload: the effect of a changed value: "restart" (none until then), "apply", or "redial" (the agent reconnects).
     """
 
     help: str
@@ -84,6 +96,7 @@ class Setting:
     attribute: str = ""
     holds: str = ""
     prefix: str = OLD_PREFIX
+    on_reload: OnReload = "restart"
 
     @property
     def flag(self) -> str:
@@ -95,13 +108,13 @@ class Setting:
 
     @property
     def old_variable(self) -> str:
-        """The variable's name of before each command had its own prefix."""
+        """The variable's former name, with the prefix of all commands."""
         return OLD_PREFIX + self.variable.removeprefix(self.prefix)
 
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """A value and where it came from. text: it needs parsing."""
+    """A value and its source. text: it needs parsing."""
 
     value: Any
     source: str
@@ -110,9 +123,9 @@ class Given:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What must hold between fields. wrong: gets their values in order, True where the rule is broken.
+    """A rule between fields. wrong: gets their values in order, and returns whether they break the rule.
 
-    The error names the first field. Rules whose fields are wrong on their own are not asked.
+    The error names the first field. A rule with a wrong field is not checked.
     """
 
     fields: tuple[str, ...]
@@ -121,14 +134,14 @@ class Rule:
 
 
 class Checked:
-    """Base of a configuration: its fields are checked, and brought to their final form, when it is made.
+    """The base of a configuration. The constructor checks and converts all fields.
 
-    Raises ConfigErrors, never for the first wrong value only.
+    Raises ConfigErrors with all wrong values.
     """
 
     rules: ClassVar[tuple[Rule, ...]] = ()
     variable_prefix: ClassVar[str] = OLD_PREFIX
-    """How the names of its variables begin."""
+    """The prefix of its variables."""
 
     def __post_init__(self) -> None:
         cls = type(self)
@@ -148,14 +161,15 @@ class Checked:
 def settings(cls: type, prefix: str = "") -> Iterator[Setting]:
     """The settings of a configuration class in declared order, a group's fields as `group.field`.
 
-    prefix: how their variables begin, where it isn't the class's own.
+    prefix: the prefix of their variables, if it isn't the class's own.
     """
     prefix = prefix or getattr(cls, "variable_prefix", OLD_PREFIX)
     for field in dataclasses.fields(cls):
         group = field.metadata.get(GROUP)
         if group is not None:
             for setting in settings(group, prefix):
-                yield dataclasses.replace(setting, name=f"{field.name}.{setting.name}")
+                on_reload = field.metadata.get(ON_RELOAD, setting.on_reload)
+                yield dataclasses.replace(setting, name=f"{field.name}.{setting.name}", on_reload=on_reload)
             continue
         setting = field.metadata[SETTING]
         required = field.default is dataclasses.MISSING
@@ -169,10 +183,18 @@ def settings(cls: type, prefix: str = "") -> Iterator[Setting]:
         )
 
 
+def settings_by_reload(cls: type) -> dict[OnReload, frozenset[str]]:
+    """The names of a configuration's settings, by the effect of a changed value on reload."""
+    found: dict[OnReload, set[str]] = {"restart": set(), "apply": set(), "redial": set()}
+    for setting in settings(cls):
+        found[setting.on_reload].add(setting.name)
+    return {effect: frozenset(names) for effect, names in found.items()}
+
+
 def _check(
     declared: Iterable[Setting], given: Mapping[str, Given], rules: Iterable[Rule]
 ) -> tuple[dict[str, Any], list[ConfigError]]:
-    """(values of the fields that are right, by name; errors of the others, and of broken rules)."""
+    """Return (the right fields' values by name, the errors of the other fields and of broken rules)."""
     values: dict[str, Any] = {}
     errors: list[ConfigError] = []
     for setting in declared:
@@ -204,18 +226,24 @@ def load(
     config_file: str = "",
     others: Mapping[str, type[Any]] = MappingProxyType({}),
 ) -> tuple[list[Any], dict[str, str]]:
-    """Read configurations from every source: one object per class, and each set field's source by its name.
+    """Read configurations from every source. Returns (one object per class, each set field's source by name).
 
-    classes: their fields' names must differ; TOML keys of none of them are errors. The first one's prefix is that of
-    all. flags: by setting name, None for those not given; text, a tuple of texts, or a bool. environ: variables; an
-    empty one counts as not set. config_file: a TOML file's path, "" for none. others: every command's configuration,
-    so that an error can say whose a key is. Raises ConfigErrors.
+    Args:
+        classes: their fields' names must differ. A TOML key of none of them is an error. The first one's prefix serves
+            all.
+        flags: by setting name: text, a tuple of texts, a bool, or None if not given.
+        environ: variables. An empty one counts as not set.
+        config_file: a TOML file's path, "" for none.
+        others: every command's configuration, for errors about another command's key.
+
+    Raises:
+        ConfigErrors: any value is wrong.
     """
     prefix = classes[0].variable_prefix
     declared = {cls: list(settings(cls, prefix)) for cls in classes}
     every = [setting for group in declared.values() for setting in group]
     given, errors = _from_file(config_file, every, others) if config_file else ({}, [])
-    unread = any(error.field == CONFIG for error in errors)  # what is missing may be in it
+    unread = any(error.field == CONFIG for error in errors)  # it may hold the missing settings
     for setting in every:
         variable = setting.variable if setting.variable in environ else setting.old_variable
         text = environ.get(variable, "")
@@ -236,9 +264,9 @@ def load(
 
 
 def located(error: ConfigError, sources: Mapping[str, str]) -> ConfigError:
-    """The error of a value that turned out wrong only when it was used, with the source that gave it.
+    """Add the source to the error of a value that was found wrong at its use.
 
-    sources: as `load` gives them. A part by name and a file stay named behind their source.
+    sources: as `load` returns them. The name of a part or a file follows its source.
     """
     source = sources.get(error.field)
     if source is None or error.source == source or isinstance(error, ConfigErrors):
@@ -248,20 +276,27 @@ def located(error: ConfigError, sources: Mapping[str, str]) -> ConfigError:
 
 
 def _make(cls: type[Any], declared: Sequence[Setting], values: Mapping[str, Any]) -> Any:
-    arguments: dict[str, Any] = {}
+    """Make a configuration of checked values. The constructor would check and convert them again."""
+    made = _bare(cls, {s.attribute: values[s.name] for s in declared if "." not in s.name})
     for field in dataclasses.fields(cls):
         group = field.metadata.get(GROUP)
         if group is not None:
             inner = {s.attribute: values[s.name] for s in declared if s.name.startswith(field.name + ".")}
-            arguments[field.name] = group(**inner)
-    arguments |= {s.attribute: values[s.name] for s in declared if "." not in s.name}
-    return cls(**arguments)
+            object.__setattr__(made, field.name, _bare(group, inner))
+    return made
+
+
+def _bare(cls: type[Any], attributes: Mapping[str, Any]) -> Any:
+    made = object.__new__(cls)
+    for name, value in attributes.items():
+        object.__setattr__(made, name, value)
+    return made
 
 
 def _from_file(
     path: str, declared: Sequence[Setting], others: Mapping[str, type[Any]]
 ) -> tuple[dict[str, Given], list[ConfigError]]:
-    """The values of a TOML file, and errors for keys that nothing reads."""
+    """Return (the values of a TOML file, errors for keys that nothing reads)."""
     import tomllib
 
     try:
@@ -299,7 +334,7 @@ def _groups(names: Iterable[str]) -> list[str]:
 
 
 def _owners(others: Mapping[str, type[Any]], owns: Callable[[list[str]], bool]) -> str:
-    """The commands whose settings' names are such, as an error names them; "" for none."""
+    """The commands that own such settings, as text for an error, "" for none."""
     found = [f"`{command}`" for command, cls in others.items() if owns([each.name for each in settings(cls)])]
     return " and ".join(filter(None, (", ".join(found[:-1]), *found[-1:])))
 
@@ -308,28 +343,28 @@ _LISTED = "the command's --help lists them"
 
 
 def _no_table(key: str, names: Sequence[str], others: Mapping[str, type[Any]]) -> str:
-    """What is wrong with a table that nothing reads."""
+    """The error for a table that nothing reads."""
     owners = _owners(others, lambda found: key in _groups(found))
     if owners:
         return f"is a table of {owners}, not of this command"
     close = difflib.get_close_matches(key, _groups(names), n=1)
     if close:
-        return f"is no table here; perhaps [{close[0]}] is meant"
-    return f"is no table here; {_LISTED}"
+        return f"is not a table here, perhaps [{close[0]}] is meant"
+    return f"is not a table here, {_LISTED}"
 
 
 def _no_field(name: str, names: Sequence[str], others: Mapping[str, type[Any]]) -> str:
-    """What is wrong with a key that nothing reads."""
+    """The error for a key that nothing reads."""
     owners = _owners(others, lambda found: name in found)
     if owners:
         return f"is a setting of {owners}, not of this command"
     group, dot, key = name.rpartition(".")
     if dot and key in names:
-        return f"is no field of [{group}]: {key} stands above all tables"
+        return f"is not a field of [{group}], since {key} is above all tables"
     tables = [each.partition(".")[0] for each in names if each.partition(".")[2] == name]
     if tables:
         return f"is a field of the table [{tables[0]}]"
-    # Of the same table first: `uffer_size` in [memory_comm] is nearer to its buffer_size than to what is elsewhere.
+    # Of the same table first: `uffer_size` in [memory_comm] is nearer to its buffer_size than to other fields.
     beside = [each for each in names if each.rpartition(".")[0] == group]
     close = difflib.get_close_matches(name, beside, n=1) or difflib.get_close_matches(name, names, n=1)
-    return f"is no field here; {f'perhaps {close[0]} is meant' if close else _LISTED}"
+    return f"is not a field here, {f'perhaps {close[0]} is meant' if close else _LISTED}"

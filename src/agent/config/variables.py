@@ -1,6 +1,6 @@
-"""Variables of the environment that look like ours and that nothing reads: misspelt, or called as they were once.
+"""Finds variables of the environment that look like ours but nothing reads: misspelled or outdated names.
 
-`AGENT_HUB_TOKENFILE` would be overlooked without a word, and the agent would dial without its token.
+Without it, `AGENT_HUB_TOKENFILE` is ignored silently, and the agent dials without its token.
 """
 
 from __future__ import annotations
@@ -16,39 +16,40 @@ __all__ = ["Doubt", "config_variables", "doubts", "outdated", "renamed"]
 
 OWN_PREFIX = "FASTPIPE_"
 READ_BY_US = frozenset({"FASTPIPE_NO_EXTENSIONS", "FASTPIPE_REQUIRE_EXTENSIONS", "FASTPIPE_DEBUG", "FASTPIPE_SANITIZE"})
-"""What the library reads when it is imported or built. The tests have more of this prefix, so only slips are told."""
+"""Variables that the library reads on import or build. The tests use more, so only slips are reported."""
 
 NEAR = 0.85
-"""How alike two names are (difflib's ratio, 1 for equal ones) where one is taken for a slip of the other."""
+"""The similarity (difflib's ratio, 1 for equal names) from which one name counts as a slip of the other."""
 
 MOST = 20
-"""How many are told: whoever shares our prefix may have hundreds."""
+"""The most reported variables, since another program with our prefix may have hundreds."""
 
-# What Kubernetes gives each container for a Service called `agent` or `hub`, or `agent-…`; Docker's links are alike.
+# Kubernetes sets these in each container for a Service called `agent`, `hub` or `agent-…`. So do Docker's links.
 _SERVICE = re.compile(
     r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
 
 
 class Doubt(NamedTuple):
-    """One variable. reason: what may be meant. Its value is never told: it may be a secret."""
+    """One variable. reason: its probable meaning. Its value is never shown, since it may be a secret."""
 
     variable: str
     reason: str
 
 
 def config_variables(prefix: str) -> list[str]:
-    """The variables that name the TOML file: a command's own, and as it was called once."""
+    """The variables that name the TOML file: a command's own, and its former name."""
     return list(dict.fromkeys((f"{prefix}CONFIG", f"{OLD_PREFIX}CONFIG")))
 
 
 def doubts(
     environ: Mapping[str, str], prefix: str, process: type[Any], commands: Mapping[str, type[Any]]
 ) -> list[Doubt]:
-    """The variables that nobody reads although their names begin as ours do, each with what may be meant.
+    """The variables with our prefixes that nothing reads, each with its probable meaning.
 
-    prefix: how the running command's variables begin. With its prefix every unknown name counts; with another
-    command's only a near miss of a name that is read does. process: the configuration that all commands have.
+    prefix: the prefix of the running command. With it, every unknown name counts. With another command's prefix, only a
+        near miss of a known name counts.
+    process: the configuration that all commands have.
     """
     return list(_doubts(environ, prefix, process, commands))[:MOST]
 
@@ -77,18 +78,18 @@ def _doubts(
         elif close:
             yield Doubt(variable, f"perhaps {close[0]} is meant")
         elif start == prefix:
-            yield Doubt(variable, "the command's --help lists those that it reads")
+            yield Doubt(variable, "the command's --help lists its variables")
 
 
 def renamed(old: str, new: str) -> Doubt:
-    """What is told of a variable under its old name."""
+    """The doubt about a variable with its former name."""
     return Doubt(old, f"it is called {new} now")
 
 
 def outdated(sources: Mapping[str, str], declared: Mapping[str, Setting]) -> list[Doubt]:
-    """The variables that gave a value under the name that they had once, each with its name now.
+    """The variables that gave a value under their former name, each with its present name.
 
-    sources: as `settings.load` gives them. declared: the settings by name.
+    sources: from `settings.load`. declared: the settings by name.
     """
     return [
         renamed(setting.old_variable, setting.variable)

@@ -4,8 +4,8 @@ from fastpipe.extensions import select_twins
 
 select_twins(__path__)
 
+from ..config.limits import ProxyLimits  # noqa: E402
 from .apps import Apps  # noqa: E402 - after the choice, here and below
-from .limits import ProxyLimits  # noqa: E402
 from .metrics import Measures  # noqa: E402
 from .proxy import Proxy  # noqa: E402
 from .upstream import Upstreams  # noqa: E402

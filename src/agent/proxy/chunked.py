@@ -13,8 +13,8 @@ from __future__ import annotations
 import enum
 import re
 
+from ..config.limits import ProxyLimits
 from .headers import Fields
-from .limits import ProxyLimits
 
 __all__ = ["LAST_CHUNK", "ChunkError", "ChunkedDecoder", "encode_chunk", "encode_last"]
 

@@ -11,12 +11,12 @@ import time
 from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
+from ..config.limits import ProxyLimits
 from ..errors import HubError, Party, TargetError
 from ..messages import Target
 from ..runtime.deadlines import timeout
 from ..syntax import Address
 from ..x509.peer import whose_dates
-from .limits import ProxyLimits
 from .shortage import connect_error, is_shortage, lacks_descriptors, most_telling
 
 __all__ = ["dial", "within"]

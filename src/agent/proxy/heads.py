@@ -18,10 +18,10 @@ import re
 
 import httptools
 
+from ..config.limits import ProxyLimits
 from ..syntax import has_dot_segments, without_plain_dots
 from .fast_parser import IS_FAST, PLAIN_METHODS, Lines, plain_host_end, plain_request_line, plain_status_line
 from .headers import COMMON_OPTIONS, NO_OPTIONS, Fields, drop_named, elements, is_protected, tokens
-from .limits import ProxyLimits
 from .rules import (
     RULES,
     STRAYS,

@@ -5,6 +5,7 @@ Heads are judged whole, so how the bytes were split never changes the verdict; w
 
 from __future__ import annotations
 
+from ..config.limits import ProxyLimits
 from .chunked import ChunkedDecoder
 from .heads import (
     CHUNKED,
@@ -16,7 +17,6 @@ from .heads import (
     malformed_line,
     parse_response,
 )
-from .limits import ProxyLimits
 from .rules import RULES, HeadError, stray_rule
 
 __all__ = ["BodyIntake", "Piece", "RequestHeadIntake", "ResponseHeadIntake"]

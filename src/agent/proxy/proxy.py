@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import cast
 
+from ..config.limits import ProxyLimits
 from ..errors import Party
 from ..outcome import Outcome
 from .clock import Clock
 from .decision import Process, Route
-from .limits import ProxyLimits
 from .metrics import Measures
 from .server import Connection
 from .upstream import Upstreams

@@ -15,12 +15,12 @@ import ssl
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol, cast
 
+from ..config.limits import ProxyLimits
 from ..errors import TargetError
 from ..messages import Connect, Path, Target
 from .clock import Clock, Stall
 from .dial import dial, within
 from .intake import ResponseHeadIntake
-from .limits import ProxyLimits
 from .shortage import DESCRIPTORS
 
 __all__ = ["Upstream", "UpstreamUser", "Upstreams"]

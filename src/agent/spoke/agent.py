@@ -19,6 +19,7 @@ from collections.abc import Callable
 from ..config.credentials import CredentialWatch
 from ..config.dump import changed, merged, shown
 from ..config.schema import AgentConfig, limits_of
+from ..config.settings import settings_by_reload
 from ..connections.carriage import Carriage
 from ..connections.counters import ConnectionCounters
 from ..connections.inbound import FirstPacketBudget
@@ -64,31 +65,8 @@ REQUESTS_PER_CONNECTION = 10
 """How many requests a connection serves while both carriers are in use: a share of connections is then one of requests,
 though hubs keep connections for as long as they find them open."""
 
-HUB_SETTINGS = frozenset(
-    {
-        "hub_address",
-        "insecure",
-        "hub_ca_file",
-        "hub_client_cert_file",
-        "hub_client_key_file",
-        "hub_server_name",
-        "hub_token_file",
-    }
-)
-"""What hubs are dialled with: a change is for the next dial, which is then made at once."""
-
-LIVE_SETTINGS = frozenset(
-    {
-        "use_memory_comm",
-        "memory_comm.buffer_size",
-        "memory_comm.canary_percent",
-        "memory_comm.max_connections",
-        "route",
-        "service_allow_file",
-        "drain_grace_s",
-    }
-)
-"""What else can change while the agent runs, and all `limits`."""
+_BY_RELOAD = settings_by_reload(AgentConfig)
+HUB_SETTINGS = _BY_RELOAD["redial"]
 
 
 class Agent:
@@ -319,7 +297,7 @@ class Agent:
             return len(new.hub_addresses) == len(self.config.hub_addresses)
         if name == "route":  # other routes, but the same kind of router
             return self._own_router is None and bool(self.config.static_routes) and bool(new.static_routes)
-        return name in HUB_SETTINGS or name in LIVE_SETTINGS or name.startswith("limits.")
+        return name not in _BY_RELOAD["restart"]
 
     @property
     def shares(self) -> bool:
