@@ -85,7 +85,7 @@ SEMICOLON = re.compile(r"(?:\S+\s+){2,}\S*;\s+(?:\S+\s+){2,}\S")
 # Each with the word to use instead. The first expression that matches a place names the finding.
 BANNED: dict[str, str] = {
     r"anew|afresh": "again",
-    r"(?:is|are|was|were|be|been|being) (?:said|told|waited for|asked for|gone|(?-i:none)|heard of)": "active voice",
+    r"(?:is|are|was|were|be|been|being) (?:said|told|waited for|asked for|gone|heard of)": "active voice",
     r"(?:has|have|had) gone|gone from|once gone|what is gone|are gone|is gone": "closed, removed, ended",
     r"says?|said|saying": "report, state, log, name",
     r"tells?|telling|told": "report, state, show",
@@ -94,7 +94,7 @@ BANNED: dict[str, str] = {
     r"comes? to|came to": "reach, become, be",
     r"but for": "except for",
     r"(?:not|no\w*|n't)(?: \w+){0,6} any more|any more": "no longer",
-    r"(?:that|this|which|and|but) is (?-i:none)": "repeat the noun",
+    r"(?<!there )(?:is|are|was|were) (?-i:none)": "repeat the noun",
     r"stands?|stood|standing": "is, is in, means, remains",
     r"answer(?:s|ed|ing)?": "response, respond, reply",
     r"what (?:it|they|he|one) \w+(?: \w+){0,4} what": "name the thing",
@@ -162,7 +162,7 @@ def word_count(sentence: str) -> int:
 
 
 _ABBREVIATION = re.compile(
-    r"(?:\b(?:e\.g|i\.e|etc|vs|cf|resp|approx|no|sec|fig)|(?<![A-Za-z])[A-Za-z])\.$", re.IGNORECASE
+    r"(?:\b(?:e\.g|i\.e|etc|vs|cf|resp|approx|sec|fig)|(?<![A-Za-z])(?-i:[A-Z]))\.$", re.IGNORECASE
 )
 _STOP = re.compile(r"[.!?][\"'”)\]]*\s+(?=\S)")
 
