@@ -207,7 +207,7 @@ def _plain(text: str) -> str:
 
 _DRAWING = re.compile(r"[─-╿▲-◿→←↑↓►◄═]{2}|[│║╔╚╗╝┌└├]|-{2,}>|<-{2,}|\S {3,}\S|^[\s|+\-=~^]+$")
 """A line of a picture or of a table in columns."""
-_BULLET = re.compile(r"\s*(?:[-*•] |\d+[.)] |[A-Z]\d+\. )")
+_BULLET = re.compile(r"^\s*(?:[-*•] |\d+[.)] |[A-Z]\d+\. )")
 """How a list's item begins: a bullet, a number, or the number of an invariant."""
 _CODE_LINE = re.compile(
     r"\s*(?:>>>|\.\.\. |\$ |@\w|[\w.\[\]\"']+ = |[\w.]+\(.*\)$|(?:async )?(?:def|class|with|import|from) )"

@@ -30,7 +30,7 @@ _CLOSE = Ending(CLOSE)
 _ERROR = Ending(ERROR)
 _TRUNCATED = Ending(None, truncated=True)
 
-# (kind, stage): (base hub, hub with `close`), after wire.md, "How the proxy's end of a connection is told to the hub".
+# (kind, stage): (base hub, hub with `close`), after wire.md, "How the proxy's end of a connection reaches the hub".
 _ENDINGS: dict[tuple[Kind, Stage], tuple[Ending, Ending]] = {
     # After a complete response (also the proxy's own error response), or idle, at drain.
     (Kind.COMPLETE, Stage.IDLE): (_NOTHING, _CLOSE),
