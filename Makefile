@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# What the compiled twins are made of (pyproject.toml lists them): a .pxd gives types to the .pyx or .py beside it, a .pxi
+# The sources of the compiled twins, as pyproject.toml lists them. A .pxd gives types to the .pyx or .py beside it. A .pxi
 # and a .h are parts of a .pyx.
 TYPES := $(wildcard src/fastpipe/*.pxd src/agent/*/*.pxd)
 CYTHON := $(wildcard src/fastpipe/*.pyx src/fastpipe/*.pxi src/agent/*/*.pyx src/agent/*/*.pxi) $(TYPES)
@@ -23,7 +23,7 @@ help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
 
 # Both twins, each through the whole suite, side by side: half of it is waiting for other processes.
-test: $(VENV)/.tested ## run the whole suite on both twins; PYTEST_ARGS=tests/tunnel runs a part
+test: $(VENV)/.tested ## run the whole suite on both twins (a part: PYTEST_ARGS=tests/tunnel)
 	@echo "Testing the Python twin and the compiled one side by side: some minutes each, the first one's output at its end."
 	@.ci/beside "$(MAKE) --no-print-directory test-python" "$(MAKE) --no-print-directory test-compiled"
 
@@ -41,7 +41,7 @@ test-pythons: ## run the transport's tests on every newer CPython that pyenv has
 	done
 
 # The transport's and the tunnel's tests on extensions that the address and undefined-behaviour sanitizers watch. They
-# are made from the sdist, since this tree's own objects are without; what they find ends the run.
+# are made from the sdist, because this tree's objects have no sanitizers. A finding ends the run.
 SANITIZE_SUITE ?= tests/fastpipe tests/tunnel/test_framing.py tests/proxy/test_heads.py
 SANITIZERS = $(shell gcc -print-file-name=libasan.so):$(shell gcc -print-file-name=libubsan.so)
 sanitize: $(VENV)-sanitize/.packaging ## run transport and decoders under the address and undefined-behaviour sanitizers
@@ -53,7 +53,7 @@ sanitize: $(VENV)-sanitize/.packaging ## run transport and decoders under the ad
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
 	  $(VENV)-sanitize/bin/python -m pytest -p no:cacheprovider --timeout=900 $(SANITIZE_SUITE) $(PYTEST_ARGS)
 
-# sdist -> a wheel for each CPython here and one for every machine, each installed away from here and tried; into dist/.
+# From the sdist, a wheel for each CPython here and one for every machine, into dist/. Each is installed and tried.
 wheels: $(VENV)-packaging/.packaging ## build sdist and wheels into dist/, and try each of them with the suite
 	$(VENV)-packaging/bin/python .ci/wheels.py --suite "$(WHEEL_SUITE)" $(WHEEL_PYTHONS)
 
@@ -61,7 +61,7 @@ wheels: $(VENV)-packaging/.packaging ## build sdist and wheels into dist/, and t
 wheels-quick: ## run `wheels` with the part of the suite that takes seconds
 	$(MAKE) --no-print-directory wheels WHEEL_SUITE="tests/fastpipe/test_pipe_states.py tests/test_imports.py"
 
-# Parts of it, for the workflows: the sdist alone; it and the wheel for every machine; what cibuildwheel would build.
+# Parts of it, for the workflows: the sdist, the sdist with the wheel for every machine, the list of wheels.
 sdist: $(VENV)-packaging/.packaging ## build the sdist alone
 	$(VENV)-packaging/bin/python .ci/wheels.py --step sdist
 
@@ -71,14 +71,14 @@ pure: $(VENV)-packaging/.packaging ## build the sdist and the wheel for every ma
 identifiers: $(VENV)-packaging/.packaging ## list the wheels that cibuildwheel builds
 	$(VENV)-packaging/bin/python .ci/wheels.py --step identifiers
 
-# Every rival in the same run; reports in bench/results. Under 15 min, and under 90 s. BENCH_ARGS="--only hop"
-bench: $(VENV)/.tested ## measure everything with its rivals; BENCH_ARGS="--only hop" runs a part
+# Every rival in the same run. The reports are in bench/results. Under 15 min, and under 90 s. BENCH_ARGS="--only hop"
+bench: $(VENV)/.tested ## measure everything with its rivals (a part: BENCH_ARGS="--only hop")
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
 bench-quick: $(VENV)/.tested ## measure a named subset in under 90 s
 	$(BIN)/python -m bench --quick $(BENCH_ARGS)
 
-# Each default beside what was not chosen; bench/results/curves.*, in under 10 min.
+# Each default beside its alternatives, into bench/results/curves.*, in under 10 min.
 bench-curves: $(VENV)/.tested ## measure each default beside its alternatives
 	$(BIN)/python -m bench $(BENCH_ARGS) curves
 
@@ -86,14 +86,14 @@ bench-curves: $(VENV)/.tested ## measure each default beside its alternatives
 bench-docs: $(VENV)/.tested ## put the last figures into README.md and docs/performance.md
 	$(BIN)/python -m bench $(BENCH_ARGS) docs
 
-# The nightly run: a million inputs for the tunnel's decoders and a million heads, both twins (CI takes 50,000 of each).
+# The nightly run: a million packets and a million heads, on both twins. CI takes 50,000 of each.
 fuzz: $(VENV)/.tested ## give the decoders a million random inputs each, on both twins
 	FASTPIPE_INPUTS=1000000 $(BIN)/python -m pytest tests/tunnel/test_framing_twins.py $(PYTEST_ARGS)
 	FASTPIPE_INPUTS=1000000 $(BIN)/python -m pytest tests/proxy/test_head_twins.py $(PYTEST_ARGS)
 	FASTPIPE_INPUTS=1000000 FASTPIPE_NO_EXTENSIONS=1 $(BIN)/python -m pytest tests/proxy/test_head_twins.py $(PYTEST_ARGS)
 
-# Nightly too: what the suite does in seconds, at full length, on both twins. 20 readers of 1 GiB that stand still for a
-# minute; a hub that is killed 50 times under load. About a quarter of an hour; what was measured is printed at the end.
+# Nightly too: short tests of the suite at full length, on both twins. 20 readers of 1 GiB pause for a minute. A hub is
+# killed 50 times under load. The run takes about a quarter of an hour, and prints its measurements at the end.
 SOAK_SUITE := tests/tunnel/test_stalled.py tests/whole/test_kills.py
 soak: $(VENV)/.tested ## run the long tests: stalled readers, and a hub that is killed 50 times
 	FASTPIPE_SOAK=1 $(BIN)/python -m pytest -s $(SOAK_SUITE) $(PYTEST_ARGS)
@@ -101,7 +101,7 @@ soak: $(VENV)/.tested ## run the long tests: stalled readers, and a hub that is 
 
 # Faults on links between real processes in network namespaces, one table, exit 1 if a bound is missed. Needs root and
 # iproute2, under 15 min. CHAOS_ARGS="--only blackhole" a part, CHAOS_ARGS=--list names them.
-chaos: $(VENV)/.tested ## break links between processes in network namespaces; needs root; CHAOS_ARGS=--list
+chaos: $(VENV)/.tested ## break links between processes in network namespaces, as root (CHAOS_ARGS=--list)
 	$(BIN)/python -m bench.chaos $(CHAOS_ARGS)
 
 lint: $(VENV)/.linted ## run ruff and cython-lint
@@ -126,7 +126,7 @@ hooks: $(VENV)/.linted ## install the Git hooks that check each commit
 clean: ## remove environments and everything that was built
 	rm -rf $(VENV) $(VENV)-* build dist src/*.egg-info src/fastpipe/*.so src/agent/*/*.so
 
-# What takes a while, before it does: a slow machine is silent for minutes in each of these.
+# Printed before long steps. A slow machine is silent for minutes in each of them.
 COMPILING := Installing what is missing, and compiling the extensions on all cores: about a minute, several on a slow \
   machine. FASTPIPE_NO_EXTENSIONS=1 leaves them out; everything works without them, and is slower.
 
@@ -147,7 +147,7 @@ $(VENV)/.installed $(VENV)/.tested $(VENV)/.linted: $(VENV)/bin/python pyproject
 	$(BIN)/python -m pip install --editable '.$(EXTRAS)'
 	touch $(DONE) $@
 
-# Packaging's tools need no install of this package, and stand apart from what the tests use.
+# Packaging's tools need no install of this package, and are separate from the tests' tools.
 %/.packaging: %/bin/python pyproject.toml
 	$*/bin/python -m pip install --quiet --group packaging
 	touch $@

@@ -36,7 +36,7 @@ AUTOSQUASH = re.compile(r"(?:fixup|squash|amend)! ")
 
 
 def problems(message: str, *, is_draft: bool = False) -> list[str]:
-    """What is wrong with a message, one sentence for each fault. Empty if the message is good.
+    """The faults of a message, one sentence for each. Empty if the message is good.
 
     Args:
         message: the whole message, without Git's comments.
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Check commit messages against CONTRIBUTING.md.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the file with the message, from Git's hook")
-    what.add_argument("--range", metavar="A..B", help="the commits to check; merges are left out")
+    what.add_argument("--range", metavar="A..B", help="the commits to check, without merges")
     options = parser.parse_args(arguments)
     is_draft = options.range is None
     try:

@@ -6,11 +6,11 @@
 
 A path is a file, or a folder with everything below it. Exit code 0: no finding, 1: findings, 2: usage.
 
-| file | what is read |
-| --- | --- |
-| Markdown | headings, paragraphs, list items and table cells, without code |
-| Python, Cython | comments, docstrings, and strings of at least four words that read as prose |
-| Makefile, Dockerfile, TOML, YAML | comments, and the help texts behind `##` |
+The check reads these parts of a file:
+
+- Markdown: headings, paragraphs, list items and table cells, without code.
+- Python and Cython: comments, docstrings, and strings of at least four words that look like prose.
+- Makefile, Dockerfile, TOML and YAML: comments, and the help texts behind `##`.
 
 A code span, a URL, a placeholder and a number with its unit each count as one word.
 """
@@ -56,7 +56,7 @@ class Finding(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A paragraph, an item, a cell, a comment or a string: what a sentence does not leave."""
+    """A paragraph, an item, a cell, a comment or a string. No sentence crosses its border."""
 
     line: int
     text: str
@@ -65,7 +65,7 @@ class Text(NamedTuple):
 # --- The rules ------------------------------------------------------------------------------------------------------
 
 CODE = "␣"
-"""Stands for a code span, a placeholder or a URL in the text that the rules see."""
+"""The mark that replaces a code span, a placeholder or a URL before the rules run."""
 
 _FINITE = (
     r"(?:is|are|was|were|has|have|had|does|do|did|can|cannot|can't|could|must|may|will|would|should|needs?|gets?|"
@@ -262,7 +262,10 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _PRAGMA = re.compile(r"#\s*(?:type:|noqa|fmt:|pragma|cython:|distutils:|mypy:|ruff:|!)|#!/")
-_PROSE = re.compile(rf"(?:\W*[A-Za-z{CODE}µ][\w'’{CODE}/-]*[,;:.!?)”\"']*(?: |\n|$)|\W*\d[\w.,%]*\s?|[(“\"'–—:×-]+ ?)+")
+_PROSE = re.compile(
+    rf"[(\[“\"'‘]*(?:[A-Za-zµ{CODE}][\w.'’{CODE}/+-]*|[-+±]?\d[\w.,%/]*|[–—:×=+→/&|-])[,;:.!?…)\]”\"'’]*"
+)
+"""One word of prose, with the punctuation around it."""
 
 
 def python(source: str) -> Iterator[Text]:
@@ -275,7 +278,8 @@ def python(source: str) -> Iterator[Text]:
     def joined() -> Iterator[Text]:
         text = "".join(string)
         string.clear()
-        if len(text.split()) >= LEAST_WORDS and "{{" not in text and _PROSE.fullmatch(_plain(text)):
+        words = _plain(text).split()
+        if len(words) >= LEAST_WORDS and all(map(_PROSE.fullmatch, words)):
             yield Text(string_line, text)
 
     for token in _TOKEN.finditer(source):
@@ -357,7 +361,7 @@ def hashed(source: str) -> Iterator[Text]:
 
 
 def findings(path: Path) -> Iterator[Finding]:
-    """What is wrong in a file, in the order of its lines."""
+    """The findings of a file, in the order of its lines."""
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         texts = markdown(source)

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Proves on this machine what can be proved of sdist and wheels without containers; `make wheels` runs it.
+"""Builds and tests sdist and wheels on this machine, without containers. `make wheels` runs it.
 
-The sdist is made from the checkout; everything after it is made from the sdist, in a folder elsewhere: for each CPython
-given a wheel with the compiled twins, named for the glibc it needs, and one py3-none-any wheel with the Python twins.
-Each is installed alone in an empty virtual environment, runs the demo, says which twin it has and runs the suite, with
-the tests that the sdist brought. What was tested is left in the output folder, and a table says what was done.
+The script makes the sdist from the checkout, and everything else from the sdist, in another folder. Each CPython gets a
+wheel with the compiled twins, named for the glibc that it needs. One py3-none-any wheel has the Python twins.
+
+The script installs each wheel alone in an empty virtual environment. There it runs the demo, prints the twin, and runs
+the suite with the tests of the sdist. The tested files stay in the output folder, and a table lists the steps.
 
     .ci/wheels.py [--out dist] [--suite "tests"] [--step sdist|pure|all|identifiers] PYTHON...
 """
@@ -160,7 +161,7 @@ class Proof:
         shutil.rmtree(home)
 
     def check(self) -> None:
-        """What PyPI would say of the files, and what doesn't belong into a wheel."""
+        """Check the files as PyPI does, and find files that do not belong into a wheel."""
         files = sorted(self.out.iterdir())
         say(run(BIN / "twine", "check", "--strict", *files, cwd=self.work).strip())
         wheels = [file for file in files if file.suffix == ".whl"]
@@ -188,7 +189,7 @@ def main() -> None:
         "--step",
         choices=["sdist", "pure", "all", "identifiers"],
         default="all",
-        help="sdist: that alone; pure: the none-any wheel too; identifiers: only what cibuildwheel would build",
+        help="sdist alone, pure (the none-any wheel too), all, or identifiers (the list of cibuildwheel)",
     )
     given = parser.parse_args()
     pythons = [Path(shutil.which(each) or sys.exit(f"{each} is no program")).absolute() for each in given.pythons]

@@ -370,7 +370,7 @@ CURVES: Sequence[Curve] = (
         "256 MiB from nginx through hub and agent, by a packet's payload where nobody else waits",
         "`agent.tunnel.sizes.ALONE_PACKET_BYTES`",
         tunnel_sizes.ALONE_PACKET_BYTES,
-        "each packet costs the same; a message may be 4 MiB (wire.md)",
+        "each packet costs the same, and a message may be 4 MiB (wire.md)",
         [16 * KIB, 64 * KIB, 256 * KIB, MIB, 3 * MIB],
         downloads("agent.tunnel.sizes:ALONE_PACKET_BYTES", 256 * MIB),
     ),

@@ -11,7 +11,7 @@ CHECKOUT = Path(__file__).parent.parent
 PAGE = CHECKOUT / "docs" / "architecture.md"
 AGENT = CHECKOUT / "src" / "agent"
 if not PAGE.exists() or not AGENT.exists():
-    pytest.skip("the tests stand without the repository that they read", allow_module_level=True)
+    pytest.skip("the checkout has no docs or src", allow_module_level=True)
 
 TEXT = PAGE.read_text(encoding="utf-8")
 NAMED = set(re.findall(r"`((?:src|tests|docs|bench)/[\w./-]+)`", TEXT))

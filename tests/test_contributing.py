@@ -11,7 +11,7 @@ import pytest
 
 CHECKOUT = Path(__file__).parent.parent
 if not (CHECKOUT / "CONTRIBUTING.md").exists() or not (CHECKOUT / "Makefile").exists():
-    pytest.skip("the tests stand without the repository that they read", allow_module_level=True)
+    pytest.skip("the checkout has no CONTRIBUTING.md or Makefile", allow_module_level=True)
 
 MAKEFILE = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
 PAGES = {name: (CHECKOUT / name).read_text(encoding="utf-8") for name in ("CONTRIBUTING.md", "SECURITY.md")}
