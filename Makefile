@@ -104,14 +104,19 @@ soak: $(VENV)/.tested ## run the long tests: stalled readers, and a hub that is 
 chaos: $(VENV)/.tested ## break links between processes in network namespaces, as root (CHAOS_ARGS=--list)
 	$(BIN)/python -m bench.chaos $(CHAOS_ARGS)
 
-lint: $(VENV)/.linted ## run ruff and cython-lint
+# The paths that pass the check of the language. The aim is all of src, tests and bench: add each room that passes.
+PLAIN := $(filter-out docs/settings.md,$(wildcard *.md docs/*.md)) .ci .github deploy Makefile pyproject.toml \
+  MANIFEST.in setup.py tests/test_language.py tests/test_architecture.py tests/test_contributing.py tests/test_commit_message.py
+
+lint: $(VENV)/.linted ## run ruff, cython-lint and the check of the language
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PATH="$(abspath $(BIN)):$$PATH" cython-lint $(CYTHON) # it looks for pycodestyle there
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint $(CYTHON) # cython-lint looks for pycodestyle there
+	$(BIN)/python .ci/language.py $(PLAIN)
 
 types: $(VENV)/.linted ## run mypy in strict mode
 	$(BIN)/mypy
-	$(BIN)/mypy setup.py .ci/commit_message.py .ci/wheels.py
+	$(BIN)/mypy setup.py .ci/commit_message.py .ci/language.py .ci/wheels.py
 
 # The commits of a pull request: what CI checks. Needs Git and a Python alone.
 RANGE ?= origin/main..HEAD

@@ -1,12 +1,14 @@
-"""Chooses between the compiled twins and the pure-Python ones at build time; all else is in pyproject.toml.
+"""Select the compiled twins or the pure-Python ones at build time. All else is in pyproject.toml.
 
-FASTPIPE_NO_EXTENSIONS=1 (0 and empty mean no), or a machine without a C compiler or without Python's headers, gives a
-pure-Python install: a py3-none-any wheel that holds the Python twins only, and pip's log (-v) says why. A compiler that
-is there but fails on our code is an error: a platform wheel always holds its extensions.
+FASTPIPE_NO_EXTENSIONS=1 (0 and empty mean no) gives a pure-Python install, a py3-none-any wheel with the Python twins
+only. So does a machine without a C compiler or without Python's headers. pip's log (-v) has the reason. If the compiler
+fails on our code, the build fails. So a platform wheel always has its extensions.
 
-For work on fastpipe itself: FASTPIPE_DEBUG=1 counts pairs, pieces and views made and freed and asserts the invariants
-after every step; FASTPIPE_SANITIZE=1 builds with the address and undefined-behaviour sanitizers (run the tests with
-LD_PRELOAD="$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0).
+Two variables are for work on fastpipe itself:
+
+- FASTPIPE_DEBUG=1 counts pairs, pieces and views, made and freed, and asserts the invariants after every step.
+- FASTPIPE_SANITIZE=1 builds with the address and undefined-behaviour sanitizers. Run the tests with
+  `LD_PRELOAD="$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0`.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def is_building() -> bool:
 
 
 def has_compiler() -> bool:
-    """Whether a program that includes Python.h compiles here. Tells why it does not."""
+    """Whether a program that includes Python.h compiles here. Prints the reason if it does not."""
     compiler = new_compiler()
     customize_compiler(compiler)
     with tempfile.TemporaryDirectory() as folder:
@@ -58,8 +60,8 @@ def has_compiler() -> bool:
             compiler.compile([str(source)], output_dir=folder, include_dirs=[get_python_inc()])
         except Exception as error:  # distutils' compilers each have their own error classes
             print(
-                f"fastpipe: no C compiler or no Python headers ({error}): installing the Python twins only, which do "
-                "the same and are slower; with both there, install again for the compiled ones",
+                f"fastpipe: no C compiler or no Python headers ({error}): installing the Python twins only. They "
+                "do the same, more slowly. With compiler and headers, install again for the compiled twins.",
                 file=sys.stderr,
             )
             return False
@@ -67,14 +69,14 @@ def has_compiler() -> bool:
 
 
 def cores() -> int:
-    """How many cores this process may use: a container may have fewer than its machine."""
+    """How many cores this process may use. A container may have fewer than its machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def cython_processes() -> int:
-    """How many processes Cython may use beside this one: one a core, none where a sandbox has no semaphores."""
+    """How many processes Cython may use beside this one. One a core, or none if a sandbox has no semaphores."""
     try:
         multiprocessing.Lock()
     except (ImportError, OSError):

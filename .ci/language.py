@@ -219,17 +219,27 @@ def paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[Text]:
     number = 0
     held: list[str] = []
     for line_number, line in lines:
-        is_left_out = not line.strip() or _DRAWING.search(line) or _CODE_LINE.match(line)
+        is_row = re.fullmatch(r"\s*\|.*\|\s*", line) is not None
+        is_left_out = not line.strip() or is_row or _DRAWING.search(line) or _CODE_LINE.match(line)
         if is_left_out or _BULLET.match(line):
             if held:
                 yield Text(number, "\n".join(held))
             held = []
-        if not is_left_out:
+        if is_row:
+            yield from cells(line_number, line)
+        elif not is_left_out:
             if not held:
                 number = line_number
             held.append(_BULLET.sub("", line, count=1) if not held else line)
     if held:
         yield Text(number, "\n".join(held))
+
+
+def cells(number: int, row: str) -> Iterator[Text]:
+    """The cells of a table's row. A line of dashes has none."""
+    if not re.fullmatch(r"[\s|:\-]+", row):
+        plain = re.sub(r"`[^`]*`", lambda code: code[0].replace("|", "¦"), row.replace(r"\|", "¦"))
+        yield from (Text(number, cell) for cell in plain.strip().strip("|").split("|") if cell.strip())
 
 
 def markdown(source: str) -> Iterator[Text]:
@@ -247,9 +257,7 @@ def markdown(source: str) -> Iterator[Text]:
         elif mark:
             fence = mark[1]
         elif is_cells:
-            if not re.fullmatch(r"[\s|:\-]+", line):
-                cells = re.sub(r"`[^`]*`", lambda code: code[0].replace("|", "¦"), line.replace(r"\|", "¦"))
-                yield from (Text(number, cell) for cell in cells.strip().strip("|").split("|") if cell.strip())
+            yield from cells(number, line)
         elif line.startswith("#"):
             yield Text(number, line.lstrip("# "))
         else:
@@ -279,7 +287,7 @@ def python(source: str) -> Iterator[Text]:
         text = "".join(string)
         string.clear()
         words = _plain(text).split()
-        if len(words) >= LEAST_WORDS and all(map(_PROSE.fullmatch, words)):
+        if len(words) >= LEAST_WORDS and "{{" not in text and all(map(_PROSE.fullmatch, words)):
             yield Text(string_line, text)
 
     for token in _TOKEN.finditer(source):

@@ -16,7 +16,7 @@ import pytest
 CHECKOUT = Path(__file__).parent.parent
 SCRIPT = CHECKOUT / ".ci" / "commit_message.py"
 if not SCRIPT.exists():
-    pytest.skip("the tests stand without the scripts of the repository", allow_module_level=True)
+    pytest.skip("the checkout has no .ci", allow_module_level=True)
 
 Git = Callable[..., subprocess.CompletedProcess[str]]
 LONG = "word " * 15
