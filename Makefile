@@ -106,7 +106,8 @@ chaos: $(VENV)/.tested ## break links between processes in network namespaces, a
 
 # The paths that pass the check of the language. The aim is all of src, tests and bench: add each room that passes.
 PLAIN := $(filter-out docs/settings.md,$(wildcard *.md docs/*.md)) .ci .github deploy Makefile pyproject.toml \
-  MANIFEST.in setup.py tests/test_language.py tests/test_architecture.py tests/test_contributing.py tests/test_commit_message.py
+  MANIFEST.in setup.py bench $(wildcard src/agent/*.py) src/agent/runtime src/agent/telemetry src/agent/x509 \
+  tests/test_language.py tests/test_architecture.py tests/test_contributing.py tests/test_commit_message.py
 
 lint: $(VENV)/.linted ## run ruff, cython-lint and the check of the language
 	$(BIN)/ruff check .

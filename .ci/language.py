@@ -98,7 +98,7 @@ BANNED: dict[str, str] = {
     r"stands?|stood|standing": "is, is in, means, remains",
     r"answer(?:s|ed|ing)?": "response, respond, reply",
     r"what (?:it|they|he|one) \w+(?: \w+){0,4} what": "name the thing",
-    r"(?<=, )for (?:it|that|they|this|there|nobody|nothing|what|these|those)": "because",
+    r"(?<=, )for (?:it|that|they|there|nobody|nothing)": "because",
     r"as (?:it|they) (?:comes?|stands?)": "name the state",
     r"is over|are over|was over|were over": "has ended",
     r"must needs|lest|thereby|thereof|therein|whereby|whoever|whomever|whatsoever|wherever it": "plain words",
@@ -270,9 +270,7 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _PRAGMA = re.compile(r"#\s*(?:type:|noqa|fmt:|pragma|cython:|distutils:|mypy:|ruff:|!)|#!/")
-_PROSE = re.compile(
-    rf"[(\[“\"'‘]*(?:[A-Za-zµ{CODE}][\w.'’{CODE}/+-]*|[-+±]?\d[\w.,%/]*|[–—:×=+→/&|-])[,;:.!?…)\]”\"'’]*"
-)
+_PROSE = re.compile(rf"[(\[“\"'‘]*(?:[A-Za-zµ{CODE}][\w.'’{CODE}/+-]*|[-+±]?\d[\w.,%/]*|[–—:×→/&|-])[,;:.!?…)\]”\"'’]*")
 """One word of prose, with the punctuation around it."""
 
 
@@ -307,7 +305,8 @@ def python(source: str) -> Iterator[Text]:
         body = token["body"]
         if "b" in token["prefix"].lower():
             continue
-        if len(token["quote"]) == 3 and not before.strip():  # a docstring
+        is_statement = not before.strip() and source[: token.start()].rstrip()[-1:] not in tuple("(,=[{+")
+        if len(token["quote"]) == 3 and is_statement and "f" not in token["prefix"].lower():  # a docstring
             yield from docstring(body, line)
         elif len(token["quote"]) == 1 and "\n" not in body:
             if string and source[string_end : token.start()].strip():

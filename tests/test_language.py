@@ -136,6 +136,12 @@ def test_comments_docstrings_and_messages_of_python_are_read(tmp_path: Path) -> 
     ]
 
 
+def test_long_strings_that_are_arguments_are_not_read(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text('write(\n    """\n    is said anew here\n    """\n)\nx = f"""\nanew\n"""\n', encoding="utf-8")
+    assert findings(module) == []
+
+
 def test_pictures_are_not_read(tmp_path: Path) -> None:
     module = tmp_path / "module.pyx"
     module.write_text('"""One line.\n\n    said ──► anew\n    a | b     says\n"""\n', encoding="utf-8")

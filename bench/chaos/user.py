@@ -2,7 +2,7 @@
 
 | WHAT | does | lines |
 | --- | --- | --- |
-| `gets URL EVERY_S` | a GET each EVERY_S, whether earlier ones succeeded or not | began, took_s, status, target, said |
+| `gets URL EVERY_S` | a GET each EVERY_S, even if earlier ones fail | began, took_s, status, target, `said` |
 | `posts URL EVERY_S` | the same with a POST of one byte | the same |
 | `batch URL COUNT` | COUNT GETs at once | the same |
 | `reads URL` | one GET without end | at, received; at its end `ended` |
