@@ -146,7 +146,7 @@ class PolicyError(AgentError):
 
 
 class Redirected(AgentError):
-    """Raised by a Router: the client is sent to `location`, a path with its query, by a 308."""
+    """Raised by the hub's own router: nobody's fault. The client gets a 308 to `location`, a path with its query."""
 
     def __init__(self, location: bytes) -> None:
         super().__init__("redirected")

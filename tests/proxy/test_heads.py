@@ -20,6 +20,7 @@ from agent.proxy.headers import check_fields, forwarded_trailers
 from agent.proxy.heads import CHUNKED, UNFRAMED, UNTIL_EOF, Fault, parse_request, parse_response
 from agent.proxy.intake import BodyIntake, RequestHeadIntake, ResponseHeadIntake
 from agent.proxy.rewrite import head_for_client, head_for_target
+from agent.proxy.rules import HeadError
 from agent.syntax import without_plain_dots
 from fastpipe import IMPLEMENTATION
 
@@ -225,7 +226,7 @@ def response_verdict(parts: list[bytes]) -> list[object]:
                     content += b"".join(map(bytes, pieces))
                     if body.ended:
                         return [*made, content]
-    except (ValueError, ChunkError):  # in which words may depend on what had come when it was found
+    except (HeadError, ChunkError):  # in which words may depend on what had come when it was found
         return [*made, "failed"]
     return [*made, content]
 
@@ -336,7 +337,7 @@ def test_a_response_head_that_repeats_is_read_once_and_written_for_each_use():
 
 def test_a_response_without_framing_lasts_until_its_end():
     assert parse_response(b"HTTP/1.1 200 OK\r\n\r\n").length == UNTIL_EOF
-    with pytest.raises(ValueError, match="malformed"):
+    with pytest.raises(HeadError, match="malformed"):
         parse_response(b"HTTP/1.1 200 OK\r\nX y\r\n\r\n")
 
 

@@ -12,6 +12,7 @@ import logging
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..errors import AgentError
 from ..runtime.deadlines import timeout
 from .api_server import AccessError, ApiAccess, Headers
 
@@ -27,8 +28,11 @@ IDLE_S = 60.0
 """How long an unused connection is kept: Go's servers keep theirs for 90 s and more."""
 
 
-class ReviewError(Exception):
-    """A review failed. reason: in words without secrets. status: the server's, 0 without a response."""
+class ReviewError(AgentError):
+    """The API server gave no usable response: its fault, or that of the agent's own credentials.
+
+    reason: in words without secrets. status: of the response, 0 if there was none.
+    """
 
     def __init__(self, reason: str, *, status: int = 0) -> None:
         super().__init__(reason)

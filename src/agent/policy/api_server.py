@@ -15,7 +15,7 @@ import tempfile
 import time
 from urllib.parse import urlsplit
 
-from ..errors import ConfigError
+from ..errors import AgentError, ConfigError
 from .chains import fault_of_pair
 from .exec_plugin import ExecCredential, ExecPlugin, PluginError
 from .kubeconfig import AccessSpec, parse_kubeconfig, parse_token, read_service_account
@@ -36,8 +36,15 @@ SHORTEST_LIFE_S = 2.0
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
-class AccessError(Exception):
-    """There are no credentials to be had. Its text holds no secret."""
+class AccessError(AgentError):
+    """The agent has no credentials for the API server: the fault of its configuration, or of a credential plugin.
+
+    reason: in words without secrets.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def extra_is_installed() -> bool:

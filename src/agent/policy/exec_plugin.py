@@ -13,6 +13,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import AgentError
+
 __all__ = ["API_VERSIONS", "ExecCredential", "ExecPlugin", "PluginError"]
 
 API_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
@@ -20,8 +22,15 @@ ANSWER_BYTES = 1024 * 1024
 TIMEOUT_S = 60.0
 
 
-class PluginError(Exception):
-    """A plugin gave no credential. Its text holds nothing of what the plugin printed."""
+class PluginError(AgentError):
+    """A credential plugin gave no credential: the fault of the plugin, or of the kubeconfig file that names it.
+
+    reason: in words. It holds nothing of what the plugin printed.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import enum
 import re
 
 from ..config.limits import ProxyLimits
+from ..errors import AgentError
 from .headers import Fields
 
 __all__ = ["LAST_CHUNK", "ChunkError", "ChunkedDecoder", "encode_chunk", "encode_last"]
@@ -30,11 +31,15 @@ SLICE_BYTES = 4096
 """Shorter pieces are copies, longer ones are views, since a view costs more than a small copy."""
 
 
-class ChunkError(ValueError):
-    """The chunked coding is malformed, or exceeds a limit. limit: that setting's name for the log, "" for none."""
+class ChunkError(AgentError):
+    """A body's chunked coding is malformed or exceeds a limit: the fault of the party that sent the body.
+
+    reason: fit for the client. limit: the name of the limit's setting, for the log; "" for none.
+    """
 
     def __init__(self, reason: str, *, limit: str = "") -> None:
         super().__init__(reason)
+        self.reason = reason
         self.limit = limit
 
 

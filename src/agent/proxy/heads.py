@@ -19,6 +19,7 @@ import re
 import httptools
 
 from ..config.limits import ProxyLimits
+from ..errors import AgentError
 from ..syntax import has_dot_segments, without_plain_dots
 from .fast_parser import IS_FAST, PLAIN_METHODS, Lines, plain_host_end, plain_request_line, plain_status_line
 from .headers import COMMON_OPTIONS, NO_OPTIONS, Fields, drop_named, elements, is_protected, tokens
@@ -131,17 +132,18 @@ TRAILING_SPACE = re.compile(rb"(?<=[^\r\n\t ])[\t ]+(?=\r\n)")
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t -~\x80-\xff]*))?\r\n")
 
 
-class Fault(Exception):
-    """A request that gets the proxy's own answer. status, reason: of that answer; it closes the connection unless
-    `close` is False. fields: more header fields for it. rule: the name of the rule that the head broke, and limit: the
-    setting that it passed, both for the log; "" for none."""
+class Fault(AgentError):
+    """The proxy rejects a request's head: the fault of the client. The proxy's response closes the connection.
+
+    status, reason, fields: of that response. rule: the name of the rule that the head broke, for the log; "" for none.
+    limit: the setting that the head exceeded, for the log; "" for none.
+    """
 
     def __init__(
         self,
         status: int,
         reason: str,
         *,
-        close: bool = True,
         fields: Fields | None = None,
         rule: str = "",
         limit: str = "",
@@ -150,7 +152,6 @@ class Fault(Exception):
         self.limit = limit
         self.status = status
         self.reason = reason
-        self.close = close
         self.fields = fields or []
         self.rule = rule
 

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..errors import AgentError
+
 __all__ = [
     "RULES",
     "STRAY",
@@ -100,8 +102,11 @@ STRAYS = {b"\n": RULES["bare-lf"], b"\r": RULES["bare-cr"], b"\0": RULES["nul"]}
 MAX_LENGTH = 2**63 - 1
 
 
-class HeadError(ValueError):
-    """A target's response head is malformed. The text is for the client. rule: for the log."""
+class HeadError(AgentError):
+    """A response head is malformed: the fault of the target. The text is fit for the client.
+
+    rule: the name of the rule that the head broke, for the log.
+    """
 
     def __init__(self, rule: Rule) -> None:
         super().__init__(f"the target sent a malformed response head: {rule.text}")
