@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .report import number
+from .measuring import number
 
 __all__ = ["compare"]
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
-from .measuring import Measurement
-from .report import number, replace, rounded, spread, value, where_it_ran
+from .measuring import Measurement, number, spread
+from .report import replace, rounded, value, where_it_ran
 
 if TYPE_CHECKING:
     from .curves import Curve  # curves need the compiled pipe, a report's tables do not

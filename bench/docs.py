@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import curve_report, goals
-from .measuring import Measurement, Ratio
-from .report import HERE, number, replace, value, where_it_ran
+from .measuring import Measurement, Ratio, number
+from .report import HERE, replace, value, where_it_ran
 from .whole_path import CLIENTS, MODES, SIZES
 
 __all__ = ["Reports", "fill", "filled"]

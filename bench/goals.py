@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 from collections.abc import Sequence
 
-from .measuring import Measurement, Ratio
+from .measuring import Measurement, Ratio, number, spread
 
 __all__ = ["GOALS", "Goal", "table"]
 
@@ -167,8 +167,6 @@ def table(measurements: Sequence[Measurement], ratios: Sequence[Ratio]) -> str:
     A value below its metric's resolution is shown as that. It can meet only an upper bound, and only if the resolution
     is not above that bound.
     """
-    from .report import number, spread
-
     lines = ["| measured | goal | reached | rounds | |", "| --- | ---: | ---: | ---: | --- |"]
     for goal in GOALS:
         resolution = 0.0

@@ -29,8 +29,10 @@ __all__ = [
     "latency",
     "measured",
     "no_collection",
+    "number",
     "one",
     "percentile",
+    "spread",
 ]
 
 T = TypeVar("T")
@@ -149,6 +151,20 @@ class Ratio:
 def percentile(samples: Sequence[float], share: float) -> float:
     """The sample at `share` (0 to 1) of the sorted samples."""
     return sorted(samples)[min(len(samples) - 1, int(len(samples) * share))]
+
+
+def number(value: float) -> str:
+    """A figure with three digits that count."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def spread(item: Measurement) -> str:
+    """How far the rounds' medians lay from their middle, "" below the resolution."""
+    return f"±{item.spread * 50:.0f}%" if item.is_resolved else ""
 
 
 def one(metric: Metric, value: float) -> Samples:

@@ -13,9 +13,10 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from .measuring import Case, Measurement, Ratio
+from . import chart, goals
+from .measuring import Case, Measurement, Ratio, number, spread
 
-__all__ = ["environment", "number", "replace", "rounded", "spread", "value", "where_it_ran", "write"]
+__all__ = ["environment", "replace", "rounded", "value", "where_it_ran", "write"]
 
 HERE = pathlib.Path(__file__).parent
 
@@ -61,24 +62,10 @@ def _processor() -> str:
         return platform.processor()
 
 
-def number(value: float) -> str:
-    """A figure with three digits that count."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
 def value(item: Measurement) -> str:
     """A measurement's median with its unit, or a note that the median is below the resolution."""
     figure = number(item.median) if item.is_resolved else f"below {number(item.resolution)}"
     return f"{figure} {item.unit}".strip()
-
-
-def spread(item: Measurement) -> str:
-    """How far the rounds' medians lay from their middle, "" below the resolution."""
-    return f"±{item.spread * 50:.0f}%" if item.is_resolved else ""
 
 
 def write(
@@ -89,8 +76,6 @@ def write(
     where: dict[str, Any],
 ) -> None:
     """Write the three files, each whole or not at all."""
-    from . import chart
-
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "environment": where,
@@ -128,8 +113,6 @@ def where_it_ran(where: dict[str, Any]) -> str:
 def _markdown(
     cases: Sequence[Case], measurements: Sequence[Measurement], ratios: Sequence[Ratio], where: dict[str, Any]
 ) -> str:
-    from . import goals
-
     lines = [
         "# Measured",
         "",

@@ -88,20 +88,20 @@ def test_spread_is_a_share_of_the_absolute_median() -> None:
     found = found_of([-24.9, -25.9], measuring.Metric("difference", "bytes"))
     assert found.median == pytest.approx(-25.4)
     assert found.spread == pytest.approx(1 / 25.4)
-    assert report.spread(found) == "±2%"
+    assert measuring.spread(found) == "±2%"
 
 
 @pytest.mark.parametrize("values", [[-24.9, -25.9], [0.0, 0.0], [0.0, 127.9, 1.0], [3.0, -90.0]], ids=str)
 def test_value_below_the_resolution_is_told_as_that(values: list[float]) -> None:
     found = found_of(values)
-    assert (report.value(found), report.spread(found)) == ("below 128 bytes", "")
+    assert (report.value(found), measuring.spread(found)) == ("below 128 bytes", "")
     assert 0 <= found.spread <= 1
 
 
 @pytest.mark.parametrize(("values", "told"), [([128.0], "128 bytes"), ([-4096.0], "-4,096 bytes")], ids=str)
 def test_value_that_the_resolution_can_tell_is_told_with_its_spread(values: list[float], told: str) -> None:
     found = found_of(values)
-    assert (report.value(found), report.spread(found)) == (told, "±0%")
+    assert (report.value(found), measuring.spread(found)) == (told, "±0%")
 
 
 def test_there_is_no_ratio_of_what_is_below_the_resolution() -> None:
