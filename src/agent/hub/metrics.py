@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import platform
 from collections import Counter
-from collections.abc import Iterator
-from importlib.metadata import version
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
-import fastpipe
-
-from ..telemetry import logs
 from ..telemetry.metrics import Metric
+from ..telemetry.shared_metrics import Measured, Service, of_requests, of_service
 
 if TYPE_CHECKING:
-    from .hub import Hub
+    from ..proxy import Proxy
+    from ..tunnel.budget import MessageBudget
+    from .agent_door import AgentDoor
+    from .session import AgentSession
+    from .user_door import UserDoor
 
-__all__ = ["read"]
-
-CERTIFICATE_HELP = "When the certificates of a setting's files expire, in seconds since 1970."
+__all__ = ["HubState", "read"]
 
 REASONS = (
     "policy",
@@ -38,38 +35,39 @@ MANY = 3
 """Clusters with so many agents and more are counted together."""
 
 
-def read(hub: Hub) -> Iterator[Metric]:
+class HubState(Service, Protocol):
+    """What these metrics read of a hub. The proxy and the doors are None before the hub runs."""
+
+    @property
+    def sessions(self) -> Sequence[AgentSession]: ...
+    @property
+    def sessions_opened(self) -> int: ...
+    @property
+    def refused(self) -> Counter[str]: ...
+    @property
+    def agent_door(self) -> AgentDoor | None: ...
+    @property
+    def user_door(self) -> UserDoor | None: ...
+    @property
+    def proxy(self) -> Proxy | None: ...
+    @property
+    def measures(self) -> Measured: ...
+    @property
+    def carried_bytes(self) -> tuple[int, int]: ...
+    @property
+    def messages(self) -> MessageBudget: ...
+
+
+def read(hub: HubState) -> Iterator[Metric]:
     """All metrics of a hub that runs on this loop."""
-    running = {
-        "version": version("fastpipe-agent"),
-        "fastpipe": fastpipe.IMPLEMENTATION,
-        "python": platform.python_version(),
-        "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
-    }
-    yield Metric("build_info", "gauge", "What is running.", tuple(running), [(tuple(running.values()), 1)])
-    yield Metric("ready", "gauge", "1 where /readyz says ready.", (), [((), int(hub.ready))])
-    ends = sorted(((setting,), end_s) for setting, end_s in hub.credentials.expiries.items())
-    yield Metric("certificate_expiry_timestamp_seconds", "gauge", CERTIFICATE_HELP, ("setting",), ends)
-    yield from logs.read()
+    yield from of_service(hub)
     yield from _agents(hub)
-    yield from _requests(hub)
-    yield Metric(
-        "unfinished_message_bytes",
-        "gauge",
-        "Bytes of agents' messages that have not come whole.",
-        (),
-        [((), hub.messages.held_bytes)],
-    )
-    yield Metric(
-        "calls_crowded_out",
-        "counter",
-        "Agents' calls ended because unfinished messages held all they may.",
-        (),
-        [((), hub.messages.ended_calls)],
-    )
+    yield from _users(hub)
+    yield from of_requests({(): hub.measures}, (), upstream="agent", own="hub", policy=False)
+    yield from _bytes(hub)
 
 
-def _agents(hub: Hub) -> Iterator[Metric]:
+def _agents(hub: HubState) -> Iterator[Metric]:
     sessions = hub.sessions
     by_cluster = Counter(session.cluster for session in sessions if not session.draining)
     clusters = {str(agents): 0 for agents in range(1, MANY)} | {f"{MANY}+": 0}
@@ -77,78 +75,53 @@ def _agents(hub: Hub) -> Iterator[Metric]:
         clusters[str(agents) if agents < MANY else f"{MANY}+"] += 1
     draining = sum(session.draining for session in sessions)
     suspected = sum(session.suspected and not session.draining for session in sessions)
-    serving = len(sessions) - draining - suspected
-    yield Metric(
-        "agents",
-        "gauge",
-        "Agents' tunnels that are open.",
-        ("state",),
-        [(("serving",), serving), (("suspected",), suspected), (("draining",), draining)],
-    )
-    yield Metric(
-        "clusters",
-        "gauge",
-        "Clusters with an agent, by how many each has.",
-        ("agents",),
-        [((agents,), count) for agents, count in clusters.items()],
-    )
-    yield Metric("sessions", "counter", "Tunnels opened so far.", (), [((), hub.sessions_opened)])
+    states = {"serving": len(sessions) - draining - suspected, "suspected": suspected, "draining": draining}
+    yield Metric.by_label("agents", "gauge", "Agents' tunnels that are open.", "state", states)
+    yield Metric.by_label("clusters", "gauge", "Clusters with an agent, by how many each has.", "agents", clusters)
+    yield Metric.single("sessions", "counter", "Tunnels opened so far.", hub.sessions_opened)
     door = hub.agent_door
     refused = dict.fromkeys(REASONS, 0) | hub.refused
     if door is not None:
         refused |= door.refused
         refused["descriptors"] = door.refused_descriptors
-    yield Metric(
+    yield Metric.by_label(
         "agents_refused",
         "counter",
         "Agents refused, and connections to their port that were closed.",
-        ("reason",),
-        [((reason,), count) for reason, count in refused.items()],
+        "reason",
+        refused,
     )
     waiting = door.waiting if door is not None else 0
-    yield Metric("agents_waiting", "gauge", "Agents' connections that the hub has not begun with.", (), [((), waiting)])
+    yield Metric.single("agents_waiting", "gauge", "Agents' connections that the hub has not begun with.", waiting)
 
 
-def _requests(hub: Hub) -> Iterator[Metric]:
-    proxy, measures = hub.proxy, hub.measures
+def _users(hub: HubState) -> Iterator[Metric]:
+    proxy, door = hub.proxy, hub.user_door
     connections = proxy.open_connections if proxy is not None else 0
     in_flight = proxy.requests_in_flight if proxy is not None else 0
-    yield Metric("client_connections", "gauge", "Users' connections that are open.", (), [((), connections)])
-    yield Metric("requests_in_flight", "gauge", "Requests being served.", (), [((), in_flight)])
-    over = sum(proxy.refused.values()) if proxy is not None else 0
-    door = hub.user_door
+    refused = sum(proxy.refused.values()) if proxy is not None else 0
     if door is not None:
-        over += door.refused["connections"] + door.refused_descriptors
-    yield Metric("connections_refused", "counter", "Users' connections answered 503, or closed.", (), [((), over)])
-    responses = [
-        ((source, f"{digit}xx"), count)
-        for source, by_digit in (("agent", measures.responses), ("hub", measures.own))
-        for digit, count in enumerate(by_digit)
-        if count
-    ]
-    responses.append((("agent", "upgraded"), measures.upgraded))
-    yield Metric(
-        "responses",
-        "counter",
-        "Responses by whose they are and the first digit of their status.",
-        ("source", "status"),
-        responses,
-    )
-    yield Metric("responses_cut", "counter", "Responses that ended unfinished.", (), [((), measures.cut)])
-    yield Metric(
-        "request_stage_seconds",
-        "histogram",
-        "How long requests took: connect (new connections to agents), head and body of the response; whole.",
-        ("stage",),
-        [((stage,), took) for stage, took in measures.stages.items() if stage != "policy"],
-    )
-    carried = hub.carried_bytes
-    yield Metric(
-        "carried_bytes",
-        "counter",
-        "Clients' bytes carried.",
-        ("direction",),
-        [(("from_agents",), carried[0]), (("to_agents",), carried[1])],
-    )
+        refused += door.refused["connections"] + door.refused_descriptors
+    yield Metric.single("client_connections", "gauge", "Users' connections that are open.", connections)
+    yield Metric.single("requests_in_flight", "gauge", "Requests being served.", in_flight)
+    yield Metric.single("connections_refused", "counter", "Users' connections answered 503, or closed.", refused)
+
+
+def _bytes(hub: HubState) -> Iterator[Metric]:
+    from_agents, to_agents = hub.carried_bytes
+    carried = {"from_agents": from_agents, "to_agents": to_agents}
+    yield Metric.by_label("carried_bytes", "counter", "Clients' bytes carried.", "direction", carried)
     waiting = sum(session.tunnel.bytes_buffered for session in hub.sessions)
-    yield Metric("buffered_bytes", "gauge", "Bytes that wait to be sent to agents.", (), [((), waiting)])
+    yield Metric.single("buffered_bytes", "gauge", "Bytes that wait to be sent to agents.", waiting)
+    yield Metric.single(
+        "unfinished_message_bytes",
+        "gauge",
+        "Bytes of agents' messages that have not come whole.",
+        hub.messages.held_bytes,
+    )
+    yield Metric.single(
+        "calls_crowded_out",
+        "counter",
+        "Agents' calls ended because unfinished messages held all they may.",
+        hub.messages.ended_calls,
+    )

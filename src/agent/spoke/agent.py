@@ -44,7 +44,7 @@ from ..tunnel.window import WindowBudget
 from .capacity import most_opened, most_served
 from .hub_endpoint import EndpointSource
 from .links import HubLinks
-from .metrics import read
+from .metrics import MODES, read
 
 __all__ = ["Agent"]
 
@@ -93,16 +93,15 @@ class Agent:
         self.managers: dict[Tunnel, ConnManager] = {}  # of the sessions that are not over, and of some that are
         self.tunnel_features = FEATURES
         self.windows = WindowBudget()
-        self.past_packets = [0, 0]  # received and sent, of sessions that are in `managers` no more
-        self.measures: dict[str, Measures] = {}
-        self._own_router = router
+        self._past_packets_received = self._past_packets_sent = 0  # of sessions that `managers` no longer has
+        self._has_own_router = router is not None
         self.policy = make_policy(
             config,
             router=router,
             request_processor=request_processor,
             certificate_provider=certificate_provider,
         )
-        self._router, self.processor = self.policy.router, self.policy.processor
+        self._router_in_force, self.processor = self.policy.router, self.policy.processor
         self._on_ready = on_ready or (lambda: None)
         self._draining = False
         self.credentials = CredentialWatch(config)
@@ -112,32 +111,41 @@ class Agent:
         self.upstreams = Upstreams(
             ssl_context=self.policy.ssl_context, generation=lambda: self.policy.generation, limits=limits
         )
-        self._page: MetricsPage | None = None
-        if config.memory_comm.enable_metrics:
-            self.measures = {"memory": Measures(), "uds": Measures()}
-            if config.health_address:
-                self._page = MetricsPage(lambda: read(self))
-            else:
-                logger.warning("metrics are counted and shown nowhere: health_address isn't set")
+        self.measures = {mode: Measures() for mode in MODES} if config.memory_comm.enable_metrics else {}
+        self._page = self._make_page()
         self._apps = Apps()
-        self.proxy = Proxy(
-            route=self._apps.routed(self._router.route),
+        self.proxy = self._make_proxy(limits)
+        self.carriage = self._make_carriage()
+        self._descriptors_used = open_descriptors()  # none of them is a connection's
+        self._served = self._bound()
+
+    def _make_page(self) -> MetricsPage | None:
+        if not self.config.memory_comm.enable_metrics:
+            return None
+        if not self.config.health_address:
+            logger.warning("metrics are counted and shown nowhere: health_address isn't set")
+            return None
+        return MetricsPage(lambda: read(self))
+
+    def _make_proxy(self, limits: ProxyLimits) -> Proxy:
+        return Proxy(
+            route=self._apps.routed(self._router_in_force.route),
             process=self.processor.process,
             upstreams=self.upstreams,
             limits=_for_hub(limits),
-            cluster=config.cluster_name,
+            cluster=self.config.cluster_name,
             connections_limit="memory_comm.max_connections",
             measures=self.measures,
         )
-        self.carriage = Carriage(
+
+    def _make_carriage(self) -> Carriage:
+        return Carriage(
             self.proxy.connection,
             accept_base=functools.partial(self.proxy.connection, is_base_hubs=True),
-            memory_percent=config.memory_percent,
-            buffer_size=config.memory_comm.buffer_size,
-            socket_path=config.uds_socket_path,
+            memory_percent=self.config.memory_percent,
+            buffer_size=self.config.memory_comm.buffer_size,
+            socket_path=self.config.uds_socket_path,
         )
-        self._descriptors_used = open_descriptors()  # none of them is a connection's
-        self._served = self._bound()
 
     @property
     def ready(self) -> bool:
@@ -153,6 +161,16 @@ class Agent:
     def open_connections(self) -> int:
         """Connections of all sessions that are open now."""
         return sum(manager.open_connections for manager in self.managers.values())
+
+    @property
+    def packets_received(self) -> int:
+        """Packets that hubs have sent in all sessions so far."""
+        return self._past_packets_received + sum(tunnel.packets_received for tunnel in self.managers)
+
+    @property
+    def packets_sent(self) -> int:
+        """Packets that the agent has sent in all sessions so far."""
+        return self._past_packets_sent + sum(tunnel.packets_sent for tunnel in self.managers)
 
     def reconnect_now(self) -> None:
         """Dial every hub anew, without waiting for a back-off."""
@@ -254,7 +272,7 @@ class Agent:
         try:
             new: AgentConfig = merged(old, config, kept)
             self._endpoints.check(new)
-            router = self._router
+            router = self._router_in_force
             if new.static_routes != old.static_routes:
                 router, _ = select_policy(
                     cluster=new.cluster_name, routes=new.static_routes, request_processor=self.processor
@@ -269,7 +287,7 @@ class Agent:
             logger.error("nothing of the changed configuration was applied", extra={"reason": str(error)})
             return
         self.config = self._endpoints.config = new
-        self._router = router
+        self._router_in_force = router
         self.proxy.route = self._apps.routed(router.route)
         self.upstreams.limits = limits = _limits(new)
         self.proxy.limits = _for_hub(limits)
@@ -296,7 +314,7 @@ class Agent:
         if name == "hub_address":
             return len(new.hub_addresses) == len(self.config.hub_addresses)
         if name == "route":  # other routes, but the same kind of router
-            return self._own_router is None and bool(self.config.static_routes) and bool(new.static_routes)
+            return not self._has_own_router and bool(self.config.static_routes) and bool(new.static_routes)
         return name not in _BY_RELOAD["restart"]
 
     @property
@@ -361,8 +379,8 @@ class Agent:
         """The connection manager of one session."""
         for other in [other for other in self.managers if other.lost]:
             del self.managers[other]
-            self.past_packets[0] += other.packets_received
-            self.past_packets[1] += other.packets_sent
+            self._past_packets_received += other.packets_received
+            self._past_packets_sent += other.packets_sent
         manager = MixedConnManager(tunnel, self.carriage, budget=self.budget, counters=self.counters)
         self.managers[tunnel] = manager
         return manager

@@ -80,6 +80,11 @@ class HubLinks:
         """Those of one configured address."""
         return [client for link, (client, _) in self._links.items() if link.number == number]
 
+    @property
+    def by_hub(self) -> list[tuple[str, list[TunnelClient]]]:
+        """Each configured address, as HOST:PORT, with its links."""
+        return [(str(address), self.clients_of(number)) for number, address in enumerate(self._addresses())]
+
     def look_again(self) -> None:
         """Look at the configuration, and look names up, now.
 

@@ -251,12 +251,12 @@ def read() -> Iterator[Metric]:
     handler = _of_process.handler
     if handler is not None:
         counts = {"blocked": handler.dropped_lines, "repeated": handler.left_out_lines}
-    yield Metric(
+    yield Metric.by_label(
         "log_lines_dropped",
         "counter",
         "Log lines that were not written: standard error did not take them, or they repeat others.",
-        ("reason",),
-        [((reason,), count) for reason, count in counts.items()],
+        "reason",
+        counts,
     )
 
 

@@ -6,8 +6,8 @@ Nothing here is on the way of a request. prometheus-client (the extra `metrics`)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from ..errors import ConfigError
 from ..runtime.histogram import BOUNDS_S, Histogram
@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 else:
     Collector = object  # what it derives from matters to type checkers only
 
-__all__ = ["Metric", "MetricsPage"]
+__all__ = ["Kind", "Metric", "MetricsPage"]
 
 PREFIX = "fastpipe_agent_"
+
+
+Kind = Literal["counter", "gauge", "histogram"]
+LabelValues = TypeVar("LabelValues", bound=tuple[str, ...])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,10 +37,27 @@ class Metric:
     """
 
     name: str
-    kind: Literal["counter", "gauge", "histogram"]
+    kind: Kind
     help: str
     labels: tuple[str, ...]
     samples: Iterable[tuple[tuple[str, ...], float | Histogram]]
+
+    @classmethod
+    def single(cls, name: str, kind: Kind, help: str, value: float) -> Self:
+        """A metric without labels."""
+        return cls(name, kind, help, (), [((), value)])
+
+    @classmethod
+    def by_label(cls, name: str, kind: Kind, help: str, label: str, values: Mapping[str, float]) -> Self:
+        """A metric with one label. values: a number for each of the label's values."""
+        return cls(name, kind, help, (label,), [((key,), value) for key, value in values.items()])
+
+    @classmethod
+    def by_labels(
+        cls, name: str, kind: Kind, help: str, labels: tuple[str, ...], values: Mapping[LabelValues, float]
+    ) -> Self:
+        """A metric with several labels, sorted. values: a number for each combination of the labels' values."""
+        return cls(name, kind, help, labels, sorted(values.items()))
 
 
 class MetricsPage:
