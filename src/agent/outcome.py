@@ -8,9 +8,12 @@ packet the hub gets (wire.md).
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Callable
 
-__all__ = ["Kind", "Outcome", "Stage"]
+__all__ = ["Kind", "Outcome", "Stage", "log_outcome"]
+
+logger = logging.getLogger(__name__)
 
 
 class Kind(enum.StrEnum):
@@ -41,3 +44,8 @@ class Stage(enum.StrEnum):
 
 Outcome = Callable[[int, Kind, Stage], None]
 """`outcome(conn_id, kind, stage)`."""
+
+
+def log_outcome(conn_id: int, kind: Kind, stage: Stage) -> None:
+    """Only log how a connection ended: the `Outcome` of a port whose clients nobody else is told about."""
+    logger.debug("client connection ended", extra={"conn_id": conn_id, "kind": kind, "stage": stage})

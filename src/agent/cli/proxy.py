@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-import logging
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +13,11 @@ import click
 from ..config.credentials import CredentialWatch
 from ..config.schema import ProcessConfig, ProxyConfig, limits_of
 from ..errors import listening
-from ..outcome import Kind, Stage
+from ..outcome import log_outcome
 from ..policy.selection import select_policy
 from ..policy.trust import FileTrust
 from ..proxy import Proxy, ProxyLimits, Upstreams
+from ..runtime.serving import run_beside, serve_until_cancelled
 from ..syntax import parse_address
 from .configured import Configured
 from .options import options, print_config_option
@@ -25,8 +25,6 @@ from .output import announce_listening
 from .process import serve
 
 __all__ = ["command", "run_proxy"]
-
-logger = logging.getLogger(__name__)
 
 
 @click.command("proxy")
@@ -72,24 +70,20 @@ async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int],
     )
     ids = itertools.count(1)
     address = parse_address(config.listen, listen=True)
-    watching = asyncio.create_task(CredentialWatch(config).run())
-    try:
+
+    async def drain() -> None:
+        server.close()
+        proxy.start_draining()
+        await proxy.wait_drained(config.drain_grace_s)
+
+    async with contextlib.AsyncExitStack() as ends:
+        ends.push_async_callback(upstreams.close)
+        ends.callback(proxy.close)
+        run_beside(ends, CredentialWatch(config).run())
         with listening("listen", address):
             server = await asyncio.get_running_loop().create_server(
-                lambda: proxy.connection(next(ids), _ended), address.host or None, address.port, backlog=4096
+                lambda: proxy.connection(next(ids), log_outcome), address.host or None, address.port, backlog=4096
             )
-        try:
-            on_listening("proxy", address.host, server.sockets[0].getsockname()[1])
-            await asyncio.get_running_loop().create_future()  # until cancelled
-        finally:
-            server.close()
-            proxy.start_draining()
-            await proxy.wait_drained(config.drain_grace_s)
-    finally:
-        watching.cancel()
-        proxy.close()
-        await upstreams.close()
-
-
-def _ended(conn_id: int, kind: Kind, stage: Stage) -> None:
-    logger.debug("client connection ended", extra={"conn_id": conn_id, "kind": kind, "stage": stage})
+        ends.callback(server.close)
+        on_listening("proxy", address.host, server.sockets[0].getsockname()[1])
+        await serve_until_cancelled(drain)

@@ -8,10 +8,9 @@ the agent runs: it parses every request, so nothing unparsed ever reaches a tunn
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import itertools
 import logging
-import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,14 +19,15 @@ from ..config.credentials import CredentialWatch
 from ..config.schema import HubConfig, limits_of
 from ..errors import ConfigError, PolicyError, Redirected, Refused, listening
 from ..messages import RequestHead, Target
-from ..outcome import Kind, Stage
+from ..outcome import log_outcome
 from ..policy.agents import AgentPolicy
 from ..policy.plugins import load_reference
 from ..policy.trust import handshake_failure, server_context
 from ..proxy import Measures, Proxy, ProxyLimits, Upstreams
 from ..runtime.acceptor import listening_sockets
 from ..runtime.descriptors import Shares, descriptor_limit, share_out
-from ..syntax import Address, is_label, is_loopback, parse_address
+from ..runtime.serving import run_beside, serve_until_cancelled
+from ..syntax import is_label, is_loopback, parse_address
 from ..telemetry.health import HealthServer
 from ..telemetry.metrics import MetricsPage
 from ..tunnel.budget import MessageBudget
@@ -145,37 +145,70 @@ class Hub:
 
         A second cancellation ends the drain at once. Raises ListenError where an address can't be listened on.
         """
-        loop = asyncio.get_running_loop()
         self._known.start()
-        limits = ProxyLimits(
-            upstream_idle_s=UPSTREAM_IDLE_S,
-            idle_upstreams_per_target=IDLE_CONNECTIONS,
-            unanswered_s=self.liveness.unanswered_s,
-            **limits_of(self._config.limits),
-        )
         shares = self._shares()
         self._max_agents = shares.agents
+        limits = self._limits()
         # Agents keep the same times for their targets, and know them.
-        self._upstreams = upstreams = Upstreams(limits=limits.later("write_timeout_s"))
-        proxy = Proxy(
-            route=self.route,
-            process=None,
-            upstreams=upstreams,
-            limits=limits.later("first_byte_timeout_s"),
-            max_connections=shares.clients,
-            party="hub",
-            owns_clients=True,
-            measures={CARRIER: self.measures} if self._page is not None else None,
-        )
-        self.proxy = proxy
-        health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
+        self._upstreams = Upstreams(limits=limits.later("write_timeout_s"))
+        proxy = self.proxy = self._make_proxy(limits.later("first_byte_timeout_s"), shares)
         tunnels = TunnelServer(
             open_tunnel=self.open_tunnel,
             features=self.tunnel_features,
             liveness=self.liveness,
             messages=self.messages,
         )
-        self.agent_door = agent_door = AgentDoor(
+        agent_door = self.agent_door = self._make_agent_door(tunnels, shares)
+        user_door = self.user_door = self._make_user_door(proxy, shares)
+        health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
+
+        async def drain() -> None:
+            self.ready = False
+            agent_door.stop()
+            user_door.stop()
+            proxy.start_draining()
+            for session in self.sessions:
+                session.drain()
+            await proxy.wait_drained(self._config.drain_grace_s)
+
+        # Closed in the reverse order, each even if a second cancellation has interrupted the one before it.
+        async with contextlib.AsyncExitStack() as ends:
+            ends.push_async_callback(health.close)
+            ends.push_async_callback(tunnels.close)
+            ends.push_async_callback(self._upstreams.close)
+            ends.push_async_callback(agent_door.close)
+            ends.push_async_callback(user_door.close)
+            ends.callback(proxy.close)
+            ends.callback(user_door.stop)
+            ends.callback(agent_door.stop)
+            run_beside(ends, self.credentials.run())
+            await self._open_doors(agent_door, user_door)
+            await health.listen(self._config.health_address)
+            self.ready = True
+            await serve_until_cancelled(drain)
+
+    def _limits(self) -> ProxyLimits:
+        return ProxyLimits(
+            upstream_idle_s=UPSTREAM_IDLE_S,
+            idle_upstreams_per_target=IDLE_CONNECTIONS,
+            unanswered_s=self.liveness.unanswered_s,
+            **limits_of(self._config.limits),
+        )
+
+    def _make_proxy(self, limits: ProxyLimits, shares: Shares) -> Proxy:
+        return Proxy(
+            route=self.route,
+            process=None,
+            upstreams=self._upstreams,
+            limits=limits,
+            max_connections=shares.clients,
+            party="hub",
+            owns_clients=True,
+            measures={CARRIER: self.measures} if self._page is not None else None,
+        )
+
+    def _make_agent_door(self, tunnels: TunnelServer, shares: Shares) -> AgentDoor:
+        return AgentDoor(
             protocol=tunnels.protocol,
             tls=self._grpc_tls or None,
             max_connections=shares.agents + shares.strangers,
@@ -183,8 +216,10 @@ class Hub:
             reason_of=handshake_failure,
             on_tls_failed=self._tls_failed,
         )
-        self.user_door = user_door = UserDoor(
-            protocol=lambda: proxy.connection(next(self._ids), _ended, CARRIER),
+
+    def _make_user_door(self, proxy: Proxy, shares: Shares) -> UserDoor:
+        return UserDoor(
+            protocol=lambda: proxy.connection(next(self._ids), log_outcome, CARRIER),
             open_connections=lambda: proxy.open_connections,
             make_room=proxy.make_room,
             max_connections=shares.clients + shares.spare_clients,
@@ -192,50 +227,24 @@ class Hub:
             certificate_required=bool(self._config.user_ca_file) and not self._config.allow_any_user,
             reason_of=handshake_failure,
         )
+
+    async def _open_doors(self, agent_door: AgentDoor, user_door: UserDoor) -> None:
+        """Listen on both ports before either door accepts. Raises ListenError; then neither port is open."""
         grpc = parse_address(self._config.grpc_address, listen=True)
         http = parse_address(self._config.http_address, listen=True)
-        unopened: list[socket.socket] = []
-        watching = loop.create_task(self.credentials.run())
-        try:
+        with contextlib.ExitStack() as unopened:
             with listening("grpc_address", grpc):
                 for_agents = await listening_sockets(grpc.host, grpc.port, backlog=BACKLOG)
-            unopened += for_agents
+            for sock in for_agents:
+                unopened.callback(sock.close)
             with listening("http_address", http):
                 for_users = await listening_sockets(http.host, http.port, backlog=BACKLOG)
-            unopened.clear()
-            grpc_port, http_port = agent_door.open(for_agents), user_door.open(for_users)
-            if not (is_loopback(http.host) or self._config.user_ca_file):
-                logger.warning(UNGUARDED, extra={"http_address": str(http)})
-            self._on_listening("grpc", grpc.host, grpc_port)
-            self._on_listening("http", http.host, http_port)
-            if self._config.health_address:
-                address = parse_address(self._config.health_address, listen=True)
-                with listening("health_address", address):
-                    port = await health.start(address.host, address.port)
-                logger.info("health checks are answered", extra={"address": str(Address(address.host, port))})
-            self.ready = True
-            try:
-                await loop.create_future()  # until cancelled
-            finally:
-                self.ready = False
-                agent_door.stop()
-                user_door.stop()
-                proxy.start_draining()
-                for session in self.sessions:
-                    session.drain()
-                await proxy.wait_drained(self._config.drain_grace_s)
-        finally:
-            watching.cancel()
-            for sock in unopened:
-                sock.close()
-            agent_door.stop()
-            user_door.stop()
-            proxy.close()
-            await user_door.close()
-            await agent_door.close()
-            await upstreams.close()
-            await tunnels.close()
-            await health.close()
+            unopened.pop_all()  # the doors own the sockets from here on
+        grpc_port, http_port = agent_door.open(for_agents), user_door.open(for_users)
+        if not (is_loopback(http.host) or self._config.user_ca_file):
+            logger.warning(UNGUARDED, extra={"http_address": str(http)})
+        self._on_listening("grpc", grpc.host, grpc_port)
+        self._on_listening("http", http.host, http_port)
 
     def open_tunnel(self, tunnel: Tunnel, metadata: Sequence[tuple[bytes, bytes]]) -> AgentSession:
         """Let an agent in, for the cluster it names. Raises GrpcStatus where it isn't who it says."""
@@ -387,7 +396,3 @@ def cluster_of_path(request: RequestHead) -> str:
     if not is_label(cluster):
         raise Refused(404, UNKNOWN_SEGMENT)
     return cluster.decode("ascii")
-
-
-def _ended(conn_id: int, kind: Kind, stage: Stage) -> None:
-    logger.debug("client connection ended", extra={"conn_id": conn_id, "kind": kind, "stage": stage})

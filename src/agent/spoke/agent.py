@@ -25,7 +25,7 @@ from ..connections.counters import ConnectionCounters
 from ..connections.inbound import FirstPacketBudget
 from ..connections.manager import ConnManager
 from ..connections.mixed import MixedConnManager
-from ..errors import ConfigError, listening
+from ..errors import ConfigError
 from ..policy.assembly import make_policy
 from ..policy.identity import RequestProcessor
 from ..policy.router import Router
@@ -34,7 +34,7 @@ from ..policy.services import ServiceAllowList
 from ..policy.trust import CertificateProvider
 from ..proxy import Apps, Measures, Proxy, ProxyLimits, Upstreams
 from ..runtime.descriptors import descriptor_limit, open_descriptors
-from ..syntax import Address, parse_address
+from ..runtime.serving import run_beside, serve_until_cancelled
 from ..telemetry.health import HealthServer
 from ..telemetry.metrics import MetricsPage
 from ..tunnel.client import TunnelClient
@@ -184,17 +184,8 @@ class Agent:
         Raises ConfigError where the Unix socket can't be made, AgentError where the app does not start, ListenError
         where the health address can't be listened on.
         """
-        config = self.config
         health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
-        sessions: list[asyncio.Task[None]] = []
-
-        async def end_sessions() -> None:
-            for session in sessions:
-                session.cancel()
-            if sessions:
-                await asyncio.wait(sessions)
-
-        # Ended in the reverse order, each even where a second cancellation has cut short the one before it.
+        # Closed in the reverse order, each even if a second cancellation has interrupted the one before it.
         async with contextlib.AsyncExitStack() as ends:
             ends.push_async_callback(health.close)
             ends.push_async_callback(self.carriage.close)
@@ -202,29 +193,14 @@ class Agent:
             ends.push_async_callback(self._apps.close)
             ends.push_async_callback(self.upstreams.close)
             ends.callback(self.proxy.close)
-            ends.push_async_callback(end_sessions)
-            watching = asyncio.create_task(self.credentials.run())
-            ends.callback(watching.cancel)
-            telling = asyncio.create_task(self._tell_share_now_and_then())
-            ends.callback(telling.cancel)
+            run_beside(ends, self.credentials.run())
+            run_beside(ends, self._tell_share_now_and_then())
             if self.policy.app is not None:
                 await self._apps.start(self.policy.app)
             await self.carriage.start()
             self._warn_of_bound()
-            if config.health_address:
-                address = parse_address(config.health_address, listen=True)
-                with listening("health_address", address):
-                    port = await health.start(address.host, address.port)
-                logger.info("health checks are answered", extra={"address": str(Address(address.host, port))})
-            sessions.append(asyncio.create_task(self.links.run()))
-            try:
-                await asyncio.wait(sessions)  # they only end by an error
-            except asyncio.CancelledError:
-                await self._drain()
-                raise
-            for session in sessions:
-                if session.done():
-                    session.result()
+            await health.listen(self.config.health_address)
+            await serve_until_cancelled(self._drain, run_beside(ends, self.links.run()))
 
     async def _drain(self) -> None:
         """Leave: with `goaway` DRAIN first, and what hubs opened before they answered is served as ever.

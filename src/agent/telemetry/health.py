@@ -8,7 +8,9 @@ import logging
 import re
 from collections.abc import Callable
 
+from ..errors import listening
 from ..runtime.deadlines import timeout
+from ..syntax import Address, parse_address
 
 __all__ = ["HealthServer"]
 
@@ -42,8 +44,16 @@ class HealthServer:
         self._server = await asyncio.start_server(
             self._accept, host or None, port, limit=HEAD_BYTES, backlog=MAX_CONNECTIONS
         )
-        listening: int = self._server.sockets[0].getsockname()[1]
-        return listening
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    async def listen(self, health_address: str) -> None:
+        """Listen at the setting's HOST:PORT, nowhere if it is "". Raises ListenError."""
+        if health_address:
+            address = parse_address(health_address, listen=True)
+            with listening("health_address", address):
+                port = await self.start(address.host, address.port)
+            logger.info("health checks are answered", extra={"address": str(Address(address.host, port))})
 
     async def close(self) -> None:
         """Stop listening and end what is open."""
