@@ -11,12 +11,11 @@ import dataclasses
 import logging
 import os
 import ssl
-import tempfile
 import time
 from urllib.parse import urlsplit
 
 from ..errors import AgentError, ConfigError
-from .chains import fault_of_pair
+from .chains import load_chain_from_memory
 from .exec_plugin import ExecCredential, ExecPlugin, PluginError
 from .kubeconfig import AccessSpec, parse_kubeconfig, parse_token, read_service_account
 from .reloading import Reloaded
@@ -175,7 +174,7 @@ class ApiAccess:
         try:
             given = await plugin.run()
             if given.certificate:
-                _load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), given.certificate, given.key)
+                load_chain_from_memory(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), given.certificate, given.key)
             self._take(given)
         except PluginError as error:
             self._failure = AccessError(str(error))
@@ -252,7 +251,7 @@ class ApiAccess:
             context = roots_context(material.roots, not material.roots, ["http/1.1"])
             if own:
                 given = self._given if self._given is not None and self._given.certificate else material
-                _load_chain(context, given.certificate, given.key)
+                load_chain_from_memory(context, given.certificate, given.key)
             plain, with_certificate = self._contexts
             self._contexts = (plain, context) if own else (context, with_certificate)
         return context
@@ -270,21 +269,5 @@ def _read_material(spec: AccessSpec, contents: list[bytes]) -> _Material:
     key = read[spec.key_file] if spec.key_file else spec.key_data
     roots = tuple(parse_certificates(ca, "the certificate authority")) if ca else ()
     if certificate:
-        _load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate, key)
+        load_chain_from_memory(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate, key)
     return _Material(roots, certificate, key)
-
-
-def _load_chain(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-    """Load a certificate into a context. Raises ValueError. OpenSSL reads only files, so a short-lived one is made."""
-
-    def no_password() -> str:
-        raise ValueError("the key is encrypted")
-
-    with tempfile.NamedTemporaryFile(prefix="fastpipe-agent-") as file:  # mode 0600
-        file.write(certificate + b"\n" + key)
-        file.flush()
-        try:
-            context.load_cert_chain(file.name, password=no_password)
-        except (ssl.SSLError, ValueError) as error:
-            names = ("the client certificate", "the client key")
-            raise ValueError(fault_of_pair(certificate, key, error, names=names, key_field=names[1])) from None

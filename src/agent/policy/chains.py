@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 import ssl
+import tempfile
 
 from ..errors import ConfigError
 from ..x509.certificate import in_pem, read_certificate
 
-__all__ = ["der_hint", "fault_of_pair", "load_chain"]
+__all__ = ["der_hint", "load_chain", "load_chain_from_memory"]
 
 _LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,64})-----")
 _ENCRYPTED = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")  # PKCS #8, and OpenSSL's older form
@@ -34,11 +35,26 @@ def load_chain(context: ssl.SSLContext, cert_file: str, key_file: str, field: st
             expected = f"{unread.filename or cert_file} must be a readable file ({unread.strerror or unread})"
             raise ConfigError(field, files, expected) from error
         key_field = field.replace("_cert_", "_key_")
-        expected = fault_of_pair(certificate, key, error, names=(cert_file, key_file), key_field=key_field)
+        expected = _fault_of_pair(certificate, key, error, names=(cert_file, key_file), key_field=key_field)
         raise ConfigError(field, files, expected) from error
 
 
-def fault_of_pair(
+def load_chain_from_memory(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Have `context` show a client certificate, in PEM, that came from no file of its own. Raises ValueError.
+
+    OpenSSL reads files only, so both are in a file of mode 0600 for the time of the call.
+    """
+    with tempfile.NamedTemporaryFile(prefix="fastpipe-agent-") as file:
+        file.write(certificate + b"\n" + key)
+        file.flush()
+        try:
+            context.load_cert_chain(file.name, password=_no_password)
+        except (ssl.SSLError, ValueError) as error:
+            names = ("the client certificate", "the client key")
+            raise ValueError(_fault_of_pair(certificate, key, error, names=names, key_field=names[1])) from None
+
+
+def _fault_of_pair(
     certificate: bytes, key: bytes | None, error: Exception, *, names: tuple[str, str], key_field: str
 ) -> str:
     """Describe what is wrong with a certificate and its key.
