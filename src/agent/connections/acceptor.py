@@ -19,10 +19,10 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import cast
 
 from ..errors import ConfigError
 from ..outcome import Outcome
+from ..runtime.handover import HandOver
 
 __all__ = ["PendingPeer", "UDSAcceptor"]
 
@@ -113,7 +113,7 @@ class UDSAcceptor:
         try:
             sock = self._listening_socket()
             self._server = await asyncio.get_running_loop().create_unix_server(
-                lambda: _Handshake(self), sock=sock, backlog=_BACKLOG
+                lambda: HandOver(self._arrived), sock=sock, backlog=_BACKLOG
             )
         except BaseException as error:
             if sock is not None:
@@ -293,22 +293,6 @@ class UDSAcceptor:
             self._warn_again_at_s = now_s + _WARNING_INTERVAL_S
             extra = {"path": self.path, "so_far": self._strangers}
             logger.warning("dropped a peer that is no connection of this agent's", extra=extra)
-
-
-class _Handshake(asyncio.Protocol):
-    """The first protocol of each accepted socket: hands it on to the proxy's, or closes it."""
-
-    def __init__(self, acceptor: UDSAcceptor) -> None:
-        self._acceptor = acceptor
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses
-        protocol = self._acceptor._arrived(transport)
-        if protocol is None:
-            transport.abort()
-            return
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 from ..runtime.acceptor import Acceptor, RateLimitedLog, hang_up
+from ..runtime.handover import HandOver
 from ..x509.expiry import has_expired
 
 __all__ = ["UserDoor"]
@@ -178,7 +179,7 @@ class UserDoor:
     async def _let_in_by_tls(self, sock: socket.socket, peer: Any) -> None:
         protocol: Callable[[], asyncio.BaseProtocol] = self._protocol
         if self._certificate_required:
-            protocol = lambda: _CertificateCheck(self)  # noqa: E731 - a def would need the same types again
+            protocol = lambda: HandOver(self._choose_by_certificate)  # noqa: E731 - a def would need the same types again
         due_s = self._loop.time() + TLS_TIMEOUT_S
         try:
             async with asyncio.timeout_at(due_s):
@@ -207,6 +208,22 @@ class UserDoor:
         self.refused["tls"] += 1
         logger.info("a user's TLS handshake failed", extra={"peer": peer, "reason": reason})
 
+    def _choose_by_certificate(self, transport: asyncio.Transport) -> asyncio.Protocol:
+        """The proxy's protocol for a user who shows a valid certificate, one that sends a 400 for any other.
+
+        TLS lets users in who show none, so that they can be told (TLS 1.3 clients don't wait for the server's verdict).
+        """
+        peer = transport.get_extra_info("peername")
+        certificate = transport.get_extra_info("peercert")
+        if certificate and not has_expired(certificate):
+            return self._protocol()
+        self.refused["no_certificate"] += 1
+        if certificate:  # expired since the handshake that this TLS session began with
+            logger.info("a user's certificate has expired", extra={"peer": peer})
+            return _Answer(self._answering, EXPIRED)
+        logger.info("a user showed no certificate", extra={"peer": peer})
+        return _Answer(self._answering, NO_CERTIFICATE)
+
     async def _first_byte(self, sock: socket.socket) -> bytes:
         """Peek at the first byte, b"" without one. If cancelled, nothing has changed."""
         while True:
@@ -222,35 +239,6 @@ class UserDoor:
                     await readable.wait()
                 finally:
                     self._loop.remove_reader(sock)
-
-
-class _CertificateCheck(asyncio.Protocol):
-    """The first protocol of a connection that needs a user's certificate. It switches to the proxy's, or sends a 400.
-
-    TLS accepts users without a certificate, so that they can get a response. TLS 1.3 clients don't wait for the
-    server's verdict.
-    """
-
-    def __init__(self, door: UserDoor) -> None:
-        self._door = door
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        door = self._door
-        peer = transport.get_extra_info("peername")
-        protocol: asyncio.Protocol
-        certificate = transport.get_extra_info("peercert")
-        if certificate and has_expired(certificate):  # since the handshake that this TLS session began with
-            door.refused["no_certificate"] += 1
-            logger.info("a user's certificate has expired", extra={"peer": peer})
-            protocol = _Answer(door._answering, EXPIRED)
-        elif certificate:
-            protocol = door._protocol()
-        else:
-            door.refused["no_certificate"] += 1
-            logger.info("a user showed no certificate", extra={"peer": peer})
-            protocol = _Answer(door._answering, NO_CERTIFICATE)
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
 
 
 class _Answer(asyncio.Protocol):
