@@ -148,7 +148,7 @@ async def bare(run: Run, port: int) -> None:
     import h2.connection
     import h2.settings
 
-    from agent.tunnel.frames import frame
+    from agent.http2.frames import frame
     from agent.tunnel.grpc import request_headers
     from agent.tunnel.packet import encode_packet
 
@@ -259,7 +259,7 @@ def client(
 def run_client(rival: str, port: int, size: int, count: int) -> None:
     run = Run(size, count)
     if rival in ("compiled", "python"):
-        from agent.tunnel.framing import IMPLEMENTATION
+        from agent.http2.framing import IMPLEMENTATION
 
         assert rival.startswith({"c": "compiled", "python": "python"}[IMPLEMENTATION]), "this twin isn't the one"
     uvloop.run({"grpc.aio": grpc_aio, "bare": bare}.get(rival, ours)(run, port))

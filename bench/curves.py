@@ -20,9 +20,10 @@ from unittest import mock
 
 from agent.config.schema import AgentConfig
 from agent.connections import memory
+from agent.http2 import sizes as http2_sizes
 from agent.proxy import ProxyLimits
-from agent.tunnel import http2, window
 from agent.tunnel import sizes as tunnel_sizes
+from agent.tunnel import window
 from fastpipe import _limits, create_pipe
 
 from . import bench_tunnel, hop, pipe, tunnel
@@ -395,29 +396,29 @@ CURVES: Sequence[Curve] = (
     sizes(
         "unsent",
         "1 KiB to 4 clients beside three downloads, by what may wait, unsent, in transport and kernel",
-        "`agent.tunnel.sizes.UNSENT_BYTES`",
-        tunnel_sizes.UNSENT_BYTES,
+        "`agent.http2.sizes.UNSENT_BYTES`",
+        http2_sizes.UNSENT_BYTES,
         "what has left the scheduler can't be overtaken",
         [16 * KIB, 64 * KIB, 128 * KIB, 512 * KIB, 2 * MIB],
-        beside_bulk("agent.tunnel.sizes:UNSENT_BYTES"),
+        beside_bulk("agent.http2.sizes:UNSENT_BYTES"),
     ),
     sizes(
         "unread",
         "1 KiB to 4 clients beside three downloads, by what may wait, received and not read, in the kernel",
-        "`agent.tunnel.sizes.UNREAD_BYTES`",
-        tunnel_sizes.UNREAD_BYTES,
+        "`agent.http2.sizes.UNREAD_BYTES`",
+        http2_sizes.UNREAD_BYTES,
         "a small response waits behind all of it. With less, a sender idles while its peer has its turn",
         [32 * KIB, 64 * KIB, 128 * KIB, 256 * KIB, MIB],
-        beside_bulk("agent.tunnel.sizes:UNREAD_BYTES"),
+        beside_bulk("agent.http2.sizes:UNREAD_BYTES"),
     ),
     sizes(
         "coalesced",
         "Packets of 256 B sent and received, 64 in flight, a grpcio hub, by the most bytes per wake-up",
-        "`agent.tunnel.sizes.COALESCED_BYTES`",
-        tunnel_sizes.COALESCED_BYTES,
+        "`agent.http2.sizes.COALESCED_BYTES`",
+        http2_sizes.COALESCED_BYTES,
         "a wake-up costs many times as much as a packet. The value is far below the size of a receive queue",
         [1, KIB, 4 * KIB, 16 * KIB, 64 * KIB],
-        packets("agent.tunnel.sizes:COALESCED_BYTES"),
+        packets("agent.http2.sizes:COALESCED_BYTES"),
     ),
     sizes(
         "window, first",
@@ -440,10 +441,10 @@ CURVES: Sequence[Curve] = (
     sizes(
         "window, link",
         f"64 MiB, the hub {LINK_MS:.0f} ms away, by HTTP/2's window",
-        "`agent.tunnel.http2.WINDOW_BYTES`",
-        http2.WINDOW_BYTES,
+        "`agent.tunnel.sizes.WINDOW_BYTES`",
+        tunnel_sizes.WINDOW_BYTES,
         "128 ms of 1 Gbit/s, for the bytes in flight of both ends together",
         [MIB, 4 * MIB, 16 * MIB, 64 * MIB],
-        downloads("agent.tunnel.http2:WINDOW_BYTES", 64 * MIB, delay_ms=LINK_MS),
+        downloads("agent.tunnel.sizes:WINDOW_BYTES", 64 * MIB, delay_ms=LINK_MS),
     ),
 )

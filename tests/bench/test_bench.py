@@ -268,12 +268,12 @@ def test_without_a_pool_each_request_dials() -> None:
 
 def test_a_constant_is_changed_wherever_it_is_used() -> None:
     script = (
-        "from agent.tunnel import http2, session; import inspect, fastpipe._turn_py as turn;"
-        "print(http2.WINDOW_BYTES, inspect.signature(http2.Http2Connection).parameters['window_bytes'].default,"
+        "from agent.tunnel import server, session, sizes; import inspect, fastpipe._turn_py as turn;"
+        "print(sizes.WINDOW_BYTES, inspect.signature(server.TunnelServer).parameters['window_bytes'].default,"
         "session.INITIAL_WINDOW_BYTES, turn.TURN_CALLS)"
     )
     program = (
-        "from bench import with_constants; with_constants.install(['agent.tunnel.http2:WINDOW_BYTES=4096',"
+        "from bench import with_constants; with_constants.install(['agent.tunnel.sizes:WINDOW_BYTES=4096',"
         f"'agent.tunnel.window:INITIAL_WINDOW_BYTES=2048', 'fastpipe._limits:TURN_CALLS=7']); exec({script!r})"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

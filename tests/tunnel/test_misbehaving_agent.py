@@ -317,7 +317,7 @@ async def test_an_agent_that_acknowledges_no_ping_is_sent_a_bounded_number(
     tunnels: Any, raw_agent: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each call has its round trip measured, and a call costs its agent nothing."""
-    monkeypatch.setattr("agent.tunnel.http2._MAX_PINGS", 20)
+    monkeypatch.setattr("agent.http2.connection._MAX_PINGS", 20)
     async with tunnels() as ends, raw_agent(ends.port) as agent:
         hello(agent)
         for number in range(60):

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from agent.errors import HubError
+from agent.http2 import control_frame_limiter
 from agent.tunnel import client as client_module
-from agent.tunnel import flood
 from agent.tunnel.backoff import BackOff
 from agent.tunnel.client import HubEndpoint
 from agent.tunnel.packet import Packet
@@ -544,7 +544,7 @@ async def test_an_unknown_code_is_ignored_and_counted(raw_hub: Any, tunnels: Any
 async def test_a_hub_that_does_not_read_its_answers_is_given_up(
     raw_hub: Any, tunnels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(flood.ALLOWED, 6, (10**9, 1.0))  # which it would run into before
+    monkeypatch.setitem(control_frame_limiter.ALLOWED, 6, (10**9, 1.0))  # which it would run into before
     async with raw_hub() as (port, accepted), tunnels() as ends:
         ends.start(ends.client(port))
         hub = await accepted()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.tunnel.framing import FrameWriter
+from agent.tunnel.messages import PacketWriter
 from agent.tunnel.packet import Packet
 from agent.tunnel.scheduler import Scheduler
 from agent.tunnel.sizes import (
@@ -36,7 +36,7 @@ class Queue:
         return self.scheduler.outbound(conn_id, nothing, nothing)
 
     def next(self) -> Packet | None:
-        writer = FrameWriter(1)
+        writer = PacketWriter(1)
         if not self.scheduler.fill(writer):
             assert writer.pending == 0
             return None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.tunnel.framing import FrameWriter
+from agent.tunnel.messages import PacketWriter
 from agent.tunnel.packet import Packet
 from agent.tunnel.scheduler import Scheduler
 from agent.tunnel.sizes import BATCHED_HIGH_WATER_BYTES, CREDITED_HIGH_WATER_BYTES, HIGH_WATER_BYTES
@@ -34,7 +34,7 @@ def queue() -> Scheduler:
 
 def sent(scheduler: Scheduler) -> list[Packet]:
     found = []
-    writer = FrameWriter(1)
+    writer = PacketWriter(1)
     while scheduler.fill(writer):
         found.append(Packet.decode(b"".join(bytes(piece) for piece in writer.take(2**30, 2**24))[14:]))
     return found

@@ -27,9 +27,9 @@ from ..spoke.hub_endpoint import EndpointSource
 from ..syntax import Address
 from ..tunnel.call import Call
 from ..tunnel.grpc import check_metadata
-from ..tunnel.http2 import MESSAGE_BYTES, WINDOW_BYTES
 from ..tunnel.packet import ControlCode
 from ..tunnel.session import Tunnel
+from ..tunnel.sizes import MESSAGE_BYTES, WINDOW_BYTES
 from ..x509.peer import whose_dates
 from .configured import Configured
 from .options import options

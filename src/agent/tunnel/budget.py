@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from . import frames
-from .flow import Http2Stream
-from .frames import ByteAccount
+from ..http2.stream import Http2Stream
+from . import message_rules
+from .messages import ByteAccount, MessageReader
 
 __all__ = ["MessageBudget", "SharedBudget", "SparedAccount"]
 
@@ -110,7 +110,9 @@ class _Account:
 
     def end_call(self) -> None:
         """End the call, which gives back what it holds."""
-        self.stream.connection.stream_error(self.stream.id, frames.message_crowded_out(self.held_bytes))
+        reader = self.stream.reader
+        assert isinstance(reader, MessageReader)  # nothing else charges this account
+        reader.refuse(message_rules.message_crowded_out(self.held_bytes))
 
 
 class SparedAccount:

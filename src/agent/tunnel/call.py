@@ -20,17 +20,18 @@ import ssl
 from ssl import SSLContext
 
 from ..errors import HubError, WireError
+from ..http2.connection import Http2Connection
+from ..http2.heads import Headers
+from ..http2.stream import Http2Stream
 from ..runtime.deadlines import CATCH_UP_S, LATE_S
 from ..x509.peer import TIMEOUT_S, fault_of_own, has_wrong_dates, whose_dates
 from .budget import SharedBudget, SparedAccount
 from .connect import Proxy, connect
 from .features import GOAWAY, read_features, write_features
-from .frames import MessageRefused
 from .grpc import GrpcStatus, Metadata, Status, request_headers, response_status
-from .http2 import Http2Connection
+from .messages import MessageReader, MessageRefused, PacketWriter
 from .packet import PROBE_ID, ControlCode
 from .session import Tunnel
-from .stream import Headers, Http2Stream
 from .window import WindowBudget
 
 __all__ = ["Call", "HubEndpoint", "ReplacedError"]
@@ -136,10 +137,15 @@ class Call:
             self,
             client=True,
             window_bytes=window_bytes,
-            message_bytes=message_bytes,
-            account=None if messages is None else lambda stream: SparedAccount(messages),
+            checks_alpn=endpoint.ssl is not None,  # TLS with a proxy alone: the hub is spoken to in plaintext
+            make_reader=lambda _, window_bytes: MessageReader(
+                self.tunnel,
+                window=window_bytes,
+                max_message_bytes=message_bytes,
+                account=None if messages is None else SparedAccount(messages),
+            ),
+            make_writer=PacketWriter,
         )
-        self.connection.checks_alpn = endpoint.ssl is not None
         self.ended: asyncio.Future[HubError | None] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
         self.left: asyncio.Future[None] = loop.create_future()

@@ -14,9 +14,9 @@ from .budget import SharedBudget
 from .call import Call, HubEndpoint, ReplacedError
 from .features import FEATURES
 from .grpc import check_metadata
-from .http2 import MESSAGE_BYTES, WINDOW_BYTES
 from .packet import PacketReceiver
 from .session import Tunnel
+from .sizes import MESSAGE_BYTES, WINDOW_BYTES
 from .window import WindowBudget
 
 __all__ = ["HubEndpoint", "TunnelClient"]

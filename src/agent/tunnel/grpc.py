@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ..errors import AgentError
-from .stream import Headers
+from ..http2.heads import Headers
 
 __all__ = [
     "PATH",

@@ -1,7 +1,7 @@
 # The types that `scheduler.py` has when it is compiled: C fields where nobody outside looks.
 cimport cython
 
-from agent.tunnel.framing_c cimport FrameWriter as Writer
+from agent.tunnel.messages_c cimport PacketWriter as Writer
 
 cdef int _IDLE, _STARTING, _GOING_ON, _PARKED, _HELD
 cdef long long _UNLIMITED_BYTES, _CROWDED_BYTES, _UNCROWDED_BYTES

@@ -39,7 +39,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from .framing import FrameWriter
+from .messages import PacketWriter
 from .packet import MAX_INCREMENT_BYTES, MAX_SENT_MESSAGE_BYTES, ControlCode, data_field, encode_packet
 from .sizes import (
     ALONE_PACKET_BYTES,
@@ -177,7 +177,7 @@ class Outbound:
     def _lacks_credit(self) -> bool:
         return self.credit_bytes <= 0 and bool(self._items) and not isinstance(self._items[0], tuple)
 
-    def _take(self, writer: FrameWriter, limit: int) -> None:
+    def _take(self, writer: PacketWriter, limit: int) -> None:
         """Move the next packet, of at most `limit` bytes of payload, to the writer."""
         items = self._items
         first = items[0]
@@ -315,7 +315,7 @@ class Scheduler:
         self.queued_bytes += len(message)
         self._wake()
 
-    def fill(self, writer: FrameWriter) -> bool:
+    def fill(self, writer: PacketWriter) -> bool:
         """Move the next packet to the writer; False where nothing waits."""
         if self._messages:
             message = self._messages.popleft()

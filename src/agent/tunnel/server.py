@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from ..errors import AgentError, WireError
+from ..http2.connection import Http2Connection
+from ..http2.errors import ErrorCode
+from ..http2.heads import Headers
+from ..http2.stream import Http2Stream
 from ..runtime.deadlines import CATCH_UP_S, LATE_S
 from .budget import MessageBudget
 from .features import FEATURES, GOAWAY, WINDOW, read_features, write_features
-from .frames import MessageRefused
 from .grpc import PATH, GrpcStatus, Status, is_grpc, metadata_of, response_headers, trailers
-from .http2 import WINDOW_BYTES, Http2Connection
 from .liveness import Liveness, LivenessTimes
+from .messages import MessageReader, MessageRefused, MessageSink, PacketWriter
 from .packet import MAX_SENT_MESSAGE_BYTES, ControlCode, PacketReceiver
 from .session import Tunnel
-from .stream import Headers, Http2Stream
+from .sizes import WINDOW_BYTES
 from .window import WindowBudget
 
 __all__ = ["ConnectionWatch", "GrpcStatus", "OpenTunnel", "TunnelServer"]
@@ -92,10 +95,19 @@ class TunnelServer:
             peer,
             client=False,
             window_bytes=self._window_bytes,
-            message_bytes=self._message_bytes,
-            account=self.messages.account,
+            make_reader=self._make_reader,
+            make_writer=PacketWriter,
         )
         return peer.connection
+
+    def _make_reader(self, stream: Http2Stream, window_bytes: int) -> MessageReader:
+        return MessageReader(
+            cast(MessageSink, stream.user),  # `_Peer.stream_opened` sets a Tunnel
+            window=window_bytes,
+            max_message_bytes=self._message_bytes,
+            account=self.messages.account(stream),
+            ends=True,
+        )
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """End every tunnel with UNAVAILABLE and close its connection; agents come back by their back-off.
@@ -285,8 +297,7 @@ class _Call:
         pass  # an agent's head comes with the call itself
 
     def trailers_received(self, headers: Headers) -> None:  # which no gRPC client sends
-        reader = None if self._stream is None else self._stream.reader
-        self.stream_ended(in_message=reader is not None and reader.in_message)
+        self.stream_ended(self.tunnel.in_message)
 
     def stream_ended(self, in_message: bool) -> None:
         if in_message:
@@ -314,5 +325,5 @@ class _Call:
     def _refuse(self, head: Headers) -> None:
         assert self._stream is not None
         self._stream.send_headers(head, end_stream=True)
-        self._stream.reset(0)  # NO_ERROR: the answer is complete (RFC 9113, section 8.1)
+        self._stream.reset(ErrorCode.NO_ERROR)  # the answer is complete (RFC 9113, section 8.1)
         self._lost(None)

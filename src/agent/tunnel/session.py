@@ -17,27 +17,25 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from ..errors import WireError
+from ..http2.heads import Headers
+from ..http2.socket_options import FAR_S
+from ..http2.stream import Http2Stream
 from .features import GOAWAY, WINDOW
-from .flow import NOBODY, TunnelFlow
-from .frames import MessageRefused
-from .kernel import FAR_S
+from .flow import NOBODY, PacketFlow, TunnelSide
 from .liveness import Liveness
+from .messages import MessageReader, MessageRefused
 from .packet import ControlCode, PacketError, PacketReceiver
 from .round_trip import RoundTrip
 from .scheduler import Outbound
 from .sizes import CREDITED_HIGH_WATER_BYTES, CREDITED_PACKET_BYTES
-from .stream import Headers, Http2Stream
 from .window import INITIAL_WINDOW_BYTES, ReceiveWindow, WindowBudget
 
 __all__ = ["Role", "Tunnel", "TunnelSide"]
 
 Role = Literal["agent", "hub"]
-
-_MAX_CONTROL_BYTES = 4 * 2**20
-"""Control packets waiting to go out: past it the peer asks for answers it doesn't read, and the session ends."""
 
 _MAX_BAD_PACKETS = 100
 """Each ends its connection and is logged; a peer that sends more has lost its place."""
@@ -45,32 +43,7 @@ _MAX_BAD_PACKETS = 100
 logger = logging.getLogger(__name__)
 
 
-class TunnelSide(Protocol):
-    """The role's own part of a session: what is said about the tunnel itself, and how the call ends."""
-
-    def tunnel_packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
-        """A packet that belongs to no connection: an id of 0 or less."""
-
-    def end_call(self) -> None:
-        """End the call in order: all connections are over, and nothing is to be sent any more."""
-
-    def headers_received(self, headers: Headers, ended: bool) -> None:
-        """The response's head."""
-
-    def trailers_received(self, headers: Headers) -> None:
-        """The call ended with these trailers."""
-
-    def stream_ended(self, in_message: bool) -> None:
-        """The peer ended its side of the stream without trailers."""
-
-    def stream_lost(self, error: Exception) -> None:
-        """The stream is gone."""
-
-    def message_refused(self, error: MessageRefused) -> None:
-        """The peer's message is too long, or there is no room for it: end the call (hub's side)."""
-
-
-class Tunnel(TunnelFlow):
+class Tunnel(PacketFlow):
     """One session. role: which end this is. peername: the other's address. features: what both sides have named.
     liveness: whether the agent lives, where this is the hub's end of a connection.
 
@@ -79,15 +52,13 @@ class Tunnel(TunnelFlow):
     """
 
     def __init__(self, role: Role, side: TunnelSide, windows: WindowBudget | None = None) -> None:
-        super().__init__()
+        super().__init__(side)
         self.role: Role = role
         self.bad_packets = 0
         self.windows = windows or WindowBudget()
-        self.lost = False
         self.drain_sent = False  # `goaway`: we have said DRAIN
         self.drain_received = False  # `goaway`: so has the peer
         self.liveness: Liveness | None = None  # the hub's watch over the connection; the agent has none
-        self._side = side
         self._round_trip = RoundTrip()
         self._measuring = False  # a PING is on its way
         self._is_far = False  # the kernel sizes the receive queue
@@ -125,15 +96,6 @@ class Tunnel(TunnelFlow):
     def exceeded(self, conn_id: int) -> None:
         """More DATA came on this connection than the peer had credit for: it ends."""
         self.fail(conn_id, WireError("window: DATA beyond the connection's credit"))
-
-    def send(self, conn_id: int, code: int, data: bytes = b"", error_message: str = "") -> None:
-        """Send a small packet ahead of the queued data of other connections; behind that of its own."""
-        if self.lost:
-            return
-        self._scheduler.send(conn_id, code, data, error_message)
-        if self._scheduler.control_bytes > _MAX_CONTROL_BYTES and self._stream is not None:
-            rule = f"tunnel: {_MAX_CONTROL_BYTES} bytes of control packets wait for a peer that doesn't read"
-            self._stream.connection.fail(WireError(rule, http2_code=0xB))
 
     def pause_reading(self) -> None:
         """Let the peer send no more than its window still allows: no credit goes back until `resume_reading`.
@@ -183,19 +145,15 @@ class Tunnel(TunnelFlow):
         return self._scheduler.queued_bytes + below
 
     @property
+    def in_message(self) -> bool:
+        """Whether the peer has begun a message and not ended it: the end of its stream now would cut the message."""
+        reader = None if self._stream is None else self._stream.reader
+        return isinstance(reader, MessageReader) and reader.in_message
+
+    @property
     def open_outbounds(self) -> int:
         """Connections that have a place in the queue."""
         return len(self._scheduler.outbounds)
-
-    def fail(self, conn_id: int, error: WireError) -> None:
-        """End one connection because the peer broke a rule: the peer is told, and so is the receiver.
-
-        What is queued of it is dropped.
-        """
-        logger.warning("the peer broke a rule: its connection ends", extra={"conn_id": conn_id, "reason": error.rule})
-        self._scheduler.drop(conn_id)
-        self.send(conn_id, ControlCode.ERROR, b"", error.rule)
-        self.receiver.packet_received(conn_id, ControlCode.ERROR, b"", error.rule)
 
     # ------------------------------------------------------------ what its side uses
 
@@ -292,9 +250,6 @@ class Tunnel(TunnelFlow):
 
     # ------------------------------------------------------------ what the stream calls
 
-    def _tunnel_packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
-        self._side.tunnel_packet(conn_id, code, data, error_message)
-
     def bad_packet(self, error: PacketError) -> None:
         """A packet that breaks the format ends its connection; the session, where it can't be said whose it is."""
         self.bad_packets += 1
@@ -308,8 +263,8 @@ class Tunnel(TunnelFlow):
     def trailers_received(self, headers: Headers) -> None:
         self._side.trailers_received(headers)
 
-    def stream_ended(self, in_message: bool) -> None:
-        self._side.stream_ended(in_message)
+    def stream_ended(self) -> None:
+        self._side.stream_ended(self.in_message)
 
     def stream_lost(self, error: Exception) -> None:
         self._side.stream_lost(error)

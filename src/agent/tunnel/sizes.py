@@ -8,16 +8,12 @@ __all__ = [
     "ALONE_PACKET_BYTES",
     "BATCHED_HIGH_WATER_BYTES",
     "BATCHED_TOTAL_BYTES",
-    "COALESCED_BYTES",
     "CREDITED_HIGH_WATER_BYTES",
     "CREDITED_PACKET_BYTES",
-    "FRAME_BYTES",
     "HIGH_WATER_BYTES",
-    "RECEIVE_BYTES",
-    "RECEIVE_TURN_BYTES",
+    "MESSAGE_BYTES",
     "SHARED_PACKET_BYTES",
-    "UNREAD_BYTES",
-    "UNSENT_BYTES",
+    "WINDOW_BYTES",
 ]
 
 HIGH_WATER_BYTES: Final = 256 * 1024
@@ -43,20 +39,8 @@ BATCHED_HIGH_WATER_BYTES: Final = 2 * 1024 * 1024
 BATCHED_TOTAL_BYTES: Final = 64 * 1024 * 1024
 """What all connections of such a tunnel may hold together; past it HIGH_WATER_BYTES is each one's limit again."""
 
-UNSENT_BYTES: Final = 128 * 1024
-"""What may wait in the transport, and as much again unsent in the kernel: what is chosen next then goes out next."""
+WINDOW_BYTES: Final = 16 * 2**20
+"""Receive window of a session's stream and of its connection: 128 ms of 1 Gbit/s."""
 
-UNREAD_BYTES: Final = 256 * 1024
-"""What may wait, received and not read, in the kernel, where the peer is near (`kernel`); it takes the double of it."""
-
-FRAME_BYTES: Final = 256 * 1024
-"""The largest frame that is sent, however large a one the peer takes: an answer to a PING waits no longer than that."""
-
-RECEIVE_BYTES: Final = 128 * 1024
-"""The most that is received at once: it stays in the processor's cache, and a payload of 32 KiB may keep it."""
-
-RECEIVE_TURN_BYTES: Final = 256 * 1024
-"""What is received in one go before the event loop turns to other sockets: uvloop would read 32 times."""
-
-COALESCED_BYTES: Final = 16 * 1024
-"""What is waited for at most before we are woken, in a storm of small packets (`coalescing`); 1 waits for nothing."""
+MESSAGE_BYTES: Final = 256 * 2**20 + 65536
+"""Largest message taken: a first packet of 256 MiB and its head (wire.md, "opening")."""

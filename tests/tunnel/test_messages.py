@@ -1,4 +1,4 @@
-"""The data plane by itself: whatever the cuts, the same packets, the same verdict."""
+"""Messages in frames, without a connection: whatever the cuts, the same packets, the same verdict."""
 
 from __future__ import annotations
 
@@ -14,16 +14,28 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agent.errors import WireError
-from agent.tunnel.frames import frame
+from agent.http2.frames import frame
+from agent.tunnel.messages import MessageRefused
 from agent.tunnel.packet import MAX_TEXT_BYTES, Packet, PacketError, encode_varint
 
 DATA, ERROR, DRAIN = 0, 1, 2
 SETTINGS = frame(4, 0, 0)
 
-TWINS = ["framing_py"] if os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0") else ["framing_c", "framing_py"]
+TWINS = ["py"] if os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0") else ["c", "py"]
 """A compiled twin that wasn't built is an error here, not a test less."""
 
-both = pytest.mark.parametrize("twin", [importlib.import_module(f"agent.tunnel.{name}") for name in TWINS], ids=TWINS)
+
+class Twin:
+    """One twin's classes, from both rooms."""
+
+    def __init__(self, name: str) -> None:
+        messages = importlib.import_module(f"agent.tunnel.messages_{name}")
+        self.FrameReader = importlib.import_module(f"agent.http2.framing_{name}").FrameReader
+        self.MessageReader = messages.MessageReader
+        self.PacketWriter = messages.PacketWriter
+
+
+both = pytest.mark.parametrize("twin", [Twin(name) for name in TWINS], ids=TWINS)
 
 
 class Trace:
@@ -75,6 +87,9 @@ class Sink:
 
     def credit(self, conn_id: int, increment_bytes: int) -> None:
         self.events.append(("credited", self.stream_id, conn_id, increment_bytes))
+
+    def message_refused(self, error: MessageRefused) -> None:
+        raise AssertionError("a reader without `ends` refuses nothing")
 
     def bad_packet(self, error: PacketError) -> None:
         self.events.append(("bad packet", self.stream_id, error.conn_id, str(error)))
@@ -178,7 +193,7 @@ def test_noise_is_an_error_or_nothing_and_never_a_crash(twin: Any, data: bytes, 
 def test_what_is_written_in_frames_is_read_as_it_was(
     twin: Any, messages: list[bytes], takes: list[tuple[int, int]]
 ) -> None:
-    writer = twin.FrameWriter(1)
+    writer = twin.PacketWriter(1)
     for message in messages:
         encoded = Packet(1, 0, message).encode()
         writer.append(encoded[:7])

@@ -1,7 +1,7 @@
 """How often a peer may make us work for nothing: streams opened and reset, PINGs, SETTINGS.
 
 What CVE-2023-44487, CVE-2019-9512 and CVE-2019-9515 are about: each of these costs its sender nothing, and its receiver
-HPACK, a session, an answer. No window counts them, so each kind has an allowance that fills again by the second. What
+HPACK, a stream, an answer. No window counts them, so each kind has an allowance that fills again by the second. What
 honest peers do is far below it.
 """
 
@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..errors import WireError
+from .errors import ErrorCode
 from .frames import ACK, CONTINUATION, HEADERS, PING, RST_STREAM, SETTINGS, frame_name
 
-__all__ = ["FloodGuard"]
-
-_ENHANCE_YOUR_CALM = 0xB  # RFC 9113, section 7
+__all__ = ["ControlFrameLimiter"]
 
 ALLOWED = {
-    HEADERS: (200, 10.0),  # heads: calls, trailers. A gRPC library opens its calls again after their back-off
+    HEADERS: (200, 10.0),  # heads: requests, trailers. A gRPC library opens its calls again after their back-off
     CONTINUATION: (1000, 100.0),  # what they are continued in is bounded by size, too
     RST_STREAM: (200, 10.0),
     SETTINGS: (200, 10.0),
@@ -28,7 +27,7 @@ _ACKNOWLEDGING = 0x100
 OTHERS = (1000, 100.0)  # PRIORITY, say, which is ignored, but read
 
 
-class FloodGuard:
+class ControlFrameLimiter:
     """Counts one connection's control frames. now_s: the loop's time. sent_bytes: what has gone out as DATA so far."""
 
     def __init__(self, now_s: Callable[[], float], sent_bytes: Callable[[], int]) -> None:
@@ -53,5 +52,5 @@ class FloodGuard:
         left = min(burst, left + (now_s - before_s) * per_second) - 1
         if left < 0:
             rule = f"more than {burst} {frame_name(kind & 0xFF)} frames, and then {per_second:g} a second"
-            raise WireError(f"HTTP/2: {rule}", http2_code=_ENHANCE_YOUR_CALM)
+            raise WireError(f"HTTP/2: {rule}", http2_code=ErrorCode.ENHANCE_YOUR_CALM)
         self._left[kind] = left, now_s

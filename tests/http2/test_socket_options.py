@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from agent.tunnel import kernel
+from agent.http2 import socket_options
+from agent.http2.sizes import RECEIVE_BYTES, RECEIVE_TURN_BYTES, UNREAD_BYTES, UNSENT_BYTES
 from agent.tunnel.packet import Packet
-from agent.tunnel.sizes import RECEIVE_BYTES, RECEIVE_TURN_BYTES, UNREAD_BYTES, UNSENT_BYTES
 
 FRAME, FRAMES = 16_000, 256
 """Bytes of a packet's payload, each packet in a frame of its own; and how many come at once."""
@@ -55,37 +55,37 @@ async def test_both_roles_bound_both_queues_of_a_near_peer(linked: Any) -> None:
             assert UNREAD_BYTES <= unread <= 2 * UNREAD_BYTES  # doubled, where the system allows so much
 
 
-@pytest.mark.parametrize("round_trip_s", [0.0, kernel.NEAR_S * 2, 0.05])
+@pytest.mark.parametrize("round_trip_s", [0.0, socket_options.NEAR_S * 2, 0.05])
 def test_a_far_peer_and_one_of_unknown_distance_keep_the_kernels_receive_queue(
     round_trip_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "_read", lambda sock: kernel.Link(0, False, round_trip_s))
+    monkeypatch.setattr(socket_options, "_read", lambda sock: socket_options.Link(0, False, round_trip_s))
     one, other = connected()
     with one, other:
         before = bounds(one)
-        kernel.prepare(Above(one))  # type: ignore[arg-type]  # all that is asked of it
+        socket_options.prepare(Above(one))  # type: ignore[arg-type]  # all that is asked of it
         assert bounds(one) == (UNSENT_BYTES, before[1])
 
 
 def test_a_round_trip_is_what_the_kernel_measured() -> None:
     one, other = connected()
     with one, other:
-        link = kernel.Link.of(Above(one))  # type: ignore[arg-type]  # all that is asked of it
+        link = socket_options.Link.of(Above(one))  # type: ignore[arg-type]  # all that is asked of it
         assert link is not None
         assert 0 < link.round_trip_s < 0.1
     with socket.socket(socket.AF_UNIX) as sock:
-        assert kernel.Link.of(Above(sock)) is None  # type: ignore[arg-type]  # as above
+        assert socket_options.Link.of(Above(sock)) is None  # type: ignore[arg-type]  # as above
     with socket.socket() as sock:  # not connected
-        link = kernel.Link.of(Above(sock))  # type: ignore[arg-type]  # as above
+        link = socket_options.Link.of(Above(sock))  # type: ignore[arg-type]  # as above
         assert link is None or link.round_trip_s == 0
 
 
 def test_what_is_not_tcp_is_left_alone() -> None:
-    kernel.prepare(Above(None))  # type: ignore[arg-type]  # as above
+    socket_options.prepare(Above(None))  # type: ignore[arg-type]  # as above
     one, other = socket.socketpair()
     with one, other:
         before = one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-        kernel.prepare(Above(one))  # type: ignore[arg-type]  # as above
+        socket_options.prepare(Above(one))  # type: ignore[arg-type]  # as above
         assert one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == before
 
 
@@ -120,22 +120,22 @@ def test_a_peer_that_became_far_has_the_kernels_own_sizing_again(monkeypatch: py
     """A bound that was set once would hold for the session's life."""
     one, other = connected()
     with one, other:
-        kernel.prepare(Above(one))  # type: ignore[arg-type]  # all that is asked of it
-        locked = one.getsockopt(socket.SOL_SOCKET, kernel._SO_BUF_LOCK)
-        assert not kernel.size_receive_queue_freely(Above(one))  # type: ignore[arg-type]  # as above
-        assert one.getsockopt(socket.SOL_SOCKET, kernel._SO_BUF_LOCK) == locked != 0
-        monkeypatch.setattr(kernel, "_read", lambda sock: kernel.Link(0, False, 0.2))
-        assert kernel.size_receive_queue_freely(Above(one))  # type: ignore[arg-type]  # as above
-        assert one.getsockopt(socket.SOL_SOCKET, kernel._SO_BUF_LOCK) == 0
+        socket_options.prepare(Above(one))  # type: ignore[arg-type]  # all that is asked of it
+        locked = one.getsockopt(socket.SOL_SOCKET, socket_options._SO_BUF_LOCK)
+        assert not socket_options.size_receive_queue_freely(Above(one))  # type: ignore[arg-type]  # as above
+        assert one.getsockopt(socket.SOL_SOCKET, socket_options._SO_BUF_LOCK) == locked != 0
+        monkeypatch.setattr(socket_options, "_read", lambda sock: socket_options.Link(0, False, 0.2))
+        assert socket_options.size_receive_queue_freely(Above(one))  # type: ignore[arg-type]  # as above
+        assert one.getsockopt(socket.SOL_SOCKET, socket_options._SO_BUF_LOCK) == 0
 
 
 def test_what_the_peers_tcp_has_taken_is_counted() -> None:
     one, other = connected()
     with one, other:
-        before = kernel.Link.of(Above(one))  # type: ignore[arg-type]  # all that is asked of it
+        before = socket_options.Link.of(Above(one))  # type: ignore[arg-type]  # all that is asked of it
         one.sendall(bytes(1000))
         assert len(other.recv(1000, socket.MSG_WAITALL)) == 1000
-        after = kernel.Link.of(Above(one))  # type: ignore[arg-type]  # as above
+        after = socket_options.Link.of(Above(one))  # type: ignore[arg-type]  # as above
         assert before is not None
         assert after is not None
         assert after.acknowledged_bytes - before.acknowledged_bytes == 1000

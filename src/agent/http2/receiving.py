@@ -1,11 +1,11 @@
-"""What a session receives into: Chunks that all sessions of a thread share.
+"""What a connection receives into: Chunks that all connections of a thread share.
 
 The transport writes into a Chunk of RECEIVE_BYTES. Of little, payloads are copied, and the Chunk is never asked; of
 much, they go on as read-only views, and the Chunk is written into again only when the last of them has gone
-(`framing_py`, I3, has what may be a view). A session has a Chunk only from `get_buffer` to `buffer_updated` (longer
+(`framing_py`, I3, has what may be a view). A connection has a Chunk only from `get_buffer` to `buffer_updated` (longer
 where TLS waits for the rest of a record: half of what TLS has besides).
 
-Cython compiles this file as it stands, with the types of `receiving.pxd` (agent/runtime/extensions.py).
+Cython compiles this file as it stands, with the types of `receiving.pxd` (fastpipe/extensions.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What makes a head malformed (RFC 9113, section 8.1.1), and what that ends: its stream, never the connection.
 
-h2 ends the connection for each of these, and with it up to 100 tunnels. So h2 is told to check no fields, and sees only
+h2 ends the connection for each of these, and with it all its streams. So h2 is told to check no fields, and sees only
 what it can't object to: `Decoder` takes the place of its HPACK decoder, and keeps content-length from it. Every header
 block is decoded, whatever becomes of its stream: HPACK's state is the connection's.
 
@@ -17,8 +17,8 @@ What h2 still raises, by its classes, and what each is by the RFC:
     StreamClosedError           stream        STREAM_CLOSED        5.1, half-closed (remote); h2 answers it itself
     StreamClosedError           connection    STREAM_CLOSED        5.1, closed: HEADERS behind both ends' END_STREAM
     NoSuchStreamError           connection    PROTOCOL_ERROR       5.1, idle
-    FlowControlError            connection    FLOW_CONTROL_ERROR   never: `flow` has the windows
-    TooManyStreamsError         stream        REFUSED_STREAM       5.1.2; never: `http2` counts
+    FlowControlError            connection    FLOW_CONTROL_ERROR   never: `data_plane` has the windows
+    TooManyStreamsError         stream        REFUSED_STREAM       5.1.2; never: `connection` counts
     InvalidBodyLengthError      stream        PROTOCOL_ERROR       8.1.1; never: `Decoder` hides content-length
     ProtocolError (fields)      stream        PROTOCOL_ERROR       8.2, 8.3; never: `fault_of` checks
     UnsupportedFrameError       connection    PROTOCOL_ERROR       never: types not known are passed over
@@ -35,13 +35,15 @@ from hpack.exceptions import HPACKError, OversizedHeaderListError
 from hpack.struct import HeaderTuple
 
 from ..errors import WireError
-from .stream import Headers
+from .errors import ErrorCode
 
-__all__ = ["Decoder", "HeadKind", "fault_of"]
+__all__ = ["Decoder", "HeadKind", "Headers", "fault_of"]
+
+Headers = list[tuple[bytes, bytes]]
+"""A head's fields in their order; names are in lower case."""
 
 HeadKind = Literal["request", "response", "trailers"]
 
-_COMPRESSION_ERROR, _ENHANCE_YOUR_CALM = 0x9, 0xB  # RFC 9113, section 7
 _NAME = re.compile(rb":?[!#-9;-@\[-~]+")  # section 8.2.1: visible ASCII, no capitals, no colon but a pseudo-field's
 _VALUE = re.compile(rb"(?![ \t])[^\0\r\n]*(?<![ \t])")
 _OF_THE_CONNECTION = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
@@ -70,9 +72,9 @@ class Decoder(hpack.Decoder):
             decoded = list(super().decode(data, raw=True))
         except OversizedHeaderListError:
             rule = f"a head of more than {self.max_header_list_size} bytes"
-            raise WireError(f"HTTP/2: {rule}", http2_code=_ENHANCE_YOUR_CALM) from None
+            raise WireError(f"HTTP/2: {rule}", http2_code=ErrorCode.ENHANCE_YOUR_CALM) from None
         except (HPACKError, IndexError, TypeError, UnicodeDecodeError) as error:  # as h2 has them
-            raise WireError(f"HTTP/2: HPACK: {error}", http2_code=_COMPRESSION_ERROR) from error
+            raise WireError(f"HTTP/2: HPACK: {error}", http2_code=ErrorCode.COMPRESSION_ERROR) from error
         self.fields = [(bytes(name), bytes(value)) for name, value in decoded]
         return [each for each in decoded if each[0] != b"content-length"]
 

@@ -3,18 +3,23 @@
 Who does what (RFC 9113), as experiments with h2 4.4 drew the border:
 
     h2    the connection preface, SETTINGS and their ACKs, HPACK, the state of streams, PING, RST_STREAM, trailers
-    here  frames are cut (framing), DATA, WINDOW_UPDATE and all windows, GOAWAY, PRIORITY, frame types not known,
-          how many streams there may be, and what fields a head may have (malformed)
+    here  frames are cut (framing), DATA, WINDOW_UPDATE and all windows (data_plane, stream), GOAWAY, PRIORITY, frame
+          types not known, how many streams there may be, and what fields a head may have (heads)
 
 h2 sees neither DATA nor WINDOW_UPDATE: fed with one but not the other its windows would overflow after 2 GiB. It sees
 no graceful GOAWAY: on any, it closes the connection and forgets its output, while the sender of NO_ERROR means our
 stream to go on and its PINGs to be answered. The end of a stream that came on DATA is mirrored to h2 as an empty one.
 
-    connection_made              fail / close                connection_lost
-    ───────────────► OPEN ─────────────────────► CLOSING ─────────────────────► CLOSED
-                      │   GOAWAY sent, streams lost,   a peer that won't read is      ▲
-                      │   what is queued below goes out   aborted after LINGER_S      │
-                      └───────────────────────────────────────────────────────────────┘
+          connection_made           fail, close              connection_lost
+    IDLE ───────────────► OPEN ─────────────────► CLOSING ─────────────────────► CLOSED
+                           │                        ▲  a peer that won't read is    ▲
+                           │ refuse_streams         │  aborted after LINGER_S       │
+                           ▼                        │                               │
+                        DRAINING ───────────────────┘ fail, close, the last stream  │
+                           │ connection_lost, from OPEN too                         │
+                           └────────────────────────────────────────────────────────┘
+
+Who closes says GOAWAY, forgets the streams, and lets what is queued below go out.
 
 Invariants
   I1  What h2 has to say is written whole, in the order of the calls that caused it, before any later DATA.
@@ -27,14 +32,14 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Final, Protocol, cast
 
 import h2.config
 import h2.connection
-import h2.errors
 import h2.events
 import h2.exceptions
 import h2.settings
@@ -42,9 +47,10 @@ import hyperframe.exceptions
 
 from ..errors import WireError
 from .coalescing import ReceiveCoalescing
-from .flood import FloodGuard
-from .flow import ConnectionFlow, Http2Stream, Sender
-from .frames import ACK, HEADERS, PING, PRIORITY, ByteAccount, MessageRefused, bare_headers
+from .control_frame_limiter import ControlFrameLimiter
+from .data_plane import DataPlane
+from .errors import ErrorCode, GoAwayError, StreamReset
+from .frames import ACK, END_STREAM, HEADERS, PING, PRIORITY, ByteSink, bare_headers
 from .framing import (
     DATA,
     DEFAULT_WINDOW,
@@ -54,45 +60,94 @@ from .framing import (
     RST_STREAM,
     WINDOW_UPDATE,
     FrameReader,
-    MessageReader,
+    FrameWriter,
+    StreamReader,
     frame,
 )
-from .kernel import Link, size_receive_queue_freely
-from .malformed import Decoder, HeadKind, fault_of
+from .heads import Decoder, Headers, HeadKind, fault_of
 from .sizes import FRAME_BYTES
-from .stream import ConnectionUser, GoAwayError, Headers, StreamReset, StreamUser
+from .socket_options import Link, size_receive_queue_freely
+from .stream import Http2Stream, Sender, StreamUser
 
-__all__ = ["MESSAGE_BYTES", "WINDOW_BYTES", "Http2Connection"]
-
-WINDOW_BYTES = 16 * 2**20
-"""Receive window of a stream and of the connection: 128 ms of 1 Gbit/s."""
-
-MESSAGE_BYTES = 256 * 2**20 + 65536
-"""Largest message taken: a first packet of 256 MiB and its head (wire.md, "opening")."""
+__all__ = ["TRANSITIONS", "ConnectionUser", "Event", "Http2Connection", "State", "bytes_reader"]
 
 LINGER_S = 2.0
 """How long a peer may take to read what is left when we close."""
 
 _MAX_STREAMS = 100
 _MAX_PINGS = 2 * _MAX_STREAMS
-"""So many may wait for their ACKs; each call of a connection measures its round trip by one at a time."""
+"""So many may wait for their ACKs: for each stream two, of a user who measures the round trip by one at a time."""
 _SETTINGS = h2.settings.SettingCodes
 _MOST_STREAMS = 2**32 - 1  # what h2 takes for the limit: past one it would end the connection
-_NO_ERROR, _PROTOCOL_ERROR, _INTERNAL_ERROR, _FLOW_CONTROL_ERROR, _STREAM_CLOSED = 0x0, 0x1, 0x2, 0x3, 0x5
-_FRAME_SIZE_ERROR, _REFUSED_STREAM, _ENHANCE_YOUR_CALM = 0x6, 0x7, 0xB
-_END_STREAM = 0x1
 _SIGN, _MEASURE = b"liveness", b"fastpipe"
 """What PINGs hold: one whose ACK is only a sign of life, and one whose ACK somebody waits for."""
 
 logger = logging.getLogger(__name__)
 
 
-class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
+class State(enum.Enum):
+    """idle: there is no transport yet. draining: open, without new streams."""
+
+    IDLE = enum.auto()
+    OPEN = enum.auto()
+    DRAINING = enum.auto()
+    CLOSING = enum.auto()
+    CLOSED = enum.auto()
+
+
+class Event(enum.Enum):
+    """made, lost: the transport's word. drain: new streams are refused from now on. close: by whichever side."""
+
+    MADE = enum.auto()
+    DRAIN = enum.auto()
+    CLOSE = enum.auto()
+    LOST = enum.auto()
+
+
+TRANSITIONS: Final = {
+    (State.IDLE, Event.MADE): State.OPEN,
+    (State.IDLE, Event.DRAIN): State.DRAINING,  # and CLOSING at once: there is no stream
+    (State.IDLE, Event.CLOSE): State.CLOSING,
+    (State.OPEN, Event.DRAIN): State.DRAINING,
+    (State.OPEN, Event.CLOSE): State.CLOSING,
+    (State.OPEN, Event.LOST): State.CLOSED,
+    (State.DRAINING, Event.CLOSE): State.CLOSING,
+    (State.DRAINING, Event.LOST): State.CLOSED,
+    (State.CLOSING, Event.MADE): State.CLOSING,  # given up while it was being dialled
+    (State.CLOSING, Event.LOST): State.CLOSED,
+}
+"""All transitions there are."""
+
+
+class ConnectionUser(Protocol):
+    """Who owns a connection."""
+
+    def connected(self, connection: Http2Connection) -> None:
+        """Streams can be opened from now on."""
+
+    def stream_opened(self, stream: Http2Stream, headers: Headers, ended: bool) -> None:
+        """The peer opened a stream (the server's role): set `stream.user` before returning."""
+
+    def goaway_received(self, connection: Http2Connection) -> None:
+        """The peer wants no new streams here. Those that are open stay so."""
+
+    def connection_ended(self, connection: Http2Connection, error: Exception | None) -> None:
+        """The transport is closed; the last call. error: why, None if this side closed it."""
+
+
+def bytes_reader(stream: Http2Stream, window_bytes: int) -> StreamReader:
+    """A reader that hands the stream's bytes to its user, a ByteSink too, and returns credit as the user consumes."""
+    return StreamReader(cast(ByteSink, stream.user), window=window_bytes)
+
+
+class Http2Connection(DataPlane, asyncio.BufferedProtocol):
     """One HTTP/2 connection. client: whether this side opens the streams.
 
-    window_bytes: receive window of each stream and of the connection, 65,535 to 2^31-1. message_bytes: the longest
-    message that is taken. account: makes what a stream's unfinished message is charged to. A client passes a message
-    over that is too long or finds no room, and its user hears of it; a server ends the call.
+    window_bytes: receive window of each stream and of the connection, 65,535 to 2^31-1. The user of a stream gives its
+    credit back (`Http2Stream.consumed`), so a stream holds at most so much; the connection's goes back as bytes come.
+    checks_alpn: whether a transport with TLS must have chosen h2; not if its TLS is a proxy's.
+    make_reader: makes the reader of a stream whose head has come, from the stream and the bytes that the peer may send
+    at first. make_writer: makes its writer, from the stream's id. By default both carry bytes as they are.
     """
 
     def __init__(
@@ -100,20 +155,23 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         user: ConnectionUser,
         *,
         client: bool,
-        window_bytes: int = WINDOW_BYTES,
-        message_bytes: int = MESSAGE_BYTES,
-        account: Callable[[Http2Stream], ByteAccount] | None = None,
+        window_bytes: int = DEFAULT_WINDOW,
+        checks_alpn: bool = True,
+        make_reader: Callable[[Http2Stream, int], StreamReader] = bytes_reader,
+        make_writer: Callable[[int], FrameWriter] = FrameWriter,
     ) -> None:
         if not DEFAULT_WINDOW <= window_bytes <= MAX_WINDOW:
             raise ValueError(f"window_bytes must be from {DEFAULT_WINDOW} to {MAX_WINDOW}, not {window_bytes}")
-        super().__init__(window_bytes, FrameReader(self, expect_preface=not client), Sender(self._flush, self.finish))
+        frames = FrameReader(self, expect_preface=not client)
+        super().__init__(self, window_bytes, frames, Sender(self.flush, self.finish))
         self.user = user
         self.client = client
-        self.checks_alpn = True  # not where the transport's TLS is a proxy's, and the hub is spoken to in plaintext
-        self._message_bytes = message_bytes
-        self._account = account
+        self.state = State.IDLE
+        self._checks_alpn = checks_alpn
+        self._make_reader = make_reader
+        self._make_writer = make_writer
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._flood: FloodGuard | None = None
+        self._limiter: ControlFrameLimiter | None = None
         config = h2.config.H2Configuration(client_side=client, header_encoding=None, validate_inbound_headers=False)
         self._h2 = h2.connection.H2Connection(config)
         self._decoder = Decoder()
@@ -122,9 +180,8 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         self._h2.local_settings = self._settings(_MAX_STREAMS)
         self._h2.max_inbound_frame_size = FRAME_BYTES  # the reader holds the peer to it, from the ACK on
         self._malformed = ""  # the rule that a HEADERS frame has broken whose block isn't whole yet
-        self._acknowledged = False  # whether the peer has our SETTINGS
-        self._goaway_sent = False
-        self._refusing = False  # no new streams; the connection closes with its last one
+        self._settings_acked = False  # whether the peer has our SETTINGS
+        self._says_goaway = True  # when it closes: not to a peer that would not hear it, nor twice
         self._last_ours = 0
         self._error: Exception | None = None
         self._pings: deque[Callable[[], None]] = deque()
@@ -133,14 +190,14 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
 
     # ------------------------------------------------------------ what the users call
 
-    def open_stream(self, user: StreamUser, headers: Headers) -> Http2Stream:
-        """Open a stream (agent's side); the request's head goes out at once, before the peer's SETTINGS are known."""
+    def open_stream(self, user: StreamUser[Any], headers: Headers) -> Http2Stream:
+        """Open a stream (the client's role). The request's head goes out at once, even before the peer's SETTINGS."""
         stream_id = self._h2.get_next_available_stream_id()
         self._h2.send_headers(stream_id, headers)
         stream = self._add_stream(stream_id)
         stream.user = user
         self._last_ours = stream_id
-        self._flush()
+        self.flush()
         return stream
 
     def ping(self, answered: Callable[[], None] | None = None) -> None:
@@ -154,25 +211,25 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
             if len(self._pings) >= _MAX_PINGS:
                 return
             self._pings.append(answered)
-        self._flush()  # I1
+        self.flush()  # I1
         self._write(frame(PING, 0, 0, _SIGN if answered is None else _MEASURE))
 
     def refuse_streams(self) -> None:
         """Say GOAWAY NO_ERROR: open streams go on, new ones are refused, the connection closes with the last one."""
-        if not self.closing and not self._refusing:
-            self._refusing = True
+        if not self.closing and self.state is not State.DRAINING:
+            self._move(Event.DRAIN)
             last = self._h2.highest_inbound_stream_id
-            self._flush()  # I1
+            self.flush()  # I1
             # Not by h2: it would close the connection for itself, and the streams that go on with it.
             self._write(frame(GOAWAY, 0, 0, last.to_bytes(4, "big") + bytes(4)))
             if not self.streams:
                 self.close()
 
-    def close(self, code: int = _NO_ERROR) -> None:
+    def close(self, code: int = ErrorCode.NO_ERROR) -> None:
         """Say GOAWAY, send what is queued below, and close. Streams that are left are forgotten; their users know."""
         if self.closing:
             return
-        self.closing = True
+        self._move(Event.CLOSE)
         self._frames.stop()
         self.streams.clear()
         self._frames.streams.clear()
@@ -180,13 +237,13 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None:
             return
-        if not self._goaway_sent:
-            self._goaway_sent = True
+        if self._says_goaway:
+            self._says_goaway = False
             try:
                 self._h2.close_connection(code)
             except h2.exceptions.ProtocolError:  # it said so itself when it raised
                 pass
-        self._flush()
+        self.flush()
         transport.close()
         assert self._loop is not None
         self._linger = self._loop.call_later(LINGER_S, transport.abort)
@@ -197,14 +254,14 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
             return
         self._error = error
         lost = list(self.streams.values())
-        code = error.http2_code if isinstance(error, WireError) else _INTERNAL_ERROR
-        self.close(_NO_ERROR if isinstance(error, GoAwayError) else code)
+        code = error.http2_code if isinstance(error, WireError) else ErrorCode.INTERNAL_ERROR
+        self.close(ErrorCode.NO_ERROR if isinstance(error, GoAwayError) else code)
         for stream in lost:
             stream.user.stream_lost(error)
 
     def abort(self) -> None:
         """Drop the connection now without a word, with what is queued. Users of streams aren't told."""
-        self._goaway_sent = True
+        self._says_goaway = False
         self.close()
         if self._transport is not None:
             self._transport.abort()
@@ -244,14 +301,15 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         transport = cast(asyncio.Transport, transport)  # uvloop's is none
         self._transport = transport
         self._loop = asyncio.get_running_loop()
-        self._flood = FloodGuard(self._loop.time, lambda: self.sender.sent_bytes)
-        if self.closing:  # given up while it was being dialled
+        self._limiter = ControlFrameLimiter(self._loop.time, lambda: self.sender.sent_bytes)
+        self._move(Event.MADE)
+        if self.closing:
             transport.abort()
             return
         tls = transport.get_extra_info("ssl_object")
-        if tls is not None and self.checks_alpn and tls.selected_alpn_protocol() != "h2":
+        if tls is not None and self._checks_alpn and tls.selected_alpn_protocol() != "h2":
             self._error = WireError("TLS: the peer did not choose h2 by ALPN")
-            self._goaway_sent = True  # it would not understand one
+            self._says_goaway = False  # it would not understand one
             self.close()
             return
         self.heard_s = self._loop.time()
@@ -261,7 +319,7 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         self._h2.local_settings = self._settings(_MOST_STREAMS)  # `_request` counts them
         if not self.client:
             self._h2.receive_data(PREFACE)  # the reader takes the client's
-        self._flush()
+        self.flush()
         grow = self._window_bytes - DEFAULT_WINDOW
         if grow:
             self._frames.window += grow
@@ -278,7 +336,7 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         error = self._error
         if not self.closing:
             error = exc or ConnectionResetError("closed by the peer")
-        self.closing = True
+        self._move(Event.LOST)
         self._frames.stop()
         self._drop_buffer()
         if self._coalescing is not None:
@@ -296,11 +354,15 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self.sender.resume()
 
+    def _move(self, event: Event) -> None:
+        self.state = TRANSITIONS[self.state, event]
+        self.closing = self.state in (State.CLOSING, State.CLOSED)  # the data plane reads it for every packet
+
     # ------------------------------------------------------------ what the frame reader calls
 
     def control_frame(self, kind: int, flags: int, stream_id: int, whole: bytes) -> None:
-        assert self._flood is not None
-        self._flood.frame(kind, flags)  # I5
+        assert self._limiter is not None
+        self._limiter.frame(kind, flags)  # I5
         if kind == GOAWAY:
             self._goaway(whole[9:], whole)
         elif kind == PING and flags & ACK and whole[9:] in (_SIGN, _MEASURE):
@@ -308,39 +370,34 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
                 self._pings.popleft()()
         elif kind == RST_STREAM and stream_id not in self.streams:
             # h2 would end the connection for one that crosses the end of the stream.
-            if self._is_idle(stream_id):
+            if self.is_idle(stream_id):
                 raise WireError(f"HTTP/2: RST_STREAM frame on idle stream {stream_id}")
         elif kind == PRIORITY:  # of which nobody takes notice (section 5.3.2)
             if len(whole) != 14:
                 rule = f"PRIORITY frame of {len(whole) - 9} bytes, not 5"
-                self.stream_error(stream_id, WireError(f"HTTP/2: {rule}", http2_code=_FRAME_SIZE_ERROR))
+                self.stream_error(stream_id, WireError(f"HTTP/2: {rule}", http2_code=ErrorCode.FRAME_SIZE_ERROR))
         elif kind == HEADERS:
             self._headers(flags, stream_id, bare_headers(whole))
         else:
             self._feed_h2(whole)
 
     def data_ended(self, stream_id: int) -> None:
-        self._feed_h2(frame(DATA, _END_STREAM, stream_id))
+        self._feed_h2(frame(DATA, END_STREAM, stream_id))
 
     def stray_data(self, stream_id: int) -> None:
         stream = self.streams.get(stream_id)
         if stream is None:
-            if self._is_idle(stream_id):
+            if self.is_idle(stream_id):
                 raise WireError(f"HTTP/2: DATA frame on idle stream {stream_id}")
-        elif not stream.answered:
+        elif not stream.head_received:
             self.stream_error(stream_id, WireError("HTTP/2: DATA frame before the response's headers"))
         elif stream.remote_ended:
             rule = f"DATA frame after the end of stream {stream_id}"
-            self.stream_error(stream_id, WireError(f"HTTP/2: {rule}", http2_code=_STREAM_CLOSED))
+            self.stream_error(stream_id, WireError(f"HTTP/2: {rule}", http2_code=ErrorCode.STREAM_CLOSED))
 
     def stream_error(self, stream_id: int, error: WireError) -> None:
         stream = self.streams.get(stream_id)
         if stream is None:
-            return
-        if isinstance(error, MessageRefused) and not self.client:
-            if stream.reader is not None:
-                stream.reader.close()
-            stream.user.message_refused(error)
             return
         self.reset(stream, error.http2_code)
         stream.user.stream_lost(error)
@@ -349,12 +406,12 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         """A HEADERS frame without padding and priority. Its block may go on in CONTINUATION frames."""
         self._malformed = ""
         stream = self.streams.get(stream_id)
-        if self.client and stream is None and self._is_idle(stream_id):
+        if self.client and stream is None and self.is_idle(stream_id):
             raise WireError(f"HTTP/2: HEADERS frame on stream {stream_id}, which nobody has opened")
-        if stream is not None and stream.answered and not flags & _END_STREAM:
+        if stream is not None and stream.head_received and not flags & END_STREAM:
             # Malformed: an error of the stream (sections 8.1, 8.1.1). h2 would end the connection, so it sees an end.
             self._malformed = "trailers don't end the stream (section 8.1)"
-            whole = whole[:4] + bytes((whole[4] | _END_STREAM,)) + whole[5:]
+            whole = whole[:4] + bytes((whole[4] | END_STREAM,)) + whole[5:]
         self._feed_h2(whole)
 
     # ------------------------------------------------------------ h2
@@ -375,7 +432,7 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         try:
             events = self._h2.receive_data(whole)
         except h2.exceptions.ProtocolError as error:
-            self._goaway_sent = True  # h2 has written one
+            self._says_goaway = False  # h2 has written one
             raise WireError(f"HTTP/2: {error}", http2_code=int(error.error_code)) from error
         except (h2.exceptions.H2Error, hyperframe.exceptions.HyperframeError) as error:
             raise WireError(f"HTTP/2: {error}") from error
@@ -389,8 +446,8 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
             case h2.events.RemoteSettingsChanged():
                 self._settings_changed(event)
             case h2.events.SettingsAcknowledged():
-                if not self._acknowledged:
-                    self._acknowledged = True
+                if not self._settings_acked:
+                    self._settings_acked = True
                     self._frames.max_frame_size = FRAME_BYTES
                     for reader in self._frames.streams.values():
                         reader.window += self._window_bytes - DEFAULT_WINDOW
@@ -399,7 +456,7 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
             case h2.events.ResponseReceived():
                 stream = self.streams.get(event.stream_id)
                 if stream is not None and self._well_formed(stream, "response"):
-                    stream.answered = True
+                    stream.head_received = True
                     self._read(stream)
                     self._ended_remotely(stream, event.stream_ended is not None)
                     stream.user.headers_received(self._decoder.fields, event.stream_ended is not None)
@@ -411,9 +468,8 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
             case h2.events.DataReceived():  # the mirror of an END_STREAM
                 stream = self.streams.get(event.stream_id)
                 if stream is not None:
-                    in_message = stream.reader is not None and stream.reader.in_message
                     self._ended_remotely(stream, True)
-                    stream.user.stream_ended(in_message)
+                    stream.user.stream_ended()
             case h2.events.StreamReset():
                 stream = self.streams.get(event.stream_id)
                 if stream is not None:
@@ -432,13 +488,13 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         stream = self._add_stream(stream_id)
         fault = fault_of(headers, "request")
         if fault:
-            logger.info("an agent's call is malformed", extra={"peer": self.extra_info("peername"), "reason": fault})
-            self.reset(stream, _PROTOCOL_ERROR)
+            logger.info("a request is malformed", extra={"peer": self.extra_info("peername"), "reason": fault})
+            self.reset(stream, ErrorCode.PROTOCOL_ERROR)
             return
-        if self._refusing or len(self.streams) > _MAX_STREAMS:  # section 5.1.2
-            self.reset(stream, _REFUSED_STREAM)
+        if self.state is State.DRAINING or len(self.streams) > _MAX_STREAMS:  # section 5.1.2
+            self.reset(stream, ErrorCode.REFUSED_STREAM)
             return
-        stream.answered = True
+        stream.head_received = True
         stream.remote_ended = ended
         self.user.stream_opened(stream, headers, ended)
         if self.streams.get(stream_id) is stream:
@@ -455,46 +511,42 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         """Send a head on this stream, where its side is still open."""
         if self.streams.get(stream.id) is stream and not stream.local_ended:
             self._h2.send_headers(stream.id, headers, end_stream=end_stream)
-            self._flush()
+            self.flush()
             if end_stream:
                 self._ended_locally(stream)
 
     def _goaway(self, payload: bytes, whole: bytes) -> None:
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         code = int.from_bytes(payload[4:8], "big")
-        if code == _NO_ERROR and (not self.client or self._last_ours <= last):
+        if code == ErrorCode.NO_ERROR and (not self.client or self._last_ours <= last):
             # Graceful: a Go server sends two, the first with 2^31-1, then waits for its streams to end.
             self.user.goaway_received(self)
             return
-        self._flush()
+        self.flush()
         try:
             self._h2.receive_data(whole)
         except h2.exceptions.H2Error:  # it only has to know
             pass
-        self._goaway_sent = True  # there is nobody to hear one
+        self._says_goaway = False  # there is nobody to hear one
         self.fail(GoAwayError(code, last, payload[8:]))
 
     # ------------------------------------------------------------ streams
 
     def _add_stream(self, stream_id: int) -> Http2Stream:
-        stream = self.streams[stream_id] = Http2Stream(self, stream_id, self.sender.initial_window)
+        writer = self._make_writer(stream_id)
+        stream = self.streams[stream_id] = Http2Stream(self, self.sender, stream_id, writer)
         return stream
 
     def _read(self, stream: Http2Stream) -> None:
         """Take the stream's DATA from now on: the peer's headers have come."""
         if stream.reader is None:
-            window = self._window_bytes if self._acknowledged else DEFAULT_WINDOW
-            stream.reader = MessageReader(
-                stream.user,
-                window=window,
-                max_message_bytes=self._message_bytes,
-                account=None if self._account is None else self._account(stream),
-                ends=not self.client,
-            )
+            window = self._window_bytes if self._settings_acked else DEFAULT_WINDOW
+            stream.reader = self._make_reader(stream, window)
             stream.reader.ended = stream.remote_ended
             self._frames.streams[stream.id] = stream.reader
 
-    def _is_idle(self, stream_id: int) -> bool:
+    def is_idle(self, stream_id: int) -> bool:
+        """Whether nobody has opened this stream yet."""
         if stream_id % 2 == 0:
             return True  # neither side pushes
         return stream_id > (self._last_ours if self.client else self._h2.highest_inbound_stream_id)
@@ -520,7 +572,7 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
             self._h2.reset_stream(stream.id, code)
         except h2.exceptions.ProtocolError:  # h2 has closed it already
             pass
-        self._flush()
+        self.flush()
         self._forget(stream)
 
     def _forget(self, stream: Http2Stream) -> None:
@@ -530,7 +582,7 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
             stream.reader.close()
         stream.gone = True
         stream.writer.clear()
-        if self._refusing and not self.streams:
+        if self.state is State.DRAINING and not self.streams:
             self.close()
 
     # ------------------------------------------------------------ out
@@ -542,13 +594,14 @@ class Http2Connection(ConnectionFlow, asyncio.BufferedProtocol):
         if stream.trailers is not None:
             self.send_headers(stream, stream.trailers, True)
             if not stream.remote_ended:
-                self.reset(stream, _NO_ERROR)  # the answer is complete: send no more (section 8.1)
+                self.reset(stream, ErrorCode.NO_ERROR)  # the answer is complete: send no more (section 8.1)
             return
         self._h2.end_stream(stream.id)
-        self._flush()
+        self.flush()
         self._ended_locally(stream)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what h2 has to say."""
         self.sender.answering = False
         data = self._h2.data_to_send()
         if data:

@@ -1,4 +1,4 @@
-"""What a session asks of the kernel: short queues, an early end of a dead link, and what it knows of the peer.
+"""What a connection asks of the kernel: short queues, an early end of a dead link, and what it knows of the peer.
 
 TCP would hold megabytes, unsent in front of a slow network and unread behind a slow reader, and a small response would
 wait for all of them. TCP_NOTSENT_LOWAT bounds the send queue. A receive queue has to hold what a round trip brings, so

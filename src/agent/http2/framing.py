@@ -20,17 +20,16 @@ from .frames import (
     RST_STREAM,
     WINDOW_UPDATE,
     FrameHandler,
-    MessageSink,
     frame,
 )
 
 # What a type checker reads is the compiled twin's stub.
 if TYPE_CHECKING or (
-    os.environ.get("FASTPIPE_NO_EXTENSIONS", "") in ("", "0") and importlib.util.find_spec("agent.tunnel.framing_c")
+    os.environ.get("FASTPIPE_NO_EXTENSIONS", "") in ("", "0") and importlib.util.find_spec("agent.http2.framing_c")
 ):
-    from .framing_c import FrameReader, FrameWriter, MessageReader
+    from .framing_c import FrameReader, FrameWriter, StreamReader
 else:
-    from .framing_py import FrameReader, FrameWriter, MessageReader
+    from .framing_py import FrameReader, FrameWriter, StreamReader
 
 __all__ = [
     "DATA",
@@ -45,9 +44,8 @@ __all__ = [
     "FrameHandler",
     "FrameReader",
     "FrameWriter",
-    "MessageReader",
-    "MessageSink",
+    "StreamReader",
     "frame",
 ]
 
-IMPLEMENTATION: Final[Literal["c", "python"]] = "c" if FrameReader.__module__ == "agent.tunnel.framing_c" else "python"
+IMPLEMENTATION: Final[Literal["c", "python"]] = "c" if FrameReader.__module__ == "agent.http2.framing_c" else "python"

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 import fastpipe
-from agent.tunnel.frames import frame
-from agent.tunnel.framing import FrameReader, MessageReader
+from agent.http2.frames import frame
+from agent.http2.framing import FrameReader
+from agent.http2.receiving import ReceivePool
+from agent.http2.sizes import RECEIVE_BYTES
+from agent.tunnel.messages import MessageReader
 from agent.tunnel.packet import Packet
-from agent.tunnel.receiving import ReceivePool
-from agent.tunnel.sizes import RECEIVE_BYTES
 
 OF_A_CHUNK = ("Chunk", "Storage")
 """What a view of a Chunk is of: the Chunk itself, or what the Python twin keeps its bytes in."""
@@ -36,6 +37,9 @@ class Sink:
 
     def credit(self, conn_id: int, increment_bytes: int) -> None:
         raise AssertionError("no credit was sent")
+
+    def message_refused(self, error: Any) -> None:
+        raise error
 
     def bad_packet(self, error: Any) -> None:
         raise error

@@ -1,37 +1,5 @@
 # Frames on their way out: a part of `framing_c.pyx`, which includes it.
 
-cdef Py_ssize_t copy_part(object piece, Py_ssize_t start, char* target, Py_ssize_t room) except -1:
-    """As much of piece[start:] to `target` as there is room for; how many bytes that was."""
-    cdef Py_buffer view
-    cdef Py_ssize_t size
-    if PyBytes_CheckExact(piece):
-        size = min(PyBytes_GET_SIZE(piece) - start, room)
-        memcpy(target, PyBytes_AS_STRING(piece) + start, size)
-        return size
-    PyObject_GetBuffer(piece, &view, PyBUF_SIMPLE)
-    size = min(view.len - start, room)
-    memcpy(target, <char*>view.buf + start, size)
-    PyBuffer_Release(&view)
-    return size
-
-
-cdef bytes joined(const char* head, Py_ssize_t head_size, list pieces, Py_ssize_t size):
-    """head and the pieces, of `size` bytes together, in one."""
-    cdef bytes out = PyBytes_FromStringAndSize(NULL, head_size + size)
-    cdef char* target = PyBytes_AS_STRING(out)
-    cdef Py_ssize_t position = head_size, length
-    memcpy(target, head, head_size)
-    for piece in pieces:
-        length = copy_part(piece, 0, target + position, head_size + size - position)
-        if length < len(piece):
-            raise ValueError("the pieces are larger than their size")
-        position += length
-    if position != head_size + size:
-        raise ValueError("the pieces are smaller than their size")
-    return out
-
-
-@cython.final
 cdef class FrameWriter:
     """One stream's way out. See the Python twin."""
 
@@ -40,45 +8,11 @@ cdef class FrameWriter:
         self.pieces = []
 
     cpdef append(self, piece):
-        """Put a message's next piece behind what waits. piece: bytes or a view of single bytes; kept, not copied."""
+        """Put the next piece behind what waits. piece: bytes or a view of single bytes; kept, not copied."""
         cdef Py_ssize_t size = len(piece)
         if size:
             self.pieces.append(piece)
             self.pending += size
-
-    cpdef append_packet(self, bytes field, list pieces, Py_ssize_t size):
-        """Put a DATA packet behind what waits. field: its connection's `data_field`; size: of all pieces together."""
-        cdef unsigned char head[64]
-        cdef Py_ssize_t position = 5 + PyBytes_GET_SIZE(field), length, left = size
-        cdef bytes message
-        if field is None or pieces is None:
-            raise TypeError("field is bytes and pieces a list")
-        if position > 50:
-            raise ValueError("field is from data_field")
-        memcpy(head + 5, PyBytes_AS_STRING(field), position - 5)
-        while left >= 0x80:
-            head[position] = <unsigned char>(left & 0x7F | 0x80)
-            left >>= 7
-            position += 1
-        head[position] = <unsigned char>left
-        position += 1
-        length = position - 5 + size
-        head[0] = 0
-        head[1] = <unsigned char>(length >> 24 & 0xFF)
-        head[2] = <unsigned char>(length >> 16 & 0xFF)
-        head[3] = <unsigned char>(length >> 8 & 0xFF)
-        head[4] = <unsigned char>(length & 0xFF)
-        if size <= JOIN_BYTES:
-            message = joined(<char*>head, position, pieces, size)
-        elif len(pieces) * 1024 > size:  # crumbs
-            message = joined(<char*>head, position, pieces, size)
-        else:
-            self.pieces.append(PyBytes_FromStringAndSize(<char*>head, position))
-            self.pieces.extend(pieces)
-            self.pending += position + size
-            return
-        self.pieces.append(message)
-        self.pending += position + size
 
     cpdef list take(self, Py_ssize_t limit, Py_ssize_t max_frame_size):
         """Frames with up to `limit` bytes of what waits, none larger than max_frame_size: buffers, in order."""
@@ -157,7 +91,7 @@ cdef class FrameWriter:
         """Drop the places of pieces that have gone out."""
         if self.first == len(self.pieces):
             if self.first == 1:
-                self.pieces.pop()  # keeps the list's memory for the next message
+                self.pieces.pop()  # keeps the list's memory for the next piece
             else:
                 self.pieces.clear()
             self.first = 0

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from agent.tunnel import coalescing
-from agent.tunnel.coalescing import ReceiveCoalescing
-from agent.tunnel.sizes import COALESCED_BYTES
+from agent.http2 import coalescing
+from agent.http2.coalescing import ReceiveCoalescing
+from agent.http2.sizes import COALESCED_BYTES
 
 PACKET = bytes(range(256))
 APART_S = 0.0001

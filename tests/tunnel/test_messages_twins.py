@@ -13,13 +13,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.errors import WireError
-from agent.tunnel.frames import PREFACE, frame
+from agent.http2.frames import PREFACE, frame
+from agent.tunnel.messages import MessageRefused
 from agent.tunnel.packet import Packet, PacketError, data_field, encode_varint
 
-PYTHON = importlib.import_module("agent.tunnel.framing_py")
+
+class Twin:
+    """One twin's classes, from both rooms."""
+
+    def __init__(self, name: str) -> None:
+        messages = importlib.import_module(f"agent.tunnel.messages_{name}")
+        self.FrameReader = importlib.import_module(f"agent.http2.framing_{name}").FrameReader
+        self.MessageReader = messages.MessageReader
+        self.PacketWriter = messages.PacketWriter
+
+
+PYTHON = Twin("py")
 COMPILED = None
 if os.environ.get("FASTPIPE_NO_EXTENSIONS", "") in ("", "0"):
-    COMPILED = importlib.import_module("agent.tunnel.framing_c")  # one that wasn't built is an error
+    COMPILED = Twin("c")  # one that wasn't built is an error
 
 INPUTS = int(os.environ.get("FASTPIPE_INPUTS", "50000"))  # `make fuzz`: a million
 BLOCKS = 20
@@ -144,6 +156,9 @@ class Sink:
     def credit(self, conn_id: int, increment_bytes: int) -> None:
         self.trace.note("credited", self.stream_id, conn_id, increment_bytes)
 
+    def message_refused(self, error: MessageRefused) -> None:
+        self.trace.stream_error(self.stream_id, error)
+
     def bad_packet(self, error: PacketError) -> None:
         self.trace.note("bad packet", self.stream_id, error.conn_id, str(error))
         if error.conn_id <= 0:
@@ -250,7 +265,7 @@ def test_any_message_has_the_same_verdict_on_both_twins(body: bytes, marks: list
 @pytest.mark.parametrize("seed", range(300))
 def test_writers_cut_the_same_frames(seed: int) -> None:
     pick = random.Random(seed).randrange
-    writers = [twin.FrameWriter(2**31 - 1) for twin in (PYTHON, COMPILED)]
+    writers = [twin.PacketWriter(2**31 - 1) for twin in (PYTHON, COMPILED)]
     for _ in range(60):
         choice = pick(10)
         if choice < 3:
@@ -279,14 +294,14 @@ def test_writers_cut_the_same_frames(seed: int) -> None:
 def test_pieces_that_are_not_of_the_size_that_was_said_are_refused() -> None:
     for size in (2, 4):
         with pytest.raises(ValueError, match="than their size"):
-            COMPILED.FrameWriter(1).append_packet(data_field(1), [b"ab", memoryview(b"c")], size)
+            COMPILED.PacketWriter(1).append_packet(data_field(1), [b"ab", memoryview(b"c")], size)
 
 
 @pytest.mark.parametrize("take", ["take", "take_joined"])
 def test_sizes_at_the_ends_of_the_integers_neither_hang_nor_pass_what_there_is(take: str) -> None:
     most = 2**63 - 1
     for twin in (PYTHON, COMPILED):
-        writer = twin.FrameWriter(1)
+        writer = twin.PacketWriter(1)
         writer.append(b"message")
         for size in (0, -1, -most):
             with pytest.raises(ValueError, match="at least 1 byte"):

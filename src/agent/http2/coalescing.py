@@ -15,7 +15,7 @@ there is taken. Something that was there had to wait. Then less is waited for, o
 for four times that: where few packets are in flight there are as few stalls. Linux alone, since 4.18, wakes a reader
 when it is asked to wait for no more than what is there.
 
-Cython compiles this file as it stands, with the types of `coalescing.pxd` (agent/runtime/extensions.py).
+Cython compiles this file as it stands, with the types of `coalescing.pxd` (fastpipe/extensions.py).
 """
 
 from __future__ import annotations

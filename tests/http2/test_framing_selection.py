@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-import agent.tunnel
-from agent.tunnel import framing
+import agent
+from agent.http2 import framing
 
 WITHOUT = os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0")
 
-ASK = "from agent.tunnel import framing, http2; print(framing.IMPLEMENTATION, http2.FrameReader.__module__)"
+ASK = "from agent.http2 import connection, framing; print(framing.IMPLEMENTATION, connection.FrameReader.__module__)"
 
 
 def asked(variable: str | None, *path: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "FASTPIPE_NO_EXTENSIONS"}
     if variable is not None:
         environment["FASTPIPE_NO_EXTENSIONS"] = variable
-    code = f"import agent.tunnel; agent.tunnel.__path__[:0] = {list(path)!r}; {ASK}"
+    code = f"import agent.http2; agent.http2.__path__[:0] = {list(path)!r}; {ASK}"
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
@@ -33,7 +33,7 @@ def test_the_extension_was_built_unless_it_was_not_wanted() -> None:
 @pytest.mark.skipif(WITHOUT, reason="FASTPIPE_NO_EXTENSIONS: nothing is built")
 @pytest.mark.parametrize(("variable", "twin"), [(None, "c"), ("", "c"), ("0", "c"), ("1", "python")])
 def test_the_variable_chooses_the_twin(variable: str | None, twin: str) -> None:
-    module = {"c": "agent.tunnel.framing_c", "python": "agent.tunnel.framing_py"}[twin]
+    module = {"c": "agent.http2.framing_c", "python": "agent.http2.framing_py"}[twin]
     assert asked(variable).stdout.split() == [twin, module]
 
 
@@ -46,9 +46,10 @@ def test_an_extension_that_is_there_and_broken_raises(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(WITHOUT, reason="FASTPIPE_NO_EXTENSIONS: nothing is built")
-def test_the_stub_is_the_built_module(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["agent.http2.framing_c", "agent.tunnel.messages_c"])
+def test_the_stub_is_the_built_module(module: str, tmp_path: Path) -> None:
     pytest.importorskip("mypy", reason="mypy is not installed: the extra lint")
-    command = [sys.executable, "-m", "mypy.stubtest", "agent.tunnel.framing_c", "--ignore-missing-stub"]
-    environment = os.environ | {"MYPYPATH": str(Path(agent.tunnel.__file__).parents[2])}
+    command = [sys.executable, "-m", "mypy.stubtest", module, "--ignore-missing-stub"]
+    environment = os.environ | {"MYPYPATH": str(Path(agent.__file__).parents[1])}
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stdout

@@ -1,15 +1,15 @@
-"""The data plane: HTTP/2 DATA frames to gRPC messages to packets, and back. The Python twin: the specification.
+"""The data plane: HTTP/2 frames to each stream's bytes, and back. The Python twin: the specification.
 
-No event loop and no transport in here: bytes go in by `FrameReader.feed`, packets come out at each stream's sink in
-wire order, before `feed` returns; messages go in by `FrameWriter.append`, framed buffers come out by `take`.
+No event loop and no transport in here: bytes go in by `FrameReader.feed`, and come out at each stream's reader in wire
+order, before `feed` returns. A stream's bytes go in by `FrameWriter.append`, and framed buffers come out by `take`.
 
-What comes in is cut at three levels that know nothing of each other's borders:
+What comes in is cut at levels that know nothing of each other's borders:
 
-    received bytes │ … 256 KiB … │ … 256 KiB … │       as the kernel had them
+    received bytes │ … 128 KiB … │ … 128 KiB … │       as the kernel had them
     HTTP/2 frames  │9│ DATA │9│ DATA      │9│ … │      FrameReader
-    gRPC messages  │5│ message │5│ message │5│ … │     MessageReader, one per stream
+    DATA's bytes     │──────│ │───────────│            StreamReader, one per stream; a subclass reads them
 
-                 preface (hub's side only)
+                 preface (a server's reader only)
                     │
                     ▼              DATA: window, length checked at the header
     ┌────────► frame header ───────────────► payload, piece by piece ──┐
@@ -19,10 +19,11 @@ What comes in is cut at three levels that know nothing of each other's borders:
     └───────────────┴──────────────────────────────────────────────────┘
 
 Invariants
-  I1  The same bytes give the same packets and the same error, however they are cut into calls of `feed`.
-  I2  Nothing waits for a DATA frame to be whole: what is kept of an unfinished message is what arrived of it, once.
-  I3  A received buffer outlives `feed` only through payloads handed out as views, and those are at least a quarter of
-      it: a small payload that waits somewhere never holds a large buffer. Nobody writes into a received buffer while a
+  I1  The same bytes give the same calls and the same error, however they are cut into calls of `feed`. A stream's DATA
+      may come in other pieces; the bytes are the same.
+  I2  Nothing waits for a DATA frame to be whole.
+  I3  A received buffer outlives `feed` only through pieces handed out as views, and those are at least a quarter of
+      it: a small piece that waits somewhere never holds a large buffer. Nobody writes into a received buffer while a
       view of it is left: it is bytes, or a Chunk.
   I4  A DATA frame counts against both windows whole (padding too) when its header is read; on a stream that is not
       ours any more it counts against the connection's only, and its credit goes back (RFC 9113, sections 5.1, 6.9).
@@ -33,200 +34,73 @@ Invariants
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
 from ..errors import WireError
 from . import frames
-from .frames import DATA, HEAD, ByteAccount, FrameHandler, MessageSink
-from .packet import ControlCode, PacketError, decode_packet, message_head
+from .frames import DATA, HEAD, ByteSink, FrameHandler
 
-__all__ = ["FrameReader", "FrameWriter", "MessageReader"]
+__all__ = ["FrameReader", "FrameWriter", "StreamReader"]
 
 
-class MessageReader:
-    """One stream's way in: pieces of DATA frames to packets. `window` and `unreturned` are its flow control's books.
+class StreamReader:
+    """One stream's way in: hands its DATA on as it comes. A subclass makes of the bytes what its protocol says.
 
-    max_message_bytes: a longer message is passed over without being kept, and the sink hears of it in its place.
-    account: what the bytes of an unfinished message are charged to, from when they come until the message is whole or
-    the reader is closed; a message that it has no room for is passed over as a longer one. ends: either raises
-    MessageRefused in place of that, as soon as the message's length is known.
+    sink: what the bytes are handed to. window: how many the peer may send at first. `unreturned` is credit to give
+    back. The credit for what the sink got follows when the user says `consumed`. Padding is no user's matter.
     """
 
-    __slots__ = (
-        "_account",
-        "_assembled",
-        "_charged",
-        "_ends",
-        "_head",
-        "_length",
-        "_max",
-        "_pieces",
-        "_prefix",
-        "_sink",
-        "_want",
-        "closed",
-        "ended",
-        "held",
-        "unreturned",
-        "window",
-    )
+    __slots__ = ("_sink", "closed", "ended", "held", "manual_credit", "unread", "unreturned", "window")
 
-    def __init__(
-        self,
-        sink: MessageSink,
-        *,
-        window: int,
-        max_message_bytes: int,
-        account: ByteAccount | None = None,
-        ends: bool = False,
-    ) -> None:
+    def __init__(self, sink: ByteSink, *, window: int) -> None:
+        self._sink = sink
+        self._start(window, manual_credit=True)
+
+    def _start(self, window: int, *, manual_credit: bool) -> None:
+        """Set the fields that every reader has. manual_credit: bytes count as unread until the user consumes them."""
         self.window = window  # bytes the peer may still send on this stream
-        self.unreturned = 0  # bytes received whose credit has not gone back yet
+        self.unreturned = 0  # bytes received whose credit may go back, and has not yet
+        self.unread = 0  # bytes received that the user has not consumed yet
+        self.manual_credit = manual_credit
         self.ended = False  # END_STREAM was received
         self.closed = False  # nobody listens any more
         self.held = False  # its credit stays here for now
-        self._sink = sink
-        self._max = max_message_bytes
-        self._account = account
-        self._ends = ends
-        self._charged = 0  # bytes of the message in hand that the account holds
-        self._prefix = b""  # an unfinished prefix, 0 to 4 bytes
-        self._length = 0  # of the message in hand
-        self._want = 0  # bytes still to come of the message in hand; 0: between messages
-        self._pieces: list[memoryview] = []  # what came of it in this feed
-        self._assembled = bytearray()  # and before it
-        self._head: bytearray | None = None  # the first bytes of a message that is not kept
 
-    @property
-    def in_message(self) -> bool:
-        """Whether a message has begun and not ended: the end of the stream now would cut it."""
-        return bool(self._prefix) or self._want > 0
-
-    @property
-    def partial_bytes(self) -> int:
-        """Bytes kept of a message that has not fully arrived."""
-        return len(self._assembled) + sum(map(len, self._pieces))
-
-    def data(self, buffer: bytes | memoryview, kept_bytes: int, start: int, end: int) -> None:
-        """Take buffer[start:end], the next bytes of the stream. Raises WireError where gRPC's framing is broken."""
-        while start < end and not self.closed:
-            if self._want:
-                start += self._take(buffer, start, end)
-                continue
-            if not self._prefix and end - start >= 5:
-                prefix = buffer[start : start + 5]
-                start += 5
-            else:
-                take = 5 - len(self._prefix)
-                prefix = self._prefix = self._prefix + buffer[start : min(end, start + take)]
-                if len(prefix) < 5:
-                    return
-                start += take
-                self._prefix = b""
-            if prefix[0]:
-                raise frames.message_flags(prefix[0])
-            length = int.from_bytes(prefix[1:], "big")
-            self._length = length
-            if length > self._max:
-                if self._ends:
-                    raise frames.message_refused(length, self._max)
-                self._want = length
-                self._head = bytearray()
-            elif length <= end - start:
-                self._deliver(buffer, kept_bytes, start, start + length)
-                start += length
-            else:
-                self._want = length
-
-    def settle(self) -> None:
-        """Keep the unfinished message's bytes without the buffers they came in (I3); called at the end of a feed."""
-        for piece in self._pieces:
-            self._assembled += piece
-        self._pieces.clear()
+    def consumed(self, size_bytes: int) -> None:
+        """The user is done with so many bytes: their credit may go back. Raises ValueError if more than arrived."""
+        if not 0 <= size_bytes <= self.unread:
+            raise ValueError(f"{self.unread} bytes are unread, not {size_bytes}")
+        self.unread -= size_bytes
+        self.unreturned += size_bytes
 
     def close(self) -> None:
-        """Forget the unfinished message; nothing goes to the sink from now on."""
+        """Nothing goes to the sink from now on."""
         self.closed = True
-        self._pieces.clear()
-        self._assembled = bytearray()
-        self._uncharge()
 
-    def _uncharge(self) -> None:
-        charged, self._charged = self._charged, 0
-        if charged and self._account is not None:
-            self._account.give_back(charged)
+    def data(self, buffer: bytes | memoryview, kept_bytes: int, start: int, end: int) -> None:
+        """Take buffer[start:end], the next bytes of the stream. A subclass raises WireError to fail the stream.
 
-    def _take(self, buffer: bytes | memoryview, start: int, end: int) -> int:
-        """Take what buffer[start:end] has of the message in hand; how many bytes that was."""
-        take = min(self._want, end - start)
-        self._want -= take
-        if self._head is None and self._want and self._account is not None:
-            if not self._account.take(take):
-                self._give_up()
-            else:
-                self._charged += take
-                if self.closed:  # by what the account had to end for it
-                    self._uncharge()
-                    return take
-        head = self._head
-        if head is None:
-            self._pieces.append(memoryview(buffer)[start : start + take])
-            if not self._want:
-                if self._assembled:
-                    self.settle()
-                    whole = bytes(self._assembled)
-                    self._assembled = bytearray()
-                else:
-                    whole = b"".join(self._pieces)
-                    self._pieces.clear()
-                self._uncharge()
-                self._deliver(whole, len(whole), 0, len(whole))
-            return take
-        if len(head) < frames.LARGE_HEAD_BYTES:
-            head += buffer[start : start + min(take, frames.LARGE_HEAD_BYTES - len(head))]
-            if len(head) == frames.LARGE_HEAD_BYTES or not self._want:
-                self._sink.bad_packet(frames.message_passed_over(self._length, self._max, bytes(head)))
-        if not self._want:
-            self._head = None
-        return take
-
-    def _give_up(self) -> None:
-        """There is no room for the message in hand: pass it over."""
-        if self._ends:
-            raise frames.message_crowded(self._length)
-        self.settle()
-        kept, self._assembled = self._assembled, bytearray()
-        self._uncharge()
-        self._head = kept[: frames.LARGE_HEAD_BYTES]
-        if len(kept) >= frames.LARGE_HEAD_BYTES:
-            self._sink.bad_packet(frames.message_passed_over(self._length, self._max, bytes(self._head)))
-
-    def _deliver(self, buffer: bytes | memoryview, kept_bytes: int, start: int, end: int) -> None:
-        try:
-            conn_id, code, data_start, data_end, text, window = decode_packet(buffer, start, end)
-        except PacketError as error:
-            self._sink.bad_packet(error)
+        kept_bytes: how much memory a view of the buffer keeps.
+        """
+        size = end - start
+        if self.closed:
             return
-        if code == ControlCode.WINDOW:
-            self._sink.credit(conn_id, window)
-            return
-        size = data_end - data_start
-        data: bytes | memoryview
         if size * 4 >= kept_bytes and size > frames.VIEW_BYTES:  # I3
-            data = memoryview(buffer)[data_start:data_end]
+            self._sink.data_received(memoryview(buffer)[start:end])
         else:
-            data = bytes(buffer[data_start:data_end])
-        self._sink.packet(conn_id, code, data, text)
+            self._sink.data_received(bytes(buffer[start:end]))
+
+    def settle(self) -> None:
+        """Keep nothing of the buffers that bytes came in (I3); called at the end of a feed."""
 
 
 class FrameReader:
-    """The connection's way in. A stream's MessageReader is put into `streams`; `unreturned` is credit to give back.
+    """The connection's way in. A stream's StreamReader is put into `streams`; `unreturned` is credit to give back.
 
     expect_preface: whether the peer is a client. max_frame_size: what the peer may send, for now.
     """
 
     def __init__(self, handler: FrameHandler, *, expect_preface: bool) -> None:
-        self.streams: dict[int, MessageReader] = {}
+        self.streams: dict[int, StreamReader] = {}
         self.window = frames.DEFAULT_WINDOW  # bytes the peer may still send on the connection
         self.unreturned = 0  # bytes received whose credit has not gone back yet
         self.max_frame_size = frames.MIN_MAX_FRAME_SIZE
@@ -237,7 +111,7 @@ class FrameReader:
         self._stash = b""  # an unfinished frame header, 0 to 8 bytes
         self._left = 0  # bytes still to come of the frame in hand
         self._control: bytearray | None = None  # a control frame being collected; None: its bytes go elsewhere
-        self._reader: MessageReader | None = None  # whom the DATA frame in hand belongs to; None: passed over
+        self._reader: StreamReader | None = None  # whom the DATA frame in hand belongs to; None: passed over
         self._stream_id = 0
         self._flags = 0
         self._padding = 0  # bytes of padding at the end of the DATA frame in hand; -1: not read yet
@@ -258,7 +132,7 @@ class FrameReader:
             self._preface = self._preface[count:]
             data = data[count:]
         position, end = 0, len(data)
-        touched: MessageReader | None = None
+        touched: StreamReader | None = None
         while position < end and not self.stopped:
             if self._left:
                 if self._control is not None:
@@ -359,7 +233,10 @@ class FrameReader:
             self._fail_stream(reader, frames.beyond_stream_window(length, reader.window, stream_id))
             return
         reader.window -= length
-        reader.unreturned += length
+        if reader.manual_credit:
+            reader.unread += length
+        else:
+            reader.unreturned += length
         self._reader = reader
         if not length:
             self._data_done(reader)
@@ -373,6 +250,9 @@ class FrameReader:
             self._left -= 1
             if self._padding > self._left:
                 raise frames.padding_too_long(self._padding, self._left)
+            if reader is not None and reader.manual_credit:  # no user sees padding
+                reader.unread -= self._padding + 1
+                reader.unreturned += self._padding + 1
         elif reader is not None and self._left > self._padding:
             take = min(self._left - self._padding, end - position)
             self._left -= take
@@ -389,13 +269,13 @@ class FrameReader:
             self._data_done(reader)
         return position
 
-    def _data_done(self, reader: MessageReader) -> None:
+    def _data_done(self, reader: StreamReader) -> None:
         """The DATA frame in hand is whole."""
         if self._flags & frames.END_STREAM and not reader.closed and not reader.ended:
             reader.ended = True
             self._handler.data_ended(self._stream_id)
 
-    def _fail_stream(self, reader: MessageReader, error: WireError) -> None:
+    def _fail_stream(self, reader: StreamReader, error: WireError) -> None:
         reader.close()
         self._reader = None
         self._handler.stream_error(self._stream_id, error)
@@ -413,9 +293,9 @@ class FrameReader:
 
 
 class FrameWriter:
-    """One stream's way out: messages, given in pieces, to DATA frames. Pieces go out by reference.
+    """One stream's way out: bytes, given in pieces, to DATA frames. Pieces go out by reference.
 
-    It holds what a window or the transport has cut: a message that was begun has to be finished before the next.
+    It holds what a window or the transport has cut. A subclass frames messages: one that was begun goes out whole.
     """
 
     __slots__ = ("_pieces", "_stream_id", "pending")
@@ -426,27 +306,11 @@ class FrameWriter:
         self._pieces: deque[bytes | memoryview] = deque()
 
     def append(self, piece: bytes | memoryview) -> None:
-        """Put a message's next piece behind what waits. piece: bytes or a view of single bytes; kept, not copied."""
+        """Put the next piece behind what waits. piece: bytes or a view of single bytes; kept, not copied."""
         size = len(piece)
         if size:
             self._pieces.append(piece)
             self.pending += size
-
-    def append_packet(self, field: bytes, pieces: Sequence[bytes | memoryview], size: int) -> None:
-        """Put a DATA packet behind what waits. field: its connection's `data_field`; size: of all pieces together.
-
-        Pieces are kept by reference, or copied into one where that costs less than carrying them to the socket.
-        """
-        head = message_head(field, size)
-        if size <= frames.JOIN_BYTES:
-            self.append(b"".join((head, *pieces)))
-        elif len(pieces) * 1024 > size:  # crumbs
-            self.append(head)
-            self.append(b"".join(pieces))
-        else:
-            self.append(head)
-            for piece in pieces:
-                self.append(piece)
 
     def take(self, limit: int, max_frame_size: int) -> list[bytes | memoryview]:
         """Frames with up to `limit` bytes of what waits, none larger than max_frame_size: buffers, in order."""

@@ -1,5 +1,4 @@
-"""What both twins of the data plane know of HTTP/2 and gRPC: numbers, the shape of a frame, and every rule of them that
-a peer can break, in words. The promises of those who read and write frames stand here too.
+"""What both twins of the data plane know of HTTP/2: numbers, the shape of a frame, and the words for each broken rule.
 
 It lives once, so that a compiled reader and a Python one can't say different things of the same bytes.
 """
@@ -10,26 +9,21 @@ import struct
 from typing import Protocol
 
 from ..errors import WireError
-from .packet import PacketError, decode_conn_id
+from .errors import ErrorCode
 
-__all__ = ["ByteAccount", "FrameHandler", "MessageRefused", "MessageSink", "frame", "frame_name"]
+__all__ = ["ByteSink", "FrameHandler", "frame", "frame_name"]
 
 # RFC 9113, section 6: frame types, flags
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = 0x0, 0x1, 0x2, 0x3, 0x4
 PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0x5, 0x6, 0x7, 0x8, 0x9
 END_STREAM, ACK, END_HEADERS, PADDED, WITH_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 
-# RFC 9113, section 7: error codes
-_FLOW_CONTROL_ERROR, _FRAME_SIZE_ERROR, _ENHANCE_YOUR_CALM, _INTERNAL_ERROR = 0x3, 0x6, 0xB, 0x2
-
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4
 MAX_WINDOW = 2**31 - 1  # RFC 9113, section 6.9.1
 DEFAULT_WINDOW = 65535  # RFC 9113, section 6.5.2
 MIN_MAX_FRAME_SIZE = 16384  # RFC 9113, section 6.5.2
 MAX_HEADER_BLOCK_BYTES = 256 * 1024  # h2 takes 64 KiB of headers; compressed they are hardly larger
-LARGE_HEAD_BYTES = 11  # a tag and the longest varint: enough to know whose message it is
 VIEW_BYTES = 4096  # up to a page a copy of a payload costs less than a view
-JOIN_BYTES = 16 * 1024  # up to here one copy costs less than carrying the pieces to the socket
 HEAD = struct.Struct(">HBBBI")
 _NAMES = (
     "DATA",
@@ -56,38 +50,18 @@ def frame_name(kind: int) -> str:
     return _NAMES[kind] if kind < len(_NAMES) else f"type {kind:#x}"
 
 
-class MessageRefused(WireError):
-    """A message is longer than is taken, or there is no memory for it: its call ends with RESOURCE_EXHAUSTED."""
+class ByteSink(Protocol):
+    """What one stream's bytes are handed to."""
 
-    def __init__(self, rule: str) -> None:
-        super().__init__(rule, http2_code=_ENHANCE_YOUR_CALM)
+    def data_received(self, data: bytes | memoryview) -> None:
+        """The stream's next bytes, of any number. data: immutable; a memoryview of bytes or bytes.
 
-
-class ByteAccount(Protocol):
-    """What the bytes of unfinished messages are charged to."""
-
-    def take(self, size_bytes: int) -> bool:
-        """Count these bytes as held; False, and nothing counted, where there is no room for them."""
-
-    def give_back(self, size_bytes: int) -> None:
-        """These bytes are not held any more."""
-
-
-class MessageSink(Protocol):
-    """What one stream's messages are handed to."""
-
-    def packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
-        """The stream's next packet. data: immutable; a memoryview of bytes or bytes."""
-
-    def credit(self, conn_id: int, increment_bytes: int) -> None:
-        """The stream's next packet, of code WINDOW. increment_bytes: its `window`, 0 to 2^32-1, unchecked."""
-
-    def bad_packet(self, error: PacketError) -> None:
-        """A message that could not be read or is too large, in the place of its packet; the stream itself goes on."""
+        The receiver says `consumed` once it is done with them: until then the peer has no credit for as many more.
+        """
 
 
 class FrameHandler(Protocol):
-    """Whom a FrameReader tells of all that isn't a message. It may stop the reader; WireError ends the connection."""
+    """Whom a FrameReader tells of all but DATA's bytes. It may stop the reader; WireError ends the connection."""
 
     def control_frame(self, kind: int, flags: int, stream_id: int, whole: bytes) -> None:
         """A frame for the control plane, its header included: HEADERS, SETTINGS, PING, RST_STREAM, GOAWAY, …"""
@@ -108,7 +82,7 @@ class FrameHandler(Protocol):
 # ---------------------------------------------------------------- what a frame's header must say
 
 _SIZES = {RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
-"""Payload bytes (RFC 9113, sections 6.4, 6.7, 6.9). PRIORITY's 5 (6.3) are a stream's matter: `http2` checks them."""
+"""Payload bytes (RFC 9113, sections 6.4, 6.7, 6.9). `connection` checks PRIORITY's 5 (6.3), a stream's matter."""
 _OF_STREAMS = frozenset((HEADERS, PRIORITY, RST_STREAM, PUSH_PROMISE, CONTINUATION))  # 6.2 to 6.4, 6.6, 6.10
 _OF_THE_CONNECTION = frozenset((SETTINGS, PING, GOAWAY))  # 6.5, 6.7, 6.8
 
@@ -126,13 +100,13 @@ def check_control(kind: int, flags: int, stream_id: int, length: int) -> None:
         raise WireError(f"HTTP/2: {name} frame on stream 0")
     size = _SIZES.get(kind, length)
     if length != size:
-        raise WireError(f"HTTP/2: {name} frame of {length} bytes, not {size}", http2_code=_FRAME_SIZE_ERROR)
+        raise WireError(f"HTTP/2: {name} frame of {length} bytes, not {size}", http2_code=ErrorCode.FRAME_SIZE_ERROR)
     if kind == SETTINGS and (length % 6 or (length and flags & ACK)):
         rule = f"with ACK and {length} bytes" if flags & ACK else f"of {length} bytes, not a multiple of 6"
-        raise WireError(f"HTTP/2: SETTINGS frame {rule}", http2_code=_FRAME_SIZE_ERROR)
+        raise WireError(f"HTTP/2: SETTINGS frame {rule}", http2_code=ErrorCode.FRAME_SIZE_ERROR)
     if kind == GOAWAY and length < 8:
         rule = f"GOAWAY frame of {length} bytes, not 8 or more"
-        raise WireError(f"HTTP/2: {rule}", http2_code=_FRAME_SIZE_ERROR)
+        raise WireError(f"HTTP/2: {rule}", http2_code=ErrorCode.FRAME_SIZE_ERROR)
 
 
 def bare_headers(whole: bytes) -> bytes:
@@ -144,11 +118,11 @@ def bare_headers(whole: bytes) -> bytes:
     start, end = 9, len(whole)
     if flags & PADDED:
         if start == end:
-            raise WireError("HTTP/2: padded HEADERS frame without a pad length", http2_code=_FRAME_SIZE_ERROR)
+            raise WireError("HTTP/2: padded HEADERS frame without a pad length", http2_code=ErrorCode.FRAME_SIZE_ERROR)
         start, end = start + 1, end - whole[start]
     if flags & WITH_PRIORITY:
         if len(whole) < start + 5:
-            raise WireError("HTTP/2: HEADERS frame too short for its priority", http2_code=_FRAME_SIZE_ERROR)
+            raise WireError("HTTP/2: HEADERS frame too short for its priority", http2_code=ErrorCode.FRAME_SIZE_ERROR)
         start += 5
     if start > end:
         raise WireError(f"HTTP/2: HEADERS frame with {whole[9]} bytes of padding in {len(whole) - 10} of payload")
@@ -169,7 +143,7 @@ def no_settings(kind: int) -> WireError:
 
 def frame_too_large(kind: int, length: int, limit: int) -> WireError:
     rule = f"{frame_name(kind)} frame of {length} bytes, the limit is {limit}"
-    return WireError(f"HTTP/2: {rule}", http2_code=_FRAME_SIZE_ERROR)
+    return WireError(f"HTTP/2: {rule}", http2_code=ErrorCode.FRAME_SIZE_ERROR)
 
 
 def inside_header_block(kind: int, stream_id: int) -> WireError:
@@ -182,7 +156,7 @@ def stray_continuation() -> WireError:
 
 def header_block_too_large() -> WireError:
     rule = f"header block of more than {MAX_HEADER_BLOCK_BYTES} bytes"
-    return WireError(f"HTTP/2: {rule}", http2_code=_ENHANCE_YOUR_CALM)
+    return WireError(f"HTTP/2: {rule}", http2_code=ErrorCode.ENHANCE_YOUR_CALM)
 
 
 def data_on_stream_0() -> WireError:
@@ -191,41 +165,17 @@ def data_on_stream_0() -> WireError:
 
 def beyond_connection_window(length: int, window: int) -> WireError:
     rule = f"DATA frame of {length} bytes exceeds the connection's window of {window}"
-    return WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR)
+    return WireError(f"HTTP/2: {rule}", http2_code=ErrorCode.FLOW_CONTROL_ERROR)
 
 
 def beyond_stream_window(length: int, window: int, stream_id: int) -> WireError:
     rule = f"DATA frame of {length} bytes exceeds the window of {window} of stream {stream_id}"
-    return WireError(f"HTTP/2: {rule}", http2_code=_FLOW_CONTROL_ERROR)
+    return WireError(f"HTTP/2: {rule}", http2_code=ErrorCode.FLOW_CONTROL_ERROR)
 
 
 def no_pad_length() -> WireError:
-    return WireError("HTTP/2: padded DATA frame without a pad length", http2_code=_FRAME_SIZE_ERROR)
+    return WireError("HTTP/2: padded DATA frame without a pad length", http2_code=ErrorCode.FRAME_SIZE_ERROR)
 
 
 def padding_too_long(padding: int, left: int) -> WireError:
     return WireError(f"HTTP/2: DATA frame with {padding} bytes of padding in {left} of payload")
-
-
-def message_flags(flags: int) -> WireError:
-    rule = "is compressed, which was not offered" if flags == 1 else f"has flags {flags:#x}"
-    return WireError(f"gRPC: a message {rule}", http2_code=_INTERNAL_ERROR)
-
-
-def message_refused(length: int, limit: int) -> MessageRefused:
-    return MessageRefused(f"gRPC: a message of {length} bytes, the limit is {limit}")
-
-
-def message_crowded(length: int) -> MessageRefused:
-    return MessageRefused(f"gRPC: no memory for a message of {length} bytes: unfinished messages hold all they may")
-
-
-def message_crowded_out(held: int) -> MessageRefused:
-    rule = f"{held} bytes of an unfinished message give way: unfinished messages hold all they may"
-    return MessageRefused(f"gRPC: {rule}")
-
-
-def message_passed_over(length: int, limit: int, head: bytes) -> PacketError:
-    """head: the message's first LARGE_HEAD_BYTES, or all of it. limit: of its length; not below it for want of room."""
-    error = message_refused(length, limit) if length > limit else message_crowded(length)
-    return PacketError(error.rule, decode_conn_id(head))

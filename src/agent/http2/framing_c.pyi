@@ -1,34 +1,28 @@
 from typing import final
 
-from .frames import ByteAccount, FrameHandler, MessageSink
+from typing_extensions import disjoint_base
 
-__all__ = ["FrameReader", "FrameWriter", "MessageReader"]
+from .frames import ByteSink, FrameHandler
 
-@final
-class MessageReader:
+__all__ = ["FrameReader", "FrameWriter", "StreamReader"]
+
+@disjoint_base
+class StreamReader:
     window: int
     unreturned: int
+    unread: int
+    held: bool
     ended: bool
     closed: bool
-    held: bool
-    def __init__(
-        self,
-        sink: MessageSink,
-        *,
-        window: int,
-        max_message_bytes: int,
-        account: ByteAccount | None = None,
-        ends: bool = False,
-    ) -> None: ...
     @property
-    def in_message(self) -> bool: ...
-    @property
-    def partial_bytes(self) -> int: ...
+    def manual_credit(self) -> bool: ...
+    def __init__(self, sink: ByteSink, *, window: int) -> None: ...
+    def consumed(self, size_bytes: int) -> None: ...
     def close(self) -> None: ...
 
 @final
 class FrameReader:
-    streams: dict[int, MessageReader]
+    streams: dict[int, StreamReader]
     window: int
     unreturned: int
     max_frame_size: int
@@ -38,13 +32,12 @@ class FrameReader:
     def feed_part(self, buffer: memoryview, size: int) -> None: ...
     def stop(self) -> None: ...
 
-@final
+@disjoint_base
 class FrameWriter:
     @property
     def pending(self) -> int: ...
     def __init__(self, stream_id: int) -> None: ...
     def append(self, piece: bytes | memoryview) -> None: ...
-    def append_packet(self, field: bytes, pieces: list[bytes | memoryview], size: int) -> None: ...
     def take(self, limit: int, max_frame_size: int) -> list[bytes | memoryview]: ...
     def take_joined(self, limit: int, max_frame_size: int) -> bytes: ...
     def clear(self) -> None: ...

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.errors import WireError
-from agent.tunnel.flood import ALLOWED, FloodGuard
+from agent.http2.control_frame_limiter import ALLOWED, ControlFrameLimiter
 from agent.tunnel.packet import Packet
 
 HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, ACK = 1, 2, 3, 4, 6, 1
@@ -117,7 +117,7 @@ async def test_a_ping_for_each_piece_of_data_is_no_flood(raw_hub: Any, tunnels: 
 
 def test_allowances_fill_again_by_the_second() -> None:
     now_s = 0.0
-    guard = FloodGuard(lambda: now_s, lambda: 0)
+    guard = ControlFrameLimiter(lambda: now_s, lambda: 0)
     burst, per_second = ALLOWED[RST_STREAM]
     for _ in range(burst):
         guard.frame(RST_STREAM, 0)
