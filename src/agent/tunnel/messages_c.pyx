@@ -3,8 +3,8 @@
 """The fast twin of `messages_py`, which explains what happens here and why; I1 to I3 are `framing_py`'s invariants.
 
 The same bytes make the same calls in the same order, with the same errors: those are in `message_rules` and `packet`,
-for both. A packet that isn't plain (a field not known, a mistake) is read by `packet.decode_packet`. What differs is how
-an unfinished message is kept: in one place, made as large as the message in few steps, so it is copied once.
+for both. A packet that isn't plain (a field not known, a mistake) is read by `packet.decode_packet`. What differs is
+how an unfinished message is kept: in one place, made as large as the message in few steps, so it is copied once.
 """
 
 cimport cython
