@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 _spec = importlib.util.spec_from_file_location(
     "tunnel_conftest", Path(__file__).parent.parent / "tunnel" / "conftest.py"
