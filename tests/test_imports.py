@@ -23,7 +23,7 @@ ARROWS = {
     "x509": set[str](),
     "config": {"x509"},
     "telemetry": {"runtime"},
-    "http2": {"runtime"},
+    "http2": set[str](),
     "tunnel": {"http2", "runtime", "x509"},
     "connections": {"runtime", "agent.tunnel.packet"},
     "proxy": {"runtime", "x509", "agent.config.limits"},

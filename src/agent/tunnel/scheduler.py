@@ -30,7 +30,7 @@ Invariants
   I3  The books are right before `pause` or `resume` is called: either may write, finish or abort at once.
   I4  No outbound sends a byte of DATA beyond its credit; control packets need none.
 
-Cython compiles this file as it stands, with the types of `scheduler.pxd` (agent/runtime/extensions.py).
+Cython compiles this file as it stands, with the types of `scheduler.pxd` (fastpipe/extensions.py).
 """
 
 from __future__ import annotations
