@@ -8,6 +8,7 @@ import inspect
 import os
 import pkgutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -47,12 +48,12 @@ def exceptions_of(name: str) -> list[type[BaseException]]:
 
 def raised_in(name: str) -> Iterator[str]:
     """The names that a module's `raise` statements call."""
-    source = inspect.getsourcefile(importlib.import_module(name))
-    assert source is not None
-    with open(source, encoding="utf-8") as file:
-        for node in ast.walk(ast.parse(file.read())):
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
-                yield node.exc.func.id
+    file = importlib.import_module(name).__file__
+    assert file is not None
+    source = Path(file).with_name(Path(file).name.partition(".")[0] + ".py")  # a compiled module's lies beside it
+    for node in ast.walk(ast.parse(source.read_text("utf-8"))):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+            yield node.exc.func.id
 
 
 MODULES = list(modules())
