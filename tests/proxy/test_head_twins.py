@@ -63,7 +63,7 @@ class Twin:
     def response(self, data: bytes, fast: bool, parts: list[bytes] | None = None) -> tuple[Any, ...]:
         """What becomes of the bytes of a response: what the client is told, or what is known and the client's head."""
         try:
-            if parts is None and fast is not self.plain.IS_FAST:
+            if parts is None and fast is not self.plain.USES_FAST_PARSER:
                 end = data.find(b"\r\n\r\n", 0, LIMITS.response_head_bytes)
                 if end < 0:
                     parts = [data]
@@ -110,7 +110,7 @@ def load_source(name: str) -> ModuleType:
 SOURCES: dict[str, ModuleType] = {}
 IMPORTED = Twin(lambda name: importlib.import_module(f"agent.proxy.{name}"))
 """The twin that runs: compiled, unless FASTPIPE_NO_EXTENSIONS says no."""
-PYTHON = Twin(load_source) if IMPORTED.plain.IS_FAST else IMPORTED
+PYTHON = Twin(load_source) if IMPORTED.plain.USES_FAST_PARSER else IMPORTED
 
 
 def splits(chance: random.Random, data: bytes) -> list[bytes]:
@@ -123,11 +123,11 @@ def splits(chance: random.Random, data: bytes) -> list[bytes]:
 
 def one_verdict(read: str, chance: random.Random, data: bytes) -> tuple[Any, ...]:
     """The verdict on these bytes, the same by each way."""
-    verdict: tuple[Any, ...] = getattr(IMPORTED, read)(data, IMPORTED.plain.IS_FAST)
-    other = getattr(IMPORTED, read)(data, not IMPORTED.plain.IS_FAST)
+    verdict: tuple[Any, ...] = getattr(IMPORTED, read)(data, IMPORTED.plain.USES_FAST_PARSER)
+    other = getattr(IMPORTED, read)(data, not IMPORTED.plain.USES_FAST_PARSER)
     assert other == verdict, data
     twin = chance.choice((IMPORTED, PYTHON))
-    assert getattr(twin, read)(data, twin.plain.IS_FAST, splits(chance, data)) == verdict, data
+    assert getattr(twin, read)(data, twin.plain.USES_FAST_PARSER, splits(chance, data)) == verdict, data
     if PYTHON is not IMPORTED:
         assert getattr(PYTHON, read)(data, False) == verdict, data
         if chance.random() < 0.2:  # byte by byte in Python, that takes its time
@@ -138,7 +138,7 @@ def one_verdict(read: str, chance: random.Random, data: bytes) -> tuple[Any, ...
 def test_both_twins_are_what_they_are_taken_for() -> None:
     assert PYTHON.heads.__file__.endswith(".py")
     assert PYTHON.heads.parse_request.__module__ == "agent.proxy.heads"
-    assert not PYTHON.plain.IS_FAST
+    assert not PYTHON.plain.USES_FAST_PARSER
     assert PYTHON.intake.parse_response is PYTHON.heads.parse_response
     if PYTHON is not IMPORTED:
         assert not IMPORTED.heads.__file__.endswith(".py")

@@ -3,7 +3,7 @@ cimport cython
 
 from agent.proxy.fast_parser cimport Lines
 
-cdef bint IS_FAST
+cdef bint USES_FAST_PARSER
 cdef int ZERO
 
 

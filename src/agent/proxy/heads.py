@@ -21,7 +21,7 @@ import httptools
 from ..config.limits import ProxyLimits
 from ..errors import AgentError
 from ..syntax import has_dot_segments, without_plain_dots
-from .fast_parser import IS_FAST, PLAIN_METHODS, Lines, plain_host_end, plain_request_line, plain_status_line
+from .fast_parser import PLAIN_METHODS, USES_FAST_PARSER, Lines, plain_host_end, plain_request_line, plain_status_line
 from .headers import COMMON_OPTIONS, NO_OPTIONS, Fields, drop_named, elements, is_protected, tokens
 from .rules import (
     RULES,
@@ -354,7 +354,7 @@ ALLOW = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
 
 def parse_request(
-    head: bytes, limits: ProxyLimits, last: Request | None = None, fast: bool = IS_FAST
+    head: bytes, limits: ProxyLimits, last: Request | None = None, fast: bool = USES_FAST_PARSER
 ) -> tuple[Request, bytes]:
     """Check one request head, from its request line to its empty line. Returns it and its target, without its `.`
     segments. Raises Fault.
@@ -516,7 +516,7 @@ def _body_length(lengths: list[bytes] | None, codings: list[bytes] | None, is_1_
     return UNFRAMED
 
 
-def parse_response(head: bytes, fast: bool = IS_FAST) -> Response:
+def parse_response(head: bytes, fast: bool = USES_FAST_PARSER) -> Response:
     """Check one response head, from its status line to its empty line. Raises HeadError.
 
     fast: ask fast_parser.py first.
