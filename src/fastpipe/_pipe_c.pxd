@@ -58,7 +58,7 @@ cdef class PipeEnd:
     cdef void* next_due         # PipeEnd behind this one in the home's queue
     cdef uint8_t state
     cdef uint8_t linked         # the peer takes what this end writes (I8)
-    cdef uint8_t swift          # nothing but bytes can be due, and how they are delivered (I9)
+    cdef uint8_t fast_path      # nothing but bytes can be due, and how they are delivered (I9)
     cdef uint8_t made, eof_sent, eof_in, eof_told
     cdef uint8_t reading_paused, protocol_paused
     cdef uint8_t queued, busy

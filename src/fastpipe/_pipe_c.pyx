@@ -152,7 +152,7 @@ cdef enum Event:                # the callback that is due: see `_next` in the P
     TELL_LOST = 5
     LOST_UNHEARD = 6
 
-cdef enum Swift:                # how bytes get to the protocol where nothing is to be asked any more: I9
+cdef enum FastPath:                # how bytes get to the protocol where nothing is to be asked any more: I9
     NOT = 0
     BY_TURN = 1
     INLINE = 2
@@ -198,7 +198,7 @@ cdef int check(PipeEnd end) except -1:
     assert end.peer == NULL or (<PipeEnd>end.peer).peer == <void*>end, "I8: one-sided"
     assert not end.linked or end.peer != NULL, "I8: a link to nobody"
     assert end.state != OPEN or not end.linked or (<PipeEnd>end.peer).state == OPEN, "I8: a link to a finished end"
-    assert not end.swift or end.swift == swiftness(end), "I9"
+    assert not end.fast_path or end.fast_path == fast_path_of(end), "I9"
     assert end.state != OPEN or end.kept is None or (end.linked and end.kept.protocol is not None), "I7"
     if not end.queued and not end.busy and not end.home.draining and not end.home.depth and end.loop is not None:
         assert next_event(end) == NONE or end.loop.is_closed(), "I4: due and not queued"
@@ -262,17 +262,17 @@ cdef int wake_quietly(PipeEnd end) except -1:
 
 cdef inline bint quiet(PipeEnd end) noexcept:
     """Whether nothing is due, as far as can be seen at a glance."""
-    return end.swift and end.first == NULL
+    return end.fast_path and end.first == NULL
 
 
 cdef inline int step(PipeEnd end) except -1:
     """Make the callback that is due first, if one is."""
-    if end.swift == BY_TURN and end.first != NULL and whole(end.first, end.max_chunk):
-        return deliver_swiftly(end)
-    return step_slowly(end)
+    if end.fast_path == BY_TURN and end.first != NULL and whole(end.first, end.max_chunk):
+        return deliver_fast(end)
+    return step_slow(end)
 
 
-cdef int step_slowly(PipeEnd end) except -1:
+cdef int step_slow(PipeEnd end) except -1:
     cdef Event event = next_event(end)
     cdef Home home = end.home
     if (event == TELL_EOF or event == TELL_LOST) and (home.bytes or home.told) and not end.held:  # I10
@@ -341,7 +341,7 @@ cdef int pause_protocol(PipeEnd end) except -1:
     if end.state != OPEN or end.protocol is None or not end.made:
         return 0
     end.protocol_paused = True
-    slow_down(end)  # I9
+    leave_fast_path(end)  # I9
     if end.stats is not None:
         stats_pause(end.stats)
     try:
@@ -355,11 +355,11 @@ cdef int pause_protocol(PipeEnd end) except -1:
     return 0
 
 
-cdef void slow_down(PipeEnd end) noexcept:
+cdef void leave_fast_path(PipeEnd end) noexcept:
     """This end, and what it writes, are to be looked at more closely: I9."""
-    end.swift = NOT
+    end.fast_path = NOT
     if end.linked:
-        (<PipeEnd>end.peer).swift = NOT
+        (<PipeEnd>end.peer).fast_path = NOT
 
 
 cdef int resume_protocol(PipeEnd end) except -1:
@@ -391,9 +391,9 @@ cdef int deliver_inline(PipeEnd end, PyObject* data) except -1:
             if receive(end, data):
                 receiving_failed(end)
         while not quiet(end) and not spent(home):
-            if end.swift and whole(end.first, end.max_chunk):
+            if end.fast_path and whole(end.first, end.max_chunk):
                 home.calls += 1
-                deliver_swiftly(end)
+                deliver_fast(end)
             elif end.made and next_event(end) == DELIVER:
                 home.calls += 1
                 deliver(end)
@@ -428,7 +428,7 @@ cdef inline bint whole(Piece* piece, Py_ssize_t max_chunk) noexcept:
     )
 
 
-cdef inline int deliver_swiftly(PipeEnd end) except -1:
+cdef inline int deliver_fast(PipeEnd end) except -1:
     """`deliver_data` where I9 has asked all its questions already."""
     cdef Home home = end.home
     cdef Piece* piece = end.first
@@ -458,8 +458,8 @@ cdef int deliver_data(PipeEnd end) except -1:
             raise
         except BaseException as error:
             return fatal(end, error, "Fatal error: protocol.data_received() call failed.")
-    end.swift = swiftness(end)
-    if end.swift:
+    end.fast_path = fast_path_of(end)
+    if end.fast_path:
         have_dict(end)
     return receiving_failed(end) if receive(end, <PyObject*>data) else 0
 
@@ -477,7 +477,7 @@ cdef inline bint receive(PipeEnd end, PyObject* data) noexcept:
     return failed != 0
 
 
-cdef Swift swiftness(PipeEnd end) noexcept:
+cdef FastPath fast_path_of(PipeEnd end) noexcept:
     """What I9 allows: nothing but bytes can be due here, and nobody is to be told that they were taken."""
     if (
         end.state == OPEN and end.made and end.receive is not None and not end.accepts_views and not end.buffered
@@ -588,7 +588,7 @@ cdef int finish(PipeEnd end, State state, object error, bint aborting) except -1
     cdef PipeEnd peer = link(end)
     end.state = state
     end.error = error
-    end.swift = NOT  # I9
+    end.fast_path = NOT  # I9
     drop_waiting(end)
     if aborting:
         unlink(end)
@@ -598,7 +598,7 @@ cdef int finish(PipeEnd end, State state, object error, bint aborting) except -1
             break_end(peer, PipeBrokenError(_errors.PEER_ABORTED), True)
         else:
             peer.eof_in = True
-            peer.swift = NOT  # I9
+            peer.fast_path = NOT  # I9
             wake_quietly(peer)
     if end.protocol is None and state == CLOSING:
         end.state = LOST
@@ -612,7 +612,7 @@ cdef int break_end(PipeEnd end, object error, bint drop) except -1:
     if end.state == OPEN:
         end.state = BROKEN
         end.error = error
-        end.swift = NOT  # I9
+        end.fast_path = NOT  # I9
         unlink(end)
     if drop:
         drop_waiting(end)
@@ -660,11 +660,11 @@ cdef int pipe_write(PipeEnd end, object data) except -1:
     cdef Piece* piece
     cdef void* peer = end.peer
     cdef Home home
-    if peer != NULL and (<PipeEnd>peer).swift and PyBytes_CheckExact(data) and PyBytes_GET_SIZE(data):
+    if peer != NULL and (<PipeEnd>peer).fast_path and PyBytes_CheckExact(data) and PyBytes_GET_SIZE(data):
         home = end.home
         if thread_ident() != home.thread:
             raise RuntimeError(_errors.WRONG_THREAD)
-        if (<PipeEnd>peer).swift == INLINE:
+        if (<PipeEnd>peer).fast_path == INLINE:
             return write_inline(end, <PipeEnd>peer, data)
         append_piece(<PipeEnd>peer, bytes_piece(home, data))
         if not (<PipeEnd>peer).queued:
@@ -890,7 +890,7 @@ cdef class PipeEnd:
         peer = link(self)
         if peer is not None:
             peer.eof_in = True
-            peer.swift = NOT  # I9
+            peer.fast_path = NOT  # I9
             wake(peer)
 
     def get_write_buffer_size(self):
@@ -961,7 +961,7 @@ cdef class PipeEnd:
             return
         self.protocol = protocol
         self.receive = None
-        self.swift = NOT  # I9
+        self.fast_path = NOT  # I9
         self.context = None if protocol is None else PyContext_CopyCurrent()
         self.buffered = isinstance(protocol, BufferedProtocol)
         self.accepts_views = bool(getattr(protocol, "accepts_views", False))
@@ -979,7 +979,7 @@ cdef class PipeEnd:
         check_thread(self)
         if self.state == OPEN:
             self.reading_paused = True
-            self.swift = NOT  # I9
+            self.fast_path = NOT  # I9
 
     def resume_reading(self):
         """Deliver again, from the loop."""
@@ -1014,7 +1014,7 @@ cdef class PipeEnd:
     def collect_statistics(self):
         """The counts of this end, which begin with the first such call. Costs nothing until then."""
         if self.stats is None:
-            slow_down(self)  # I9
+            leave_fast_path(self)  # I9
             self.stats = PipeStatistics()
             if self.protocol_paused:
                 stats_pause(self.stats)
@@ -1071,7 +1071,7 @@ cdef class PipeEnd:
 
 
 cdef int abandon(PipeEnd end) except -1:
-    end.swift = NOT  # I9
+    end.fast_path = NOT  # I9
     end.protocol = None
     end.receive = None
     end.context = None
@@ -1086,7 +1086,7 @@ cdef void sever(PipeEnd end) noexcept:
     if end.peer != NULL:
         (<PipeEnd>end.peer).peer = NULL
         (<PipeEnd>end.peer).linked = False
-        (<PipeEnd>end.peer).swift = NOT
+        (<PipeEnd>end.peer).fast_path = NOT
         end.peer = NULL
         end.linked = False
 

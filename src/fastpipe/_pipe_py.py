@@ -63,10 +63,10 @@ Invariants, named where the code keeps them:
     I6  all books are kept before a callback is made: it may call anything.
     I7  an end with a protocol lives as long as its peer is open; one that is read by hand belongs to whoever holds it.
     I8  a link from a to b is there until a is LOST or b has finished: so no link means that nobody takes what a writes.
-    I9  a `swift` end is open, made and linked, has a plain Protocol, and neither it nor its peer is paused, at EOF or
-        counts: nothing but bytes can be due, so they are passed on without another question. What waits there is one
-        whole `bytes` that max_chunk allows, or nothing. Any call that changes one of these ends it; a delivery by the
-        long way, having asked, begins it.
+    I9  an end with a fast path is open, made, linked and has a plain Protocol; neither it nor its peer is paused, at
+        EOF or counts. Nothing but bytes can be due, so they are passed on without another question. What waits there is
+        one whole `bytes` that max_chunk allows, or nothing. Any call that changes one of these ends the fast path. A
+        delivery by the long way, having asked, begins it.
     I10 eof_received and connection_lost come in a turn of their own where a turn has brought bytes, or an EOF: a task
         that those woke runs first, as on a socket, whose end is another event of the loop.
 """
@@ -136,6 +136,7 @@ class PipeEnd(Waiting):
         "_detach",
         "_eof_sent",
         "_eof_told",
+        "_fast_path",
         "_held",
         "_home",
         "_inline",
@@ -146,7 +147,6 @@ class PipeEnd(Waiting):
         "_peer_strong",
         "_queued",
         "_receive",
-        "_swift",
     )
 
     _start_tls_compatible = True  # loop.start_tls asks for it
@@ -176,7 +176,7 @@ class PipeEnd(Waiting):
         self._inline, self._max_chunk = inline, max_chunk
         self._protocol: Any = None
         self._receive: Callable[[bytes | memoryview], object] | None = None  # its data_received
-        self._swift: Callable[[bytes | memoryview], object] | None = None  # the same, where I9 holds
+        self._fast_path: Callable[[bytes | memoryview], object] | None = None  # the same, where I9 holds
         self._context: contextvars.Context | None = None
         self._buffered = self._accepts_views = False
         self._state = OPEN
@@ -200,7 +200,7 @@ class PipeEnd(Waiting):
             raise RuntimeError(_errors.WRONG_THREAD)
         if type(data) is bytes:
             peer = self._peer_strong
-            if peer is not None and peer._swift is not None and peer._head is None:  # I9: the common case, in few steps
+            if peer is not None and peer._fast_path is not None and peer._head is None:  # I9: the common case
                 size = len(data)
                 if size and size <= self._high_water:
                     peer._head = data
@@ -241,7 +241,7 @@ class PipeEnd(Waiting):
         self._sent(peer)
 
     def _put(self, peer: PipeEnd, piece: bytes | memoryview) -> None:
-        peer._swift = None  # I9
+        peer._fast_path = None  # I9
         peer._add(piece)
         if self._stats is not None:
             self._stats.chunks_written += 1
@@ -269,7 +269,7 @@ class PipeEnd(Waiting):
         peer = self._peer()
         if peer is not None:
             peer._eof_in = True
-            peer._swift = None  # I9
+            peer._fast_path = None  # I9
             peer._wake()
 
     def get_write_buffer_size(self) -> int:
@@ -285,7 +285,7 @@ class PipeEnd(Waiting):
         """Set the marks in bytes; asyncio's defaults: 64 KiB, a quarter of high. Raises ValueError, RuntimeError."""
         self._check_thread()
         self._high_water, self._low_water = water_marks(high, low)
-        self._slow_down()
+        self._leave_fast_path()
         if not self._protocol_paused and self.get_write_buffer_size() > self._high_water:
             self._pause_protocol()
         elif self._state == OPEN:
@@ -295,7 +295,7 @@ class PipeEnd(Waiting):
         if self._state != OPEN or self._protocol is None or not self._made:
             return
         self._protocol_paused = True
-        self._slow_down()
+        self._leave_fast_path()
         if self._stats is not None:
             self._stats._pause()
         try:
@@ -332,7 +332,7 @@ class PipeEnd(Waiting):
 
     def _finish(self, state: int, error: BaseException | None, *, aborting: bool) -> None:
         """Leave OPEN by our own doing, and let the peer know: EOF, or that the pipe broke."""
-        self._state, self._error, self._swift = state, error, None  # I9
+        self._state, self._error, self._fast_path = state, error, None  # I9
         self._drop_waiting()
         peer = self._peer()
         if aborting:
@@ -343,7 +343,7 @@ class PipeEnd(Waiting):
                 peer._break(PipeBrokenError(_errors.PEER_ABORTED), drop=True)
             else:
                 peer._eof_in = True
-                peer._swift = None  # I9
+                peer._fast_path = None  # I9
                 peer._wake_quietly()
         if self._protocol is None and state == CLOSING:
             self._state = LOST
@@ -354,7 +354,7 @@ class PipeEnd(Waiting):
     def _break(self, error: BaseException, *, drop: bool = False) -> None:
         """Leave OPEN by the peer's doing. drop: what waits here as well."""
         if self._state == OPEN:
-            self._state, self._error, self._swift = BROKEN, error, None  # I9
+            self._state, self._error, self._fast_path = BROKEN, error, None  # I9
             self._unlink()
         if drop:
             self._drop_waiting()
@@ -378,7 +378,7 @@ class PipeEnd(Waiting):
 
     def _abandon(self) -> None:
         """Nobody holds this end any more: the peer gets what was written, then EOF; no callback of ours."""
-        self._protocol = self._receive = self._swift = self._context = None
+        self._protocol = self._receive = self._fast_path = self._context = None
         if self._state == OPEN:
             self._finish(CLOSING, None, aborting=False)
 
@@ -398,7 +398,7 @@ class PipeEnd(Waiting):
             raise RuntimeError(_errors.LOOP_CLOSED)
         if self._state == LOST:
             return
-        self._protocol, self._receive, self._swift = protocol, None, None
+        self._protocol, self._receive, self._fast_path = protocol, None, None
         self._context = None if protocol is None else contextvars.copy_context()
         self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
         self._accepts_views = bool(getattr(protocol, "accepts_views", False))
@@ -423,7 +423,7 @@ class PipeEnd(Waiting):
         self._check_thread()
         if self._state == OPEN:
             self._paused = True
-            self._swift = None  # I9
+            self._fast_path = None  # I9
 
     def resume_reading(self) -> None:
         """Deliver again, from the loop. Raises RuntimeError from another thread and where the loop is closed."""
@@ -456,7 +456,7 @@ class PipeEnd(Waiting):
     def collect_statistics(self) -> PipeStatistics:
         """The counts of this end, which begin with the first such call. Costs nothing until then."""
         if self._stats is None:
-            self._slow_down()
+            self._leave_fast_path()
             self._stats = PipeStatistics()
             if self._protocol_paused:
                 self._stats._pause()
@@ -578,7 +578,7 @@ class PipeEnd(Waiting):
         try:
             if self._receive is None:
                 self._receive = self._protocol.data_received  # looked up once, as uvloop does
-            self._swift = self._receive if self._may_be_swift() else None
+            self._fast_path = self._receive if self._may_take_fast_path() else None
             if self._busy:
                 self._receive(data)
             else:
@@ -596,7 +596,7 @@ class PipeEnd(Waiting):
             raise error
         self._fatal(error, "Fatal error: protocol.data_received() call failed.")
 
-    def _may_be_swift(self) -> bool:
+    def _may_take_fast_path(self) -> bool:
         """Whether I9 holds from here on."""
         writer = self._peer_strong
         return (
@@ -610,12 +610,12 @@ class PipeEnd(Waiting):
             and writer._high_water <= self._max_chunk
         )
 
-    def _slow_down(self) -> None:
+    def _leave_fast_path(self) -> None:
         """This end, and what it writes, are to be looked at more closely: I9."""
-        self._swift = None
+        self._fast_path = None
         peer = self._peer()
         if peer is not None:
-            peer._swift = None
+            peer._fast_path = None
 
     def _deliver_buffer(self) -> None:
         protocol = self._protocol

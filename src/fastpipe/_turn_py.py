@@ -84,15 +84,15 @@ class Home:
                 end = due.popleft()
                 end._queued = False
                 self.calls += 1
-                swift, data = end._swift, end._head
-                if swift is not None and data is not None:  # I9: _deliver_data, and nothing is left for it to ask
+                fast_path, data = end._fast_path, end._head
+                if fast_path is not None and data is not None:  # I9: _deliver_data, and nothing is left for it to ask
                     end._head = None
                     self.bytes += end._size
                     end._size = 0
                     end._busy = True
                     try:
                         try:
-                            end._context.run(swift, data)  # type: ignore[union-attr]
+                            end._context.run(fast_path, data)  # type: ignore[union-attr]
                         finally:
                             end._busy = False
                     except BaseException as error:
