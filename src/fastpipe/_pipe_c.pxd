@@ -17,7 +17,7 @@ cdef class Home:                # the pipes of one event loop, or one pipe witho
     cdef void* last_due
     cdef void* first_held       # as the queue: ends whose end is told in the next turn
     cdef void* last_held
-    cdef bint told              # eof_received was called in this turn
+    cdef bint eof_delivered     # eof_received was called in this turn
     cdef Piece* spare           # freed pieces, to be used again
     cdef int spares
     cdef int calls              # made in this turn, or in this outermost inline write
@@ -59,7 +59,7 @@ cdef class PipeEnd:
     cdef uint8_t state
     cdef uint8_t linked         # the peer takes what this end writes (I8)
     cdef uint8_t fast_path      # nothing but bytes can be due, and how they are delivered (I9)
-    cdef uint8_t made, eof_sent, eof_in, eof_told
+    cdef uint8_t made, eof_sent, eof_in, eof_delivered
     cdef uint8_t reading_paused, protocol_paused
     cdef uint8_t queued, busy
     cdef uint8_t held           # its end was due a turn ago, and is told in this one

@@ -148,7 +148,7 @@ cdef enum Event:                # the callback that is due: see `_next` in the P
     CONNECT = 1
     RESUME = 2
     DELIVER = 3
-    TELL_EOF = 4
+    DELIVER_EOF = 4
     TELL_LOST = 5
     LOST_UNHEARD = 6
 
@@ -234,8 +234,8 @@ cdef inline Event next_event(PipeEnd end) noexcept:
         if not end.reading_paused:
             if end.first != NULL:
                 return DELIVER
-            if end.eof_in and not end.eof_told:
-                return TELL_EOF
+            if end.eof_in and not end.eof_delivered:
+                return DELIVER_EOF
         return NONE
     if end.state == BROKEN and end.first != NULL and not end.reading_paused:
         return DELIVER
@@ -275,7 +275,7 @@ cdef inline int step(PipeEnd end) except -1:
 cdef int step_slow(PipeEnd end) except -1:
     cdef Event event = next_event(end)
     cdef Home home = end.home
-    if (event == TELL_EOF or event == TELL_LOST) and (home.bytes or home.told) and not end.held:  # I10
+    if (event == DELIVER_EOF or event == TELL_LOST) and (home.bytes or home.eof_delivered) and not end.held:  # I10
         hold(home, end)
         return 0
     end.held = False
@@ -285,9 +285,9 @@ cdef int step_slow(PipeEnd end) except -1:
         connect(end)
     elif event == RESUME:
         resume_protocol(end)
-    elif event == TELL_EOF:
-        home.told = True
-        tell_eof(end)
+    elif event == DELIVER_EOF:
+        home.eof_delivered = True
+        deliver_eof(end)
     elif event == TELL_LOST:
         tell_lost(end)
     elif event == LOST_UNHEARD:
@@ -532,8 +532,8 @@ cdef int deliver_buffer(PipeEnd end) except -1:
     return 0
 
 
-cdef int tell_eof(PipeEnd end) except -1:
-    end.eof_told = True
+cdef int deliver_eof(PipeEnd end) except -1:
+    end.eof_delivered = True
     try:
         keep_open = bool(call(end, end.protocol, "eof_received", NULL))
     except (SystemExit, KeyboardInterrupt):

@@ -16,7 +16,7 @@ States of one end, and what leads from one to the next:
              a callback of ours raises                            connection_lost(error) made
 
 Beside the state an end knows: `made` (connection_made was called), `eof_sent` (write_eof), `eof_in` (the peer will
-write no more), `eof_told` (eof_received was called), `paused` (pause_reading), `protocol_paused` (pause_writing).
+write no more), `eof_delivered` (eof_received was called), `paused` (pause_reading), `protocol_paused` (pause_writing).
 
 What a call does in each state (nothing: returns and changes nothing):
 
@@ -134,8 +134,8 @@ class PipeEnd(Waiting):
         "_busy",
         "_context",
         "_detach",
+        "_eof_delivered",
         "_eof_sent",
-        "_eof_told",
         "_fast_path",
         "_held",
         "_home",
@@ -181,7 +181,7 @@ class PipeEnd(Waiting):
         self._buffered = self._accepts_views = False
         self._state = OPEN
         self._error: BaseException | None = None
-        self._made = self._eof_sent = self._eof_in = self._eof_told = False
+        self._made = self._eof_sent = self._eof_in = self._eof_delivered = False
         self._paused = self._protocol_paused = self._queued = self._busy = self._held = False
         self._extra: dict[str, Any] | None = None
         self._stats: PipeStatistics | None = None
@@ -477,8 +477,8 @@ class PipeEnd(Waiting):
             if not self._paused:
                 if self._head is not None:
                     return self._deliver if self._inline or self._buffered else self._deliver_data
-                if self._eof_in and not self._eof_told:
-                    return self._tell_eof
+                if self._eof_in and not self._eof_delivered:
+                    return self._deliver_eof
             return None
         if state == BROKEN and self._head is not None and not self._paused:
             return self._deliver
@@ -641,8 +641,8 @@ class PipeEnd(Waiting):
         except BaseException as error:
             self._fatal(error, "Fatal error: protocol.buffer_updated() call failed.")
 
-    def _tell_eof(self) -> None:
-        self._eof_told = self._home.told = True
+    def _deliver_eof(self) -> None:
+        self._eof_delivered = self._home.eof_delivered = True
         try:
             keep_open = bool(self._call(self._protocol, "eof_received"))
         except (SystemExit, KeyboardInterrupt):

@@ -138,7 +138,7 @@ cdef int drain(Home home, object loop) except -1:
         return 0
     home.thread = thread_ident()
     home.draining = True
-    home.told = False
+    home.eof_delivered = False
     home.calls = 0
     home.bytes = 0
     try:

@@ -27,13 +27,13 @@ class Home:
     (It doesn't hold the loop, or neither would ever be freed: the ends do.)
     """
 
-    __slots__ = ("bytes", "calls", "depth", "draining", "due", "held", "scheduled", "thread", "told")
+    __slots__ = ("bytes", "calls", "depth", "draining", "due", "eof_delivered", "held", "scheduled", "thread")
 
     def __init__(self) -> None:
         self.thread = get_ident()
         self.due: deque[PipeEnd] = deque()
         self.held: list[PipeEnd] = []  # ends whose end is told in the next turn
-        self.told = False  # eof_received was called in this turn
+        self.eof_delivered = False  # eof_received was called in this turn
         self.scheduled = False  # a Turn is with the loop
         self.draining = False
         self.depth = 0  # inline deliveries on the stack
@@ -74,7 +74,7 @@ class Home:
             return
         self.thread = get_ident()
         self.draining = True
-        self.told = False
+        self.eof_delivered = False
         self.calls = self.bytes = 0
         due, most_calls, most_bytes = self.due, TURN_CALLS, TURN_BYTES
         try:
@@ -99,7 +99,8 @@ class Home:
                         end._receiving_failed(error)
                     continue
                 callback = end._next()
-                if (self.bytes or self.told) and not end._held and callback in (end._tell_eof, end._tell_lost):  # I10
+                is_end = callback in (end._deliver_eof, end._tell_lost)
+                if is_end and (self.bytes or self.eof_delivered) and not end._held:  # I10
                     end._held = end._queued = True
                     self.held.append(end)
                     continue
