@@ -390,7 +390,7 @@ cdef int deliver_inline(PipeEnd end, PyObject* data) except -1:
             home.bytes += PyBytes_GET_SIZE(<object>data)
             if receive(end, data):
                 receiving_failed(end)
-        while not quiet(end) and not spent(home):
+        while not quiet(end) and not budget_spent(home):
             if end.fast_path and whole(end.first, end.max_chunk):
                 home.calls += 1
                 deliver_fast(end)
@@ -412,7 +412,7 @@ cdef int deliver(PipeEnd end) except -1:
             deliver_buffer(end)
         else:
             deliver_data(end)
-        if not end.inline_ or end.queued or end.first == NULL or spent(end.home):
+        if not end.inline_ or end.queued or end.first == NULL or budget_spent(end.home):
             return 0
         if next_event(end) != DELIVER:
             return 0
@@ -697,7 +697,7 @@ cdef int write_inline(PipeEnd end, PipeEnd borrowed, object data) except -1:
         append_piece(peer, bytes_piece(home, data))
     elif (
         peer.first != NULL or PyBytes_GET_SIZE(data) > peer.max_chunk
-        or (spent(home) and (home.draining or home.depth))
+        or (budget_spent(home) and (home.draining or home.depth))
     ):
         return send(end, bytes_piece(home, data))
     else:

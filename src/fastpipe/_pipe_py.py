@@ -541,7 +541,7 @@ class PipeEnd(Waiting):
             home.calls = home.bytes = 0
         home.depth += 1
         try:
-            while self._made and self._delivering() and not home.spent():
+            while self._made and self._delivering() and not home.budget_spent():
                 home.calls += 1
                 self._deliver()
         finally:
@@ -558,7 +558,7 @@ class PipeEnd(Waiting):
                 self._deliver_buffer()
             else:
                 self._deliver_data()
-            if not self._inline or self._queued or self._head is None or self._home.spent():
+            if not self._inline or self._queued or self._head is None or self._home.budget_spent():
                 return
             if not self._delivering():
                 return

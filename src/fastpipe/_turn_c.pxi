@@ -127,7 +127,7 @@ cdef void forget(Home home) noexcept:
         Py_XDECREF(<PyObject*>pop_due(home))
 
 
-cdef inline bint spent(Home home) noexcept:
+cdef inline bint budget_spent(Home home) noexcept:
     return home.calls >= TURN_CALLS or home.bytes >= TURN_BYTES
 
 
@@ -142,7 +142,7 @@ cdef int drain(Home home, object loop) except -1:
     home.calls = 0
     home.bytes = 0
     try:
-        while home.first_due != NULL and not spent(home):
+        while home.first_due != NULL and not budget_spent(home):
             end = pop_due(home)
             home.calls += 1
             try:

@@ -63,7 +63,7 @@ class Home:
         while self.due:
             self.due.popleft()._queued = False
 
-    def spent(self) -> bool:
+    def budget_spent(self) -> bool:
         """Whether this turn's budget is used up."""
         return self.calls >= TURN_CALLS or self.bytes >= TURN_BYTES
 
