@@ -260,7 +260,7 @@ cdef int wake_quietly(PipeEnd end) except -1:
     return 0
 
 
-cdef inline bint quiet(PipeEnd end) noexcept:
+cdef inline bint nothing_due(PipeEnd end) noexcept:
     """Whether nothing is due, as far as can be seen at a glance."""
     return end.fast_path and end.first == NULL
 
@@ -390,7 +390,7 @@ cdef int deliver_inline(PipeEnd end, PyObject* data) except -1:
             home.bytes += PyBytes_GET_SIZE(<object>data)
             if receive(end, data):
                 receiving_failed(end)
-        while not quiet(end) and not budget_spent(home):
+        while not nothing_due(end) and not budget_spent(home):
             if end.fast_path and whole(end.first, end.max_chunk):
                 home.calls += 1
                 deliver_fast(end)
@@ -401,7 +401,7 @@ cdef int deliver_inline(PipeEnd end, PyObject* data) except -1:
                 break
     finally:
         home.depth -= 1
-        if not quiet(end):
+        if not nothing_due(end):
             wake(end)
     return 0
 

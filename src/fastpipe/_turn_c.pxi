@@ -148,7 +148,7 @@ cdef int drain(Home home, object loop) except -1:
             try:
                 step(<PipeEnd>end)
             finally:
-                if not (<PipeEnd>end).queued and not quiet(<PipeEnd>end) and next_event(<PipeEnd>end) != NONE:
+                if not (<PipeEnd>end).queued and not nothing_due(<PipeEnd>end) and next_event(<PipeEnd>end) != NONE:
                     append_due(home, <PipeEnd>end)
                 Py_XDECREF(<PyObject*>end)
     finally:
