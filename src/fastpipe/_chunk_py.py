@@ -116,8 +116,8 @@ def immutable(data: Any) -> bytes | memoryview:
     if not view.nbytes:
         return b""
     owner = view.obj
-    kept = type(owner) is bytes or (type(owner) is Storage and view.readonly)
-    if not kept or not view.c_contiguous:
+    is_immutable = type(owner) is bytes or (type(owner) is Storage and view.readonly)
+    if not is_immutable or not view.c_contiguous:
         return view.tobytes()
     if view.ndim != 1 or view.format != "B":
         return view.cast("B")

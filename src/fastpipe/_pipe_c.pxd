@@ -41,7 +41,7 @@ cdef class PipeEnd:
     cdef object __weakref__
     cdef dict __dict__          # what users set on it, as tests do that replace `write`; none until then
     cdef void* peer             # PipeEnd, borrowed; NULL when it was freed
-    cdef PipeEnd kept           # the peer, kept alive while it has a protocol (I7)
+    cdef PipeEnd strong_peer    # the peer, kept alive while it has a protocol (I7)
     cdef Home home
     cdef object loop            # None: none yet
     cdef object protocol

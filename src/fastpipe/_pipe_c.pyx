@@ -199,7 +199,7 @@ cdef int check(PipeEnd end) except -1:
     assert not end.linked or end.peer != NULL, "I8: a link to nobody"
     assert end.state != OPEN or not end.linked or (<PipeEnd>end.peer).state == OPEN, "I8: a link to a finished end"
     assert not end.fast_path or end.fast_path == fast_path_of(end), "I9"
-    assert end.state != OPEN or end.kept is None or (end.linked and end.kept.protocol is not None), "I7"
+    assert end.state != OPEN or end.strong_peer is None or (end.linked and end.strong_peer.protocol is not None), "I7"
     if not end.queued and not end.busy and not end.home.draining and not end.home.depth and end.loop is not None:
         assert next_event(end) == NONE or end.loop.is_closed(), "I4: due and not queued"
     return 0
@@ -220,7 +220,7 @@ cdef inline Py_ssize_t unread(PipeEnd end) noexcept:
 
 cdef inline void unlink(PipeEnd end) noexcept:
     end.linked = False
-    end.kept = None
+    end.strong_peer = None
 
 
 cdef inline Event next_event(PipeEnd end) noexcept:
@@ -967,7 +967,7 @@ cdef class PipeEnd:
         self.accepts_views = bool(getattr(protocol, "accepts_views", False))
         peer = link(self)
         if peer is not None and self.state == OPEN:
-            peer.kept = None if protocol is None else self  # I7
+            peer.strong_peer = None if protocol is None else self  # I7
         wake(self)
 
     def get_protocol(self):

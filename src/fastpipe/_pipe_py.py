@@ -143,10 +143,10 @@ class PipeEnd(Waiting):
         "_made",
         "_max_chunk",
         "_paused",
-        "_peer_ref",
-        "_peer_strong",
         "_queued",
         "_receive",
+        "_strong_peer",
+        "_weak_peer",
     )
 
     _start_tls_compatible = True  # loop.start_tls asks for it
@@ -168,8 +168,8 @@ class PipeEnd(Waiting):
         max_chunk: int,
     ) -> None:
         self._home, self._loop = home, loop
-        self._peer_strong: PipeEnd | None = None  # I7
-        self._peer_ref: Callable[[], PipeEnd | None] = ref(peer)
+        self._strong_peer: PipeEnd | None = None  # I7
+        self._weak_peer: Callable[[], PipeEnd | None] = ref(peer)
         self._head = self._rest = None
         self._size = 0
         self._high_water, self._low_water = high, high // 4
@@ -199,7 +199,7 @@ class PipeEnd(Waiting):
         if get_ident() != home.thread:
             raise RuntimeError(_errors.WRONG_THREAD)
         if type(data) is bytes:
-            peer = self._peer_strong
+            peer = self._strong_peer
             if peer is not None and peer._fast_path is not None and peer._head is None:  # I9: the common case
                 size = len(data)
                 if size and size <= self._high_water:
@@ -217,7 +217,7 @@ class PipeEnd(Waiting):
             raise RuntimeError(_errors.WRITE_AFTER_EOF)
         if not data or self._state != OPEN:
             return
-        peer = self._peer_strong or self._peer_ref()
+        peer = self._strong_peer or self._weak_peer()
         if peer is None:  # I8
             self._break(PipeBrokenError(_errors.PEER_GONE))
             return
@@ -232,7 +232,7 @@ class PipeEnd(Waiting):
             raise RuntimeError(_errors.WRITE_AFTER_EOF)
         if not pieces or self._state != OPEN:
             return
-        peer = self._peer_strong or self._peer_ref()
+        peer = self._strong_peer or self._weak_peer()
         if peer is None:
             self._break(PipeBrokenError(_errors.PEER_GONE))
             return
@@ -274,7 +274,7 @@ class PipeEnd(Waiting):
 
     def get_write_buffer_size(self) -> int:
         """Bytes that the peer has not taken yet."""
-        peer = self._peer_strong or self._peer_ref()
+        peer = self._strong_peer or self._weak_peer()
         return 0 if peer is None else peer._size
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
@@ -361,10 +361,10 @@ class PipeEnd(Waiting):
         self._wake_quietly()
 
     def _peer(self) -> PipeEnd | None:
-        return self._peer_strong or self._peer_ref()
+        return self._strong_peer or self._weak_peer()
 
     def _unlink(self) -> None:
-        self._peer_strong, self._peer_ref = None, _nobody
+        self._strong_peer, self._weak_peer = None, _nobody
 
     def __del__(self) -> None:
         if self._state != OPEN:
@@ -404,7 +404,7 @@ class PipeEnd(Waiting):
         self._accepts_views = bool(getattr(protocol, "accepts_views", False))
         peer = self._peer()
         if peer is not None and self._state == OPEN:
-            peer._peer_strong = None if protocol is None else self  # I7
+            peer._strong_peer = None if protocol is None else self  # I7
         self._wake()
 
     def _move_in(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -598,7 +598,7 @@ class PipeEnd(Waiting):
 
     def _may_take_fast_path(self) -> bool:
         """Whether I9 holds from here on."""
-        writer = self._peer_strong
+        writer = self._strong_peer
         return (
             writer is not None
             and self._state == OPEN

@@ -50,7 +50,7 @@ cdef Piece* piece_of(Home home, object data) except? NULL:
     cdef Py_buffer buffer
     cdef Piece* piece
     cdef object base, owner
-    cdef bint kept
+    cdef bint is_immutable
     if PyBytes_CheckExact(data):
         return bytes_piece(home, data) if PyBytes_GET_SIZE(data) else NULL
     if not PyObject_CheckBuffer(data):
@@ -62,13 +62,13 @@ cdef Piece* piece_of(Home home, object data) except? NULL:
         base = fastpipe_view_base(data) if PyMemoryView_Check(data) else <object>buffer.obj
         if PyBytes_CheckExact(base):
             owner = base
-            kept = True
+            is_immutable = True
         elif type(base) is Chunk and buffer.readonly:
             owner = None
-            kept = True
+            is_immutable = True
         else:
-            kept = False
-        if not kept or not PyBuffer_IsContiguous(&buffer, b"C"):
+            is_immutable = False
+        if not is_immutable or not PyBuffer_IsContiguous(&buffer, b"C"):
             owner = PyBytes_FromStringAndSize(NULL, buffer.len)
             PyBuffer_ToContiguous(PyBytes_AS_STRING(owner), &buffer, buffer.len, b"C")
             return bytes_piece(home, owner)
