@@ -15,8 +15,8 @@ cdef class Home:                # the pipes of one event loop, or one pipe witho
     cdef size_t thread          # the only one that may call
     cdef void* first_due        # PipeEnd, strong, linked by next_due: in the order they came due
     cdef void* last_due
-    cdef void* first_held       # as the queue: ends whose end is told in the next turn
-    cdef void* last_held
+    cdef void* first_deferred     # as the queue: ends whose end is told in the next turn
+    cdef void* last_deferred
     cdef bint eof_delivered     # eof_received was called in this turn
     cdef Piece* spare           # freed pieces, to be used again
     cdef int spares
@@ -62,7 +62,7 @@ cdef class PipeEnd:
     cdef uint8_t made, eof_sent, eof_in, eof_delivered
     cdef uint8_t reading_paused, protocol_paused
     cdef uint8_t queued, busy
-    cdef uint8_t held           # its end was due a turn ago, and is told in this one
+    cdef uint8_t deferred       # its end was due a turn ago, and is told in this one
     cdef uint8_t inline_, buffered, accepts_views
 
 # For Cython callers; each as the method of its name, in the pipe's own thread.

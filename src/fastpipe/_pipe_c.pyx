@@ -275,10 +275,10 @@ cdef inline int step(PipeEnd end) except -1:
 cdef int step_slow(PipeEnd end) except -1:
     cdef Event event = next_event(end)
     cdef Home home = end.home
-    if (event == DELIVER_EOF or event == TELL_LOST) and (home.bytes or home.eof_delivered) and not end.held:  # I10
-        hold(home, end)
+    if (event == DELIVER_EOF or event == TELL_LOST) and (home.bytes or home.eof_delivered) and not end.deferred:  # I10
+        defer(home, end)
         return 0
-    end.held = False
+    end.deferred = False
     if event == DELIVER:
         deliver(end)
     elif event == CONNECT:

@@ -133,11 +133,11 @@ class PipeEnd(Waiting):
         "_buffered",
         "_busy",
         "_context",
+        "_deferred",
         "_detach",
         "_eof_delivered",
         "_eof_sent",
         "_fast_path",
-        "_held",
         "_home",
         "_inline",
         "_made",
@@ -182,7 +182,7 @@ class PipeEnd(Waiting):
         self._state = OPEN
         self._error: BaseException | None = None
         self._made = self._eof_sent = self._eof_in = self._eof_delivered = False
-        self._paused = self._protocol_paused = self._queued = self._busy = self._held = False
+        self._paused = self._protocol_paused = self._queued = self._busy = self._deferred = False
         self._extra: dict[str, Any] | None = None
         self._stats: PipeStatistics | None = None
         self._detach: Callable[[PipeEnd], None] | None = None

@@ -95,34 +95,34 @@ cdef int schedule(Home home, object loop) except -1:
     return 0
 
 
-cdef inline void hold(Home home, PipeEnd end) noexcept:
+cdef inline void defer(Home home, PipeEnd end) noexcept:
     """Leave the end's next callback to the next turn. The list has a reference of its own, as the queue."""
-    end.held = True
+    end.deferred = True
     end.queued = True
     Py_INCREF(end)
     end.next_due = NULL
-    if home.last_held == NULL:
-        home.first_held = <void*>end
+    if home.last_deferred == NULL:
+        home.first_deferred = <void*>end
     else:
-        (<PipeEnd>home.last_held).next_due = <void*>end
-    home.last_held = <void*>end
+        (<PipeEnd>home.last_deferred).next_due = <void*>end
+    home.last_deferred = <void*>end
 
 
-cdef inline void release_held(Home home) noexcept:
-    """Put what is held behind the queue."""
-    if home.first_held != NULL:
+cdef inline void release_deferred(Home home) noexcept:
+    """Put what was deferred behind the queue."""
+    if home.first_deferred != NULL:
         if home.last_due == NULL:
-            home.first_due = home.first_held
+            home.first_due = home.first_deferred
         else:
-            (<PipeEnd>home.last_due).next_due = home.first_held
-        home.last_due = home.last_held
-        home.first_held = NULL
-        home.last_held = NULL
+            (<PipeEnd>home.last_due).next_due = home.first_deferred
+        home.last_due = home.last_deferred
+        home.first_deferred = NULL
+        home.last_deferred = NULL
 
 
 cdef void forget(Home home) noexcept:
     home.scheduled = False
-    release_held(home)
+    release_deferred(home)
     while home.first_due != NULL:
         Py_XDECREF(<PyObject*>pop_due(home))
 
@@ -153,7 +153,7 @@ cdef int drain(Home home, object loop) except -1:
                 Py_XDECREF(<PyObject*>end)
     finally:
         home.draining = False
-        release_held(home)
+        release_deferred(home)
         if home.first_due != NULL and not home.scheduled:
             schedule(home, loop)
     return 0

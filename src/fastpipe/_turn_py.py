@@ -27,12 +27,12 @@ class Home:
     (It doesn't hold the loop, or neither would ever be freed: the ends do.)
     """
 
-    __slots__ = ("bytes", "calls", "depth", "draining", "due", "eof_delivered", "held", "scheduled", "thread")
+    __slots__ = ("bytes", "calls", "deferred", "depth", "draining", "due", "eof_delivered", "scheduled", "thread")
 
     def __init__(self) -> None:
         self.thread = get_ident()
         self.due: deque[PipeEnd] = deque()
-        self.held: list[PipeEnd] = []  # ends whose end is told in the next turn
+        self.deferred: list[PipeEnd] = []  # ends whose end is told in the next turn
         self.eof_delivered = False  # eof_received was called in this turn
         self.scheduled = False  # a Turn is with the loop
         self.draining = False
@@ -59,7 +59,7 @@ class Home:
     def forget(self) -> None:
         """The loop won't give another turn: it was closed."""
         self.scheduled = False
-        self._release_held()
+        self._release_deferred()
         while self.due:
             self.due.popleft()._queued = False
 
@@ -100,11 +100,11 @@ class Home:
                     continue
                 callback = end._next()
                 is_end = callback in (end._deliver_eof, end._tell_lost)
-                if is_end and (self.bytes or self.eof_delivered) and not end._held:  # I10
-                    end._held = end._queued = True
-                    self.held.append(end)
+                if is_end and (self.bytes or self.eof_delivered) and not end._deferred:  # I10
+                    end._deferred = end._queued = True
+                    self.deferred.append(end)
                     continue
-                end._held = False
+                end._deferred = False
                 if callback is None:
                     continue
                 try:
@@ -116,14 +116,14 @@ class Home:
                         due.append(end)
         finally:  # SystemExit and KeyboardInterrupt pass through, as everywhere in asyncio
             self.draining = False
-            self._release_held()
+            self._release_deferred()
             if due and not self.scheduled:
                 self.schedule(loop)
 
-    def _release_held(self) -> None:
-        """Put what is held behind the queue."""
-        self.due.extend(self.held)
-        self.held.clear()
+    def _release_deferred(self) -> None:
+        """Put what was deferred behind the queue."""
+        self.due.extend(self.deferred)
+        self.deferred.clear()
 
 
 class Turn:
