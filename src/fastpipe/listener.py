@@ -127,7 +127,7 @@ class Listener(asyncio.AbstractServer):
         """The client's end of a new pipe, whose other end is with the server or in the backlog."""
         loop = self._bound()
         while not self._closed and len(self._waiting) >= self.backlog:
-            await self._turn(self._connectors, lambda: len(self._waiting) < self.backlog)
+            await self._wait_in_line(self._connectors, lambda: len(self._waiting) < self.backlog)
         if self._closed:
             raise ConnectionRefusedError(errno.ECONNREFUSED, LISTENER_CLOSED)
         client, server = fastpipe.create_pipe(
@@ -160,7 +160,7 @@ class Listener(asyncio.AbstractServer):
                 raise PipeClosedError(LISTENER_CLOSED)
             if self._waiting:
                 break
-            await self._turn(self._acceptors, lambda: bool(self._waiting))
+            await self._wait_in_line(self._acceptors, lambda: bool(self._waiting))
         end = self._waiting.popleft()
         _wake_one(self._connectors)
         return end
@@ -174,7 +174,7 @@ class Listener(asyncio.AbstractServer):
                 return
             yield end
 
-    async def _turn(self, line: deque[asyncio.Future[None]], free: Callable[[], bool]) -> None:
+    async def _wait_in_line(self, line: deque[asyncio.Future[None]], free: Callable[[], bool]) -> None:
         """Wait in a line to be woken. A waiter that is cancelled after that wakes the next one."""
         waiter = self._bound().create_future()
         line.append(waiter)
