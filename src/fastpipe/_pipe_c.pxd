@@ -10,12 +10,12 @@ cdef struct Piece:              # bytes that wait to be taken, kept by reference
     Py_ssize_t length           # > 0
     Piece* next
 
-cdef class Home:                # the pipes of one event loop, or one pipe without: their thread, whose callback is due
-    cdef void* loop             # borrowed, to be compared only: the loop keeps its home, not the other way round
+cdef class DeliveryQueue:       # the pipes of one event loop, or one pipe without: their thread, whose callback is due
+    cdef void* loop             # borrowed, to be compared only: the loop keeps its queue, not the other way round
     cdef size_t thread          # the only one that may call
     cdef void* first_due        # PipeEnd, strong, linked by next_due: in the order they came due
     cdef void* last_due
-    cdef void* first_deferred     # as the queue: ends whose end is told in the next turn
+    cdef void* first_deferred   # the same for ends whose EOF or loss is due in the next turn
     cdef void* last_deferred
     cdef bint eof_delivered     # eof_received was called in this turn
     cdef Piece* spare           # freed pieces, to be used again
@@ -23,7 +23,7 @@ cdef class Home:                # the pipes of one event loop, or one pipe witho
     cdef int calls              # made in this turn, or in this outermost inline write
     cdef Py_ssize_t bytes       # delivered in the same
     cdef int depth              # inline deliveries on the stack
-    cdef uint8_t scheduled      # a Turn is with the loop
+    cdef uint8_t scheduled      # the loop has a Drain to call
     cdef uint8_t draining
 
 cdef class PipeStatistics:
@@ -42,7 +42,7 @@ cdef class PipeEnd:
     cdef dict __dict__          # what users set on it, as tests do that replace `write`; none until then
     cdef void* peer             # PipeEnd, borrowed; NULL when it was freed
     cdef PipeEnd strong_peer    # the peer, kept alive while it has a protocol (I7)
-    cdef Home home
+    cdef DeliveryQueue queue
     cdef object loop            # None: none yet
     cdef object protocol
     cdef object receive         # protocol.data_received, looked up by the first delivery
@@ -55,14 +55,14 @@ cdef class PipeEnd:
     cdef Piece* last
     cdef Py_ssize_t size        # bytes in them (I1)
     cdef Py_ssize_t high_water, low_water, max_chunk
-    cdef void* next_due         # PipeEnd behind this one in the home's queue
+    cdef void* next_due         # PipeEnd behind this one in the queue
     cdef uint8_t state
     cdef uint8_t linked         # the peer takes what this end writes (I8)
     cdef uint8_t fast_path      # nothing but bytes can be due, and how they are delivered (I9)
     cdef uint8_t made, eof_sent, eof_in, eof_delivered
     cdef uint8_t reading_paused, protocol_paused
     cdef uint8_t queued, busy
-    cdef uint8_t deferred       # its end was due a turn ago, and is told in this one
+    cdef uint8_t deferred       # its EOF or loss was due a turn ago, and is delivered in this one
     cdef uint8_t inline_, buffered, accepts_views
 
 # For Cython callers; each as the method of its name, in the pipe's own thread.

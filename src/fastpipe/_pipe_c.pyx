@@ -160,7 +160,7 @@ cdef enum FastPath:                # how bytes get to the protocol where nothing
 cdef tuple STATE_NAMES = ("open", "broken", "closing", "lost")
 cdef int TURN_CALLS = _TURN_CALLS
 cdef Py_ssize_t TURN_BYTES = _TURN_BYTES
-cdef int SPARE_PIECES = 64      # kept by a home for the next writes: 2 KiB at most
+cdef int SPARE_PIECES = 64      # kept for the next writes: 2 KiB at most
 
 cdef object get_running_loop = asyncio._get_running_loop
 cdef object require_running_loop = asyncio.get_running_loop
@@ -200,11 +200,11 @@ cdef int check(PipeEnd end) except -1:
     assert end.state != OPEN or not end.linked or (<PipeEnd>end.peer).state == OPEN, "I8: a link to a finished end"
     assert not end.fast_path or end.fast_path == fast_path_of(end), "I9"
     assert end.state != OPEN or end.strong_peer is None or (end.linked and end.strong_peer.protocol is not None), "I7"
-    if not end.queued and not end.busy and not end.home.draining and not end.home.depth and end.loop is not None:
+    if not end.queued and not end.busy and not end.queue.draining and not end.queue.depth and end.loop is not None:
         assert next_event(end) == NONE or end.loop.is_closed(), "I4: due and not queued"
     return 0
 
-include "_turn_c.pxi"
+include "_queue_c.pxi"
 include "_waiting_c.pxi"
 
 
@@ -244,7 +244,7 @@ cdef inline Event next_event(PipeEnd end) noexcept:
 
 cdef int wake(PipeEnd end) except -1:
     if not end.queued and end.loop is not None and next_event(end) != NONE:  # I4
-        wake_home(end.home, end)
+        enqueue(end.queue, end)
     return 0
 
 
@@ -274,9 +274,9 @@ cdef inline int step(PipeEnd end) except -1:
 
 cdef int step_slow(PipeEnd end) except -1:
     cdef Event event = next_event(end)
-    cdef Home home = end.home
-    if (event == DELIVER_EOF or event == TELL_LOST) and (home.bytes or home.eof_delivered) and not end.deferred:  # I10
-        defer(home, end)
+    cdef DeliveryQueue queue = end.queue
+    if (event == DELIVER_EOF or event == TELL_LOST) and (queue.bytes or queue.eof_delivered) and not end.deferred:  # I10
+        defer(queue, end)
         return 0
     end.deferred = False
     if event == DELIVER:
@@ -286,7 +286,7 @@ cdef int step_slow(PipeEnd end) except -1:
     elif event == RESUME:
         resume_protocol(end)
     elif event == DELIVER_EOF:
-        home.eof_delivered = True
+        queue.eof_delivered = True
         deliver_eof(end)
     elif event == TELL_LOST:
         tell_lost(end)
@@ -377,30 +377,30 @@ cdef int resume_protocol(PipeEnd end) except -1:
 
 cdef int deliver_inline(PipeEnd end, PyObject* data) except -1:
     """Deliver what waits within the peer's write; or `data`, NULL for none, which I9 lets through as it is."""
-    cdef Home home = end.home
+    cdef DeliveryQueue queue = end.queue
     if end.busy or end.queued:
         return 0
-    if not home.draining and not home.depth:
-        home.calls = 0
-        home.bytes = 0
-    home.depth += 1
+    if not queue.draining and not queue.depth:
+        queue.calls = 0
+        queue.bytes = 0
+    queue.depth += 1
     try:
         if data != NULL:
-            home.calls += 1
-            home.bytes += PyBytes_GET_SIZE(<object>data)
+            queue.calls += 1
+            queue.bytes += PyBytes_GET_SIZE(<object>data)
             if receive(end, data):
                 receiving_failed(end)
-        while not nothing_due(end) and not budget_spent(home):
+        while not nothing_due(end) and not budget_spent(queue):
             if end.fast_path and whole(end.first, end.max_chunk):
-                home.calls += 1
+                queue.calls += 1
                 deliver_fast(end)
             elif end.made and next_event(end) == DELIVER:
-                home.calls += 1
+                queue.calls += 1
                 deliver(end)
             else:
                 break
     finally:
-        home.depth -= 1
+        queue.depth -= 1
         if not nothing_due(end):
             wake(end)
     return 0
@@ -412,11 +412,11 @@ cdef int deliver(PipeEnd end) except -1:
             deliver_buffer(end)
         else:
             deliver_data(end)
-        if not end.inline_ or end.queued or end.first == NULL or budget_spent(end.home):
+        if not end.inline_ or end.queued or end.first == NULL or budget_spent(end.queue):
             return 0
         if next_event(end) != DELIVER:
             return 0
-        end.home.calls += 1
+        end.queue.calls += 1
 
 
 cdef inline bint whole(Piece* piece, Py_ssize_t max_chunk) noexcept:
@@ -430,16 +430,16 @@ cdef inline bint whole(Piece* piece, Py_ssize_t max_chunk) noexcept:
 
 cdef inline int deliver_fast(PipeEnd end) except -1:
     """`deliver_data` where I9 has asked all its questions already."""
-    cdef Home home = end.home
+    cdef DeliveryQueue queue = end.queue
     cdef Piece* piece = end.first
     cdef PyObject* data = <PyObject*>piece.owner
     cdef bint failed
     end.size -= piece.length  # I1, I6
-    home.bytes += piece.length
+    queue.bytes += piece.length
     end.first = piece.next
     if end.first == NULL:
         end.last = NULL
-    keep_piece(home, piece)
+    keep_piece(queue, piece)
     failed = receive(end, data)
     Py_XDECREF(data)
     return receiving_failed(end) if failed else 0
@@ -450,7 +450,7 @@ cdef int deliver_data(PipeEnd end) except -1:
     cdef Py_ssize_t n = min(piece.length, end.max_chunk)
     cdef object data = piece_view(piece, n) if end.accepts_views else piece_bytes(piece, n)
     taken(end, n, 1)  # I6
-    end.home.bytes += n
+    end.queue.bytes += n
     if end.receive is None:
         try:
             end.receive = end.protocol.data_received
@@ -521,7 +521,7 @@ cdef int deliver_buffer(PipeEnd end) except -1:
         PyBuffer_Release(&view)
     if n == 0:
         return 0
-    end.home.bytes += n
+    end.queue.bytes += n
     try:
         count = n
         call(end, protocol, "buffer_updated", <PyObject*>count)
@@ -642,7 +642,7 @@ cdef int pipe_abort(PipeEnd end) except -1:
 # ---- writing and reading
 
 cdef inline int check_thread(PipeEnd end) except -1:
-    if end.home is None or thread_ident() != end.home.thread:  # None: the garbage collector is taking it apart
+    if end.queue is None or thread_ident() != end.queue.thread:  # None: the garbage collector is taking it apart
         raise RuntimeError(_errors.WRONG_THREAD)
     return 0
 
@@ -659,25 +659,25 @@ cdef inline void append_piece(PipeEnd end, Piece* piece) noexcept:
 cdef int pipe_write(PipeEnd end, object data) except -1:
     cdef Piece* piece
     cdef void* peer = end.peer
-    cdef Home home
+    cdef DeliveryQueue queue
     if peer != NULL and (<PipeEnd>peer).fast_path and PyBytes_CheckExact(data) and PyBytes_GET_SIZE(data):
-        home = end.home
-        if thread_ident() != home.thread:
+        queue = end.queue
+        if thread_ident() != queue.thread:
             raise RuntimeError(_errors.WRONG_THREAD)
         if (<PipeEnd>peer).fast_path == INLINE:
             return write_inline(end, <PipeEnd>peer, data)
-        append_piece(<PipeEnd>peer, bytes_piece(home, data))
+        append_piece(<PipeEnd>peer, bytes_piece(queue, data))
         if not (<PipeEnd>peer).queued:
-            wake_home(home, <PipeEnd>peer)
+            enqueue(queue, <PipeEnd>peer)
         if (<PipeEnd>peer).size > end.high_water:
             pause_protocol(end)
         return 0
     check_thread(end)
     if not PyBytes_CheckExact(data):
-        piece = piece_of(end.home, data)
+        piece = piece_of(end.queue, data)
         if end.eof_sent or piece == NULL or end.state != OPEN:
             if piece != NULL:
-                free_piece(end.home, piece)
+                free_piece(end.queue, piece)
             if end.eof_sent:
                 raise RuntimeError(_errors.WRITE_AFTER_EOF)
             return 0
@@ -686,20 +686,20 @@ cdef int pipe_write(PipeEnd end, object data) except -1:
     elif PyBytes_GET_SIZE(data) == 0 or end.state != OPEN:
         return 0
     else:
-        piece = bytes_piece(end.home, data)
+        piece = bytes_piece(end.queue, data)
     return send(end, piece)
 
 
 cdef int write_inline(PipeEnd end, PipeEnd borrowed, object data) except -1:
-    cdef Home home = end.home
+    cdef DeliveryQueue queue = end.queue
     cdef PipeEnd peer = borrowed  # a callback may let go of it: the link's is no reference
     if peer.busy or peer.queued:
-        append_piece(peer, bytes_piece(home, data))
+        append_piece(peer, bytes_piece(queue, data))
     elif (
         peer.first != NULL or PyBytes_GET_SIZE(data) > peer.max_chunk
-        or (budget_spent(home) and (home.draining or home.depth))
+        or (budget_spent(queue) and (queue.draining or queue.depth))
     ):
-        return send(end, bytes_piece(home, data))
+        return send(end, bytes_piece(queue, data))
     else:
         deliver_inline(peer, <PyObject*>data)
     if not end.protocol_paused and unread(end) > end.high_water:
@@ -711,12 +711,12 @@ cdef int send(PipeEnd end, Piece* pieces) except -1:
     """Queue a list of pieces, at least one, at the peer. They are its own from here on, also where this raises."""
     cdef PipeEnd peer
     cdef Piece* piece = NULL
-    cdef Home home = end.home
+    cdef DeliveryQueue queue = end.queue
     if not end.linked:  # I8
         while pieces != NULL:
             piece = pieces
             pieces = piece.next
-            free_piece(home, piece)
+            free_piece(queue, piece)
         break_end(end, PipeBrokenError(_errors.PEER_GONE), False)
         return 0
     peer = <PipeEnd>end.peer
@@ -736,7 +736,7 @@ cdef int send(PipeEnd end, Piece* pieces) except -1:
         if peer.inline_:
             deliver_inline(peer, NULL)
         elif not peer.queued:
-            wake_home(home, peer)
+            enqueue(queue, peer)
     if not end.protocol_paused and unread(end) > end.high_water:
         pause_protocol(end)
     if DEBUG:
@@ -828,7 +828,7 @@ cdef class PipeEnd:
 
     def __cinit__(self):
         forget_dict(self)
-        self.home = nowhere
+        self.queue = no_queue
         self.state = LOST
 
     def __init__(self):
@@ -856,7 +856,7 @@ cdef class PipeEnd:
         check_thread(self)
         try:
             for data in list_of_data:
-                piece = piece_of(self.home, data)
+                piece = piece_of(self.queue, data)
                 if piece == NULL:
                     continue
                 if last == NULL:
@@ -874,7 +874,7 @@ cdef class PipeEnd:
             while first != NULL:
                 piece = first
                 first = piece.next
-                free_piece(self.home, piece)
+                free_piece(self.queue, piece)
 
     def can_write_eof(self):
         """True."""
@@ -929,7 +929,7 @@ cdef class PipeEnd:
             return
         if self.state == OPEN:
             warnings.warn(f"unclosed transport {self!r}", ResourceWarning, stacklevel=1, source=self)
-        if self.home.thread == thread_ident() or self.loop is None:
+        if self.queue.thread == thread_ident() or self.loop is None:
             abandon(self)
         elif not self.loop.is_closed():  # back to its own thread, where it is also freed
             self.loop.call_soon_threadsafe(self._abandon)
@@ -949,13 +949,13 @@ cdef class PipeEnd:
     def set_protocol(self, protocol, /):
         """Have `protocol` called from now on, in a copy of this context; the first one gets connection_made."""
         cdef PipeEnd peer
-        if self.home is None or self.home is nowhere:
+        if self.queue is None or self.queue is no_queue:
             raise RuntimeError(_errors.WRONG_THREAD)
         if self.loop is None:
             move_in(self, require_running_loop())
-        elif thread_ident() != self.home.thread:
+        elif thread_ident() != self.queue.thread:
             raise RuntimeError(_errors.WRONG_THREAD)
-        elif not self.home.scheduled and not self.home.draining and self.loop.is_closed():  # with a turn, it isn't
+        elif not self.queue.scheduled and not self.queue.draining and self.loop.is_closed():  # with a turn, it isn't
             raise RuntimeError(_errors.LOOP_CLOSED)
         if self.state == LOST:
             return
@@ -1092,7 +1092,7 @@ cdef void sever(PipeEnd end) noexcept:
 
 
 cdef void free_waiting(PipeEnd end) noexcept:
-    """`drop_waiting` for an end that is being freed: its home may be gone before it."""
+    """`drop_waiting` for an end that is being freed: its queue may be gone before it."""
     global pieces_freed
     cdef Piece* piece
     while end.first != NULL:
@@ -1106,21 +1106,21 @@ cdef void free_waiting(PipeEnd end) noexcept:
 
 cdef int move_in(PipeEnd end, object loop) except -1:
     cdef PipeEnd peer = link(end)
-    end.home = home_of(loop)
+    end.queue = queue_of(loop)
     end.loop = loop
     if peer is not None:
-        peer.home = end.home
+        peer.queue = end.queue
         peer.loop = loop
     return 0
 
 
-cdef Home nowhere = Home()  # where an end is that create_pipe has not made: no thread may call it
-nowhere.thread = 0
+cdef DeliveryQueue no_queue = DeliveryQueue()  # where an end is that create_pipe has not made: no thread may call it
+no_queue.thread = 0
 
 
-cdef inline PipeEnd new_end(Home home, object loop, Py_ssize_t high, bint inline, Py_ssize_t max_chunk):
+cdef inline PipeEnd new_end(DeliveryQueue queue, object loop, Py_ssize_t high, bint inline, Py_ssize_t max_chunk):
     cdef PipeEnd end = PipeEnd.__new__(PipeEnd)
-    end.home = home
+    end.queue = queue
     end.loop = loop
     end.high_water = high
     end.low_water = high // 4
@@ -1142,15 +1142,15 @@ def create_pipe(*, limit=65536, inline=False, max_chunk=262144, loop=None):
     global pairs_made
     cdef Py_ssize_t high = checked_limit(limit) if limit is not 65536 else 65536  # who leaves the default asks nothing
     cdef Py_ssize_t chunk = checked_max_chunk(max_chunk) if max_chunk is not 262144 else 262144
-    cdef Home home
+    cdef DeliveryQueue queue
     cdef PipeEnd first, second
     if loop is None:
         loop = get_running_loop()
     elif loop.is_closed():
         raise RuntimeError(_errors.LOOP_CLOSED)
-    home = Home() if loop is None else home_of(loop)
-    first = new_end(home, loop, high, inline, chunk)
-    second = new_end(home, loop, high, inline, chunk)
+    queue = DeliveryQueue() if loop is None else queue_of(loop)
+    first = new_end(queue, loop, high, inline, chunk)
+    second = new_end(queue, loop, high, inline, chunk)
     first.peer = <void*>second
     second.peer = <void*>first
     if DEBUG:

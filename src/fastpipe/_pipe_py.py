@@ -41,7 +41,7 @@ What a call does in each state (nothing: returns and changes nothing):
                        nothing can follow
     get_… , is_…       answer in every state; is_closing() is `state is not OPEN`
 
-Callbacks are made by the home's turn (see `_turn_py`), one an end at a time, the first of these that is due (`_next`):
+The queue (`_queue_py`) makes callbacks, one an end at a time: the first of these that is due (`_next`):
 
     connection_made    a protocol is set and has not had it
     resume_writing     it had pause_writing, and the peer has taken the rest down to the low-water mark
@@ -58,7 +58,7 @@ Invariants, named where the code keeps them:
     I1  `size` is the sum of the lengths of the pieces that wait; no piece is empty; without pieces none is allocated.
     I2  a piece never changes: it is exact bytes, or a view of bytes or of a Chunk (which keeps while a view lives).
     I3  after connection_lost, and without a protocol, no callback is made; connection_made is the first, made once.
-    I4  an end is in its home's queue at most once, and is there, or reading is by hand or paused, while one is due.
+    I4  an end is in its queue at most once, and is there, or reading is by hand or paused, while one is due.
     I5  no callback but pause_writing (and inline data) is made inside a call of the same pipe.
     I6  all books are kept before a callback is made: it may call anything.
     I7  an end with a protocol lives as long as its peer is open; one that is read by hand belongs to whoever holds it.
@@ -85,9 +85,9 @@ from fastpipe import _errors
 from fastpipe._chunk_py import Chunk, ChunkPool, exact_bytes, immutable
 from fastpipe._errors import PipeBrokenError
 from fastpipe._limits import DEFAULT_LIMIT, DEFAULT_MAX_CHUNK, checked_limit, checked_max_chunk, water_marks
+from fastpipe._queue_py import DeliveryQueue, queue_of
 from fastpipe._socket import SENDFILE_FALLBACK, PipeSocket
 from fastpipe._statistics_py import PipeStatistics
-from fastpipe._turn_py import Home, home_of
 from fastpipe._waiting_py import BROKEN, CLOSING, LOST, OPEN, Waiting, writable
 
 __all__ = ["Chunk", "ChunkPool", "PipeEnd", "PipeStatistics", "create_pipe"]
@@ -115,10 +115,10 @@ def create_pipe(
         loop = asyncio._get_running_loop()
     elif loop.is_closed():
         raise RuntimeError(_errors.LOOP_CLOSED)
-    home = Home() if loop is None else home_of(loop)
+    queue = DeliveryQueue() if loop is None else queue_of(loop)
     first, second = object.__new__(PipeEnd), object.__new__(PipeEnd)
     for end, peer in ((first, second), (second, first)):
-        end._start(home, loop, peer, high, bool(inline), chunk)
+        end._start(queue, loop, peer, high, bool(inline), chunk)
     return first, second
 
 
@@ -138,11 +138,11 @@ class PipeEnd(Waiting):
         "_eof_delivered",
         "_eof_sent",
         "_fast_path",
-        "_home",
         "_inline",
         "_made",
         "_max_chunk",
         "_paused",
+        "_queue",
         "_queued",
         "_receive",
         "_strong_peer",
@@ -160,14 +160,14 @@ class PipeEnd(Waiting):
 
     def _start(
         self,
-        home: Home,
+        queue: DeliveryQueue,
         loop: asyncio.AbstractEventLoop | None,
         peer: PipeEnd,
         high: int,
         inline: bool,
         max_chunk: int,
     ) -> None:
-        self._home, self._loop = home, loop
+        self._queue, self._loop = queue, loop
         self._strong_peer: PipeEnd | None = None  # I7
         self._weak_peer: Callable[[], PipeEnd | None] = ref(peer)
         self._head = self._rest = None
@@ -195,8 +195,8 @@ class PipeEnd(Waiting):
         Never blocks and never refuses: past the high-water mark it calls pause_writing. Raises TypeError without a
         buffer, RuntimeError after write_eof, from another thread, and where the loop is closed.
         """
-        home = self._home
-        if get_ident() != home.thread:
+        queue = self._queue
+        if get_ident() != queue.thread:
             raise RuntimeError(_errors.WRONG_THREAD)
         if type(data) is bytes:
             peer = self._strong_peer
@@ -207,9 +207,9 @@ class PipeEnd(Waiting):
                     peer._size = size
                     if not peer._queued:
                         peer._queued = True
-                        home.due.append(peer)
-                        if not home.draining and not home.scheduled:
-                            home.schedule(self._loop)
+                        queue.due.append(peer)
+                        if not queue.draining and not queue.scheduled:
+                            queue.schedule(self._loop)
                     return
         else:
             data = immutable(data)  # I2
@@ -252,7 +252,7 @@ class PipeEnd(Waiting):
             if peer._inline:
                 peer._deliver_inline()
             elif not peer._queued:
-                self._home.wake(peer)
+                self._queue.wake(peer)
         if not self._protocol_paused and self.get_write_buffer_size() > self._high_water:
             self._pause_protocol()
 
@@ -370,8 +370,8 @@ class PipeEnd(Waiting):
         if self._state != OPEN:
             return
         warnings.warn(f"unclosed transport {self!r}", ResourceWarning, stacklevel=1, source=self)
-        home = self._home
-        if home.thread == get_ident() or self._loop is None:
+        queue = self._queue
+        if queue.thread == get_ident() or self._loop is None:
             self._abandon()
         elif not self._loop.is_closed():  # the garbage collector runs in any thread
             self._loop.call_soon_threadsafe(self._abandon)
@@ -392,9 +392,9 @@ class PipeEnd(Waiting):
         """
         if self._loop is None:
             self._move_in(asyncio.get_running_loop())
-        elif get_ident() != self._home.thread:
+        elif get_ident() != self._queue.thread:
             raise RuntimeError(_errors.WRONG_THREAD)
-        elif not self._home.scheduled and not self._home.draining and self._loop.is_closed():  # with a turn, it isn't
+        elif not self._queue.scheduled and not self._queue.draining and self._loop.is_closed():  # with a turn, it isn't
             raise RuntimeError(_errors.LOOP_CLOSED)
         if self._state == LOST:
             return
@@ -409,10 +409,10 @@ class PipeEnd(Waiting):
 
     def _move_in(self, loop: asyncio.AbstractEventLoop) -> None:
         """This pipe had no loop: now it has."""
-        self._home, self._loop = home_of(loop), loop
+        self._queue, self._loop = queue_of(loop), loop
         peer = self._peer()
         if peer is not None:
-            peer._home, peer._loop = self._home, loop
+            peer._queue, peer._loop = self._queue, loop
 
     def get_protocol(self) -> Any:
         """The protocol; None before the first and after connection_lost."""
@@ -485,9 +485,9 @@ class PipeEnd(Waiting):
         return None if state == LOST else self._tell_lost
 
     def _wake(self) -> None:
-        """Join the home's queue if a callback is due. Raises RuntimeError where the loop is closed."""
+        """Join the queue if a callback is due. Raises RuntimeError where the loop is closed."""
         if not self._queued and self._loop is not None and self._next() is not None:  # I4
-            self._home.wake(self)
+            self._queue.wake(self)
 
     def _wake_quietly(self) -> None:
         """The same where this call is not about that callback: with the loop closed nobody is left to tell."""
@@ -534,18 +534,18 @@ class PipeEnd(Waiting):
 
     def _deliver_inline(self) -> None:
         """Deliver what waits now, within the peer's write, or leave it to the loop's turn if now it can't be."""
-        home = self._home
+        queue = self._queue
         if self._busy or self._queued:  # its callback, or a turn that is due, delivers it: the order is kept
             return
-        if not home.draining and not home.depth:
-            home.calls = home.bytes = 0
-        home.depth += 1
+        if not queue.draining and not queue.depth:
+            queue.calls = queue.bytes = 0
+        queue.depth += 1
         try:
-            while self._made and self._delivering() and not home.budget_spent():
-                home.calls += 1
+            while self._made and self._delivering() and not queue.budget_spent():
+                queue.calls += 1
                 self._deliver()
         finally:
-            home.depth -= 1
+            queue.depth -= 1
             self._wake()
 
     def _delivering(self) -> bool:
@@ -558,11 +558,11 @@ class PipeEnd(Waiting):
                 self._deliver_buffer()
             else:
                 self._deliver_data()
-            if not self._inline or self._queued or self._head is None or self._home.budget_spent():
+            if not self._inline or self._queued or self._head is None or self._queue.budget_spent():
                 return
             if not self._delivering():
                 return
-            self._home.calls += 1  # inline: what came while the callback was on the stack
+            self._queue.calls += 1  # inline: what came while the callback was on the stack
 
     def _deliver_data(self) -> None:
         data: Any = self._head
@@ -574,7 +574,7 @@ class PipeEnd(Waiting):
             data = memoryview(data)
         elif type(data) is not bytes:
             data = exact_bytes(data)
-        self._home.bytes += n
+        self._queue.bytes += n
         try:
             if self._receive is None:
                 self._receive = self._protocol.data_received  # looked up once, as uvloop does
@@ -633,7 +633,7 @@ class PipeEnd(Waiting):
         view.release()
         if not n:  # get_buffer ended this end, or handed it to another protocol
             return
-        self._home.bytes += n
+        self._queue.bytes += n
         try:
             self._call(protocol, "buffer_updated", n)
         except (SystemExit, KeyboardInterrupt):
@@ -642,7 +642,7 @@ class PipeEnd(Waiting):
             self._fatal(error, "Fatal error: protocol.buffer_updated() call failed.")
 
     def _deliver_eof(self) -> None:
-        self._eof_delivered = self._home.eof_delivered = True
+        self._eof_delivered = self._queue.eof_delivered = True
         try:
             keep_open = bool(self._call(self._protocol, "eof_received"))
         except (SystemExit, KeyboardInterrupt):
@@ -697,7 +697,7 @@ class PipeEnd(Waiting):
             self._drop_waiting()
 
     def _check_thread(self) -> None:
-        if get_ident() != self._home.thread:
+        if get_ident() != self._queue.thread:
             raise RuntimeError(_errors.WRONG_THREAD)
 
     def __repr__(self) -> str:

@@ -1,11 +1,11 @@
 # What waits at an end, as `_waiting_py` has it: a part of `_pipe_c.pyx`, which includes it.
 
-cdef inline Piece* new_piece(Home home) except NULL:
+cdef inline Piece* new_piece(DeliveryQueue queue) except NULL:
     global pieces_made
-    cdef Piece* piece = home.spare
+    cdef Piece* piece = queue.spare
     if piece != NULL:
-        home.spare = piece.next
-        home.spares -= 1
+        queue.spare = piece.next
+        queue.spares -= 1
     else:
         piece = <Piece*>PyMem_Malloc(sizeof(Piece))
         if piece == NULL:
@@ -17,27 +17,27 @@ cdef inline Piece* new_piece(Home home) except NULL:
     return piece
 
 
-cdef inline void keep_piece(Home home, Piece* piece) noexcept:
+cdef inline void keep_piece(DeliveryQueue queue, Piece* piece) noexcept:
     """A piece is no more; its owner is the caller's."""
     global pieces_freed
-    if home.spares < SPARE_PIECES:
-        piece.next = home.spare
-        home.spare = piece
-        home.spares += 1
+    if queue.spares < SPARE_PIECES:
+        piece.next = queue.spare
+        queue.spare = piece
+        queue.spares += 1
     else:
         PyMem_Free(piece)
     if DEBUG:
         pieces_freed += 1
 
 
-cdef inline void free_piece(Home home, Piece* piece) noexcept:
+cdef inline void free_piece(DeliveryQueue queue, Piece* piece) noexcept:
     cdef void* owner = piece.owner
-    keep_piece(home, piece)
+    keep_piece(queue, piece)
     Py_XDECREF(<PyObject*>owner)  # last: freeing it may call anything
 
 
-cdef inline Piece* bytes_piece(Home home, object data) except NULL:
-    cdef Piece* piece = new_piece(home)
+cdef inline Piece* bytes_piece(DeliveryQueue queue, object data) except NULL:
+    cdef Piece* piece = new_piece(queue)
     Py_INCREF(data)
     piece.owner = <void*>data
     piece.start = PyBytes_AS_STRING(data)
@@ -45,14 +45,14 @@ cdef inline Piece* bytes_piece(Home home, object data) except NULL:
     return piece
 
 
-cdef Piece* piece_of(Home home, object data) except? NULL:
+cdef Piece* piece_of(DeliveryQueue queue, object data) except? NULL:
     """`immutable` of the Python twin: NULL for empty data; one copy of what may change. Raises TypeError."""
     cdef Py_buffer buffer
     cdef Piece* piece
     cdef object base, owner
     cdef bint is_immutable
     if PyBytes_CheckExact(data):
-        return bytes_piece(home, data) if PyBytes_GET_SIZE(data) else NULL
+        return bytes_piece(queue, data) if PyBytes_GET_SIZE(data) else NULL
     if not PyObject_CheckBuffer(data):
         raise _errors.not_bytes_like(data)
     PyObject_GetBuffer(data, &buffer, PyBUF_FULL_RO)
@@ -71,12 +71,12 @@ cdef Piece* piece_of(Home home, object data) except? NULL:
         if not is_immutable or not PyBuffer_IsContiguous(&buffer, b"C"):
             owner = PyBytes_FromStringAndSize(NULL, buffer.len)
             PyBuffer_ToContiguous(PyBytes_AS_STRING(owner), &buffer, buffer.len, b"C")
-            return bytes_piece(home, owner)
+            return bytes_piece(queue, owner)
         if owner is None:
             owner = PyMemoryView_FromObject(data)
             if buffer.ndim != 1 or buffer.itemsize != 1:
                 owner = owner.cast("B")
-        piece = new_piece(home)
+        piece = new_piece(queue)
         Py_INCREF(owner)
         piece.owner = <void*>owner
         piece.start = <const char*>buffer.buf
@@ -123,7 +123,7 @@ cdef void drop_waiting(PipeEnd end) noexcept:
     end.size = 0  # I1
     while piece != NULL:
         following = piece.next
-        free_piece(end.home, piece)
+        free_piece(end.queue, piece)
         piece = following
 
 
@@ -145,7 +145,7 @@ cdef int taken(PipeEnd end, Py_ssize_t n, int deliveries) except -1:
         end.first = piece.next
         if end.first == NULL:
             end.last = NULL
-        free_piece(end.home, piece)
+        free_piece(end.queue, piece)
     if end.linked:
         writer = <PipeEnd>end.peer
         if writer.protocol_paused and end.size <= writer.low_water:

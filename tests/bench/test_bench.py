@@ -268,7 +268,7 @@ def test_without_a_pool_each_request_dials() -> None:
 
 def test_a_constant_is_changed_wherever_it_is_used() -> None:
     script = (
-        "from agent.tunnel import server, session, sizes; import inspect, fastpipe._turn_py as turn;"
+        "from agent.tunnel import server, session, sizes; import inspect, fastpipe._queue_py as turn;"
         "print(sizes.WINDOW_BYTES, inspect.signature(server.TunnelServer).parameters['window_bytes'].default,"
         "session.INITIAL_WINDOW_BYTES, turn.TURN_CALLS)"
     )

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from fastpipe._pipe_py import PipeEnd
 
 
-class Home:
-    """Where pipes live: their thread, and the ends that have a callback due.
+class DeliveryQueue:
+    """The ends that have a callback due, and the thread that they belong to.
 
     A pipe without a loop has one of its own; with a loop all pipes there share one, which lives as long as the loop.
     (It doesn't hold the loop, or neither would ever be freed: the ends do.)
@@ -32,9 +32,9 @@ class Home:
     def __init__(self) -> None:
         self.thread = get_ident()
         self.due: deque[PipeEnd] = deque()
-        self.deferred: list[PipeEnd] = []  # ends whose end is told in the next turn
+        self.deferred: list[PipeEnd] = []  # ends whose EOF or loss is due in the next turn
         self.eof_delivered = False  # eof_received was called in this turn
-        self.scheduled = False  # a Turn is with the loop
+        self.scheduled = False  # the loop has a Drain to call
         self.draining = False
         self.depth = 0  # inline deliveries on the stack
         self.calls = self.bytes = 0  # made and delivered in this turn, or in this outermost inline write
@@ -51,7 +51,7 @@ class Home:
         assert loop is not None, "an end without a loop has no protocol, so no callback is due"
         self.scheduled = True
         try:
-            loop.call_soon(Turn(self, loop))
+            loop.call_soon(Drain(self, loop))
         except BaseException:
             self.forget()
             raise
@@ -126,34 +126,34 @@ class Home:
         self.deferred.clear()
 
 
-class Turn:
-    """What the loop is handed. A loop that is closed drops it uncalled: then its home hears of it."""
+class Drain:
+    """What the loop is handed. A loop that is closed drops it uncalled: then its queue hears of it."""
 
-    __slots__ = ("home", "loop")
+    __slots__ = ("loop", "queue")
 
-    def __init__(self, home: Home, loop: asyncio.AbstractEventLoop) -> None:
-        self.home: Home | None = home
+    def __init__(self, queue: DeliveryQueue, loop: asyncio.AbstractEventLoop) -> None:
+        self.queue: DeliveryQueue | None = queue
         self.loop = loop
 
     def __call__(self) -> None:
-        home, self.home = self.home, None
-        if home is not None:
-            home.drain(self.loop)
+        queue, self.queue = self.queue, None
+        if queue is not None:
+            queue.drain(self.loop)
 
     def __del__(self) -> None:
-        if self.home is not None:
-            self.home.forget()
+        if self.queue is not None:
+            self.queue.forget()
 
     def __repr__(self) -> str:  # what asyncio's debug mode names when callbacks were slow
-        return "<fastpipe turn>"
+        return "<fastpipe drain>"
 
 
-_homes: WeakKeyDictionary[asyncio.AbstractEventLoop, Home] = WeakKeyDictionary()
+_queues: WeakKeyDictionary[asyncio.AbstractEventLoop, DeliveryQueue] = WeakKeyDictionary()
 
 
-def home_of(loop: asyncio.AbstractEventLoop) -> Home:
-    """The one home on this loop."""
-    home = _homes.get(loop)
-    if home is None:
-        home = _homes.setdefault(loop, Home())
-    return home
+def queue_of(loop: asyncio.AbstractEventLoop) -> DeliveryQueue:
+    """The one queue on this loop."""
+    queue = _queues.get(loop)
+    if queue is None:
+        queue = _queues.setdefault(loop, DeliveryQueue())
+    return queue
