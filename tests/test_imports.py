@@ -132,6 +132,16 @@ def test_fastpipe_knows_nothing_of_the_agent(name: str) -> None:
     assert not {each for each in imports_of(name) if each.partition(".")[0] == "agent"}
 
 
+def test_the_files_of_the_python_pipe_are_layers() -> None:
+    """Imports for types count, too: no file of one twin knows a file that knows it."""
+    left = {name: imports_of(name) - {name} for name in PYTHON if name.startswith("fastpipe._")}
+    while left:
+        ground = {name for name, to in left.items() if not to & set(left)}
+        assert ground, f"these files import each other: {left}"
+        for name in ground:
+            del left[name]
+
+
 @pytest.mark.parametrize("name", sorted(VOCABULARY))
 def test_the_vocabulary_imports_nothing_of_ours(name: str) -> None:
     assert imports_of(name) == set()

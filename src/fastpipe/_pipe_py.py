@@ -142,7 +142,6 @@ class PipeEnd(Waiting):
         "_made",
         "_max_chunk",
         "_paused",
-        "_queue",
         "_queued",
         "_receive",
         "_strong_peer",
@@ -252,7 +251,7 @@ class PipeEnd(Waiting):
             if peer._inline:
                 peer._deliver_inline()
             elif not peer._queued:
-                self._queue.wake(peer)
+                self._queue.wake(peer, self._loop)
         if not self._protocol_paused and self.get_write_buffer_size() > self._high_water:
             self._pause_protocol()
 
@@ -359,6 +358,12 @@ class PipeEnd(Waiting):
         if drop:
             self._drop_waiting()
         self._wake_quietly()
+
+    def _space_freed(self) -> None:
+        """Let a paused writer know if few enough bytes wait here."""
+        writer = self._strong_peer or self._weak_peer()
+        if writer is not None and writer._protocol_paused and self._size <= writer._low_water:
+            writer._wake_quietly()
 
     def _peer(self) -> PipeEnd | None:
         return self._strong_peer or self._weak_peer()
@@ -487,7 +492,7 @@ class PipeEnd(Waiting):
     def _wake(self) -> None:
         """Join the queue if a callback is due. Raises RuntimeError where the loop is closed."""
         if not self._queued and self._loop is not None and self._next() is not None:  # I4
-            self._queue.wake(self)
+            self._queue.wake(self, self._loop)
 
     def _wake_quietly(self) -> None:
         """The same where this call is not about that callback: with the loop closed nobody is left to tell."""
@@ -497,6 +502,38 @@ class PipeEnd(Waiting):
             self._lost_unheard()
             if self._state == LOST:
                 self._protocol = self._receive = self._context = None
+
+    def _step(self) -> None:
+        """Make the callback that is due first, or defer it. Join the queue again if another is due."""
+        queue, fast_path, data = self._queue, self._fast_path, self._head
+        if fast_path is not None and data is not None:  # I9: _deliver_data, and nothing is left for it to ask
+            self._head = None
+            queue.bytes += self._size
+            self._size = 0
+            self._busy = True
+            try:
+                try:
+                    self._context.run(fast_path, data)  # type: ignore[union-attr]  # it is there with a protocol
+                finally:
+                    self._busy = False
+            except BaseException as error:
+                self._receiving_failed(error)
+            return
+        callback = self._next()
+        is_end = callback in (self._deliver_eof, self._tell_lost)
+        if is_end and (queue.bytes or queue.eof_delivered) and not self._deferred:  # I10
+            self._deferred = True
+            queue.defer(self)
+            return
+        self._deferred = False
+        if callback is None:
+            return
+        try:
+            callback()
+        finally:
+            idle = self._head is None and not self._eof_in and not self._state and not self._protocol_paused
+            if not idle and not self._queued and self._next() is not None:
+                queue.wake(self, self._loop)
 
     def _call(self, protocol: Any, name: str, *args: Any) -> Any:
         """Make a callback in the protocol's context. (Inside another of this end the context is entered already.)"""
@@ -695,10 +732,6 @@ class PipeEnd(Waiting):
             self._finish(BROKEN, error, aborting=True)
         else:
             self._drop_waiting()
-
-    def _check_thread(self) -> None:
-        if get_ident() != self._queue.thread:
-            raise RuntimeError(_errors.WRONG_THREAD)
 
     def __repr__(self) -> str:
         waiting, unread = self._size, self.get_write_buffer_size()

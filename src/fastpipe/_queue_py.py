@@ -11,13 +11,19 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from threading import get_ident
-from typing import TYPE_CHECKING
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from fastpipe._limits import TURN_BYTES, TURN_CALLS
 
-if TYPE_CHECKING:
-    from fastpipe._pipe_py import PipeEnd
+
+class Deliverable(Protocol):
+    """What the queue knows of a pipe's end."""
+
+    _queued: bool  # in the queue, or deferred: set and cleared with that
+
+    def _step(self) -> None:
+        """Make the callback that is due first, or defer it. Join the queue again if another is due."""
 
 
 class DeliveryQueue:
@@ -31,20 +37,20 @@ class DeliveryQueue:
 
     def __init__(self) -> None:
         self.thread = get_ident()
-        self.due: deque[PipeEnd] = deque()
-        self.deferred: list[PipeEnd] = []  # ends whose EOF or loss is due in the next turn
+        self.due: deque[Deliverable] = deque()
+        self.deferred: list[Deliverable] = []  # ends whose EOF or loss is due in the next turn
         self.eof_delivered = False  # eof_received was called in this turn
         self.scheduled = False  # the loop has a Drain to call
         self.draining = False
         self.depth = 0  # inline deliveries on the stack
         self.calls = self.bytes = 0  # made and delivered in this turn, or in this outermost inline write
 
-    def wake(self, end: PipeEnd) -> None:
+    def wake(self, end: Deliverable, loop: asyncio.AbstractEventLoop | None) -> None:
         """Have the end's next callback made. Raises RuntimeError where the loop is closed."""
         end._queued = True
         self.due.append(end)
         if not self.scheduled and not self.draining:
-            self.schedule(end._loop)
+            self.schedule(loop)
 
     def schedule(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Ask the loop for a turn. Where it is closed nobody is due any more, and RuntimeError is raised."""
@@ -55,6 +61,11 @@ class DeliveryQueue:
         except BaseException:
             self.forget()
             raise
+
+    def defer(self, end: Deliverable) -> None:
+        """Leave the end's next callback to the next turn (I10)."""
+        end._queued = True
+        self.deferred.append(end)
 
     def forget(self) -> None:
         """The loop won't give another turn: it was closed."""
@@ -78,42 +89,11 @@ class DeliveryQueue:
         self.calls = self.bytes = 0
         due, most_calls, most_bytes = self.due, TURN_CALLS, TURN_BYTES
         try:
-            while due:
-                if self.calls >= most_calls or self.bytes >= most_bytes:
-                    break
+            while due and self.calls < most_calls and self.bytes < most_bytes:
                 end = due.popleft()
                 end._queued = False
                 self.calls += 1
-                fast_path, data = end._fast_path, end._head
-                if fast_path is not None and data is not None:  # I9: _deliver_data, and nothing is left for it to ask
-                    end._head = None
-                    self.bytes += end._size
-                    end._size = 0
-                    end._busy = True
-                    try:
-                        try:
-                            end._context.run(fast_path, data)  # type: ignore[union-attr]
-                        finally:
-                            end._busy = False
-                    except BaseException as error:
-                        end._receiving_failed(error)
-                    continue
-                callback = end._next()
-                is_end = callback in (end._deliver_eof, end._tell_lost)
-                if is_end and (self.bytes or self.eof_delivered) and not end._deferred:  # I10
-                    end._deferred = end._queued = True
-                    self.deferred.append(end)
-                    continue
-                end._deferred = False
-                if callback is None:
-                    continue
-                try:
-                    callback()
-                finally:
-                    idle = end._head is None and not end._eof_in and not end._state and not end._protocol_paused
-                    if not idle and not end._queued and end._next() is not None:
-                        end._queued = True
-                        due.append(end)
+                end._step()
         finally:  # SystemExit and KeyboardInterrupt pass through, as everywhere in asyncio
             self.draining = False
             self._release_deferred()

@@ -8,15 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from operator import index
-from typing import TYPE_CHECKING, Any
+from threading import get_ident
+from typing import Any
 
 from fastpipe import _errors
 from fastpipe._chunk_py import exact_bytes
 from fastpipe._errors import PipeBrokenError, PipeBusyError, PipeClosedError
-
-if TYPE_CHECKING:
-    from fastpipe._pipe_py import PipeEnd
-    from fastpipe._statistics_py import PipeStatistics
+from fastpipe._queue_py import DeliveryQueue
+from fastpipe._statistics_py import PipeStatistics
 
 OPEN, BROKEN, CLOSING, LOST = range(4)  # the states of an end
 
@@ -24,7 +23,7 @@ OPEN, BROKEN, CLOSING, LOST = range(4)  # the states of an end
 class Waiting(asyncio.transports._FlowControlMixin):  # a Transport; the mixin is what loop.sendfile asks for
     """The reading half of an end. Most ends have one piece waiting or none: the `_head`; `_rest` is rarely made."""
 
-    __slots__ = ("_eof_in", "_error", "_head", "_protocol", "_rest", "_size", "_state", "_stats")
+    __slots__ = ("_eof_in", "_error", "_head", "_protocol", "_queue", "_rest", "_size", "_state", "_stats")
 
     _head: bytes | memoryview | None  # the next piece
     _rest: deque[bytes | memoryview] | None  # those behind it
@@ -33,13 +32,15 @@ class Waiting(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
     _eof_in: bool
     _error: BaseException | None
     _protocol: Any
+    _queue: DeliveryQueue
     _stats: PipeStatistics | None
 
-    if TYPE_CHECKING:  # the end's
+    def _space_freed(self) -> None:
+        """Bytes have left: an end overrides this to wake the writer that waits for it."""
 
-        def _check_thread(self) -> None: ...
-
-        def _peer(self) -> PipeEnd | None: ...
+    def _check_thread(self) -> None:
+        if get_ident() != self._queue.thread:
+            raise RuntimeError(_errors.WRONG_THREAD)
 
     def _add(self, piece: bytes | memoryview) -> None:
         """Have a piece, not empty, wait behind the others."""
@@ -136,9 +137,7 @@ class Waiting(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
             self._head = self._rest = None
         else:
             self._forget(n)
-        writer = self._peer()
-        if writer is not None and writer._protocol_paused and self._size <= writer._low_water:
-            writer._wake_quietly()
+        self._space_freed()
 
     def _forget(self, n: int) -> None:
         """Take n bytes, fewer than wait, off the pieces."""
