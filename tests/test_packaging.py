@@ -128,7 +128,7 @@ def expected_sources(*suffixes: str) -> set[str]:
 def test_the_sdist_has_what_builds_tests_and_measures(sdist: Path) -> None:
     root = f"fastpipe_agent-{VERSION}/"
     names = {name.removeprefix(root) for name in names_in(sdist)}
-    wanted = {f"src/{name}" for name in expected_sources("*.py", "*.pyx", "*.pxi", "*.pxd", "*.pyi", "py.typed")}
+    wanted = {f"src/{name}" for name in expected_sources("*.py", "*.pyx", "*.pxi", "*.h", "*.pxd", "*.pyi", "py.typed")}
     wanted |= {name for name in COPIED if not (CHECKOUT / name).is_dir()} | {"PKG-INFO"}
     for folder in ("tests", "bench", "docs"):
         paths = [path for path in (CHECKOUT / folder).rglob("*") if path.suffix in (".py", ".md", ".proto")]
