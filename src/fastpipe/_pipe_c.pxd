@@ -18,52 +18,55 @@ cdef class DeliveryQueue:       # the pipes of one event loop, or one pipe witho
     cdef void* first_deferred   # the same for ends whose EOF or loss is due in the next turn
     cdef void* last_deferred
     cdef bint eof_delivered     # eof_received was called in this turn
-    cdef Piece* spare           # freed pieces, to be used again
+    cdef Piece* spare           # freed pieces, to be used again, and their number
     cdef int spares
     cdef int calls              # made in this turn, or in this outermost inline write
     cdef Py_ssize_t bytes       # delivered in the same
     cdef int depth              # inline deliveries on the stack
     cdef uint8_t scheduled      # the loop has a Drain to call
-    cdef uint8_t draining
+    cdef uint8_t draining       # that Drain is making callbacks
 
-cdef class PipeStatistics:
+cdef class PipeStatistics:      # of one end, since somebody asked
     cdef readonly long long bytes_written, chunks_written, bytes_read, chunks_read, pauses
-    cdef double past_s
+    cdef double past_s          # seconds of the pauses that are over
     cdef double paused_at       # time.monotonic(), or < 0: not paused
 
-cdef class Chunk:
-    cdef char* storage
+cdef class Chunk:               # a receive buffer that is read-only behind what was committed
+    cdef char* storage          # PyMem_Malloc
     cdef Py_ssize_t capacity    # bytes
     cdef Py_ssize_t used        # bytes committed
     cdef Py_ssize_t exports     # views alive, each counted once however often it is sliced
 
-cdef class PipeEnd:
+cdef class PipeEnd:             # one end: what its peer wrote and nobody took, and its protocol
     cdef object __weakref__
     cdef dict __dict__          # what users set on it, as tests do that replace `write`; none until then
     cdef void* peer             # PipeEnd, borrowed; NULL when it was freed
     cdef PipeEnd strong_peer    # the peer, kept alive while it has a protocol (I7)
-    cdef DeliveryQueue queue
+    cdef DeliveryQueue queue    # of its loop, or its pipe's while there is no loop
     cdef object loop            # None: none yet
-    cdef object protocol
+    cdef object protocol        # None: read by hand
     cdef object receive         # protocol.data_received, looked up by the first delivery
     cdef object context         # in which the protocol is called
     cdef object error           # what connection_lost will say
-    cdef dict extra
+    cdef dict extra             # for get_extra_info; None until one is set
     cdef object detach          # of the server whose connection this is
-    cdef PipeStatistics stats
-    cdef Piece* first           # what the peer wrote and nobody took
-    cdef Piece* last
+    cdef PipeStatistics stats   # None until somebody asks
+    cdef Piece* first           # the first of what the peer wrote and nobody took
+    cdef Piece* last            # both NULL where nothing waits
     cdef Py_ssize_t size        # bytes in them (I1)
-    cdef Py_ssize_t high_water, low_water, max_chunk
+    cdef Py_ssize_t high_water, low_water, max_chunk  # bytes
     cdef void* next_due         # PipeEnd behind this one in the queue
-    cdef uint8_t state
+    cdef uint8_t state          # a State
     cdef uint8_t linked         # the peer takes what this end writes (I8)
     cdef uint8_t fast_path      # nothing but bytes can be due, and how they are delivered (I9)
-    cdef uint8_t made, eof_sent, eof_in, eof_delivered
-    cdef uint8_t reading_paused, protocol_paused
-    cdef uint8_t queued, busy
+    cdef uint8_t made           # connection_made was called
+    cdef uint8_t eof_sent, eof_in, eof_delivered  # by write_eof; the peer's; eof_received was called
+    cdef uint8_t reading_paused, protocol_paused  # by pause_reading; it has had pause_writing
+    cdef uint8_t queued         # in the queue, or deferred (I4)
+    cdef uint8_t busy           # a callback is on the stack, in its context
     cdef uint8_t deferred       # its EOF or loss was due a turn ago, and is delivered in this one
-    cdef uint8_t inline_, buffered, accepts_views
+    cdef uint8_t inline_        # data is delivered within the peer's write
+    cdef uint8_t buffered, accepts_views  # kinds of protocol: BufferedProtocol; one that takes memoryviews
 
 # For Cython callers; each as the method of its name, in the pipe's own thread.
 cdef int pipe_write(PipeEnd end, object data) except -1

@@ -1,19 +1,22 @@
 # The types that `_streams.py` has when it is compiled: C fields, which nobody outside sees.
 cimport cython
 
+# states of an Arrival; bounds in bytes, and in steps
 cdef int FRESH, WAITING, WOKEN, SPENT, CANCELLED
 cdef Py_ssize_t SMALL_BYTES, JOINED_BYTES, STEPS_IN_A_ROW
 
 
 @cython.final
 cdef class Arrival:
+    # a Task's side: its handshake, its wakeup and that one's context
     cdef public bint _asyncio_future_blocking
     cdef object _loop
     cdef object _callback
     cdef object _context
+    # what the waiting read gets
+    cdef int _state
     cdef object _error
     cdef object _message
-    cdef int _state
 
     cdef void wake(self, object error, bint now) except *
 
@@ -23,21 +26,26 @@ cdef class PipeReader:
     cdef object __weakref__
     cdef object _loop
     cdef object _transport
-    cdef object _error
+    # what waits to be read: pieces, bytes of the first that were taken, bytes of all
     cdef object _pieces
-    cdef list _drainers
-    cdef list _farewells
-    cdef Arrival _waiter
-    cdef Arrival _spare
-    cdef Py_ssize_t _limit
     cdef Py_ssize_t _start
     cdef Py_ssize_t _length
+    # the longest line in bytes; past twice that, reading is paused
+    cdef Py_ssize_t _limit
+    cdef bint _paused
+    # the end
+    cdef bint _eof
+    cdef bint _lost
+    cdef object _error
+    # the read that waits, one to use again, and steps of tasks taken within a turn
+    cdef Arrival _waiter
+    cdef Arrival _spare
     cdef Py_ssize_t _steps
     cdef bint _in_turn
-    cdef bint _eof
-    cdef bint _paused
-    cdef bint _lost
+    # the writer's futures: of `drain` and of `wait_closed`
     cdef bint _writing_paused
+    cdef list _drainers
+    cdef list _farewells
 
     cdef void _wake(self, object error) except *
     cdef Arrival _more(self, str name)
@@ -53,4 +61,4 @@ cdef class PipeReader:
 cdef class PipeWriter:
     cdef object __weakref__
     cdef object _transport
-    cdef PipeReader _reader
+    cdef PipeReader _reader     # the protocol of the same end, which hears of its pauses and its end

@@ -1,8 +1,10 @@
 # The types that `fast_parser.py` has when it is compiled: plain C loops.
 cimport cython
 
+# bytes, and what kinds of places a byte may stand in
 cdef int TAB, LF, CR, SPACE, PERCENT, DOT, SLASH, ZERO, COLON
 cdef int NAME, VALUE, BLANK, PATH, HOST, REASON
+# tables: by byte; by a name's length and first letter
 cdef bytes KINDS, MAYBE_SPECIAL
 cdef Py_ssize_t LONGEST_SPECIAL
 
@@ -22,9 +24,12 @@ cpdef Py_ssize_t plain_host_end(bytes host) except -1
 @cython.final
 @cython.freelist(8)
 cdef class Lines:
+    # the end-to-end fields: as pairs, or as the lines to write
     cdef public list fields
-    cdef public dict special
     cdef public bytes block
+    # those with a meaning for the proxy, by lower-case name
+    cdef public dict special
+    # of all fields, for the limit
     cdef public Py_ssize_t count
 
     cpdef add(self, bytes name, bytes value)

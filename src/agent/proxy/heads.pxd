@@ -1,40 +1,61 @@
-# The types that `heads.py` has when it is compiled.
+# The types that `heads.py` has when it is compiled. The docstrings there explain the fields.
 cimport cython
 
 from agent.proxy.fast_parser cimport Lines
 
-cdef bint USES_FAST_PARSER
+cdef bint USES_FAST_PARSER  # the default of `fast`
 cdef int ZERO
 
 
 @cython.final
 cdef class _Collector:
+    # filled by llhttp's callbacks
     cdef public Lines lines
     cdef public bint complete
 
 
 @cython.final
 cdef class Request:
-    cdef public bytes method, block, host, upgrade
+    # the request line, and what the next head is compared with
+    cdef public bytes method
+    cdef public bint is_1_0
+    cdef public bytes block
+    # the fields: those that go on, and those that the policy gets
+    cdef public list fields
     cdef public str name
-    cdef public list fields, received
+    cdef public list received
+    cdef public bytes host
+    # the body: bytes, or CHUNKED
     cdef public long long length
-    cdef public bint is_1_0, has_length, keep_alive, expects_continue, takes_trailers
+    cdef public bint has_length
+    # the connection: what follows this request on it
+    cdef public bint keep_alive, expects_continue, takes_trailers
+    cdef public bytes upgrade
+    # the head for the target, as it was last written
     cdef public list given
     cdef public bytes tail
 
 
 @cython.final
 cdef class Response:
-    cdef public bytes block, upgrade, lines, digits, fault
+    # the head as it came, which the next one is compared with
+    cdef public bytes block
+    # the lines that go on; `line_bytes` of them are the status line
     cdef public int status
+    cdef public bytes lines
     cdef public Py_ssize_t line_bytes
+    # the body: bytes, CHUNKED or UNTIL_EOF, and Content-Length as the target gave it
     cdef public long long length, content_length
+    cdef public bytes digits
+    # the connection: whether it stays, what it becomes, and what the agent says of a fault
     cdef public bint keep_alive
+    cdef public bytes upgrade, fault
+    # the head for the client, as it was last written, and what it was written for
     cdef public long long framing
     cdef public bytes closing, written
 
 
+# Called for each head.
 @cython.locals(
     text=cython.p_uchar, line_end=Py_ssize_t, method_end=Py_ssize_t, is_1_0=bint, taken=bint, block=bytes, lines=Lines,
     special=dict, request=Request,
@@ -55,6 +76,7 @@ cpdef bint ask_llhttp(object parser_type, bytes head, Lines lines) except -1
 cdef tuple _ask_about_response(bytes head, Response response)
 
 
+# The rules of RFC 9112 and 9110, one function each.
 @cython.locals(values=list)
 cdef object _options(dict special)
 cdef long long _body_length(list lengths, list codings, bint is_1_0) except? -4

@@ -3,7 +3,9 @@ cimport cython
 
 from agent.tunnel.messages_c cimport PacketWriter as Writer
 
+# where an outbound is: `Outbound._place`
 cdef int _IDLE, _STARTING, _GOING_ON, _PARKED, _HELD
+# bounds of a packet and of a queue, and of batching
 cdef long long _UNLIMITED_BYTES, _CROWDED_BYTES, _UNCROWDED_BYTES
 cdef long long _FREE_PACKETS, _MOST_PACKETS
 cdef double _PACKET_S, _TICK_S, _HELD_S, _SLOW_TICK_S
@@ -11,18 +13,22 @@ cdef double _PACKET_S, _TICK_S, _HELD_S, _SLOW_TICK_S
 
 @cython.final
 cdef class Outbound:
+    # the connection, and the encoded field that begins each of its packets
     cdef readonly long long conn_id
-    cdef public long long credit_bytes
+    cdef bytes _field
+    # what waits, in bytes, and how much of it the hub's window lets through
+    cdef readonly object _items
     cdef public long long queued_bytes
+    cdef public long long credit_bytes
+    # the source: nothing more follows; it was paused; the calls that pause and resume it
     cdef public bint finished
     cdef public bint paused
     cdef public object pause
     cdef public object resume
-    cdef readonly object _items
+    # its place in the scheduler's lists
     cdef Scheduler _scheduler
-    cdef bytes _field
     cdef int _place
-    # batching
+    # batching: packets sent that were not whole, since when, and what was seen at the last tick
     cdef public long long packets
     cdef double _counted_s, _held_s
     cdef long long _seen_bytes
@@ -41,21 +47,25 @@ cdef class Outbound:
 
 @cython.final
 cdef class Scheduler:
+    # bounds in bytes: of a new connection's credit, of a packet among others and alone, of each queue
     cdef public object initial_credit_bytes
     cdef public long long shared_packet_bytes
+    cdef long long _alone_bytes
     cdef public long long high_water_bytes
+    # what waits: control packets first, then the outbounds
     cdef readonly bint closed
-    cdef readonly long long queued_bytes
+    cdef object _messages
     cdef readonly long long control_bytes
+    cdef readonly long long queued_bytes
     cdef readonly dict outbounds
+    # whose packet goes next, and by how much those that begin are ahead
     cdef readonly object _starting
     cdef readonly object _going_on
     cdef readonly long long _ahead_bytes
     cdef readonly Py_ssize_t _backlogged
+    # the session's sender
     cdef object _wake
-    cdef object _messages
-    cdef long long _alone_bytes
-    # batching
+    # batching: outbounds that wait for a whole packet, and the timer that looks at them
     cdef readonly list _held
     cdef object _timers
     cdef object _tick
