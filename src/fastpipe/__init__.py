@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Final, Literal
 
-from fastpipe.extensions import select_twins
+from fastpipe.extensions import are_enabled, select_twins
 
 select_twins(__path__)
 
@@ -16,7 +16,7 @@ from fastpipe._errors import PipeBrokenError, PipeBusyError, PipeClosedError, Pi
 from fastpipe._socket import PipeSocket  # noqa: E402 - as above
 
 # What a type checker reads is the compiled twin's stub.
-if TYPE_CHECKING or importlib.util.find_spec("fastpipe._pipe_c"):
+if TYPE_CHECKING or (are_enabled() and importlib.util.find_spec("fastpipe._pipe_c")):
     from fastpipe._pipe_c import Chunk, ChunkPool, PipeEnd, PipeStatistics, create_pipe
 else:
     from fastpipe._pipe_py import Chunk, ChunkPool, PipeEnd, PipeStatistics, create_pipe

@@ -1,8 +1,8 @@
 """Which twin of a compiled module is imported: the one place that reads FASTPIPE_NO_EXTENSIONS.
 
 `pyproject.toml` lists the compiled modules. An extension lies beside its source under the same name, and Python's
-import takes the extension first. The pipe and the frames are written twice, as NAME_c and NAME_py: their packages
-import NAME_c if Python finds one. So FASTPIPE_NO_EXTENSIONS=1 (0 and empty mean no) only has to hide the extensions.
+import takes the extension first. `select_twins` hides the extensions if FASTPIPE_NO_EXTENSIONS=1 (0 and empty mean no).
+A few modules are written twice, as NAME_c and NAME_py. The module that selects one of them asks `are_enabled`.
 
 An extension that exists but cannot be imported raises ImportError: nobody is slowed in silence.
 """

@@ -1,14 +1,11 @@
-"""The door to the data plane: picks the compiled twin where it was built, the Python one elsewhere.
-
-FASTPIPE_NO_EXTENSIONS=1 (0 and empty mean no) picks the Python one too. A compiled twin that is there but can't be
-imported raises: nobody is made slow in silence.
-"""
+"""Selects the compiled twin of the data plane if that was built, and else the Python twin (`fastpipe.extensions`)."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 from typing import TYPE_CHECKING, Final, Literal
+
+from fastpipe.extensions import are_enabled
 
 from .frames import (
     DATA,
@@ -24,9 +21,7 @@ from .frames import (
 )
 
 # What a type checker reads is the compiled twin's stub.
-if TYPE_CHECKING or (
-    os.environ.get("FASTPIPE_NO_EXTENSIONS", "") in ("", "0") and importlib.util.find_spec("agent.http2.framing_c")
-):
+if TYPE_CHECKING or (are_enabled() and importlib.util.find_spec("agent.http2.framing_c")):
     from .framing_c import FrameReader, FrameWriter, StreamReader
 else:
     from .framing_py import FrameReader, FrameWriter, StreamReader
