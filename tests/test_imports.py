@@ -54,9 +54,7 @@ ROOTS = {
 """Composition roots: modules that may import more than their room."""
 
 
-HTTP2 = "the parts of one HTTP/2 connection, which are not layers yet"
 PROXY = "a connection and its exchange use each other's fields"
-PIPE = "one class in three files: its parts name it for types"
 TWIN = "the package selects the pipe's twin, and these use the selected one"
 
 CIRCLES = {
@@ -64,16 +62,9 @@ CIRCLES = {
     ("agent.proxy.relay", "agent.proxy.server"): PROXY,
     ("agent.proxy.relay", "agent.proxy.upgrade"): PROXY,
     ("agent.proxy.server", "agent.proxy.upgrade"): PROXY,
-    ("agent.tunnel.flow", "agent.tunnel.http2"): HTTP2,
-    ("agent.tunnel.flow", "agent.tunnel.stream"): HTTP2,
-    ("agent.tunnel.http2", "agent.tunnel.malformed"): HTTP2,
-    ("agent.tunnel.http2", "agent.tunnel.stream"): HTTP2,
-    ("agent.tunnel.malformed", "agent.tunnel.stream"): HTTP2,
     ("fastpipe", "fastpipe.listener"): TWIN,
     ("fastpipe", "fastpipe.streams"): TWIN,
     ("fastpipe.listener", "fastpipe.streams"): TWIN,
-    ("fastpipe._pipe_py", "fastpipe._turn_py"): PIPE,
-    ("fastpipe._pipe_py", "fastpipe._waiting_py"): PIPE,
 }
 """The pairs of modules that may be neighbours in a circle of imports, each with its reason. Keep it small."""
 
@@ -130,16 +121,6 @@ def test_six_modules_lie_loose() -> None:
 @pytest.mark.parametrize("name", [name for name in PYTHON if name.partition(".")[0] == "fastpipe"])
 def test_fastpipe_knows_nothing_of_the_agent(name: str) -> None:
     assert not {each for each in imports_of(name) if each.partition(".")[0] == "agent"}
-
-
-def test_the_files_of_the_python_pipe_are_layers() -> None:
-    """Imports for types count, too: no file of one twin knows a file that knows it."""
-    left = {name: imports_of(name) - {name} for name in PYTHON if name.startswith("fastpipe._")}
-    while left:
-        ground = {name for name, to in left.items() if not to & set(left)}
-        assert ground, f"these files import each other: {left}"
-        for name in ground:
-            del left[name]
 
 
 @pytest.mark.parametrize("name", sorted(VOCABULARY))
