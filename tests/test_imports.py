@@ -25,10 +25,10 @@ ARROWS = {
     "telemetry": {"runtime"},
     "http2": set[str](),
     "tunnel": {"http2", "runtime", "x509"},
-    "connections": {"runtime", "agent.tunnel.packet"},
+    "connections": {"runtime", "agent.tunnel.features", "agent.tunnel.packet"},
     "proxy": {"runtime", "x509", "agent.config.limits"},
     "policy": {"config", "runtime", "x509"},
-    "hub": {"runtime", "x509", "agent.tunnel.packet"},
+    "hub": {"runtime", "x509", "agent.tunnel.features", "agent.tunnel.packet"},
     "spoke": {"runtime"},
     "cli": {"runtime", "config", "telemetry"},
 }

@@ -30,7 +30,7 @@ from typing import Final, Protocol
 
 from ..outcome import Kind, Stage
 from ..runtime.deadlines import Deadline
-from .codes import CLOSE, ERROR
+from ..tunnel.packet import CLOSE, ERROR
 from .endings import Ending, choose_ending
 from .inbound import Inbound, OverfullError
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..outcome import Kind, Stage
-from .codes import CLOSE, ERROR
+from ..tunnel.packet import CLOSE, ERROR
 
 __all__ = ["Ending", "choose_ending"]
 

@@ -23,7 +23,9 @@ from typing import Protocol
 
 from ..errors import AgentError
 from ..outcome import Kind, Stage
-from .codes import CLOSE, DATA, ERROR, FEATURE_CLOSE, FEATURE_WINDOW
+from ..tunnel.features import CLOSE as FEATURE_CLOSE
+from ..tunnel.features import WINDOW as FEATURE_WINDOW
+from ..tunnel.packet import CLOSE, DATA, ERROR
 from .connection import Connection, Outbound, State, Window
 from .counters import ConnectionCounters
 from .endings import Ending

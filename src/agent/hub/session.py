@@ -21,7 +21,9 @@ from fastpipe import PipeEnd, create_pipe
 
 from ..errors import AgentError, Party, TargetError
 from ..runtime.deadlines import Deadline
-from ..tunnel.packet import ControlCode
+from ..tunnel.features import CLOSE as FEATURE_CLOSE
+from ..tunnel.features import GOAWAY as FEATURE_GOAWAY
+from ..tunnel.packet import CLOSE, DATA, DRAIN, ERROR
 from ..tunnel.scheduler import Outbound
 from ..tunnel.session import Tunnel
 from ..tunnel.window import ReceiveWindow
@@ -33,7 +35,6 @@ SAID_BYTES = 200
 
 logger = logging.getLogger(__name__)
 
-DATA, ERROR, DRAIN, CLOSE = ControlCode.DATA, ControlCode.ERROR, ControlCode.DRAIN, ControlCode.CLOSE
 PIPE_LIMIT_BYTES = 65536
 BEHIND_BYTES = 4 * 1024 * 1024
 """A client this far behind what its agent has sent makes the hub stop reading the tunnel of a base agent; others have
@@ -42,7 +43,6 @@ BEHIND_TIMEOUT_S = 3.0
 """How long a client may keep the hub from reading; then its connection is ended, for the others' sake. Below the 5 s in
 which agents expect the answer to their probe (wire.md, "connected")."""
 GONE = "the client is gone"
-FEATURE_CLOSE, FEATURE_GOAWAY = "close", "goaway"
 LEFT_OPEN_TIMEOUT_S = 10.0
 """How long an agent that has said DRAIN may leave its stream open behind its last connection; then the hub ends it."""
 PROBE_INTERVAL_S = 10.0

@@ -14,11 +14,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..errors import WireError
 
 __all__ = [
+    "CLOSE",
+    "DATA",
+    "DRAIN",
+    "ERROR",
     "MAX_INCREMENT_BYTES",
     "MAX_SENT_MESSAGE_BYTES",
     "MAX_TEXT_BYTES",
@@ -62,6 +66,13 @@ class ControlCode(enum.IntEnum):
     """With `close`: the sender has no more DATA for this connection."""
     WINDOW = 4
     """With `window`: the other side may send `window` bytes more on this connection."""
+
+
+# The codes as plain integers: code that compares one with each packet need not pay for an enum.
+DATA: Final[int] = ControlCode.DATA.value
+ERROR: Final[int] = ControlCode.ERROR.value
+DRAIN: Final[int] = ControlCode.DRAIN.value
+CLOSE: Final[int] = ControlCode.CLOSE.value
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
