@@ -34,7 +34,7 @@ from ..tunnel.packet import CLOSE, ERROR
 from .endings import Ending, choose_ending
 from .inbound import Inbound, OverfullError
 
-__all__ = ["Connection", "Host", "Outbound", "State", "Window"]
+__all__ = ["Connection", "ConnectionOwner", "Outbound", "State", "Window"]
 
 
 class State(enum.Enum):
@@ -106,7 +106,7 @@ class Carrier(Protocol):
     def abort(self) -> None: ...
 
 
-class Host(Protocol):
+class ConnectionOwner(Protocol):
     """What a connection needs of the manager that made it."""
 
     @property
@@ -130,7 +130,7 @@ class Connection:
     carrier: Carrier
     inbound: Inbound
 
-    def __init__(self, conn_id: int, host: Host) -> None:
+    def __init__(self, conn_id: int, owner: ConnectionOwner) -> None:
         self.conn_id = conn_id
         self.state = OPEN
         self.word: tuple[Kind, Stage] | None = None
@@ -143,9 +143,9 @@ class Connection:
         """DATA came after the proxy's word: the hub doesn't know yet that the connection is over."""
         self.probe_at_s = 0.0
         """Loop time of the next probe; kept by the manager."""
-        self._host = host
-        self._outbound = host.outbound(conn_id, self._pause_reading, self._resume_reading)
-        self._window = host.receive_window(conn_id)
+        self._owner = owner
+        self._outbound = owner.outbound(conn_id, self._pause_reading, self._resume_reading)
+        self._window = owner.receive_window(conn_id)
         self._reading_paused = False
         self.eof_seen = False
         """The proxy sends no more, which may be a half-close."""
@@ -191,7 +191,7 @@ class Connection:
         try:
             self.inbound.feed(data)
         except OverfullError as error:
-            self._host.connection_failed_inbound()
+            self._owner.connection_failed_inbound()
             self.break_off(str(error), owes_answer=True)
             return True
         self._return_credit()
@@ -226,7 +226,7 @@ class Connection:
             return
         self.reason = reason
         if before is ENDING:  # what the carrier still holds is lost, so its word is no longer true
-            self._end(choose_ending(None, response_bytes=self.response_bytes, hub_closes=self._host.hub_closes))
+            self._end(choose_ending(None, response_bytes=self.response_bytes, hub_closes=self._owner.hub_closes))
             return
         self._owes_answer = owes_answer or self.inbound.held_bytes > 0
         self.inbound.stop()
@@ -234,12 +234,12 @@ class Connection:
         if not self.proxy_has_it():
             self.silent()
         else:
-            self._silence = Deadline(self._host.word_timeout_s, self.silent)
+            self._silence = Deadline(self._owner.word_timeout_s, self.silent)
 
     def silent(self) -> None:
         """The proxy gave no word in time."""
         if self._move(Event.SILENCE) is FAILING:
-            self._end(choose_ending(None, response_bytes=self.response_bytes, hub_closes=self._host.hub_closes))
+            self._end(choose_ending(None, response_bytes=self.response_bytes, hub_closes=self._owner.hub_closes))
 
     # -- from the proxy
 
@@ -257,7 +257,7 @@ class Connection:
             self._end(self._ending_when_broken_off(stage))
 
     def _ending_when_broken_off(self, stage: Stage) -> Ending:
-        hub_closes = self._host.hub_closes
+        hub_closes = self._owner.hub_closes
         if self.response_bytes == 0 and (self._owes_answer or stage is not Stage.IDLE):
             word = Kind.FAILED, Stage.HEAD  # whatever the proxy wrote, its client has none of it
         elif stage in (Stage.IDLE, Stage.HEAD) and self._reading_paused:
@@ -280,7 +280,7 @@ class Connection:
         self.eof_seen = True
         if self.state is not OPEN or self.peer_closed():
             return False  # the transport closes itself, and `connection_lost` ends it
-        if self._host.hub_closes:
+        if self._owner.hub_closes:
             self._close_sent = True
             self._outbound.finish(CLOSE)
         return True  # a half-close: the hub's bytes still go to the proxy
@@ -291,7 +291,7 @@ class Connection:
             return
         if self.word is None:
             self.reason = self.reason or "the agent's proxy ended without a word"
-        self._end(choose_ending(self.word, response_bytes=self.response_bytes, hub_closes=self._host.hub_closes))
+        self._end(choose_ending(self.word, response_bytes=self.response_bytes, hub_closes=self._owner.hub_closes))
 
     def pause_writing(self) -> None:
         self.inbound.pause()
@@ -339,8 +339,8 @@ class Connection:
         elif not self._close_sent:
             self._outbound.finish(ending.code, text if ending.code == ERROR else "")  # I1, I2
         elif ending.code == ERROR:
-            self._host.late_error(self.conn_id, text)
-        self._host.connection_closed(self, ending)
+            self._owner.late_error(self.conn_id, text)
+        self._owner.connection_closed(self, ending)
 
     def _close_window(self) -> None:
         if self._window is not None:

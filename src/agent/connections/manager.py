@@ -296,7 +296,7 @@ class ConnManager:
         if connection is not None:  # else it was ended from this side: nobody is left to be told
             connection.outcome(kind, stage)
 
-    # -- from the connections (connection.Host)
+    # -- from the connections (connection.ConnectionOwner)
 
     @property
     def word_timeout_s(self) -> float:
