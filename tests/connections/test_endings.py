@@ -166,7 +166,7 @@ async def test_a_connection_broken_off_here_is_told_by_how_far_the_proxy_was(
 
 
 async def test_a_proxy_that_stays_silent_is_not_waited_for(open_house: OpenHouse) -> None:
-    limits = ConnectionLimits(inbound_bytes=1000, word_timeout_s=0.05)
+    limits = ConnectionLimits(inbound_bytes=1000, outcome_timeout_s=0.05)
     async with open_house(Peer, limits=limits) as house:
         peer = await house.opened(1)
         peer.transport.pause_reading()

@@ -100,7 +100,7 @@ CASES = [(stage, peer) for stage in STAGES for peer in (WordyPeer, Peer)] + [(st
 async def test_everything_dies_with_the_session_at_once(
     open_house: OpenHouse, stage: Callable[[House], object], peer_class: type[Peer], error: Exception | None
 ) -> None:
-    async with open_house(peer_class, limits=ConnectionLimits(word_timeout_s=0.05)) as house:
+    async with open_house(peer_class, limits=ConnectionLimits(outcome_timeout_s=0.05)) as house:
         await stage(house)  # type: ignore[misc]
         sent = list(house.tunnel.packets)
         house.manager.tunnel_lost(error)

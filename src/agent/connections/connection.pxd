@@ -7,7 +7,7 @@ cdef object OPEN, ENDING, FAILING, CLOSED
 cdef class Connection:
     cdef public object conn_id
     cdef public object state
-    cdef public object word
+    cdef public object outcome
     cdef public str reason
     cdef public long long response_bytes
     cdef public bint hub_done, eof_seen

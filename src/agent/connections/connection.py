@@ -49,7 +49,7 @@ class State(enum.Enum):
 class Event(enum.Enum):
     __hash__ = object.__hash__
 
-    WORD = "word"
+    OUTCOME = "outcome"
     LOST = "lost"
     BREAK = "break"
     SILENCE = "silence"
@@ -58,16 +58,16 @@ class Event(enum.Enum):
 
 OPEN, ENDING, FAILING, CLOSED = State  # looked up once: until Python 3.12 an enum's attribute costs a call
 _NEXT: Final[dict[tuple[State, Event], State]] = {
-    (State.OPEN, Event.WORD): State.ENDING,
+    (State.OPEN, Event.OUTCOME): State.ENDING,
     (State.OPEN, Event.LOST): State.CLOSED,
     (State.OPEN, Event.BREAK): State.FAILING,
     (State.OPEN, Event.GONE): State.CLOSED,
-    (State.ENDING, Event.WORD): State.ENDING,  # the first word counts
+    (State.ENDING, Event.OUTCOME): State.ENDING,  # the first outcome counts
     (State.ENDING, Event.LOST): State.CLOSED,
     (State.ENDING, Event.BREAK): State.CLOSED,
     (State.ENDING, Event.GONE): State.CLOSED,
-    (State.FAILING, Event.WORD): State.CLOSED,
-    (State.FAILING, Event.LOST): State.FAILING,  # our own abort; the word is still to come
+    (State.FAILING, Event.OUTCOME): State.CLOSED,
+    (State.FAILING, Event.LOST): State.FAILING,  # our own abort; the outcome is still to come
     (State.FAILING, Event.BREAK): State.FAILING,
     (State.FAILING, Event.SILENCE): State.CLOSED,
     (State.FAILING, Event.GONE): State.CLOSED,
@@ -112,7 +112,7 @@ class ConnectionOwner(Protocol):
     @property
     def hub_closes(self) -> bool: ...
     @property
-    def word_timeout_s(self) -> float: ...
+    def outcome_timeout_s(self) -> float: ...
     def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound: ...
     def receive_window(self, conn_id: int) -> Window | None: ...
     def late_error(self, conn_id: int, text: str) -> None: ...
@@ -133,14 +133,14 @@ class Connection:
     def __init__(self, conn_id: int, owner: ConnectionOwner) -> None:
         self.conn_id = conn_id
         self.state = OPEN
-        self.word: tuple[Kind, Stage] | None = None
+        self.outcome: tuple[Kind, Stage] | None = None
         self.reason = ""
         """Why it ended, in words fit for the client; "" where nothing went wrong."""
         self.response_bytes = 0
         self.hub_done = False
         """The hub has sent CLOSE: DATA after it is a mistake."""
         self.strayed = False
-        """DATA came after the proxy's word: the hub doesn't know yet that the connection is over."""
+        """DATA came after the proxy's outcome: the hub doesn't know yet that the connection is over."""
         self.probe_at_s = 0.0
         """Loop time of the next probe; kept by the manager."""
         self._owner = owner
@@ -163,7 +163,7 @@ class Connection:
     # -- what carriers differ in
 
     def proxy_has_it(self) -> bool:
-        """Whether a protocol of the proxy's is there to give its word."""
+        """Whether a protocol of the proxy's is there to report an outcome."""
         return True
 
     def stop_sending(self) -> None:
@@ -225,7 +225,7 @@ class Connection:
         if before in (FAILING, CLOSED):
             return
         self.reason = reason
-        if before is ENDING:  # what the carrier still holds is lost, so its word is no longer true
+        if before is ENDING:  # what the carrier still holds is lost, so the outcome is no longer true
             self._end(choose_ending(None, response_bytes=self.response_bytes, hub_closes=self._owner.hub_closes))
             return
         self._owes_answer = owes_answer or self.inbound.held_bytes > 0
@@ -234,39 +234,39 @@ class Connection:
         if not self.proxy_has_it():
             self.silent()
         else:
-            self._silence = Deadline(self._owner.word_timeout_s, self.silent)
+            self._silence = Deadline(self._owner.outcome_timeout_s, self.silent)
 
     def silent(self) -> None:
-        """The proxy gave no word in time."""
+        """The proxy reported no outcome in time."""
         if self._move(Event.SILENCE) is FAILING:
             self._end(choose_ending(None, response_bytes=self.response_bytes, hub_closes=self._owner.hub_closes))
 
     # -- from the proxy
 
-    def outcome(self, kind: Kind, stage: Stage) -> None:
-        """The proxy's word; the first one counts."""
-        before = self._move(Event.WORD)
+    def outcome_received(self, kind: Kind, stage: Stage) -> None:
+        """The proxy reports how the connection ended; the first report counts."""
+        before = self._move(Event.OUTCOME)
         if before is OPEN:
-            self.word = kind, stage
+            self.outcome = kind, stage
             self.inbound.stop()
             self.stop_sending()
             if self.eof_seen:  # nothing more can come that would have to be waited for
                 self.carrier.close()
         elif before is FAILING:
-            self.word = kind, stage
+            self.outcome = kind, stage
             self._end(self._ending_when_broken_off(stage))
 
     def _ending_when_broken_off(self, stage: Stage) -> Ending:
         hub_closes = self._owner.hub_closes
         if self.response_bytes == 0 and (self._owes_answer or stage is not Stage.IDLE):
-            word = Kind.FAILED, Stage.HEAD  # whatever the proxy wrote, its client has none of it
+            outcome = Kind.FAILED, Stage.HEAD  # whatever the proxy wrote, its client has none of it
         elif stage in (Stage.IDLE, Stage.HEAD) and self._reading_paused:
             return choose_ending(None, response_bytes=self.response_bytes, hub_closes=hub_closes)  # its end was lost
         elif stage is Stage.IDLE and self._owes_answer:
-            word = Kind.FAILED, Stage.HEAD
+            outcome = Kind.FAILED, Stage.HEAD
         else:
-            word = Kind.FAILED, stage
-        return choose_ending(word, response_bytes=self.response_bytes, hub_closes=hub_closes)
+            outcome = Kind.FAILED, stage
+        return choose_ending(outcome, response_bytes=self.response_bytes, hub_closes=hub_closes)
 
     # -- from the carrier: asyncio's Protocol
 
@@ -289,9 +289,9 @@ class Connection:
         before = self._move(Event.LOST)
         if before in (FAILING, CLOSED):
             return
-        if self.word is None:
-            self.reason = self.reason or "the agent's proxy ended without a word"
-        self._end(choose_ending(self.word, response_bytes=self.response_bytes, hub_closes=self._owner.hub_closes))
+        if self.outcome is None:
+            self.reason = self.reason or "the agent's proxy left without an outcome"
+        self._end(choose_ending(self.outcome, response_bytes=self.response_bytes, hub_closes=self._owner.hub_closes))
 
     def pause_writing(self) -> None:
         self.inbound.pause()

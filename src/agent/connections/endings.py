@@ -1,6 +1,6 @@
 """What the hub is told when a connection ends: wire.md's table of endings, as a table.
 
-The rows come from the proxy's word, `outcome(conn_id, kind, stage)`, never from what happened on the carrier. Without
+The rows come from the proxy's `outcome(conn_id, kind, stage)`, never from what happened on the carrier. Without
 one, only what is certain counts: whether any byte of a response has gone to the hub.
 """
 
@@ -48,17 +48,17 @@ _ENDINGS: dict[tuple[Kind, Stage], tuple[Ending, Ending]] = {
 }
 
 
-def choose_ending(word: tuple[Kind, Stage] | None, *, response_bytes: int, hub_closes: bool) -> Ending:
+def choose_ending(outcome: tuple[Kind, Stage] | None, *, response_bytes: int, hub_closes: bool) -> Ending:
     """The row of the table for one connection whose end the hub doesn't know yet.
 
-    word: the proxy's (kind, stage), None where it gave none. response_bytes: how many of the carrier's bytes have been
+    outcome: the proxy's (kind, stage), None where it reported none. response_bytes: how many of the carrier's bytes have been
     handed to the tunnel. hub_closes: `close` was negotiated. A client that is gone for the proxy, though no hub said
     so, is a carrier that failed: the hub's client is still there, and the stage says what it has. Combinations that
     the proxy has no reason to give are treated as failures at their stage: the safe side.
     """
-    if word is None:
+    if outcome is None:
         if response_bytes == 0:
             return _ERROR
         return _ERROR if hub_closes else _TRUNCATED
-    row = _ENDINGS.get(word) or _ENDINGS[Kind.FAILED, word[1]]
+    row = _ENDINGS.get(outcome) or _ENDINGS[Kind.FAILED, outcome[1]]
     return row[hub_closes]

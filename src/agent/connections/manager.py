@@ -75,7 +75,7 @@ class PacketConnManager(Protocol):
         """The session is over: every connection of it ends at once, and nothing of it reaches another session."""
 
     def outcome(self, conn_id: int, kind: Kind, stage: Stage) -> None:
-        """The proxy's word on how a connection ended, given before it closes its transport."""
+        """The proxy reports how a connection ended, before it closes its transport."""
 
     async def drain(self, deadline_s: float) -> None:
         """Let what is in flight finish, end the rest, and wait until the hub knows none with a request outstanding."""
@@ -91,7 +91,7 @@ class ConnectionLimits:
 
     inbound_bytes: what may wait for a slow target beyond the first packet; past it the connection fails. The base
     protocol can't slow one client down, so it is also how far an upload of any length may run ahead of its target.
-    probe_interval_s: how often a base hub is asked whether a connection's client is still there. word_timeout_s: how
+    probe_interval_s: how often a base hub is asked whether a connection's client is still there. outcome_timeout_s: how
     long the proxy may take to say how a connection ended that was broken off here. connect_timeout_s: how long a
     carrier may take to reach the proxy. settle_timeout_s: how long, at the end of a drain, the hub may take to receive
     what is left. listed_s: how long a base hub may list a connection that ended here (wire.md, "DRAIN to the hub"):
@@ -100,7 +100,7 @@ class ConnectionLimits:
 
     inbound_bytes: int = 64 * 1024 * 1024
     probe_interval_s: float = 10.0
-    word_timeout_s: float = 1.0
+    outcome_timeout_s: float = 1.0
     connect_timeout_s: float = 5.0
     settle_timeout_s: float = 5.0
     listed_s: float = 31.0
@@ -294,13 +294,13 @@ class ConnManager:
     def outcome(self, conn_id: int, kind: Kind, stage: Stage) -> None:
         connection = self._open.get(conn_id)
         if connection is not None:  # else it was ended from this side: nobody is left to be told
-            connection.outcome(kind, stage)
+            connection.outcome_received(kind, stage)
 
     # -- from the connections (connection.ConnectionOwner)
 
     @property
-    def word_timeout_s(self) -> float:
-        return self.limits.word_timeout_s
+    def outcome_timeout_s(self) -> float:
+        return self.limits.outcome_timeout_s
 
     def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound:
         return self.tunnel.outbound(conn_id, pause, resume)
@@ -349,7 +349,7 @@ class ConnManager:
         elif ending is not None and ending.code == ERROR:
             what, level = "connection failed", logging.WARNING
         if logger.isEnabledFor(level):
-            kind, stage = connection.word or ("", "")
+            kind, stage = connection.outcome or ("", "")
             extra = {
                 "conn_id": conn_id,
                 "mode": connection.mode,
@@ -361,7 +361,7 @@ class ConnManager:
                 extra["reason"] = connection.reason
             logger.log(level, what, extra=extra)
         if ending is not None:  # else the hub said so itself, or has gone
-            stage = Stage.SIZED if connection.word is None else connection.word[1]
+            stage = Stage.SIZED if connection.outcome is None else connection.outcome[1]
             marks = self._drain_marks
             idle = stage is Stage.IDLE and marks is not None and marks.get(conn_id) == connection.response_bytes
             whole = ending.code == ERROR or (not ending.truncated and stage is not Stage.UPGRADED)
@@ -433,7 +433,7 @@ class ConnManager:
         self._tick = self._loop.call_later(self.limits.probe_interval_s / _TICKS_PER_PROBE, self._on_tick)
 
     def _on_tick(self) -> None:
-        """Probe the connections whose turn it is, and find proxies that left without a word."""
+        """Probe the connections whose turn it is, and find proxies that left without an outcome."""
         self._tick = None
         now_s = self._loop.time()
         for connection in list(self._open.values()):
@@ -485,7 +485,7 @@ class ConnManager:
             await self._wait_until(lambda: not self._open, deadline_s)
             for connection in list(self._open.values()):
                 connection.break_off("the agent is going away")
-            await self._wait_until(lambda: not self._open, 2 * self.limits.word_timeout_s)
+            await self._wait_until(lambda: not self._open, 2 * self.limits.outcome_timeout_s)
             await self.settle()
         finally:
             self._changed = None
@@ -559,7 +559,7 @@ class ConnManager:
 
 def _how_it_ended(connection: Connection, ending: Ending | None) -> str:
     """For counting. ending: what the hub was told, None where nobody was left to be told."""
-    if ending is None or (connection.word is not None and connection.word[0] is Kind.CLIENT_GONE):
+    if ending is None or (connection.outcome is not None and connection.outcome[0] is Kind.CLIENT_GONE):
         return "client_gone"
     if ending.truncated:
         return "truncated"
