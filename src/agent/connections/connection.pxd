@@ -15,7 +15,7 @@ cdef class Connection:
     cdef public double probe_at_s
     cdef public object carrier
     cdef public Inbound inbound
-    cdef public object _owner, _outbound, _window, _silence
+    cdef public object _owner, _outbound, _window, _outcome_deadline
     cdef public bint _reading_paused, _close_sent, _owes_answer
 
     cpdef bint feed(self, data) except -1

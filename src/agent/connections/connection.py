@@ -52,7 +52,7 @@ class Event(enum.Enum):
     OUTCOME = "outcome"
     LOST = "lost"
     BREAK = "break"
-    SILENCE = "silence"
+    OUTCOME_TIMEOUT = "outcome timeout"
     GONE = "gone"
 
 
@@ -69,7 +69,7 @@ _NEXT: Final[dict[tuple[State, Event], State]] = {
     (State.FAILING, Event.OUTCOME): State.CLOSED,
     (State.FAILING, Event.LOST): State.FAILING,  # our own abort; the outcome is still to come
     (State.FAILING, Event.BREAK): State.FAILING,
-    (State.FAILING, Event.SILENCE): State.CLOSED,
+    (State.FAILING, Event.OUTCOME_TIMEOUT): State.CLOSED,
     (State.FAILING, Event.GONE): State.CLOSED,
     **{(State.CLOSED, event): State.CLOSED for event in Event},
 }
@@ -151,7 +151,7 @@ class Connection:
         """The proxy sends no more, which may be a half-close."""
         self._close_sent = False
         self._owes_answer = False  # broken off with a request that the proxy may not have seen
-        self._silence: Deadline | None = None
+        self._outcome_deadline: Deadline | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The carrier is up; it was attached before."""
@@ -232,13 +232,13 @@ class Connection:
         self.inbound.stop()
         self.abort_carrier()
         if not self.proxy_has_it():
-            self.silent()
+            self.outcome_timeout()
         else:
-            self._silence = Deadline(self._owner.outcome_timeout_s, self.silent)
+            self._outcome_deadline = Deadline(self._owner.outcome_timeout_s, self.outcome_timeout)
 
-    def silent(self) -> None:
+    def outcome_timeout(self) -> None:
         """The proxy reported no outcome in time."""
-        if self._move(Event.SILENCE) is FAILING:
+        if self._move(Event.OUTCOME_TIMEOUT) is FAILING:
             self._end(choose_ending(None, response_bytes=self.response_bytes, hub_closes=self._owner.hub_closes))
 
     # -- from the proxy
@@ -328,8 +328,8 @@ class Connection:
     def _end(self, ending: Ending | None) -> None:
         """ending: None where the hub is told nothing and wants nothing more."""
         self.state = CLOSED  # I3
-        if self._silence is not None:
-            self._silence.cancel()
+        if self._outcome_deadline is not None:
+            self._outcome_deadline.cancel()
         self._close_window()
         self.inbound.stop()
         self.abort_carrier()
