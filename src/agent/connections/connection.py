@@ -53,7 +53,7 @@ class Event(enum.Enum):
     LOST = "lost"
     BREAK = "break"
     OUTCOME_TIMEOUT = "outcome timeout"
-    GONE = "gone"
+    CANCELLED = "cancelled"
 
 
 OPEN, ENDING, FAILING, CLOSED = State  # looked up once: until Python 3.12 an enum's attribute costs a call
@@ -61,16 +61,16 @@ _NEXT: Final[dict[tuple[State, Event], State]] = {
     (State.OPEN, Event.OUTCOME): State.ENDING,
     (State.OPEN, Event.LOST): State.CLOSED,
     (State.OPEN, Event.BREAK): State.FAILING,
-    (State.OPEN, Event.GONE): State.CLOSED,
+    (State.OPEN, Event.CANCELLED): State.CLOSED,
     (State.ENDING, Event.OUTCOME): State.ENDING,  # the first outcome counts
     (State.ENDING, Event.LOST): State.CLOSED,
     (State.ENDING, Event.BREAK): State.CLOSED,
-    (State.ENDING, Event.GONE): State.CLOSED,
+    (State.ENDING, Event.CANCELLED): State.CLOSED,
     (State.FAILING, Event.OUTCOME): State.CLOSED,
     (State.FAILING, Event.LOST): State.FAILING,  # our own abort; the outcome is still to come
     (State.FAILING, Event.BREAK): State.FAILING,
     (State.FAILING, Event.OUTCOME_TIMEOUT): State.CLOSED,
-    (State.FAILING, Event.GONE): State.CLOSED,
+    (State.FAILING, Event.CANCELLED): State.CLOSED,
     **{(State.CLOSED, event): State.CLOSED for event in Event},
 }
 
@@ -210,9 +210,9 @@ class Connection:
             self._close_window()
             self.inbound.finish()
 
-    def gone(self, reason: str) -> None:
+    def cancelled(self, reason: str) -> None:
         """The client or the session is gone: everything of this connection goes at once, and nobody is told."""
-        if self._move(Event.GONE) is not CLOSED:
+        if self._move(Event.CANCELLED) is not CLOSED:
             self.reason = reason
             self._end(None)
 

@@ -200,7 +200,7 @@ class ConnManager:
                     self.tunnel.exceeded(conn_id)
         elif code == ERROR:
             if connection is not None:
-                connection.gone(f"the hub says: {error_message[:_SAID_CHARS] or 'gone'}")  # never answered
+                connection.cancelled(f"the hub says: {error_message[:_SAID_CHARS] or 'gone'}")  # never answered
             elif conn_id in self._listed:
                 del self._listed[conn_id]
                 self._notify()
@@ -285,7 +285,7 @@ class ConnManager:
             self._tick.cancel()
             self._tick = None
         for connection in list(self._open.values()):
-            connection.gone("its session with the hub is over")
+            connection.cancelled("its session with the hub is over")
         self._listed.clear()
         self._notify()
 
