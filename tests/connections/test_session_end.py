@@ -67,7 +67,7 @@ async def half_closed(house: House) -> None:
 
 async def broken_off(house: House) -> None:
     await request_taken(house)
-    next(iter(house.manager._open.values())).break_off("a reason")
+    next(iter(house.manager._open.values())).abort("a reason")
 
 
 async def ended(house: House) -> None:

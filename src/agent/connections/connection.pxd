@@ -24,4 +24,4 @@ cdef class Connection:
     cpdef _move(self, event)
     cpdef _end(self, ending)
     cpdef _close_window(self)
-    cpdef _ending_when_broken_off(self, stage)
+    cpdef _ending_when_aborted(self, stage)

@@ -51,7 +51,7 @@ class Event(enum.Enum):
 
     OUTCOME = "outcome"
     LOST = "lost"
-    BREAK = "break"
+    ABORT = "abort"
     OUTCOME_TIMEOUT = "outcome timeout"
     CANCELLED = "cancelled"
 
@@ -60,15 +60,15 @@ OPEN, ENDING, FAILING, CLOSED = State  # looked up once: until Python 3.12 an en
 _NEXT: Final[dict[tuple[State, Event], State]] = {
     (State.OPEN, Event.OUTCOME): State.ENDING,
     (State.OPEN, Event.LOST): State.CLOSED,
-    (State.OPEN, Event.BREAK): State.FAILING,
+    (State.OPEN, Event.ABORT): State.FAILING,
     (State.OPEN, Event.CANCELLED): State.CLOSED,
     (State.ENDING, Event.OUTCOME): State.ENDING,  # the first outcome counts
     (State.ENDING, Event.LOST): State.CLOSED,
-    (State.ENDING, Event.BREAK): State.CLOSED,
+    (State.ENDING, Event.ABORT): State.CLOSED,
     (State.ENDING, Event.CANCELLED): State.CLOSED,
     (State.FAILING, Event.OUTCOME): State.CLOSED,
     (State.FAILING, Event.LOST): State.FAILING,  # our own abort; the outcome is still to come
-    (State.FAILING, Event.BREAK): State.FAILING,
+    (State.FAILING, Event.ABORT): State.FAILING,
     (State.FAILING, Event.OUTCOME_TIMEOUT): State.CLOSED,
     (State.FAILING, Event.CANCELLED): State.CLOSED,
     **{(State.CLOSED, event): State.CLOSED for event in Event},
@@ -150,7 +150,7 @@ class Connection:
         self.eof_seen = False
         """The proxy sends no more, which may be a half-close."""
         self._close_sent = False
-        self._owes_answer = False  # broken off with a request that the proxy may not have seen
+        self._owes_answer = False  # aborted with a request that the proxy may not have seen
         self._outcome_deadline: Deadline | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -192,7 +192,7 @@ class Connection:
             self.inbound.feed(data)
         except OverfullError as error:
             self._owner.connection_failed_inbound()
-            self.break_off(str(error), owes_answer=True)
+            self.abort(str(error), owes_answer=True)
             return True
         self._return_credit()
         return True
@@ -216,12 +216,12 @@ class Connection:
             self.reason = reason
             self._end(None)
 
-    def break_off(self, reason: str, *, owes_answer: bool = False) -> None:
+    def abort(self, reason: str, *, owes_answer: bool = False) -> None:
         """Give up on the connection; what the hub is told depends on how far the proxy says it was.
 
         reason: fit for the client's eyes. owes_answer: a request is outstanding, even if the proxy hasn't seen it.
         """
-        before = self._move(Event.BREAK)
+        before = self._move(Event.ABORT)
         if before in (FAILING, CLOSED):
             return
         self.reason = reason
@@ -254,9 +254,9 @@ class Connection:
                 self.carrier.close()
         elif before is FAILING:
             self.outcome = kind, stage
-            self._end(self._ending_when_broken_off(stage))
+            self._end(self._ending_when_aborted(stage))
 
-    def _ending_when_broken_off(self, stage: Stage) -> Ending:
+    def _ending_when_aborted(self, stage: Stage) -> Ending:
         hub_closes = self._owner.hub_closes
         if self.response_bytes == 0 and (self._owes_answer or stage is not Stage.IDLE):
             outcome = Kind.FAILED, Stage.HEAD  # whatever the proxy wrote, its client has none of it

@@ -92,7 +92,7 @@ class ConnectionLimits:
     inbound_bytes: what may wait for a slow target beyond the first packet; past it the connection fails. The base
     protocol can't slow one client down, so it is also how far an upload of any length may run ahead of its target.
     probe_interval_s: how often a base hub is asked whether a connection's client is still there. outcome_timeout_s: how
-    long the proxy may take to say how a connection ended that was broken off here. connect_timeout_s: how long a
+    long the proxy may take to say how a connection ended that was aborted here. connect_timeout_s: how long a
     carrier may take to reach the proxy. settle_timeout_s: how long, at the end of a drain, the hub may take to receive
     what is left. listed_s: how long a base hub may list a connection that ended here (wire.md, "DRAIN to the hub"):
     its own 30 s, and one for the way.
@@ -484,7 +484,7 @@ class ConnManager:
         try:
             await self._wait_until(lambda: not self._open, deadline_s)
             for connection in list(self._open.values()):
-                connection.break_off("the agent is going away")
+                connection.abort("the agent is going away")
             await self._wait_until(lambda: not self._open, 2 * self.limits.outcome_timeout_s)
             await self.settle()
         finally:
