@@ -55,7 +55,7 @@ def test_the_manifests_configuration_is_right(configured: tuple[Path, dict[str, 
     pod = the("Deployment")["spec"]["template"]["spec"]
     assert set(mounts.values()) == {volume["name"] for volume in pod["volumes"]}
     limits = ConnectionLimits()
-    drain_s = config.drain_grace_s + 2 * limits.word_timeout_s + limits.listed_s + limits.settle_timeout_s
+    drain_s = config.drain_grace_s + 2 * limits.outcome_timeout_s + limits.listed_s + limits.settle_timeout_s
     assert pod["terminationGracePeriodSeconds"] > drain_s + DRAIN_TIMEOUT_S  # a Go hub closes its clients meanwhile
     assert the("Deployment")["spec"]["strategy"] == {"type": "Recreate"}  # and two agents at once lock it up
     container = pod["containers"][0]

@@ -4,7 +4,7 @@ from fastpipe.extensions import select_twins
 
 select_twins(__path__)
 
-from .carriage import Carriage, Share  # noqa: E402 - after the choice, here and below
+from .carrier_policy import CarrierPolicy, Share  # noqa: E402 - after the choice, here and below
 from .counters import ConnectionCounters  # noqa: E402
 from .inbound import FirstPacketBudget  # noqa: E402
 from .manager import ConnectionLimits, PacketConnManager  # noqa: E402
@@ -13,7 +13,7 @@ from .mixed import MixedConnManager  # noqa: E402
 from .uds import UDSAcceptor, UDSConnManager  # noqa: E402
 
 __all__ = [
-    "Carriage",
+    "CarrierPolicy",
     "ConnectionCounters",
     "ConnectionLimits",
     "FirstPacketBudget",

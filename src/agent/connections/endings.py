@@ -1,7 +1,7 @@
 """What the hub is told when a connection ends: wire.md's table of endings, as a table.
 
-The rows come from the proxy's `outcome(conn_id, kind, stage)`, never from what happened on the carrier. Without
-one, only what is certain counts: whether any byte of a response has gone to the hub.
+The rows come from the proxy's `outcome(conn_id, kind, stage)`, never from what happened on the carrier. Without an
+outcome, only what is certain counts: whether any byte of a response has gone to the hub.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ _ENDINGS: dict[tuple[Kind, Stage], tuple[Ending, Ending]] = {
 def choose_ending(outcome: tuple[Kind, Stage] | None, *, response_bytes: int, hub_closes: bool) -> Ending:
     """The row of the table for one connection whose end the hub doesn't know yet.
 
-    outcome: the proxy's (kind, stage), None where it reported none. response_bytes: how many of the carrier's bytes have been
-    handed to the tunnel. hub_closes: `close` was negotiated. A client that is gone for the proxy, though no hub said
-    so, is a carrier that failed: the hub's client is still there, and the stage says what it has. Combinations that
-    the proxy has no reason to give are treated as failures at their stage: the safe side.
+    outcome: the proxy's (kind, stage), None where it reported none. response_bytes: how many of the carrier's bytes
+    have been handed to the tunnel. hub_closes: `close` was negotiated. A client that is gone for the proxy, though no
+    hub said so, is a carrier that failed: the hub's client is still there, and the stage says what it has. Combinations
+    that the proxy has no reason to give are treated as failures at their stage: the safe side.
     """
     if outcome is None:
         if response_bytes == 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from .carriage import Carriage
+from .carrier_policy import CarrierPolicy
 from .connection import Connection
 from .counters import ConnectionCounters
 from .inbound import FirstPacketBudget
@@ -22,40 +22,40 @@ logger = logging.getLogger(__name__)
 
 
 class MixedConnManager(MemoryConnManager, UDSConnManager):
-    """A manager whose connections are carried as `carriage` says, each for its whole life. The rest as in ConnManager.
+    """A manager whose connections are carried as `policy` says, each for its whole life. The rest as in ConnManager.
 
-    carriage: started, shared by all sessions.
+    policy: started, shared by all sessions.
     """
 
     def __init__(
         self,
         tunnel: Tunnel,
-        carriage: Carriage,
+        policy: CarrierPolicy,
         *,
         limits: ConnectionLimits | None = None,
         budget: FirstPacketBudget | None = None,
         counters: ConnectionCounters | None = None,
     ) -> None:
-        # Not the two in between: what they are given is the carriage's, and there may be no Unix socket yet.
+        # Not the two in between: what they are given is the policy's, and there may be no Unix socket yet.
         ConnManager.__init__(self, tunnel, limits=limits, budget=budget, counters=counters)
-        self.accept, self.accept_base = carriage.accept_memory, carriage.accept_base_memory
-        self._carriage = carriage
+        self.accept, self.accept_base = policy.accept_memory, policy.accept_base_memory
+        self._policy = policy
         self._listens = False
         self._full_said = False
 
     def make_connection(self, conn_id: int) -> Connection:
-        carriage = self._carriage
-        most, open_now = carriage.most_connections, self.counters.opened - self.counters.closed
+        policy = self._policy
+        most, open_now = policy.most_connections, self.counters.opened - self.counters.closed
         if most is not None and open_now > most:  # this one is counted already
             if not self._full_said:
                 self._full_said = True
                 logger.warning("the hub opens more connections than are taken", extra={"connections": most})
             raise FullError(f"the agent takes no more than {most} connections at once")
-        self.buffer_size = carriage.buffer_size
-        if carriage.share.next() or (carriage.most_sockets is not None and open_now > carriage.most_sockets):
+        self.buffer_size = policy.buffer_size
+        if policy.share.next() or (policy.most_sockets is not None and open_now > policy.most_sockets):
             return MemoryConnManager.make_connection(self, conn_id)
         if not self._listens:
-            assert carriage.acceptor is not None  # since a share was left for it
-            self.listen_at(carriage.acceptor)
+            assert policy.acceptor is not None  # since a share was left for it
+            self.listen_at(policy.acceptor)
             self._listens = True
         return UDSConnManager.make_connection(self, conn_id)

@@ -20,7 +20,7 @@ from ..config.credentials import CredentialWatch
 from ..config.dump import changed, merged, shown
 from ..config.schema import AgentConfig, limits_of
 from ..config.settings import settings_by_reload
-from ..connections.carriage import Carriage
+from ..connections.carrier_policy import CarrierPolicy
 from ..connections.counters import ConnectionCounters
 from ..connections.inbound import FirstPacketBudget
 from ..connections.manager import ConnManager
@@ -115,7 +115,7 @@ class Agent:
         self._page = self._make_page()
         self._apps = Apps()
         self.proxy = self._make_proxy(limits)
-        self.carriage = self._make_carriage()
+        self.carrier_policy = self._make_carriage()
         self._descriptors_used = open_descriptors()  # none of them is a connection's
         self._served = self._bound()
 
@@ -138,8 +138,8 @@ class Agent:
             measures=self.measures,
         )
 
-    def _make_carriage(self) -> Carriage:
-        return Carriage(
+    def _make_carriage(self) -> CarrierPolicy:
+        return CarrierPolicy(
             self.proxy.connection,
             accept_base=functools.partial(self.proxy.connection, is_base_hubs=True),
             memory_percent=self.config.memory_percent,
@@ -188,7 +188,7 @@ class Agent:
         # Closed in the reverse order, each even if a second cancellation has interrupted the one before it.
         async with contextlib.AsyncExitStack() as ends:
             ends.push_async_callback(health.close)
-            ends.push_async_callback(self.carriage.close)
+            ends.push_async_callback(self.carrier_policy.close)
             ends.push_async_callback(self.policy.close)
             ends.push_async_callback(self._apps.close)
             ends.push_async_callback(self.upstreams.close)
@@ -197,7 +197,7 @@ class Agent:
             run_beside(ends, self._tell_share_now_and_then())
             if self.policy.app is not None:
                 await self._apps.start(self.policy.app)
-            await self.carriage.start()
+            await self.carrier_policy.start()
             self._warn_of_bound()
             await health.listen(self.config.health_address)
             await serve_until_cancelled(self._drain, run_beside(ends, self.links.run()))
@@ -256,7 +256,7 @@ class Agent:
             services = self.policy.services
             if services is not None:
                 ServiceAllowList(new.service_allow_file)  # raises before anything is applied
-            await self.carriage.change(memory_percent=new.memory_percent, buffer_size=new.memory_comm.buffer_size)
+            await self.carrier_policy.change(memory_percent=new.memory_percent, buffer_size=new.memory_comm.buffer_size)
             if services is not None:
                 services.use(new.service_allow_file)  # read anew, whether or not it is another file
         except ConfigError as error:
@@ -296,12 +296,12 @@ class Agent:
     @property
     def shares(self) -> bool:
         """Whether new connections go both ways."""
-        return 0 < self.carriage.memory_percent < 100
+        return 0 < self.carrier_policy.memory_percent < 100
 
     def _tell_share(self) -> None:
         """Log how many connections each carrier has had so far."""
         by = self.counters.opened_by
-        extra = {"memory": by["memory"], "uds": by["uds"], "memory_percent": self.carriage.memory_percent}
+        extra = {"memory": by["memory"], "uds": by["uds"], "memory_percent": self.carrier_policy.memory_percent}
         logger.info("connections opened so far, by what carries them", extra=extra)
 
     async def _tell_share_now_and_then(self) -> None:
@@ -317,8 +317,8 @@ class Agent:
         wanted, percent = self.config.memory_comm.max_connections, self.config.memory_percent
         served = most_served(wanted, unix_sockets=percent < 100, limit=descriptor_limit(), used=self._descriptors_used)
         self.proxy.max_connections = served
-        self.carriage.most_connections = most_opened(wanted)
-        self.carriage.most_sockets = served if served < wanted else None
+        self.carrier_policy.most_connections = most_opened(wanted)
+        self.carrier_policy.most_sockets = served if served < wanted else None
         self.proxy.bound_requests(REQUESTS_PER_CONNECTION if 0 < percent < 100 else 0)
         return served
 
@@ -357,7 +357,7 @@ class Agent:
             del self.managers[other]
             self._past_packets_received += other.packets_received
             self._past_packets_sent += other.packets_sent
-        manager = MixedConnManager(tunnel, self.carriage, budget=self.budget, counters=self.counters)
+        manager = MixedConnManager(tunnel, self.carrier_policy, budget=self.budget, counters=self.counters)
         self.managers[tunnel] = manager
         return manager
 

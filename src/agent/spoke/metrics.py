@@ -13,7 +13,7 @@ from ..telemetry.metrics import Kind, Metric
 from ..telemetry.shared_metrics import Measured, Service, of_requests, of_service
 
 if TYPE_CHECKING:
-    from ..connections.carriage import Carriage
+    from ..connections.carrier_policy import CarrierPolicy
     from ..connections.counters import ConnectionCounters
     from ..connections.inbound import FirstPacketBudget
     from ..connections.manager import ConnManager
@@ -39,7 +39,7 @@ class AgentState(Service, Protocol):
     @property
     def counters(self) -> ConnectionCounters: ...
     @property
-    def carriage(self) -> Carriage: ...
+    def carrier_policy(self) -> CarrierPolicy: ...
     @property
     def packets_received(self) -> int: ...
     @property
@@ -108,7 +108,7 @@ def _connections(agent: AgentState) -> Iterator[Metric]:
         "memory_share_percent",
         "gauge",
         "Share of new connections that goes through memory.",
-        agent.carriage.memory_percent,
+        agent.carrier_policy.memory_percent,
     )
     packets = {FROM_HUB: agent.packets_received, TO_HUB: agent.packets_sent}
     yield Metric.by_label("packets", "counter", "Packets of the tunnel, probes included.", "direction", packets)

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..outcome import Outcome
 from .acceptor import UDSAcceptor
 
-__all__ = ["Carriage", "Share"]
+__all__ = ["CarrierPolicy", "Share"]
 
 Accept = Callable[[int, Outcome, str], asyncio.Protocol]
 
@@ -38,7 +38,7 @@ class Share:
         return True
 
 
-class Carriage:
+class CarrierPolicy:
     """Shared by all sessions of an agent.
 
     accept: makes the proxy's protocol for one connection, carried by `memory` or by `uds`. accept_base: the same for

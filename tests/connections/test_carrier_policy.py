@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.connections import (
-    Carriage,
+    CarrierPolicy,
     ConnectionLimits,
     MemoryConnection,
     MemoryConnManager,
@@ -41,17 +41,17 @@ def test_a_share_is_spread_evenly() -> None:
     assert [share.next() for _ in range(8)] == [False, False, False, True] * 2
 
 
-# The carriage ---------------------------------------------------------------------------------------------------------
+# The policy -----------------------------------------------------------------------------------------------------------
 
 
 class Session:
-    """One session of an agent whose carriage can be changed."""
+    """One session of an agent whose carrier policy can be changed."""
 
     def __init__(self, percent: int) -> None:
         self.tunnel = RecordingTunnel()
         self.peers: dict[int, Peer] = {}
         self.modes: dict[int, str] = {}
-        self.carriage = Carriage(self._accept, memory_percent=percent, buffer_size=65536)
+        self.carrier_policy = CarrierPolicy(self._accept, memory_percent=percent, buffer_size=65536)
         self.manager: MixedConnManager | None = None
 
     def _accept(self, conn_id: int, outcome: Outcome, mode: str) -> Peer:
@@ -61,7 +61,7 @@ class Session:
 
     async def open(self, conn_id: int) -> None:
         if self.manager is None:
-            self.manager = MixedConnManager(self.tunnel, self.carriage)
+            self.manager = MixedConnManager(self.tunnel, self.carrier_policy)
         self.manager.packet_received(conn_id, DATA, b"", "")
         self.manager.packet_received(conn_id, DATA, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "")
         await until(lambda: self.tunnel.sent(conn_id).endswith(b"\r\n\r\n"))
@@ -70,12 +70,12 @@ class Session:
         if self.manager is not None:
             self.manager.tunnel_lost(None)
         await until(lambda: all(peer.lost for peer in self.peers.values()))
-        await self.carriage.close()
+        await self.carrier_policy.close()
 
 
 async def test_both_carriers_serve_one_session_side_by_side() -> None:
     session = Session(50)
-    await session.carriage.start()
+    await session.carrier_policy.start()
     for conn_id in range(1, 11):
         await session.open(conn_id)
     assert list(session.modes.values()) == ["uds", "memory"] * 5
@@ -93,11 +93,11 @@ async def test_both_carriers_serve_one_session_side_by_side() -> None:
 
 async def test_a_change_is_for_new_connections_only() -> None:
     session = Session(100)
-    await session.carriage.start()
+    await session.carrier_policy.start()
     await session.open(1)
-    await session.carriage.change(memory_percent=0, buffer_size=65536)  # the Unix socket is made now
+    await session.carrier_policy.change(memory_percent=0, buffer_size=65536)  # the Unix socket is made now
     await session.open(2)
-    await session.carriage.change(memory_percent=100, buffer_size=65536)
+    await session.carrier_policy.change(memory_percent=100, buffer_size=65536)
     await session.open(3)
     assert session.modes == {1: "memory", 2: "uds", 3: "memory"}
     for conn_id in (1, 2, 3):
@@ -110,8 +110,8 @@ async def test_a_change_is_for_new_connections_only() -> None:
 async def test_a_hub_that_opens_one_after_the_other_opens_no_more_than_a_bound(percent: int, caplog: Any) -> None:
     """They ask nothing, so the proxy has nothing to answer 503 to; over Unix sockets each has two descriptors."""
     session = Session(percent)
-    session.carriage.most_connections = 5
-    await session.carriage.start()
+    session.carrier_policy.most_connections = 5
+    await session.carrier_policy.start()
     for conn_id in range(1, 6):
         await session.open(conn_id)
     for conn_id in range(6, 1000):
@@ -133,13 +133,13 @@ async def test_a_hub_that_opens_one_after_the_other_opens_no_more_than_a_bound(p
 async def test_a_unix_socket_that_cannot_be_made_leaves_everything_as_it_was(tmp_path: Any) -> None:
     (tmp_path / "taken").write_text("")
     session = Session(100)
-    session.carriage = Carriage(
+    session.carrier_policy = CarrierPolicy(
         session._accept, memory_percent=100, buffer_size=65536, socket_path=str(tmp_path / "taken")
     )
-    await session.carriage.start()
+    await session.carrier_policy.start()
     with pytest.raises(ConfigError):
-        await session.carriage.change(memory_percent=10, buffer_size=4096)
-    assert session.carriage.memory_percent == 100
+        await session.carrier_policy.change(memory_percent=10, buffer_size=4096)
+    assert session.carrier_policy.memory_percent == 100
     await session.open(1)
     assert session.modes == {1: "memory"}
     await session.close()
@@ -149,10 +149,10 @@ async def test_on_windows_unix_sockets_are_said_to_be_unavailable(monkeypatch: p
     monkeypatch.setattr(sys, "platform", "win32")
     for percent in (0, 99):
         with pytest.raises(ConfigError, match="on Windows, Unix sockets aren't available"):
-            Carriage(lambda *_: asyncio.Protocol(), memory_percent=percent, buffer_size=65536)
-    carriage = Carriage(lambda *_: asyncio.Protocol(), memory_percent=100, buffer_size=65536)
+            CarrierPolicy(lambda *_: asyncio.Protocol(), memory_percent=percent, buffer_size=65536)
+    carrier_policy = CarrierPolicy(lambda *_: asyncio.Protocol(), memory_percent=100, buffer_size=65536)
     with pytest.raises(ConfigError):
-        await carriage.change(memory_percent=50, buffer_size=65536)
+        await carrier_policy.change(memory_percent=50, buffer_size=65536)
 
 
 # buffer_size ----------------------------------------------------------------------------------------------------------
