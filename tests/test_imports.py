@@ -28,7 +28,7 @@ ARROWS = {
     "connections": {"runtime", "agent.tunnel.features", "agent.tunnel.packet"},
     "proxy": {"runtime", "x509", "agent.config.limits"},
     "policy": {"config", "runtime", "x509"},
-    "hub": {"runtime", "x509", "agent.tunnel.features", "agent.tunnel.packet"},
+    "hub": {"runtime", "x509", "connections", "agent.tunnel.features", "agent.tunnel.packet"},
     "spoke": {"runtime"},
     "cli": {"runtime", "config", "telemetry"},
 }
@@ -43,7 +43,7 @@ ROOTS = {
     "agent.spoke.metrics": {"connections", "proxy", "telemetry", "tunnel"},
     "agent.hub.hub": {"config", "policy", "proxy", "telemetry", "tunnel"},
     "agent.hub.metrics": {"agent.tunnel.budget", "proxy", "telemetry"},
-    "agent.hub.session": {"agent.tunnel.scheduler", "agent.tunnel.session", "agent.tunnel.window"},
+    "agent.hub.session": {"agent.tunnel.session", "agent.tunnel.window"},
     "agent.cli.check": {"policy", "spoke", "tunnel", "x509"},
     "agent.cli.configured": {"agent.spoke.outbound_proxy"},
     "agent.cli.demo": {"hub", "spoke"},

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.connections.inbound import SLICE_BYTES, FirstPacketBudget, Inbound, OverfullError
+from agent.connections.inbound import SLICE_BYTES, FirstPacketBudget, Inbound
 
 
 class Carrier:
@@ -72,8 +71,7 @@ def test_the_bound_fails_the_packet_that_passes_it_and_counts_no_first_packet() 
     inbound.feed(b"f" * 5000)
     carrier.high = 0
     inbound.feed(b"a" * 1000)
-    with pytest.raises(OverfullError, match="1000 bytes wait"):
-        inbound.feed(b"b")
+    assert "1000 bytes wait" in inbound.feed(b"b")
 
 
 def test_a_packet_as_large_as_the_bound_goes_through_where_nothing_waits() -> None:
@@ -104,8 +102,7 @@ def test_first_packets_are_bounded_in_total_and_say_so() -> None:
     first, second, third = (made(budget=budget)[1] for _ in range(3))
     first._paused = second._paused = True
     first.feed(b"a" * 600)
-    with pytest.raises(OverfullError, match="a request of 500 bytes"):
-        second.feed(b"b" * 500)
+    assert "a request of 500 bytes" in second.feed(b"b" * 500)
     assert budget.held_bytes == 600
     third.feed(b"c" * 100)  # any carrier takes that at once
     first.stop()
@@ -126,8 +123,7 @@ def test_what_waits_behind_first_packets_is_bounded_in_total_beyond_an_allowance
     assert budget.later.held_bytes == 2_900_000
     other.feed(bytes(1024 * 1024))
     other.feed(bytes(100_000))
-    with pytest.raises(OverfullError, match="3000000 bytes"):
-        other.feed(b"x")
+    assert "3000000 bytes" in other.feed(b"x")
     third.feed(bytes(1024 * 1024))
     assert budget.held_bytes == 0
     hog.stop()

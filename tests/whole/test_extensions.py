@@ -309,7 +309,7 @@ async def test_twenty_stalled_readers_hold_up_nobody_and_lose_nothing(mode: str)
             reader, writer = await asyncio.open_connection(sock=sock, limit=65536)
             writer.write(b"GET /c1/big HTTP/1.1\r\nHost: hub\r\n\r\n")
             clients.append((reader, writer))
-        await until(lambda: sum(each._held_bytes > 0 for each in found.session._connections.values()) == readers)
+        await until(lambda: sum(each.inbound.held_bytes > 0 for each in found.session._connections.values()) == readers)
         small_reader, small_writer = await asyncio.open_connection("127.0.0.1", found.http_port)
         for _ in range(50):
             async with asyncio.timeout(2):

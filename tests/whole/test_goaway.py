@@ -324,7 +324,7 @@ async def test_a_client_is_not_too_slow_because_the_hub_stood_still(
         session, loop = pair.sessions[0], asyncio.get_running_loop()
         used = await session.connect(asyncio.Protocol())
         (connection,) = session._connections.values()
-        session.fell_behind(connection)
+        session._fell_behind(connection)
         loop.call_soon(time.sleep, 0.5)
         looked = asyncio.Event()
         loop.call_at(loop.time() + 0.201, looked.set)  # behind the session's own timer

@@ -1,44 +1,45 @@
-"""One connection of the tunnel: its bytes between the packets and the carrier, and its one end.
+"""One connection of a tunnel, at either end: its bytes between the packets and the carrier, and its one end.
 
-    hub's packets ──► inbound ──► carrier's transport ══► the proxy's protocol
-    hub's packets ◄── outbound ◄── data_received ◄══════╝
+    peer's packets ──► inbound ──► carrier's transport ══► the proxy's protocol
+    peer's packets ◄── outbound ◄── data_received ◄══════╝
 
-The connection is the protocol on the manager's end of the carrier, whatever that is. Its life:
+The connection is the protocol on the tunnel's end of the carrier. The carrier is a pipe or a Unix socket. Credit,
+back-pressure, CLOSE and the end exist once, here. A role says in which order things end. Its transitions are a table:
 
-               word                 carrier lost
-      OPEN ───────────► ENDING ─────────────────────► CLOSED     the usual way: told by the table of endings
-       │ │ carrier lost, no word                        ▲ ▲
-       │ └──────────────────────────────────────────────┘ │     told the safe row
-       │ break                     word, or silence       │
-       └───────────► FAILING ─────────────────────────────┘     we broke it off: the proxy's word says how far it was
-      any ── gone ──────────────────────────────────► CLOSED     the hub's client or the session is gone: told nothing
+    agent      outcome              carrier lost                  hub       peer ended, or done     carrier lost
+      OPEN ───────────► ENDING ─────────────────► CLOSED          OPEN ─────────────────► ENDING ──────────────► CLOSED
+       │ │ carrier lost                             ▲ ▲            │ carrier lost, abort     │ abort               ▲ ▲
+       │ └──────────────────────────────────────────┘ │            └─────────────────────────┴─────────────────────┘ │
+       │ abort            outcome, or outcome timeout │            └───────────────────────────────────────────────────┘
+       └────────► FAILING ────────────────────────────┘
+      any ── cancelled ─────────────────────────► CLOSED
 
-*word*: the proxy's `outcome`, given before it closes its transport, so before the carrier's end can be seen here.
-*break*: this side gives up (a target too slow, the end of a drain); the carrier is aborted and the proxy, which finds
-its client gone, still says at which stage that was. *silence*: it didn't, in time.
+ENDING means the same at both ends: the side that responds has finished, and its last bytes are still on their way. At
+the agent, the proxy has finished, and its bytes go to the tunnel. At the hub, the agent has finished, and its bytes go
+to the proxy.
 
-Invariants. I1: a response byte that left the proxy before its word reaches the tunnel before the ending does. I2: the
-hub is told at most one ending. I3: after CLOSED nothing reaches the tunnel or the carrier.
+Invariants. I1: a response byte that left before the end was known arrives before the end does. I2: the peer is told at
+most one ending. I3: after CLOSED nothing reaches the tunnel or the carrier. I4: an event without an entry is our fault:
+the connection logs it and closes safely.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
+import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from ..outcome import Kind, Stage
-from ..runtime.deadlines import Deadline
-from ..tunnel.packet import CLOSE, ERROR
-from .endings import Ending, choose_ending
-from .inbound import Inbound, OverfullError
+from .inbound import Inbound
 
-__all__ = ["Connection", "ConnectionOwner", "Outbound", "State", "Window"]
+__all__ = ["AGENT_TRANSITIONS", "HUB_TRANSITIONS", "ConnectionOwner", "Event", "Outbound", "State", "TunnelConnection"]
+
+logger = logging.getLogger(__name__)
 
 
 class State(enum.Enum):
-    __hash__ = object.__hash__  # the table below is indexed by both, at C's speed
+    __hash__ = object.__hash__  # the tables below are indexed by both, at C's speed
 
     OPEN = "open"
     ENDING = "ending"
@@ -50,28 +51,56 @@ class Event(enum.Enum):
     __hash__ = object.__hash__
 
     OUTCOME = "outcome"
-    LOST = "lost"
-    ABORT = "abort"
+    """The agent's proxy reports how the connection ended, before it closes its transport."""
     OUTCOME_TIMEOUT = "outcome timeout"
+    """The agent's proxy reported nothing in time after ABORT."""
     CANCELLED = "cancelled"
+    """At the agent: the hub's client or the session is gone. Nobody wants what is under way."""
+    PEER_ENDED = "peer ended"
+    """At the hub: the agent sent ERROR, or the session is lost. What has arrived is still of use."""
+    DONE = "done"
+    """At the hub: no more bytes go in either direction."""
+    ABORT = "abort"
+    """This side gives up: a peer of it is too slow, or a drain is over."""
+    CARRIER_LOST = "carrier lost"
 
+
+Transitions = dict[tuple[State, Event], State]
 
 OPEN, ENDING, FAILING, CLOSED = State  # looked up once: until Python 3.12 an enum's attribute costs a call
-_NEXT: Final[dict[tuple[State, Event], State]] = {
+
+AGENT_TRANSITIONS: Final[Transitions] = {
     (State.OPEN, Event.OUTCOME): State.ENDING,
-    (State.OPEN, Event.LOST): State.CLOSED,
+    (State.OPEN, Event.CARRIER_LOST): State.CLOSED,  # without an outcome: the safe row of the table of endings
     (State.OPEN, Event.ABORT): State.FAILING,
     (State.OPEN, Event.CANCELLED): State.CLOSED,
     (State.ENDING, Event.OUTCOME): State.ENDING,  # the first outcome counts
-    (State.ENDING, Event.LOST): State.CLOSED,
+    (State.ENDING, Event.CARRIER_LOST): State.CLOSED,
     (State.ENDING, Event.ABORT): State.CLOSED,
     (State.ENDING, Event.CANCELLED): State.CLOSED,
     (State.FAILING, Event.OUTCOME): State.CLOSED,
-    (State.FAILING, Event.LOST): State.FAILING,  # our own abort; the outcome is still to come
+    (State.FAILING, Event.CARRIER_LOST): State.FAILING,  # our own abort; the outcome is still to come
     (State.FAILING, Event.ABORT): State.FAILING,
     (State.FAILING, Event.OUTCOME_TIMEOUT): State.CLOSED,
     (State.FAILING, Event.CANCELLED): State.CLOSED,
-    **{(State.CLOSED, event): State.CLOSED for event in Event},
+    (State.CLOSED, Event.OUTCOME): State.CLOSED,
+    (State.CLOSED, Event.OUTCOME_TIMEOUT): State.CLOSED,
+    (State.CLOSED, Event.CARRIER_LOST): State.CLOSED,
+    (State.CLOSED, Event.ABORT): State.CLOSED,
+    (State.CLOSED, Event.CANCELLED): State.CLOSED,
+}
+
+HUB_TRANSITIONS: Final[Transitions] = {
+    (State.OPEN, Event.PEER_ENDED): State.ENDING,
+    (State.OPEN, Event.DONE): State.ENDING,
+    (State.OPEN, Event.CARRIER_LOST): State.CLOSED,
+    (State.OPEN, Event.ABORT): State.CLOSED,
+    (State.ENDING, Event.PEER_ENDED): State.ENDING,
+    (State.ENDING, Event.CARRIER_LOST): State.CLOSED,
+    (State.ENDING, Event.ABORT): State.CLOSED,
+    (State.CLOSED, Event.PEER_ENDED): State.CLOSED,
+    (State.CLOSED, Event.CARRIER_LOST): State.CLOSED,
+    (State.CLOSED, Event.ABORT): State.CLOSED,
 }
 
 
@@ -87,7 +116,7 @@ class Outbound(Protocol):
 
 
 class Window(Protocol):
-    """The credit that the hub has on this connection, where credit is counted (wire.md, "window")."""
+    """The credit that the peer has on this connection, where credit is counted (wire.md, "window")."""
 
     def arrived(self, size_bytes: int, /) -> bool: ...
     def unread(self, size_bytes: int, /) -> None: ...
@@ -95,7 +124,7 @@ class Window(Protocol):
 
 
 class Carrier(Protocol):
-    """What is used of the transport at the manager's end of the carrier."""
+    """What is used of the transport at the tunnel's end of the carrier."""
 
     def write(self, data: bytes | memoryview, /) -> None: ...
     def write_eof(self) -> None: ...
@@ -107,51 +136,48 @@ class Carrier(Protocol):
 
 
 class ConnectionOwner(Protocol):
-    """What a connection needs of the manager that made it."""
+    """What a connection needs of the object that made it, in either role."""
 
     @property
-    def hub_closes(self) -> bool: ...
-    @property
-    def outcome_timeout_s(self) -> float: ...
+    def peer_closes(self) -> bool: ...
     def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound: ...
     def receive_window(self, conn_id: int) -> Window | None: ...
     def late_error(self, conn_id: int, text: str) -> None: ...
-    def connection_failed_inbound(self) -> None: ...
-    def connection_closed(self, connection: Connection, ending: Ending | None) -> None: ...
 
 
-class Connection:
-    """The protocol on the manager's end of one carrier. Subclasses make the carrier and call `attach` with it."""
+class TunnelConnection:
+    """The protocol on the tunnel's end of one carrier. `attach` gives it the carrier.
+
+    A role, `AgentConnection` or `HubConnection`, gives the transitions and has what happens at the end.
+    """
 
     accepts_views = True
-    mode = ""
-    """What carries it: `memory` or `uds`."""
+    role = ""
+    """Which end of the tunnel it is: `agent` or `hub`. It is also the fault of an event without an entry."""
 
     carrier: Carrier
     inbound: Inbound
 
-    def __init__(self, conn_id: int, owner: ConnectionOwner) -> None:
+    def __init__(self, conn_id: int, owner: ConnectionOwner, transitions: Transitions) -> None:
         self.conn_id = conn_id
+        self._transitions = transitions
         self.state = OPEN
-        self.outcome: tuple[Kind, Stage] | None = None
         self.reason = ""
         """Why it ended, in words fit for the client; "" where nothing went wrong."""
-        self.response_bytes = 0
-        self.hub_done = False
-        """The hub has sent CLOSE: DATA after it is a mistake."""
-        self.strayed = False
-        """DATA came after the proxy's outcome: the hub doesn't know yet that the connection is over."""
+        self.sent_bytes = 0
+        """Bytes of the carrier that went to the tunnel."""
+        self.received_bytes = 0
+        """Bytes of the tunnel that this connection took."""
         self.probe_at_s = 0.0
-        """Loop time of the next probe; kept by the manager."""
-        self._owner = owner
-        self._outbound = owner.outbound(conn_id, self._pause_reading, self._resume_reading)
-        self._window = owner.receive_window(conn_id)
-        self._reading_paused = False
+        """Loop time of the next probe; `Prober` keeps it."""
+        self.peer_done = False
+        """The peer has sent CLOSE: DATA after it is a mistake."""
         self.eof_seen = False
         """The proxy sends no more, which may be a half-close."""
         self._close_sent = False
-        self._owes_answer = False  # aborted with a request that the proxy may not have seen
-        self._outcome_deadline: Deadline | None = None
+        self._reading_paused = False
+        self._outbound: Outbound | None = owner.outbound(conn_id, self._pause_reading, self._resume_reading)
+        self._window = owner.receive_window(conn_id)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The carrier is up; it was attached before."""
@@ -160,14 +186,7 @@ class Connection:
         self.carrier = carrier
         self.inbound = inbound
 
-    # -- what carriers differ in
-
-    def proxy_has_it(self) -> bool:
-        """Whether a protocol of the proxy's is there to report an outcome."""
-        return True
-
-    def stop_sending(self) -> None:
-        """The proxy reads no more: what the carrier itself still holds for it may go."""
+    # -- what carriers and roles differ in
 
     def abort_carrier(self) -> None:
         """Close both ends now, dropping what is under way. Again is no error."""
@@ -177,127 +196,69 @@ class Connection:
         """Whether the proxy's end is closed in both directions; asked once its end of stream has come."""
         return False
 
-    # -- from the hub
+    def connection_lost(self, exc: Exception | None) -> None:
+        raise NotImplementedError
+
+    def finish_inbound(self) -> None:
+        """The peer sends no more: the proxy is told behind what waits."""
+        self.inbound.finish()
+
+    def inbound_overfull(self, reason: str) -> None:
+        """`inbound` took none of a packet, for it may hold no more. reason: fit for the client."""
+        raise NotImplementedError
+
+    def close_safely(self) -> None:
+        """Close after a fault of ours: the peer is told the ending that breaks nothing."""
+        raise NotImplementedError
+
+    # -- from the peer
 
     def feed(self, data: bytes | memoryview) -> bool:
-        """Hand on one DATA packet, n >= 1 bytes, immutable. The connection must be OPEN.
+        """Hand on one DATA packet, n >= 1 bytes, immutable. The connection must be OPEN, and the peer not done.
 
-        Returns False, and nothing was taken, where the hub had no credit for it.
+        Returns False, and nothing was taken, where the peer had no credit for it.
         """
-        if self._window is None:
+        size = len(data)
+        if self._window is not None:
+            if not self._window.arrived(size):
+                return False
+        elif self._outbound is not None:
             self._outbound.heard()
-        elif not self._window.arrived(len(data)):
-            return False
-        try:
-            self.inbound.feed(data)
-        except OverfullError as error:
-            self._owner.connection_failed_inbound()
-            self.abort(str(error), owes_answer=True)
-            return True
-        self._return_credit()
+        self.received_bytes += size
+        overfull = self.inbound.feed(data)
+        if overfull:
+            self.inbound_overfull(overfull)
+        elif self._window is not None:
+            self._return_credit()
         return True
 
     def _return_credit(self) -> None:
         """What the carrier takes without having enough counts as read: it is no more than the carrier's own buffer."""
-        if self._window is not None and self.state is OPEN:
+        if self._window is not None:
             in_carrier_bytes = self.carrier.get_write_buffer_size() if self.inbound.paused else 0
             self._window.unread(self.inbound.held_bytes + in_carrier_bytes)
 
-    def hub_finished(self) -> None:
-        """The hub sends no more for this id (CLOSE)."""
-        if self.state is OPEN and not self.hub_done:
-            self.hub_done = True
+    def peer_finished(self) -> None:
+        """The peer sends no more for this id (CLOSE). Again is no error."""
+        if self.state is OPEN and not self.peer_done:
+            self.peer_done = True
             self._close_window()
-            self.inbound.finish()
-
-    def cancelled(self, reason: str) -> None:
-        """The client or the session is gone: everything of this connection goes at once, and nobody is told."""
-        if self._move(Event.CANCELLED) is not CLOSED:
-            self.reason = reason
-            self._end(None)
-
-    def abort(self, reason: str, *, owes_answer: bool = False) -> None:
-        """Give up on the connection; what the hub is told depends on how far the proxy says it was.
-
-        reason: fit for the client's eyes. owes_answer: a request is outstanding, even if the proxy hasn't seen it.
-        """
-        before = self._move(Event.ABORT)
-        if before in (FAILING, CLOSED):
-            return
-        self.reason = reason
-        if before is ENDING:  # what the carrier still holds is lost, so the outcome is no longer true
-            self._end(choose_ending(None, response_bytes=self.response_bytes, hub_closes=self._owner.hub_closes))
-            return
-        self._owes_answer = owes_answer or self.inbound.held_bytes > 0
-        self.inbound.stop()
-        self.abort_carrier()
-        if not self.proxy_has_it():
-            self.outcome_timeout()
-        else:
-            self._outcome_deadline = Deadline(self._owner.outcome_timeout_s, self.outcome_timeout)
-
-    def outcome_timeout(self) -> None:
-        """The proxy reported no outcome in time."""
-        if self._move(Event.OUTCOME_TIMEOUT) is FAILING:
-            self._end(choose_ending(None, response_bytes=self.response_bytes, hub_closes=self._owner.hub_closes))
-
-    # -- from the proxy
-
-    def outcome_received(self, kind: Kind, stage: Stage) -> None:
-        """The proxy reports how the connection ended; the first report counts."""
-        before = self._move(Event.OUTCOME)
-        if before is OPEN:
-            self.outcome = kind, stage
-            self.inbound.stop()
-            self.stop_sending()
-            if self.eof_seen:  # nothing more can come that would have to be waited for
-                self.carrier.close()
-        elif before is FAILING:
-            self.outcome = kind, stage
-            self._end(self._ending_when_aborted(stage))
-
-    def _ending_when_aborted(self, stage: Stage) -> Ending:
-        hub_closes = self._owner.hub_closes
-        if self.response_bytes == 0 and (self._owes_answer or stage is not Stage.IDLE):
-            outcome = Kind.FAILED, Stage.HEAD  # whatever the proxy wrote, its client has none of it
-        elif stage in (Stage.IDLE, Stage.HEAD) and self._reading_paused:
-            return choose_ending(None, response_bytes=self.response_bytes, hub_closes=hub_closes)  # its end was lost
-        elif stage is Stage.IDLE and self._owes_answer:
-            outcome = Kind.FAILED, Stage.HEAD
-        else:
-            outcome = Kind.FAILED, stage
-        return choose_ending(outcome, response_bytes=self.response_bytes, hub_closes=hub_closes)
+            self.finish_inbound()
 
     # -- from the carrier: asyncio's Protocol
 
     def data_received(self, data: bytes | memoryview) -> None:
-        if self.state is CLOSED:  # I3
+        outbound = self._outbound
+        if outbound is None:  # I3
             return
-        self.response_bytes += len(data)
-        self._outbound.write(data)
-
-    def eof_received(self) -> bool:
-        self.eof_seen = True
-        if self.state is not OPEN or self.peer_closed():
-            return False  # the transport closes itself, and `connection_lost` ends it
-        if self._owner.hub_closes:
-            self._close_sent = True
-            self._outbound.finish(CLOSE)
-        return True  # a half-close: the hub's bytes still go to the proxy
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        before = self._move(Event.LOST)
-        if before in (FAILING, CLOSED):
-            return
-        if self.outcome is None:
-            self.reason = self.reason or "the agent's proxy left without an outcome"
-        self._end(choose_ending(self.outcome, response_bytes=self.response_bytes, hub_closes=self._owner.hub_closes))
+        self.sent_bytes += len(data)
+        outbound.write(data)
 
     def pause_writing(self) -> None:
         self.inbound.pause()
 
     def resume_writing(self) -> None:
-        if self.state is OPEN:
+        if self.state is not CLOSED:
             self.inbound.resume()
             self._return_credit()
 
@@ -316,31 +277,27 @@ class Connection:
     # -- the end
 
     def _move(self, event: Event) -> State:
-        """Go where the table says; returns the state before. What has no entry is a fault of ours: closed, and said."""
+        """Go where the table says; returns the state before, CLOSED where the connection has to do nothing (I4)."""
         before = self.state
-        after = _NEXT.get((before, event))
-        if after is None:
-            self.state = CLOSED
-            raise RuntimeError(f"connection {self.conn_id}: {event} can't happen while {before}")
-        self.state = after
-        return before
+        after = self._transitions.get((before, event))
+        if after is not None:
+            self.state = after
+            return before
+        extra = {"conn_id": self.conn_id, "state": before.value, "event": event.value, "fault": self.role}
+        logger.error("a connection met an event that its state does not allow, and closes", extra=extra)
+        if before is not CLOSED:
+            self.reason = self.reason or f"a connection failed: {event.value} while {before.value}"
+            self.close_safely()
+        return CLOSED
 
-    def _end(self, ending: Ending | None) -> None:
-        """ending: None where the hub is told nothing and wants nothing more."""
+    def _release(self) -> Outbound | None:
+        """Drop what is held and close the carrier. Returns the outbound, where the peer may still be told an ending."""
         self.state = CLOSED  # I3
-        if self._outcome_deadline is not None:
-            self._outcome_deadline.cancel()
         self._close_window()
         self.inbound.stop()
         self.abort_carrier()
-        text = self.reason or "the agent could not complete the response"
-        if ending is None:
-            self._outbound.abort()
-        elif not self._close_sent:
-            self._outbound.finish(ending.code, text if ending.code == ERROR else "")  # I1, I2
-        elif ending.code == ERROR:
-            self._owner.late_error(self.conn_id, text)
-        self._owner.connection_closed(self, ending)
+        outbound, self._outbound = self._outbound, None
+        return outbound
 
     def _close_window(self) -> None:
         if self._window is not None:
@@ -349,10 +306,10 @@ class Connection:
 
     @property
     def paused(self) -> tuple[bool, bool]:
-        """Whether the carrier takes none of the hub's bytes now, and whether the tunnel takes none of the proxy's."""
+        """Whether the carrier takes none of the peer's bytes now, and whether the tunnel takes none of the proxy's."""
         return self.inbound.paused, self._reading_paused
 
     @property
-    def outbound_bytes(self) -> int:
-        """What the tunnel still holds of this connection."""
-        return self._outbound.queued_bytes
+    def waiting_bytes(self) -> int:
+        """What has come from the peer and the proxy has not taken."""
+        return self.inbound.held_bytes + self.carrier.get_write_buffer_size()

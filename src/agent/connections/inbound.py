@@ -1,4 +1,4 @@
-"""What the hub sends one connection, on its way into the carrier: in order, and bounded where the target is slow.
+"""What the peer sends one connection, on its way into the carrier: in order, and bounded where its reader is slow.
 
 The tunnel is never stopped (wire.md, "flow control": a base hub gives up once 1,000 packets wait), so what the carrier
 doesn't take waits here, and past a bound this one connection fails:
@@ -15,22 +15,19 @@ slow targets can fill neither the memory nor the way of the others.
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import Final, Protocol
 
-from ..errors import AgentError
 from .first_request import reframe
 
-__all__ = ["SLICE_BYTES", "ByteBudget", "FirstPacketBudget", "Inbound", "OverfullError", "Writable"]
+__all__ = ["SLICE_BYTES", "UNBOUNDED_BYTES", "ByteBudget", "FirstPacketBudget", "Inbound", "Writable"]
 
 SLICE_BYTES = 256 * 1024
 """The most that one write ever gives a carrier: past its high-water mark it holds up to this much more."""
+UNBOUNDED_BYTES: Final = 2**31 - 1
+"""A limit for what something else bounds: the credit of the peer, or that the tunnel stops reading."""
 _ALLOWANCE_BYTES = 1024 * 1024  # what each connection may have waiting without the other connections mattering
 _SMALL_BYTES = 4096  # below this a waiting packet is copied: it would keep a whole receive buffer alive
 _JOINED_BYTES = 64 * 1024  # small waiting packets are joined up to here, so that a million of them cost no objects
-
-
-class OverfullError(AgentError):
-    """More came than may be held for a target this slow: fail this connection. The text is fit for the client."""
 
 
 class Writable(Protocol):
@@ -38,6 +35,7 @@ class Writable(Protocol):
 
     def write(self, data: bytes | memoryview, /) -> None: ...
     def write_eof(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class ByteBudget:
@@ -71,7 +69,7 @@ class FirstPacketBudget(ByteBudget):
 
 
 class Inbound:
-    """The half of a connection that leads from the hub to the proxy.
+    """The half of a connection that leads from the tunnel to the proxy.
 
     budget: the agent's. limit_bytes: how much may wait beyond the first packet. uncounted_bytes: a first packet up to
     this size isn't charged. reframes: the first packet is a base hub's and gets its framing. slice_bytes: the most that
@@ -84,6 +82,7 @@ class Inbound:
         "_budget",
         "_carrier",
         "_charged_bytes",
+        "_closes",
         "_eof",
         "_first_left_bytes",
         "_later_charged_bytes",
@@ -103,7 +102,7 @@ class Inbound:
         *,
         limit_bytes: int,
         uncounted_bytes: int,
-        reframes: bool,
+        reframes: bool = False,
         slice_bytes: int = SLICE_BYTES,
     ) -> None:
         self._carrier = carrier
@@ -117,40 +116,40 @@ class Inbound:
         self._later_charged_bytes = 0
         self._paused = False
         self._eof = False
+        self._closes = False
         self.reframes = reframes
         self.held_bytes = 0
         """What waits here, first packet included."""
 
-    def feed(self, data: bytes | memoryview) -> None:
+    def feed(self, data: bytes | memoryview) -> str:
         """Hand on one packet's bytes (n >= 1, immutable, kept by reference).
 
-        Raises OverfullError where more would wait than may; then nothing of this packet was taken.
+        Returns "", or the reason why nothing of this packet was taken: more would wait for a reader this slow than may.
+        Then the connection has to fail; the reason is fit for the client.
         """
         if self._first_left_bytes < 0:
-            self._feed_first(data)
-            return
+            return self._feed_first(data)
         size = len(data)
         if not self._paused and not self._pieces and size <= self._slice_bytes:
             self._carrier.write(data)
-            return
+            return ""
         later_bytes = self.held_bytes - self._first_left_bytes + size
         if later_bytes > self._limit_bytes:
-            raise OverfullError(
-                f"the target takes less than its client sends: more than {self._limit_bytes} bytes wait for it"
-            )
+            return f"the target takes less than its client sends: more than {self._limit_bytes} bytes wait for it"
         if not self._charge_later(later_bytes):
-            raise OverfullError(
+            return (
                 "the target takes less than its client sends, and the agent holds as much for slow targets as it may: "
                 f"{self._budget.later.limit_bytes} bytes"
             )
         self._hold(data)
         self._pump()
+        return ""
 
-    def _feed_first(self, data: bytes | memoryview) -> None:
+    def _feed_first(self, data: bytes | memoryview) -> str:
         size = len(data)
         if size > self._uncounted_bytes:
             if not self._budget.take(size):
-                raise OverfullError(
+                return (
                     f"no memory left for a request of {size} bytes: the agent holds requests up to "
                     f"{self._budget.limit_bytes} bytes in all"
                 )
@@ -160,6 +159,7 @@ class Inbound:
             self.held_bytes += len(piece)
         self._first_left_bytes = self.held_bytes
         self._pump()
+        return ""
 
     def _hold(self, data: bytes | memoryview) -> None:
         self.held_bytes += len(data)
@@ -192,9 +192,12 @@ class Inbound:
             self._carrier.write(piece)
         if self._later_charged_bytes:
             self._charge_later(self.held_bytes - max(self._first_left_bytes, 0))
-        if self._eof and not pieces:
-            self._eof = False
-            self._carrier.write_eof()
+        if not pieces:
+            if self._closes:
+                self._carrier.close()
+            elif self._eof:
+                self._eof = False
+                self._carrier.write_eof()
 
     def _charge_later(self, later_bytes: int) -> bool:
         """Charge the budget for `later_bytes` waiting behind the first packet; False where it has not as much."""
@@ -226,14 +229,19 @@ class Inbound:
         self._pump()
 
     def finish(self) -> None:
-        """The hub sends no more (CLOSE): the carrier gets the end of stream after what waits."""
+        """The peer sends no more (CLOSE): the carrier gets the end of stream after what waits."""
         self._eof = True
+        self._pump()
+
+    def close(self) -> None:
+        """Close the carrier after what waits: neither direction has more to come. Again is no error."""
+        self._closes = True
         self._pump()
 
     def stop(self) -> None:
         """Drop what waits; nothing is written from now on."""
         self._pieces.clear()
-        self._eof = False
+        self._eof = self._closes = False
         self.held_bytes = 0
         self._first_left_bytes = max(self._first_left_bytes, 0)
         self._give_back()

@@ -1,8 +1,8 @@
 """Which connection a packet belongs to: the one interface of the connection managers, and all they share.
 
-    tunnel ── packet_received ──► manager ──► Connection ──► carrier ══► proxy
-    tunnel ◄── outbound ─────────────────────┘                  │
-                                  manager ◄── outcome ──────────┘
+    tunnel ── packet_received ──► manager ──► AgentConnection ──► carrier ══► proxy
+    tunnel ◄── outbound ─────────────────────────┘                    │
+                                  manager ◄── outcome ────────────────┘
 
 There is one manager for each session, so what a session knows of its connections dies with it (wire.md, "conn ids").
 A manager knows ids, order and endings, and nothing of HTTP; how the bytes are carried is the subclasses' business.
@@ -16,9 +16,8 @@ import asyncio
 import dataclasses
 import errno
 import functools
-import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from ..errors import AgentError
@@ -26,23 +25,22 @@ from ..outcome import Kind, Stage
 from ..tunnel.features import CLOSE as FEATURE_CLOSE
 from ..tunnel.features import WINDOW as FEATURE_WINDOW
 from ..tunnel.packet import CLOSE, DATA, ERROR
-from .connection import Connection, Outbound, State, Window
+from .agent_connection import AgentConnection
+from .connection import Outbound, State, TunnelConnection, Window
 from .counters import ConnectionCounters
 from .endings import Ending
 from .ids import IdRanges
-from .inbound import FirstPacketBudget, Inbound, Writable
+from .inbound import UNBOUNDED_BYTES, FirstPacketBudget, Inbound, Writable
+from .listed import ListedConnections
+from .probing import Prober
 
 __all__ = ["ConnManager", "ConnectionLimits", "FullError", "PacketConnManager", "Tunnel"]
 
 logger = logging.getLogger(__name__)
 
 OPEN = State.OPEN  # looked up once: until Python 3.12 an enum's attribute costs a call
-_CREDITED_BYTES = 2**31 - 1  # no bound of ours where the hub sends only what it has credit for
-_TICKS_PER_PROBE = 10  # connections are probed in turn, not all in one burst
 _DRAIN_PROBE_INTERVAL_S = 1.0
 _SETTLE_FIRST_S, _SETTLE_MOST_S = 0.005, 0.25  # between two rounds of questions to a base hub
-_SETTLE_QUESTIONS = 256  # in each: a base hub keeps 1,000 packets for an agent, answers and requests together
-_PATIENCE_S = 1.0  # how long a client may take to close behind its last response, and how often it gets an ERROR then
 _SAID_CHARS = 200  # of a peer's words, in the log
 
 
@@ -106,19 +104,6 @@ class ConnectionLimits:
     listed_s: float = 31.0
 
 
-@dataclasses.dataclass(slots=True)
-class Listed:
-    """A connection that ended here and that a base hub may still list.
-
-    until_s: loop time when the hub has certainly closed it. takes_error: its client has a whole response, so an ERROR's
-    text is no part of one. error_at_s: when the next ERROR is due, where the session is about to end.
-    """
-
-    until_s: float
-    takes_error: bool
-    error_at_s: float
-
-
 class ConnManager:
     """A PacketConnManager for one session, but for the carrier: subclasses have `make_connection`.
 
@@ -138,15 +123,15 @@ class ConnManager:
         self.budget = budget or FirstPacketBudget()
         self.counters = counters or ConnectionCounters()
         self._loop = asyncio.get_running_loop()
-        self._open: dict[int, Connection] = {}
+        self._open: dict[int, AgentConnection] = {}
         self._closed = IdRanges()
         self._answered = IdRanges()  # closed ids that have got their ERROR
         self._truncated = IdRanges()  # closed ids whose client would take an ERROR's text for body
         self._lost = False
-        self._tick: asyncio.TimerHandle | None = None
         self._changed: asyncio.Event | None = None  # set while a drain waits, for what it waits for
         self._drain_marks: dict[int, int] | None = None  # response bytes of each connection as the drain began
-        self._listed: dict[int, Listed] = {}  # ended here, and a base hub may still list them; the oldest first
+        self._listed = ListedConnections(self.limits.listed_s, self._ask, self._end_listed)
+        self._prober = Prober(self.limits.probe_interval_s, self._open.values, self._probe, self._on_tick)
         self._leaving = False  # probes are for finding the moment when the hub lists nothing
 
     @property
@@ -154,14 +139,14 @@ class ConnManager:
         """Whether the hub has no features: it writes the first request of a connection anew (wire.md)."""
         return not self.tunnel.features
 
-    def make_connection(self, conn_id: int) -> Connection:
+    def make_connection(self, conn_id: int) -> AgentConnection:
         """A connection with its carrier attached. May raise: then the id is closed and the hub gets an ERROR, which has
         the words of a FullError.
         """
         raise NotImplementedError
 
     @property
-    def hub_closes(self) -> bool:
+    def peer_closes(self) -> bool:
         """Whether `close` is negotiated: from the hub's answer on, which may come after its first packets."""
         return FEATURE_CLOSE in self.tunnel.features
 
@@ -170,14 +155,9 @@ class ConnManager:
         return len(self._open)
 
     @property
-    def connections(self) -> Iterable[Connection]:
+    def connections(self) -> Collection[AgentConnection]:
         """Those open now."""
         return self._open.values()
-
-    @property
-    def held_bytes(self) -> int:
-        """What waits for slow targets, over all connections of this session."""
-        return sum(connection.inbound.held_bytes for connection in self._open.values())
 
     # -- from the tunnel
 
@@ -191,7 +171,7 @@ class ConnManager:
                 connection = self._admit(conn_id, size)
                 if connection is None:
                     return
-            if connection.state is not OPEN or connection.hub_done:
+            if connection.state is not OPEN or connection.peer_done:
                 self.counters.stray_data += 1
                 connection.strayed = True
             elif size:
@@ -201,22 +181,21 @@ class ConnManager:
         elif code == ERROR:
             if connection is not None:
                 connection.cancelled(f"the hub says: {error_message[:_SAID_CHARS] or 'gone'}")  # never answered
-            elif conn_id in self._listed:
-                del self._listed[conn_id]
+            elif self._listed.discard(conn_id):
                 self._notify()
             elif conn_id > 0 and conn_id not in self._closed:
                 # It ended before it opened: its client is gone, or its first packet was none that could be read. What
                 # still comes of it is the middle of something, and must not open it.
                 self._closed.add(conn_id)
                 self._answered.add(conn_id)
-        elif code == CLOSE and self.hub_closes:
+        elif code == CLOSE and self.peer_closes:
             if connection is not None:
-                connection.hub_finished()
+                connection.peer_finished()
         else:
             self.counters.unknown_codes += 1
             logger.debug("a packet with an unknown code was ignored", extra={"conn_id": conn_id, "code": code})
 
-    def _admit(self, conn_id: int, size: int) -> Connection | None:
+    def _admit(self, conn_id: int, size: int) -> AgentConnection | None:
         """A new connection for a DATA packet of `size` bytes whose id isn't open; None where it is to be dropped."""
         if conn_id <= 0:
             self.counters.invalid_ids += 1
@@ -254,9 +233,7 @@ class ConnManager:
             return None
         self._open[conn_id] = connection
         self.counters.opened_by[connection.mode] += 1
-        connection.probe_at_s = self._loop.time() + self.limits.probe_interval_s
-        if self._tick is None:
-            self._schedule_tick()
+        self._prober.watch(connection)
         return connection
 
     def _refuse(self, conn_id: int, text: str) -> None:
@@ -272,7 +249,7 @@ class ConnManager:
         asked: the packet was empty, so it is no client's bytes but the hub's own question. Only that is answered where
         a response was truncated: a hub that asks knows what it has sent its client, others write the text behind it.
         """
-        if self.hub_closes or conn_id in self._answered or (conn_id in self._truncated and not asked):
+        if self.peer_closes or conn_id in self._answered or (conn_id in self._truncated and not asked):
             return
         self._answered.add(conn_id)
         self.tunnel.send(conn_id, ERROR, error_message="this connection was closed by the agent")
@@ -281,9 +258,7 @@ class ConnManager:
         if self._lost:
             return
         self._lost = True
-        if self._tick is not None:
-            self._tick.cancel()
-            self._tick = None
+        self._prober.cancel()
         for connection in list(self._open.values()):
             connection.cancelled("its session with the hub is over")
         self._listed.clear()
@@ -296,7 +271,7 @@ class ConnManager:
         if connection is not None:  # else it was ended from this side: nobody is left to be told
             connection.outcome_received(kind, stage)
 
-    # -- from the connections (connection.ConnectionOwner)
+    # -- from the connections (AgentConnectionOwner)
 
     @property
     def outcome_timeout_s(self) -> float:
@@ -314,8 +289,8 @@ class ConnManager:
         return Inbound(
             carrier,
             self.budget,
-            limit_bytes=_CREDITED_BYTES if credited else self.limits.inbound_bytes,
-            uncounted_bytes=_CREDITED_BYTES if credited else buffer_bytes,
+            limit_bytes=UNBOUNDED_BYTES if credited else self.limits.inbound_bytes,
+            uncounted_bytes=UNBOUNDED_BYTES if credited else buffer_bytes,
             slice_bytes=buffer_bytes // 2,
             reframes=self.is_base_hubs,
         )
@@ -327,100 +302,66 @@ class ConnManager:
     def connection_failed_inbound(self) -> None:
         self.counters.failed_inbound += 1
 
-    def connection_closed(self, connection: Connection, ending: Ending | None) -> None:
-        conn_id = connection.conn_id
-        del self._open[conn_id]
-        self._closed.add(conn_id)
+    def connection_closed(self, connection: AgentConnection, ending: Ending | None) -> None:
+        """Keep the books of an end. ending: what the hub was told, None where nobody was left to be told."""
+        del self._open[connection.conn_id]
+        self._closed.add(connection.conn_id)
+        self._count_end(connection, ending)
+        if ending is not None:
+            self._answer_strays(connection, ending)
+        _log_end(connection, ending)
+        if ending is not None:  # else the hub said so itself, or has gone
+            self._list_end(connection, ending)
+        self._notify()
+
+    def _count_end(self, connection: AgentConnection, ending: Ending | None) -> None:
         counters = self.counters
         counters.closed += 1
-        counters.outbound_bytes += connection.response_bytes
+        counters.outbound_bytes += connection.sent_bytes
         counters.ended_by[connection.mode, _how_it_ended(connection, ending)] += 1
         if ending is not None and ending.truncated:
-            self._truncated.add(conn_id)
-        elif ending is not None and ending.code == ERROR:
-            self._answered.add(conn_id)
-        elif ending is not None and connection.strayed:
-            self._answer_stray(conn_id, asked=False)
-        level = logging.INFO
-        what = "connection closed"
-        if ending is not None and ending.truncated:
             counters.truncated += 1
-            what, level = "connection closed, truncated", logging.WARNING
-        elif ending is not None and ending.code == ERROR:
-            what, level = "connection failed", logging.WARNING
-        if logger.isEnabledFor(level):
-            kind, stage = connection.outcome or ("", "")
-            extra = {
-                "conn_id": conn_id,
-                "mode": connection.mode,
-                "kind": str(kind),
-                "stage": str(stage),
-                "response_bytes": connection.response_bytes,
-            }
-            if connection.reason:
-                extra["reason"] = connection.reason
-            logger.log(level, what, extra=extra)
-        if ending is not None:  # else the hub said so itself, or has gone
-            stage = Stage.SIZED if connection.outcome is None else connection.outcome[1]
-            marks = self._drain_marks
-            idle = stage is Stage.IDLE and marks is not None and marks.get(conn_id) == connection.response_bytes
-            whole = ending.code == ERROR or (not ending.truncated and stage is not Stage.UPGRADED)
-            self._list(conn_id, takes_error=whole, idle=idle)
-        self._notify()
+
+    def _answer_strays(self, connection: AgentConnection, ending: Ending) -> None:
+        """Settle what DATA for this id is answered from now on, and answer what strayed before."""
+        if ending.truncated:
+            self._truncated.add(connection.conn_id)
+        elif ending.code == ERROR:
+            self._answered.add(connection.conn_id)
+        elif connection.strayed:
+            self._answer_stray(connection.conn_id, asked=False)
 
     # -- what a base hub lists (wire.md, "DRAIN to the hub")
 
+    def _list_end(self, connection: AgentConnection, ending: Ending) -> None:
+        stage = Stage.SIZED if connection.outcome is None else connection.outcome[1]
+        marks = self._drain_marks
+        idle = stage is Stage.IDLE and marks is not None and marks.get(connection.conn_id) == connection.sent_bytes
+        whole = ending.code == ERROR or (not ending.truncated and stage is not Stage.UPGRADED)
+        self._list(connection.conn_id, takes_error=whole, idle=idle)
+
     def _list(self, conn_id: int, *, takes_error: bool, idle: bool) -> None:
         """A connection has ended here; a base hub lists it until its client closes. idle: unused since a drain."""
-        if self.hub_closes or self._lost:
-            return
-        now_s = self._loop.time()
-        error_at_s = now_s if idle else now_s + _PATIENCE_S
-        self._listed[conn_id] = Listed(now_s + self.limits.listed_s, takes_error, error_at_s)
-        if idle:
-            self._end_listed(conn_id, now_s)
-        if self._tick is None:
-            self._schedule_tick()
+        if not self.peer_closes and not self._lost:
+            self._listed.add(conn_id, self._loop.time(), takes_error=takes_error, idle=idle)
+            self._prober.start()
 
-    def _forget_expired(self, now_s: float) -> None:
-        """The hub has closed these, whatever it answers: bounds what is kept."""
-        expired = []
-        for conn_id, listed in self._listed.items():  # in the order of their ends
-            if listed.until_s > now_s:
-                break
-            expired.append(conn_id)
-        for conn_id in expired:
-            del self._listed[conn_id]
-        if expired:
-            if self._leaving:  # it was asked again and again
-                extra = {"connections": len(expired), "waited_s": self.limits.listed_s, "fault": "hub"}
-                logger.warning("the hub did not say that it has closed its clients' connections", extra=extra)
-            self._notify()
+    def _end_listed(self, conn_id: int) -> None:
+        self._answered.add(conn_id)
+        self.tunnel.send(conn_id, ERROR, error_message="the agent is going away")
 
-    def _end_listed(self, conn_id: int, now_s: float) -> None:
-        """Have the hub close its client, where that breaks no response; again, for it may have dropped the last."""
-        listed = self._listed[conn_id]
-        if listed.takes_error and now_s >= listed.error_at_s:
-            listed.error_at_s = now_s + _PATIENCE_S
-            self._answered.add(conn_id)
-            self.tunnel.send(conn_id, ERROR, error_message="the agent is going away")
-
-    def _ask_listed(self) -> list[int]:
-        """Ask the hub which of these it still lists; returns those it was asked about."""
-        asked = list(itertools.islice(self._listed, _SETTLE_QUESTIONS))
-        for conn_id in asked:
-            self.tunnel.send(conn_id, DATA)
-        return asked
+    def _ask(self, conn_id: int) -> None:
+        self.tunnel.send(conn_id, DATA)
 
     def ask_idle(self) -> None:
         """Find out what a base hub still lists. Called again and again by whoever waits for `is_idle`."""
-        if self.hub_closes:
+        if self.peer_closes:
             return
         if not self._leaving:  # from now on it is asked about open ones often
-            self._leaving = True
+            self._leave()
             for connection in list(self._open.values()):
-                self._probe(connection)
-        self._ask_listed()
+                self._prober.ask(connection)
+        self._listed.ask()
 
     @property
     def is_idle(self) -> bool:
@@ -429,30 +370,25 @@ class ConnManager:
 
     # -- probing (wire.md, "vanished clients")
 
-    def _schedule_tick(self) -> None:
-        self._tick = self._loop.call_later(self.limits.probe_interval_s / _TICKS_PER_PROBE, self._on_tick)
+    def _on_tick(self, now_s: float) -> bool:
+        """Forget what the hub has closed by now; returns whether there is still something to watch."""
+        expired = self._listed.forget_expired(now_s)
+        if expired:
+            if self._leaving:  # it was asked again and again
+                extra = {"connections": expired, "waited_s": self.limits.listed_s, "fault": "hub"}
+                logger.warning("the hub did not say that it has closed its clients' connections", extra=extra)
+            self._notify()
+        return bool(self._open or self._listed)
 
-    def _on_tick(self) -> None:
-        """Probe the connections whose turn it is, and find proxies that left without an outcome."""
-        self._tick = None
-        now_s = self._loop.time()
-        for connection in list(self._open.values()):
-            if connection.eof_seen and connection.peer_closed():
-                connection.connection_lost(None)
-            elif connection.probe_at_s <= now_s:
-                self._probe(connection)
-        self._forget_expired(now_s)
-        if self._open or self._listed:
-            self._schedule_tick()
-
-    def _probe(self, connection: Connection) -> None:
-        interval_s = self.limits.probe_interval_s
-        if self._leaving:  # nobody waits for a client that isn't there
-            interval_s = min(interval_s, _DRAIN_PROBE_INTERVAL_S)
-        connection.probe_at_s = self._loop.time() + interval_s
-        if not self.hub_closes:
+    def _probe(self, connection: TunnelConnection) -> None:
+        if not self.peer_closes:
             self.counters.probes += 1
             self.tunnel.send(connection.conn_id, DATA)
+
+    def _leave(self) -> None:
+        """Probe often from now on: nobody waits for a client that isn't there."""
+        self._leaving = True
+        self._prober.interval_s = min(self._prober.interval_s, _DRAIN_PROBE_INTERVAL_S)
 
     # -- drain (wire.md, "DRAIN to the hub")
 
@@ -466,9 +402,9 @@ class ConnManager:
 
     def begin_drain(self) -> None:
         """Connections that end unused from now on were idle. Called before the proxy is told to drain."""
-        self._leaving = True
+        self._leave()
         if self._drain_marks is None:
-            self._drain_marks = {conn_id: connection.response_bytes for conn_id, connection in self._open.items()}
+            self._drain_marks = {conn_id: connection.sent_bytes for conn_id, connection in self._open.items()}
 
     async def drain(self, deadline_s: float) -> None:
         """Wait for what is in flight, at most `deadline_s` seconds; end the rest by the table; then settle.
@@ -480,7 +416,7 @@ class ConnManager:
         self._changed = asyncio.Event()
         self.begin_drain()
         for connection in list(self._open.values()):  # a base hub doesn't say whose client is gone
-            self._probe(connection)
+            self._prober.ask(connection)
         try:
             await self._wait_until(lambda: not self._open, deadline_s)
             for connection in list(self._open.values()):
@@ -497,7 +433,7 @@ class ConnManager:
         that ended here until it doesn't know it; after a second its client is ended by ERROR, where it has a whole
         response. A hub that answers nothing is given its own time for a client, and a little. Cancelled: as before.
         """
-        self._leaving = True
+        self._leave()
         own = self._changed is None
         if self._changed is None:
             self._changed = asyncio.Event()
@@ -510,9 +446,9 @@ class ConnManager:
     async def _settle(self) -> bool:
         now_s = self._loop.time()
         limits = self.limits
-        deadline_s = now_s + limits.settle_timeout_s + (0.0 if self.hub_closes else limits.listed_s)
+        deadline_s = now_s + limits.settle_timeout_s + (0.0 if self.peer_closes else limits.listed_s)
         interval_s = _SETTLE_FIRST_S
-        while not self._lost and (self.tunnel.bytes_buffered or not (self.hub_closes or self.is_idle)):
+        while not self._lost and (self.tunnel.bytes_buffered or not (self.peer_closes or self.is_idle)):
             now_s = self._loop.time()
             left_s = deadline_s - now_s
             if left_s <= 0:
@@ -525,16 +461,15 @@ class ConnManager:
             if self.tunnel.bytes_buffered:  # a question would only queue behind them
                 await asyncio.sleep(min(left_s, 0.01))
                 continue
-            for conn_id in list(self._listed):
-                self._end_listed(conn_id, now_s)
-            asked = self._ask_listed()
+            self._listed.end_due(now_s)
+            asked = self._listed.ask()
             answered = await self._wait_until(functools.partial(self._heard_of, asked), min(left_s, interval_s))
             interval_s = _SETTLE_FIRST_S if answered else min(2 * interval_s, _SETTLE_MOST_S)
         return True
 
     def _heard_of(self, asked: list[int]) -> bool:
         """Whether the hub lists none of these any longer; of none: whether no connection is open."""
-        return not self._listed.keys() & asked if asked else not self._open
+        return self._listed.none_of(asked) if asked else not self._open
 
     async def _wait_until(self, reached: Callable[[], bool], timeout_s: float) -> bool:
         """Wait for a state that `_notify` is called at, at most `timeout_s`; returns whether it is so.
@@ -557,7 +492,29 @@ class ConnManager:
             self._changed.set()
 
 
-def _how_it_ended(connection: Connection, ending: Ending | None) -> str:
+def _log_end(connection: AgentConnection, ending: Ending | None) -> None:
+    """ending: what the hub was told, None where nobody was left to be told."""
+    level, what = logging.INFO, "connection closed"
+    if ending is not None and ending.truncated:
+        level, what = logging.WARNING, "connection closed, truncated"
+    elif ending is not None and ending.code == ERROR:
+        level, what = logging.WARNING, "connection failed"
+    if not logger.isEnabledFor(level):
+        return
+    kind, stage = connection.outcome or ("", "")
+    extra = {
+        "conn_id": connection.conn_id,
+        "mode": connection.mode,
+        "kind": str(kind),
+        "stage": str(stage),
+        "response_bytes": connection.sent_bytes,
+    }
+    if connection.reason:
+        extra["reason"] = connection.reason
+    logger.log(level, what, extra=extra)
+
+
+def _how_it_ended(connection: AgentConnection, ending: Ending | None) -> str:
     """For counting. ending: what the hub was told, None where nobody was left to be told."""
     if ending is None or (connection.outcome is not None and connection.outcome[0] is Kind.CLIENT_GONE):
         return "client_gone"

@@ -9,15 +9,15 @@ from typing import cast
 from fastpipe import PipeEnd, create_pipe
 
 from ..outcome import Outcome
-from .connection import Connection
+from .agent_connection import AgentConnection
 from .counters import ConnectionCounters
 from .inbound import FirstPacketBudget
 from .manager import ConnectionLimits, ConnManager, Tunnel
 
-__all__ = ["MemoryConnManager", "MemoryConnection"]
+__all__ = ["MemoryConnManager", "MemoryConnection", "make_memory_connection"]
 
 
-class MemoryConnection(Connection):
+class MemoryConnection(AgentConnection):
     """One pipe: a client end for the manager, a server end for the proxy."""
 
     mode = "memory"
@@ -26,6 +26,23 @@ class MemoryConnection(Connection):
 
     def peer_closed(self) -> bool:
         return bool(self.server_end.is_closing())
+
+
+def make_memory_connection(
+    manager: ConnManager, conn_id: int, accept: Callable[[int, Outcome], asyncio.Protocol], buffer_bytes: int
+) -> MemoryConnection:
+    """A connection whose pipe has the proxy's protocol on its other end.
+
+    accept: makes that protocol. buffer_bytes: the pipe's high-water mark.
+    """
+    protocol = accept(conn_id, manager.outcome)
+    connection = MemoryConnection(conn_id, manager)
+    client_end, server_end = create_pipe(limit=buffer_bytes, loop=asyncio.get_running_loop())
+    connection.client_end, connection.server_end = client_end, server_end
+    connection.attach(client_end, manager.inbound(client_end, buffer_bytes))
+    server_end.set_protocol(protocol)
+    client_end.set_protocol(cast(asyncio.Protocol, connection))  # by its methods, not its base
+    return connection
 
 
 class MemoryConnManager(ConnManager):
@@ -52,15 +69,6 @@ class MemoryConnManager(ConnManager):
         self.accept_base = accept_base or accept
         self.buffer_size = buffer_size
 
-    def make_connection(self, conn_id: int) -> Connection:
-        """A connection whose pipe has the proxy's protocol on its other end."""
+    def make_connection(self, conn_id: int) -> AgentConnection:
         accept = self.accept_base if self.is_base_hubs else self.accept
-        protocol = accept(conn_id, self.outcome)
-        connection = MemoryConnection(conn_id, self)
-        client_end, server_end = create_pipe(limit=self.buffer_size, loop=asyncio.get_running_loop())
-        connection.client_end, connection.server_end = client_end, server_end
-        inbound = self.inbound(client_end, self.buffer_size)
-        connection.attach(client_end, inbound)
-        server_end.set_protocol(protocol)
-        client_end.set_protocol(cast(asyncio.Protocol, connection))  # by its methods, not its base
-        return connection
+        return make_memory_connection(self, conn_id, accept, self.buffer_size)

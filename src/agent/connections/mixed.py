@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import logging
 
+from .agent_connection import AgentConnection
 from .carrier_policy import CarrierPolicy
-from .connection import Connection
 from .counters import ConnectionCounters
 from .inbound import FirstPacketBudget
 from .manager import ConnectionLimits, ConnManager, FullError, Tunnel
-from .memory import MemoryConnManager
-from .uds import UDSConnManager
+from .memory import make_memory_connection
+from .uds import make_uds_connection
 
 __all__ = ["MixedConnManager"]
 
 logger = logging.getLogger(__name__)
 
 
-class MixedConnManager(MemoryConnManager, UDSConnManager):
+class MixedConnManager(ConnManager):
     """A manager whose connections are carried as `policy` says, each for its whole life. The rest as in ConnManager.
 
     policy: started, shared by all sessions.
@@ -36,14 +36,12 @@ class MixedConnManager(MemoryConnManager, UDSConnManager):
         budget: FirstPacketBudget | None = None,
         counters: ConnectionCounters | None = None,
     ) -> None:
-        # Not the two in between: what they are given is the policy's, and there may be no Unix socket yet.
-        ConnManager.__init__(self, tunnel, limits=limits, budget=budget, counters=counters)
-        self.accept, self.accept_base = policy.accept_memory, policy.accept_base_memory
+        super().__init__(tunnel, limits=limits, budget=budget, counters=counters)
         self._policy = policy
-        self._listens = False
+        self._acceptor_session = 0  # this session's number at the acceptor, once it has one
         self._full_said = False
 
-    def make_connection(self, conn_id: int) -> Connection:
+    def make_connection(self, conn_id: int) -> AgentConnection:
         policy = self._policy
         most, open_now = policy.most_connections, self.counters.opened - self.counters.closed
         if most is not None and open_now > most:  # this one is counted already
@@ -51,11 +49,10 @@ class MixedConnManager(MemoryConnManager, UDSConnManager):
                 self._full_said = True
                 logger.warning("the hub opens more connections than are taken", extra={"connections": most})
             raise FullError(f"the agent takes no more than {most} connections at once")
-        self.buffer_size = policy.buffer_size
         if policy.share.next() or (policy.most_sockets is not None and open_now > policy.most_sockets):
-            return MemoryConnManager.make_connection(self, conn_id)
-        if not self._listens:
-            assert policy.acceptor is not None  # since a share was left for it
-            self.listen_at(policy.acceptor)
-            self._listens = True
-        return UDSConnManager.make_connection(self, conn_id)
+            accept = policy.accept_base_memory if self.is_base_hubs else policy.accept_memory
+            return make_memory_connection(self, conn_id, accept, policy.buffer_size)
+        assert policy.acceptor is not None  # since a share was left for it
+        if not self._acceptor_session:
+            self._acceptor_session = policy.acceptor.next_session()
+        return make_uds_connection(self, conn_id, policy.acceptor, self._acceptor_session, policy.buffer_size)

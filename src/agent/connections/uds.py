@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 
 from .acceptor import PendingPeer, UDSAcceptor
-from .connection import Connection
+from .agent_connection import AgentConnection
 from .counters import ConnectionCounters
 from .inbound import FirstPacketBudget, Inbound
 from .manager import ConnectionLimits, ConnManager, Tunnel
 from .socket_end import SocketEnd
 
-__all__ = ["UDSAcceptor", "UDSConnManager", "UDSConnection"]
+__all__ = ["UDSAcceptor", "UDSConnManager", "UDSConnection", "make_uds_connection"]
 
 
-class UDSConnection(Connection):
+class UDSConnection(AgentConnection):
     """One socket: its end here, and what the acceptor knows of the proxy's end."""
 
     mode = "uds"
@@ -42,6 +42,24 @@ class UDSConnection(Connection):
         return self._end_of_socket.peer_closed()
 
 
+def make_uds_connection(
+    manager: ConnManager, conn_id: int, acceptor: UDSAcceptor, session: int, buffer_bytes: int
+) -> UDSConnection:
+    """A connection whose socket has reached the acceptor, or tries to. Raises OSError.
+
+    session: from `acceptor.next_session`. buffer_bytes: a quarter of it may wait here; the kernel holds the rest.
+    """
+    announced = acceptor.announce(session, conn_id, manager.outcome, manager.is_base_hubs)
+    sock = acceptor.bind(announced)
+    connection = UDSConnection(conn_id, manager, announced)
+    timeout_s = manager.limits.connect_timeout_s
+    loop = asyncio.get_running_loop()
+    end = SocketEnd(loop, sock, connection, limit_bytes=buffer_bytes // 4, dial_timeout_s=timeout_s)
+    connection.attach_socket(end, manager.inbound(end, buffer_bytes))
+    end.dial(acceptor.path)
+    return connection
+
+
 class UDSConnManager(ConnManager):
     """Connections over Unix sockets. The rest as in ConnManager.
 
@@ -61,26 +79,8 @@ class UDSConnManager(ConnManager):
     ) -> None:
         super().__init__(tunnel, limits=limits, budget=budget, counters=counters)
         self.buffer_size = buffer_size
-        self.listen_at(acceptor)
-
-    def listen_at(self, acceptor: UDSAcceptor) -> None:
-        """Have the connections to come reach the proxy here."""
         self.acceptor = acceptor
         self._session = acceptor.next_session()
 
-    def make_connection(self, conn_id: int) -> Connection:
-        """A connection whose socket has reached the acceptor, or tries to. Raises OSError."""
-        announced = self.acceptor.announce(self._session, conn_id, self.outcome, self.is_base_hubs)
-        sock = self.acceptor.bind(announced)
-        connection = UDSConnection(conn_id, self, announced)
-        end = SocketEnd(
-            asyncio.get_running_loop(),
-            sock,
-            connection,
-            limit_bytes=self.buffer_size // 4,
-            dial_timeout_s=self.limits.connect_timeout_s,
-        )
-        inbound = self.inbound(end, self.buffer_size)
-        connection.attach_socket(end, inbound)
-        end.dial(self.acceptor.path)
-        return connection
+    def make_connection(self, conn_id: int) -> AgentConnection:
+        return make_uds_connection(self, conn_id, self.acceptor, self._session, self.buffer_size)

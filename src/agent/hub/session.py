@@ -1,7 +1,7 @@
 """One agent's tunnel, seen from the hub: opens connections to the agent's proxy and carries their bytes.
 
-    hub's proxy ── transport ══ pipe ══ _Connection ── outbound ──► tunnel ──► agent
-                                             ◄── packet_received ◄──
+    hub's proxy ── transport ══ pipe ══ HubConnection ── outbound ──► tunnel ──► agent
+                                               ◄── packet_received ◄──
 
 `AgentSession.connect` gives the hub's proxy a pipe end that behaves as a TCP connection to the agent would. All state
 belongs to one session and dies with it (wire.md, "conn ids"): nothing here is handed to the next one.
@@ -13,18 +13,21 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import cast
 
-from fastpipe import PipeEnd, create_pipe
+from fastpipe import create_pipe
 
+from ..connections.connection import Outbound, State, TunnelConnection
+from ..connections.hub_connection import HubConnection
+from ..connections.inbound import UNBOUNDED_BYTES, FirstPacketBudget, Inbound
+from ..connections.probing import Prober
 from ..errors import AgentError, Party, TargetError
 from ..runtime.deadlines import Deadline
 from ..tunnel.features import CLOSE as FEATURE_CLOSE
 from ..tunnel.features import GOAWAY as FEATURE_GOAWAY
+from ..tunnel.features import WINDOW as FEATURE_WINDOW
 from ..tunnel.packet import CLOSE, DATA, DRAIN, ERROR
-from ..tunnel.scheduler import Outbound
 from ..tunnel.session import Tunnel
 from ..tunnel.window import ReceiveWindow
 
@@ -35,6 +38,8 @@ SAID_BYTES = 200
 
 logger = logging.getLogger(__name__)
 
+OPEN = State.OPEN
+
 PIPE_LIMIT_BYTES = 65536
 BEHIND_BYTES = 4 * 1024 * 1024
 """A client this far behind what its agent has sent makes the hub stop reading the tunnel of a base agent; others have
@@ -42,180 +47,10 @@ credit for no more than is held here."""
 BEHIND_TIMEOUT_S = 3.0
 """How long a client may keep the hub from reading; then its connection is ended, for the others' sake. Below the 5 s in
 which agents expect the answer to their probe (wire.md, "connected")."""
-GONE = "the client is gone"
 LEFT_OPEN_TIMEOUT_S = 10.0
 """How long an agent that has said DRAIN may leave its stream open behind its last connection; then the hub ends it."""
 PROBE_INTERVAL_S = 10.0
 """wire.md, "vanished clients": an empty DATA makes the other side say whether it still knows the connection."""
-
-
-class _Connection(asyncio.Protocol):
-    """The tunnel's side of one connection: pipe → packets, packets → pipe.
-
-    With `close` each direction ends on its own; without, the connection ends with the first.
-    """
-
-    accepts_views = True
-
-    def __init__(self, session: AgentSession, conn_id: int, near: PipeEnd) -> None:
-        self.conn_id = conn_id
-        self._session = session
-        self._end: PipeEnd | None = None
-        self._near: PipeEnd | None = near  # the proxy's end, until ours is gone
-        self._outbound: Outbound | None = None
-        self._agent_done = False  # it has sent CLOSE
-        self._window: ReceiveWindow | None = None  # the agent's credit, where credit is counted
-        self._held: deque[bytes | memoryview] = deque()  # what the pipe has no room for; only with credit
-        self._held_bytes = 0
-        self._full = False  # the pipe is
-        self._ending = False  # the agent sends no more: an end follows what is held
-        self._end_said = False
-        self.bytes_sent = 0
-        self.bytes_seen = 0
-        self.probed_at_bytes = -1
-
-    # -- the pipe's side
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        end = cast(PipeEnd, transport)
-        self._end = end
-        if self._ending:  # before it began: the session was lost meanwhile
-            end.close()
-            return
-        self._outbound = self._session.tunnel.outbound(self.conn_id, end.pause_reading, end.resume_reading)
-        self._window = self._session.tunnel.receive_window(self.conn_id)
-
-    def data_received(self, data: bytes | memoryview) -> None:
-        if self._outbound is not None:
-            self.bytes_sent += len(data)
-            self._outbound.write(data)
-
-    def eof_received(self) -> bool:
-        # Only after a 101. The base protocol has no half-close: with the client's end the connection ends, or an agent
-        # whose target had ended as well would wait for the client for ever, and this hub for the agent.
-        if not self._session.closes:
-            return False
-        if self._outbound is not None:
-            self._outbound.finish(CLOSE)
-        return not self._agent_done or bool(self._held)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The proxy is done with this connection, or its client is gone: either way the agent may forget it."""
-        self._drop_held()
-        self._near = None
-        outbound, self._outbound = self._outbound, None
-        if outbound is not None:
-            if self._agent_done and exc is None:
-                outbound.finish(CLOSE)
-            elif exc is None and not outbound.finished:
-                outbound.finish(ERROR, GONE)
-            else:
-                outbound.abort()
-                self._session.tunnel.send(self.conn_id, ERROR, error_message=GONE)
-        self._session.forget(self)
-
-    def pause_writing(self) -> None:
-        self._full = True
-
-    def resume_writing(self) -> None:
-        self._full = False
-        self._pump()
-        self._session.caught_up(self)
-
-    # -- the tunnel's side
-
-    @property
-    def is_announced(self) -> bool:
-        """Whether the agent has been sent a packet of it."""
-        if self._outbound is None:
-            return self._end is not None  # it is over; before it is connected it hasn't begun
-        return self.bytes_sent > 0 and not self._outbound.queued_bytes
-
-    def deliver(self, data: bytes | memoryview) -> None:
-        end = self._end
-        if end is None or self._ending:  # the agent has said CLOSE or ERROR: this is nobody's
-            return
-        size = len(data)
-        self.bytes_seen += size
-        if self._window is None:
-            end.write(data)
-            if end.get_write_buffer_size() > BEHIND_BYTES:
-                self._session.fell_behind(self)
-        elif self._window.arrived(size):
-            self._held.append(data)
-            self._held_bytes += size
-            self._pump()
-        else:
-            self._session.tunnel.exceeded(self.conn_id)
-
-    def _pump(self) -> None:
-        """Write what is held as far as the pipe has room, and give credit for what has been read."""
-        end, held = self._end, self._held
-        assert end is not None
-        while held and not self._full:  # `write` may call `pause_writing`
-            data = held.popleft()
-            self._held_bytes -= len(data)
-            end.write(data)
-        if self._window is not None:
-            # What the pipe takes without being full counts as read: it is no more than the pipe's own buffer.
-            self._window.unread(self._held_bytes + (end.get_write_buffer_size() if self._full else 0))
-        if not held and self._ending:
-            self._finish()
-
-    def agent_done(self) -> None:
-        """The agent sends no more: the proxy gets what had come, then the end of stream."""
-        if not self._agent_done:
-            self._agent_done = True
-            self._close_window()
-            self._end_behind_held()
-
-    def end(self, failure: TargetError) -> None:
-        """The agent is done with this connection, or lost: the proxy gets what had come, then sees its upstream end.
-
-        A whole response may stand right before the tunnel's end, as it does when an agent drains. failure: what the
-        proxy says where the response was not whole.
-        """
-        if self._near is not None and not self._agent_done:
-            self._near.set_extra_info("failure", failure)
-        self._drop_outbound()
-        self._close_window()
-        self._end_behind_held()
-
-    def _end_behind_held(self) -> None:
-        self._ending = True
-        if self._end is not None and not self._held:
-            self._finish()
-
-    def _finish(self) -> None:
-        """Everything has been written: the end of stream, or of the connection where nothing goes to the agent."""
-        assert self._end is not None
-        if self._outbound is None or self._outbound.finished:
-            self._end.close()
-        elif not self._end_said:
-            self._end_said = True
-            self._end.write_eof()
-
-    def _close_window(self) -> None:
-        if self._window is not None:
-            self._window.close()
-            self._window = None
-
-    def _drop_held(self) -> None:
-        self._held.clear()
-        self._held_bytes = 0
-        self._close_window()
-
-    def abort(self) -> None:
-        """End it now, with what the client has not taken yet."""
-        self._drop_outbound()
-        self._drop_held()
-        if self._end is not None:
-            self._end.abort()
-
-    def _drop_outbound(self) -> None:
-        outbound, self._outbound = self._outbound, None
-        if outbound is not None:
-            outbound.abort()
 
 
 class _Opening(asyncio.Protocol):
@@ -275,15 +110,21 @@ class AgentSession:
         if self._liveness is not None:
             self._liveness.watchers.append(self._suspicion_changed)
         self._ids = itertools.count(1)
-        self._connections: dict[int, _Connection] = {}
-        self._behind: dict[_Connection, Deadline] = {}
+        self._connections: dict[int, HubConnection] = {}
+        self._behind: dict[HubConnection, Deadline] = {}
         self._loop = asyncio.get_running_loop()
-        self._probe_timer = self._loop.call_later(PROBE_INTERVAL_S, self._probe)
+        self._budget = FirstPacketBudget(UNBOUNDED_BYTES, UNBOUNDED_BYTES)  # credit, or a pause of the tunnel, bounds
+        self._prober = Prober(PROBE_INTERVAL_S, self._connections.values, self._probe, self._watches)
 
     @property
-    def closes(self) -> bool:
+    def peer_closes(self) -> bool:
         """Whether each side says that it is done with a connection: `close` was negotiated."""
         return FEATURE_CLOSE in self.tunnel.features
+
+    @property
+    def _counts_credit(self) -> bool:
+        """Whether the agent sends no more than it has credit for: `window` was negotiated."""
+        return FEATURE_WINDOW in self.tunnel.features
 
     @property
     def open_connections(self) -> int:
@@ -294,8 +135,8 @@ class AgentSession:
         """Clients' bytes from the agent and to it, so far."""
         connections = self._connections.values()
         return (
-            self._carried[0] + sum(connection.bytes_seen for connection in connections),
-            self._carried[1] + sum(connection.bytes_sent for connection in connections),
+            self._carried[0] + sum(connection.received_bytes for connection in connections),
+            self._carried[1] + sum(connection.sent_bytes for connection in connections),
         )
 
     @property
@@ -341,9 +182,12 @@ class AgentSession:
                 return await other.connect(protocol)
         near, far = create_pipe(limit=PIPE_LIMIT_BYTES)
         near.set_extra_info("path", self)
-        connection = _Connection(self, next(self._ids), near)
+        connection = HubConnection(next(self._ids), self, near)
+        connection.attach(far, Inbound(far, self._budget, limit_bytes=UNBOUNDED_BYTES, uncounted_bytes=UNBOUNDED_BYTES))
         self._connections[connection.conn_id] = connection
-        far.set_protocol(connection)
+        if not self.peer_closes:  # else the agent says when it is done
+            self._prober.watch(connection)
+        far.set_protocol(cast(asyncio.Protocol, connection))  # by its methods, not its base
         opening = _Opening(protocol, lambda: self._lost)
         near.set_protocol(opening)
         try:
@@ -390,20 +234,29 @@ class AgentSession:
         elif connection is None:
             # The agent's probe of a connection this hub has forgotten (wire.md, "vanished clients"); bytes that were on
             # their way when it was forgotten need no answer, for the agent has been told then.
-            if code == DATA and not data and not self.closes:
+            if code == DATA and not data and not self.peer_closes:
                 self.tunnel.send(conn_id, ERROR, error_message=f"unknown packet connection {conn_id}")
         elif code == DATA:
-            connection.deliver(data)
+            if connection.state is OPEN and not connection.peer_done:  # else it is nobody's
+                self._deliver(connection, data)
         elif code == CLOSE:
-            connection.agent_done()
+            connection.peer_finished()
         elif code == ERROR:
             reason = readable(error_message)
             extra = {"conn_id": conn_id, "cluster": self.cluster, "reason": reason, "fault": "agent"}
             logger.info("agent ended a connection", extra=extra)
             said = f"the agent says: {reason}" if reason else "the agent ended the connection"
-            connection.end(TargetError(502, said, stage="response head", fault="agent"))
+            connection.peer_ended(TargetError(502, said, stage="response head", fault="agent"))
         else:
             logger.debug("packet with an unknown code", extra={"conn_id": conn_id, "code": code})
+
+    def _deliver(self, connection: HubConnection, data: bytes | memoryview) -> None:
+        if not data:  # a probe of a connection that is open needs no answer
+            return
+        if not connection.feed(data):
+            self.tunnel.exceeded(connection.conn_id)
+        elif not self._counts_credit and connection.waiting_bytes > BEHIND_BYTES:
+            self._fell_behind(connection)
 
     def tunnel_lost(self, error: Exception | None) -> None:
         self._lost = True
@@ -412,14 +265,14 @@ class AgentSession:
         failure = TargetError(502, self._lost_reason, stage="response head", fault=self._lost_fault)
         if self._liveness is not None and self._suspicion_changed in self._liveness.watchers:
             self._liveness.watchers.remove(self._suspicion_changed)
-        self._probe_timer.cancel()
+        self._prober.cancel()
         if self._left_open is not None:
             self._left_open.cancel()
         for timer in self._behind.values():
             timer.cancel()
         self._behind.clear()
         for connection in list(self._connections.values()):
-            connection.end(failure)
+            connection.peer_ended(failure)
         self._on_lost(self, error)
 
     def _suspicion_changed(self) -> None:
@@ -432,41 +285,50 @@ class AgentSession:
 
     # -- what connections call
 
-    def forget(self, connection: _Connection) -> None:
+    def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound:
+        return self.tunnel.outbound(conn_id, pause, resume)
+
+    def receive_window(self, conn_id: int) -> ReceiveWindow | None:
+        return self.tunnel.receive_window(conn_id)
+
+    def late_error(self, conn_id: int, text: str) -> None:
+        self.tunnel.send(conn_id, ERROR, error_message=text)
+
+    def connection_closed(self, connection: HubConnection) -> None:
         if self._connections.pop(connection.conn_id, None) is not None:
-            self._carried[0] += connection.bytes_seen
-            self._carried[1] += connection.bytes_sent
-        self.caught_up(connection)
+            self._carried[0] += connection.received_bytes
+            self._carried[1] += connection.sent_bytes
+        self.connection_caught_up(connection)
         self._watch_end()
 
-    def fell_behind(self, connection: _Connection) -> None:
+    def _fell_behind(self, connection: HubConnection) -> None:
         """Stop reading the tunnel until this client has caught up, or its time is over."""
         if connection not in self._behind and not self._lost:
             self._behind[connection] = Deadline(BEHIND_TIMEOUT_S, functools.partial(self._too_slow, connection))
             if len(self._behind) == 1:
                 self.tunnel.pause_reading()
 
-    def caught_up(self, connection: _Connection) -> None:
+    def connection_caught_up(self, connection: HubConnection) -> None:
         timer = self._behind.pop(connection, None)
         if timer is not None:
             timer.cancel()
             if not self._behind and not self._lost:
                 self.tunnel.resume_reading()
 
-    def _too_slow(self, connection: _Connection) -> None:
+    def _too_slow(self, connection: HubConnection) -> None:
         extra = {"conn_id": connection.conn_id, "cluster": self.cluster, "fault": "client"}
         logger.warning("client too slow: its connection is ended", extra=extra)
-        self.tunnel.send(connection.conn_id, ERROR, error_message="the client is too slow")
-        connection.abort()
+        connection.abort("the client is too slow")
 
-    def _probe(self) -> None:
-        self._probe_timer = self._loop.call_later(PROBE_INTERVAL_S, self._probe)
-        if self.closes:  # the agent says when it is done
-            return
-        for connection in self._connections.values():
-            if connection.probed_at_bytes == connection.bytes_seen:
-                self.tunnel.send(connection.conn_id, DATA)
-            connection.probed_at_bytes = connection.bytes_seen
+    def _watches(self, now_s: float) -> bool:
+        return bool(self._connections)
+
+    def _probe(self, connection: TunnelConnection) -> None:
+        """Ask about a connection that the agent has sent nothing on since its last turn."""
+        assert isinstance(connection, HubConnection)
+        if connection.probed_at_bytes == connection.received_bytes:
+            self.tunnel.send(connection.conn_id, DATA)
+        connection.probed_at_bytes = connection.received_bytes
 
 
 def why_lost(error: Exception | None) -> tuple[Party, str]:

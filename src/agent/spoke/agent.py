@@ -115,7 +115,7 @@ class Agent:
         self._page = self._make_page()
         self._apps = Apps()
         self.proxy = self._make_proxy(limits)
-        self.carrier_policy = self._make_carriage()
+        self.carrier_policy = self._make_carrier_policy()
         self._descriptors_used = open_descriptors()  # none of them is a connection's
         self._served = self._bound()
 
@@ -138,7 +138,7 @@ class Agent:
             measures=self.measures,
         )
 
-    def _make_carriage(self) -> CarrierPolicy:
+    def _make_carrier_policy(self) -> CarrierPolicy:
         return CarrierPolicy(
             self.proxy.connection,
             accept_base=functools.partial(self.proxy.connection, is_base_hubs=True),

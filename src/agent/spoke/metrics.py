@@ -79,7 +79,7 @@ def _connections(agent: AgentState) -> Iterator[Metric]:
             paused_by[connection.mode, FROM_HUB] += from_hub
             paused_by[connection.mode, TO_HUB] += to_hub
             for_targets += connection.inbound.held_bytes
-            response_bytes += connection.response_bytes
+            response_bytes += connection.sent_bytes
     counters = agent.counters
     yield _by_mode("connections_open", "gauge", "Connections of hubs' clients that are open.", open_by)
     yield _by_mode("connections_opened", "counter", "Connections opened so far.", counters.opened_by)
