@@ -8,6 +8,11 @@ connected and never will be by waiting), tries again; what is written meanwhile 
 
             connected               end of stream or error
     DIALLING ────────► CONNECTED ────────────────────────► LOST   (`connection_lost` is scheduled, once)
+        └──────────────── error, close ─────────────────────┘
+
+               write_eof               queue is empty
+    SENDING ────────► FINISHING ──────────────────────────► ENDED   (nothing more is sent)
+        └──────────────── failed write, stop_writing ───────┘
 
 A peer that closed with bytes of ours unread leaves an error on the socket. libuv reports such a socket once and then
 watches it no more, so whoever finds the error reads to the end there and then, pause or no pause: what is left is at
@@ -17,6 +22,7 @@ most what a socket holds.
 from __future__ import annotations
 
 import asyncio
+import enum
 import select
 import socket
 from collections import deque
@@ -27,6 +33,26 @@ __all__ = ["SocketEnd", "SocketEndProtocol"]
 _READ_MIN_BYTES, _READ_MAX_BYTES = 16 * 1024, 256 * 1024  # small answers need no large buffer, bulk gets large packets
 _DIAL_RETRY_MIN_S, _DIAL_RETRY_MAX_S = 0.001, 0.05
 _SEND_PIECES = 64  # well below IOV_MAX (1,024)
+
+
+class State(enum.Enum):
+    DIALLING = "dialling"
+    CONNECTED = "connected"
+    LOST = "lost"
+
+
+class Output(enum.Enum):
+    """What may still be sent."""
+
+    SENDING = "sending"
+    FINISHING = "finishing"
+    """The end of stream follows what is queued."""
+    ENDED = "ended"
+    """Shut down, told to stop, or failed."""
+
+
+DIALLING, CONNECTED, LOST = State  # looked up once: until Python 3.12 an enum's attribute costs a call
+SENDING, FINISHING, ENDED = Output
 
 
 class SocketEndProtocol(Protocol):
@@ -62,8 +88,10 @@ class SocketEnd:
         self._low_bytes = limit_bytes // 4
         self._dial_timeout_s = dial_timeout_s
         self._dial_retry: asyncio.TimerHandle | None = None
-        self._connected = False
-        self._lost = False
+        self.connected = False
+        """Whether it has reached the listener, which may not have accepted it yet. Stays so when it is lost."""
+        self._state = DIALLING
+        self._output = SENDING
         self._queue: deque[bytes | memoryview] = deque()
         self._queued_bytes = 0
         self._read_bytes = _READ_MIN_BYTES
@@ -71,8 +99,6 @@ class SocketEnd:
         self._writing = False  # a writer is registered
         self._reading_paused = False
         self._writing_paused = False
-        self._write_ended = False  # nothing more is sent: shut down, told to stop, or failed
-        self._eof_wanted = False
         self._eof_seen = False
 
     # -- connecting
@@ -95,15 +121,11 @@ class SocketEnd:
         except OSError as error:
             self._lose(error)
             return
-        self._connected = True
+        self._state = CONNECTED
+        self.connected = True
         self._watch_reading()
-        if self._queue or self._eof_wanted:
+        if self._queue or self._output is FINISHING:
             self._on_writable()
-
-    @property
-    def connected(self) -> bool:
-        """Whether it has reached the listener, which may not have accepted it yet."""
-        return self._connected
 
     # -- reading
 
@@ -116,7 +138,7 @@ class SocketEnd:
         self._watch_reading()
 
     def _watch_reading(self) -> None:
-        wanted = self._connected and not (self._lost or self._reading_paused or self._eof_seen)
+        wanted = self._state is CONNECTED and not (self._reading_paused or self._eof_seen)
         if wanted != self._reading:
             self._reading = wanted
             if wanted:
@@ -142,12 +164,12 @@ class SocketEnd:
         elif len(data) * 4 < self._read_bytes:
             self._read_bytes = max(self._read_bytes // 4, _READ_MIN_BYTES)
         self._protocol.data_received(data)
-        if not self._lost and self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        if self._state is CONNECTED and self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._read_to_the_end()
 
     def _read_to_the_end(self) -> None:
         """The peer is closed in both directions: take what it had written before, and be done."""
-        while not self._lost:
+        while self._state is CONNECTED:
             try:
                 data = self._sock.recv(_READ_MAX_BYTES)
             except (BlockingIOError, InterruptedError):  # not closed after all
@@ -170,7 +192,7 @@ class SocketEnd:
 
     def peer_closed(self) -> bool:
         """Whether the peer is closed in both directions, asked after its end of stream; False before that."""
-        if self._lost or not self._eof_seen:
+        if self._state is LOST or not self._eof_seen:
             return False
         if not hasattr(select, "poll"):
             return True
@@ -182,9 +204,9 @@ class SocketEnd:
 
     def write(self, data: bytes | memoryview) -> None:
         """Send, now or later. data: immutable, n >= 1 bytes, kept by reference. Dropped once nothing can be sent."""
-        if self._lost or self._write_ended or self._eof_wanted:
+        if self._state is LOST or self._output is not SENDING:
             return
-        if self._connected and not self._queue:
+        if self._state is CONNECTED and not self._queue:
             try:
                 sent = self._sock.send(data)
             except (BlockingIOError, InterruptedError):
@@ -204,13 +226,14 @@ class SocketEnd:
 
     def write_eof(self) -> None:
         """Half-close, after what is queued."""
-        self._eof_wanted = True
-        if self._connected and not self._queue:
-            self._shut_down_writing()
+        if self._output is SENDING:
+            self._output = FINISHING
+            if self._state is CONNECTED and not self._queue:
+                self._shut_down_writing()
 
     def stop_writing(self) -> None:
         """Send nothing more, and drop what is queued. Reading goes on."""
-        self._write_ended = True
+        self._output = ENDED
         self._queue.clear()
         self._queued_bytes = 0
         self._watch_writing()
@@ -225,7 +248,7 @@ class SocketEnd:
         return self._queued_bytes
 
     def _watch_writing(self) -> None:
-        wanted = self._connected and bool(self._queue) and not self._lost
+        wanted = self._state is CONNECTED and bool(self._queue)
         if wanted != self._writing:
             self._writing = wanted
             if wanted:
@@ -255,13 +278,13 @@ class SocketEnd:
         if self._writing_paused and self._queued_bytes <= self._low_bytes:
             self._writing_paused = False
             self._protocol.resume_writing()
-        if self._eof_wanted and not self._queue:
+        if self._output is FINISHING and not self._queue:
             self._shut_down_writing()
 
     def _shut_down_writing(self) -> None:
-        if self._write_ended or self._lost:
+        if self._state is LOST:
             return
-        self._write_ended = True
+        self._output = ENDED
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:  # the peer is gone; reading finds its end
@@ -276,9 +299,9 @@ class SocketEnd:
     abort = close
 
     def _lose(self, error: Exception | None) -> None:
-        if self._lost:
+        if self._state is LOST:
             return
-        self._lost = True
+        self._state = LOST
         if self._dial_retry is not None:
             self._dial_retry.cancel()
             self._dial_retry = None
