@@ -13,14 +13,12 @@ An id's life: *unseen*, until its first DATA opens it; *open*; *closed*, until t
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import errno
 import functools
 import logging
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from ..errors import AgentError
 from ..outcome import Kind, Stage
 from ..tunnel.features import CLOSE as FEATURE_CLOSE
 from ..tunnel.features import WINDOW as FEATURE_WINDOW
@@ -31,10 +29,11 @@ from .counters import ConnectionCounters
 from .endings import Ending
 from .ids import IdRanges
 from .inbound import UNBOUNDED_BYTES, FirstPacketBudget, Inbound, Writable
+from .limits import ConnectionLimits, FullError
 from .listed import ListedConnections
 from .probing import Prober
 
-__all__ = ["ConnManager", "ConnectionLimits", "FullError", "PacketConnManager", "Tunnel"]
+__all__ = ["ConnManager", "PacketConnManager", "Tunnel"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +58,6 @@ class Tunnel(Protocol):
     def send(self, conn_id: int, code: int, data: bytes = b"", error_message: str = "") -> None: ...
 
 
-class FullError(AgentError):
-    """No more connections are opened for now. The text is fit for the client."""
-
-
 class PacketConnManager(Protocol):
     """What the agent knows of a connection manager; the tunnel's client knows the first two."""
 
@@ -81,27 +76,6 @@ class PacketConnManager(Protocol):
     @property
     def open_connections(self) -> int:
         """How many are open now."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """Bounds and times of each connection.
-
-    inbound_bytes: what may wait for a slow target beyond the first packet; past it the connection fails. The base
-    protocol can't slow one client down, so it is also how far an upload of any length may run ahead of its target.
-    probe_interval_s: how often a base hub is asked whether a connection's client is still there. outcome_timeout_s: how
-    long the proxy may take to say how a connection ended that was aborted here. connect_timeout_s: how long a
-    carrier may take to reach the proxy. settle_timeout_s: how long, at the end of a drain, the hub may take to receive
-    what is left. listed_s: how long a base hub may list a connection that ended here (wire.md, "DRAIN to the hub"):
-    its own 30 s, and one for the way.
-    """
-
-    inbound_bytes: int = 64 * 1024 * 1024
-    probe_interval_s: float = 10.0
-    outcome_timeout_s: float = 1.0
-    connect_timeout_s: float = 5.0
-    settle_timeout_s: float = 5.0
-    listed_s: float = 31.0
 
 
 class ConnManager:

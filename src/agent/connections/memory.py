@@ -12,7 +12,8 @@ from ..outcome import Outcome
 from .agent_connection import AgentConnection
 from .counters import ConnectionCounters
 from .inbound import FirstPacketBudget
-from .manager import ConnectionLimits, ConnManager, Tunnel
+from .limits import ConnectionLimits
+from .manager import ConnManager, Tunnel
 
 __all__ = ["MemoryConnManager", "MemoryConnection", "make_memory_connection"]
 

@@ -12,7 +12,8 @@ from .agent_connection import AgentConnection
 from .carrier_policy import CarrierPolicy
 from .counters import ConnectionCounters
 from .inbound import FirstPacketBudget
-from .manager import ConnectionLimits, ConnManager, FullError, Tunnel
+from .limits import ConnectionLimits, FullError
+from .manager import ConnManager, Tunnel
 from .memory import make_memory_connection
 from .uds import make_uds_connection
 

@@ -8,7 +8,8 @@ from .acceptor import PendingPeer, UDSAcceptor
 from .agent_connection import AgentConnection
 from .counters import ConnectionCounters
 from .inbound import FirstPacketBudget, Inbound
-from .manager import ConnectionLimits, ConnManager, Tunnel
+from .limits import ConnectionLimits
+from .manager import ConnManager, Tunnel
 from .socket_end import SocketEnd
 
 __all__ = ["UDSAcceptor", "UDSConnManager", "UDSConnection", "make_uds_connection"]
