@@ -84,10 +84,16 @@ def test_an_archive_is_imported_from_too(tmp_path: Path, monkeypatch: pytest.Mon
 def declared(types: Path) -> dict[str, set[str]]:
     """The attributes of each class in a .pxd."""
     found: dict[str, set[str]] = {}
+    imported: dict[str, Path] = {}
     names: set[str] = set()
     for line in types.read_text(encoding="utf-8").splitlines():
-        if match := re.match(r"cdef class (\w+)", line):
-            names = found[match[1]] = set()
+        if match := re.match(r"cdef class (\w+)(?:\((\w+)\))?", line):
+            name, base = match.groups()
+            names = found[name] = set()
+            if base is not None:  # of the same file, or of another
+                names |= found[base] if base in found else declared(imported[base])[base]
+        elif match := re.match(r"from ([\w.]+) cimport (\w+)$", line):
+            imported[match[2]] = SOURCE.joinpath(*match[1].split(".")[1:]).with_suffix(".pxd")
         elif match := re.match(r"    cdef (?:public )?(.*)", line):
             names |= set(re.findall(r"\w+", match[1]))
     return found

@@ -160,6 +160,11 @@ class House:
     def close(self, conn_id: int) -> None:
         self.manager.packet_received(conn_id, CLOSE, b"", "")
 
+    @property
+    def held_bytes(self) -> int:
+        """What waits for slow proxies, over all connections."""
+        return sum(connection.inbound.held_bytes for connection in self.manager.connections)
+
     async def opened(self, conn_id: int) -> Any:
         """The proxy's end of an open connection, once it is connected."""
         self.data(conn_id)

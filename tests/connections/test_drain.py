@@ -223,7 +223,7 @@ async def test_what_ended_is_forgotten_when_no_hub_lists_it_any_longer(
         await house.ended(1)
         assert not house.manager.is_idle
         await until(lambda: house.manager.is_idle)
-        await until(lambda: house.manager._tick is None)
+        await until(lambda: house.manager._prober._timer is None)
         assert UNCONFIRMED not in caplog.messages  # nobody asked
 
 
@@ -233,7 +233,7 @@ async def test_a_hub_with_close_lists_nothing_that_ended(open_house: OpenHouse) 
         peer.end()
         await house.ended(1)
         assert house.manager.is_idle
-        assert house.manager._listed == {}
+        assert len(house.manager._listed) == 0
 
 
 async def test_a_drain_waits_until_the_tunnel_has_sent_everything(open_house: OpenHouse) -> None:

@@ -331,7 +331,7 @@ async def test_a_client_is_not_too_slow_because_the_hub_stood_still(
         await looked.wait()
         assert not used.is_closing()
         if catches_up:
-            session.caught_up(connection)
+            session.connection_caught_up(connection)
             assert not session._behind
         else:
             await until(used.is_closing)
