@@ -14,7 +14,7 @@ from ..outcome import Outcome
 from .clock import Clock
 from .decision import Process, Route
 from .metrics import Measures
-from .server import Connection
+from .server import ClientConnection
 from .upstream import Upstreams
 
 __all__ = ["Proxy"]
@@ -70,7 +70,7 @@ class Proxy:
         self.requests_per_connection = 0
         self.requests_in_flight = 0
         self.clock = Clock(self.limits.tick_s, self._sweep)
-        self._connections: dict[Connection, None] = {}  # those looked at least recently first
+        self._connections: dict[ClientConnection, None] = {}  # those looked at least recently first
         self._empty: asyncio.Event | None = None
 
     @property
@@ -86,7 +86,7 @@ class Proxy:
         carrier: what it is counted as, where it is refused. is_base_hubs: it comes from a hub without features, which
         writes the first request's framing itself: no upgrade follows a body there.
         """
-        made = Connection(self, conn_id, outcome, carrier, is_base_hubs)
+        made = ClientConnection(self, conn_id, outcome, carrier, is_base_hubs)
         return cast(asyncio.Protocol, made)  # by its methods, not its base
 
     def bound_requests(self, each: int) -> None:
@@ -129,7 +129,7 @@ class Proxy:
             connection.abort()
         self.clock.stop()
 
-    def opened(self, connection: Connection) -> bool:
+    def opened(self, connection: ClientConnection) -> bool:
         """Count a connection. Returns whether it may have its requests served."""
         self._connections[connection] = None
         self.clock.start()
@@ -151,7 +151,7 @@ class Proxy:
                 return True
         return False
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: ClientConnection) -> None:
         """A connection is gone."""
         self._connections.pop(connection, None)
         if not self._connections and self._empty is not None:

@@ -3,7 +3,7 @@ cimport cython
 
 from agent.proxy.chunked cimport ChunkedDecoder
 from agent.proxy.heads cimport Request, Response
-from agent.proxy.server cimport Connection
+from agent.proxy.server cimport ClientConnection
 from agent.proxy.upstream cimport Upstream
 
 cdef object HEAD, SIZED, IN_CHUNKS, TO_EOF, DONE, BEFORE_HEAD, IN_SIZED, IN_CHUNKED
@@ -15,7 +15,7 @@ cdef Py_ssize_t JOIN_BYTES
 @cython.final
 @cython.freelist(64)
 cdef class Exchange:
-    cdef public Connection connection
+    cdef public ClientConnection connection
     cdef public Request request
     cdef public bytes own_target
     cdef public object target
@@ -35,7 +35,7 @@ cdef class Exchange:
     cdef public bytearray _collected
     cdef public double _began_s, _mark_s
 
-    @cython.locals(request=Request, connection=Connection)
+    @cython.locals(request=Request, connection=ClientConnection)
     cpdef start(self)
     cpdef _run(self, work, undecided=*)
     cpdef _policy_failed(self, error)
@@ -62,7 +62,7 @@ cdef class Exchange:
     cpdef _say_continue(self)
     cpdef _switch(self, Response response, rest)
 
-    @cython.locals(request=Request, connection=Connection, length=cython.longlong, framing=cython.longlong,
+    @cython.locals(request=Request, connection=ClientConnection, length=cython.longlong, framing=cython.longlong,
                    left=cython.longlong, head=bytes)
     cpdef _start_response(self, Response response, rest)
     cpdef bytes _head_for_client(self, long long framing)
@@ -90,7 +90,7 @@ cdef class Exchange:
     cdef _look_at_path(self)
     cpdef client_lost(self)
 
-    @cython.locals(connection=Connection)
+    @cython.locals(connection=ClientConnection)
     cpdef fail(self, int status, str reason, str stage, bint close=*, str fault=*, str limit=*,
                str rule=*)
 

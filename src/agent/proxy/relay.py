@@ -43,7 +43,7 @@ from .rules import HeadError
 from .upgrade import Upgraded
 
 if TYPE_CHECKING:
-    from .server import Connection
+    from .server import ClientConnection
     from .upstream import Upstream
 
 __all__ = ["Exchange"]
@@ -108,7 +108,7 @@ class Exchange:
         "waits_at",
     )
 
-    def __init__(self, connection: Connection, request: Request, own_target: bytes) -> None:
+    def __init__(self, connection: ClientConnection, request: Request, own_target: bytes) -> None:
         self.connection = connection
         self.request = request
         self.own_target = own_target

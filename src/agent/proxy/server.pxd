@@ -12,7 +12,7 @@ cdef int HEADS_PER_TURN
 
 
 @cython.final
-cdef class Connection:
+cdef class ClientConnection:
     cdef public object proxy
     cdef public object conn_id
     cdef public object carrier

@@ -39,7 +39,7 @@ from .upgrade import Upgraded
 if TYPE_CHECKING:
     from .proxy import Proxy
 
-__all__ = ["Connection"]
+__all__ = ["ClientConnection"]
 
 SILENCE_S = 1.0
 """How long a client that sends nothing is left alone when others need its place."""
@@ -63,7 +63,7 @@ HEADS_PER_TURN = 4
 than a few times what a proxied request costs, so others wait no longer than for those."""
 
 
-class Connection:
+class ClientConnection:
     """One client's connection, as the protocol of its transport.
 
     proxy, conn_id: whose and which. carrier: what carries it, for counting only. measures: where its requests are

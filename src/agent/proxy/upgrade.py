@@ -17,7 +17,7 @@ from ..outcome import Stage
 from .clock import NEVER
 
 if TYPE_CHECKING:
-    from .server import Connection
+    from .server import ClientConnection
     from .upstream import Upstream
 
 __all__ = ["Upgraded"]
@@ -31,7 +31,7 @@ class Upgraded:
 
     __slots__ = ("_client_ended", "_party", "_target_ended", "_upstream", "connection", "deadline")
 
-    def __init__(self, connection: Connection, upstream: Upstream, party: Party) -> None:
+    def __init__(self, connection: ClientConnection, upstream: Upstream, party: Party) -> None:
         self.connection = connection
         self.deadline = NEVER
         self._party: Party = party
