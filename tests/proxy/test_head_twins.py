@@ -39,20 +39,20 @@ class Twin:
         self.plain = load("fast_parser")
         self.heads = load("heads")
         self.chunked = load("chunked")
-        self.intake = load("intake")
+        self.readers = load("readers")
         self.rewrite = load("rewrite")
 
     def request(self, data: bytes, fast: bool, parts: list[bytes] | None = None) -> tuple[Any, ...]:
         """What becomes of a request's bytes: its answer, or all that is known of it and the head for its target."""
-        intake = self.intake.RequestHeadIntake(LIMITS)
+        reader = self.readers.RequestHeadReader(LIMITS)
         try:
             head = None
             for part in parts or [data]:
-                head, _ = intake.take(part)
+                head, _ = reader.take(part)
                 if head is not None:
                     break
             if head is None:
-                return "unfinished", bytes(intake.begun)
+                return "unfinished", bytes(reader.begun)
             request, target = self.heads.parse_request(head, LIMITS, None, fast)
         except self.heads.Fault as fault:
             return fault.status, fault.reason, fault.rule, fault.fields
@@ -69,15 +69,15 @@ class Twin:
                     parts = [data]
                 else:
                     return self._read(self.heads.parse_response(data[: end + 4], fast))
-            intake = self.intake.ResponseHeadIntake(LIMITS)
+            reader = self.readers.ResponseHeadReader(LIMITS)
             response = None
             for part in parts or [data]:
-                response, _ = intake.take(part)
+                response, _ = reader.take(part)
                 if response is not None:
                     break
         except self.rules.HeadError as error:
             return str(error), error.rule
-        return ("unfinished", bytes(intake.begun)) if response is None else self._read(response)
+        return ("unfinished", bytes(reader.begun)) if response is None else self._read(response)
 
     def _read(self, response: Any) -> tuple[Any, ...]:
         unwritten = ("block", "framing", "closing", "written")
@@ -139,7 +139,7 @@ def test_both_twins_are_what_they_are_taken_for() -> None:
     assert PYTHON.heads.__file__.endswith(".py")
     assert PYTHON.heads.parse_request.__module__ == "agent.proxy.heads"
     assert not PYTHON.plain.USES_FAST_PARSER
-    assert PYTHON.intake.parse_response is PYTHON.heads.parse_response
+    assert PYTHON.readers.parse_response is PYTHON.heads.parse_response
     if PYTHON is not IMPORTED:
         assert not IMPORTED.heads.__file__.endswith(".py")
         assert sys.modules["agent.proxy.heads"] is IMPORTED.heads

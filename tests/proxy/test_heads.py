@@ -18,7 +18,7 @@ from agent.proxy import ProxyLimits
 from agent.proxy.chunked import ChunkedDecoder, ChunkError, encode_chunk, encode_last
 from agent.proxy.headers import check_fields, forwarded_trailers
 from agent.proxy.heads import CHUNKED, UNFRAMED, UNTIL_EOF, Fault, parse_request, parse_response
-from agent.proxy.intake import BodyIntake, RequestHeadIntake, ResponseHeadIntake
+from agent.proxy.readers import BodyReader, RequestHeadReader, ResponseHeadReader
 from agent.proxy.rewrite import head_for_client, head_for_target
 from agent.proxy.rules import HeadError
 from agent.syntax import without_plain_dots
@@ -94,8 +94,8 @@ def mutated(chance: random.Random, seeds: list[bytes] = SEEDS) -> bytes:
 
 def verdict(parts: list[bytes], as_views: bool = False) -> list[object]:
     """What the proxy makes of bytes that come in these parts: heads, content, and the fault that ends it."""
-    heads = RequestHeadIntake(LIMITS)
-    body: BodyIntake | None = None
+    heads = RequestHeadReader(LIMITS)
+    body: BodyReader | None = None
     made: list[object] = []
     content: list[bytes] = []
     try:
@@ -122,7 +122,7 @@ def verdict(parts: list[bytes], as_views: bool = False) -> list[object]:
                     if request.upgrade:
                         return made
                     if request.length:
-                        body = BodyIntake(request.length, LIMITS)
+                        body = BodyReader(request.length, LIMITS)
     except Fault as fault:
         made.append(fault.status)
     except ChunkError:
@@ -177,7 +177,7 @@ def test_what_the_intake_passes_llhttp_and_h11_pass_too(seed):
     for _ in range(25_000 // SHARE):
         data = mutated(chance)
         try:
-            head, _ = RequestHeadIntake(LIMITS).take(data)
+            head, _ = RequestHeadReader(LIMITS).take(data)
             if head is None:
                 continue
             _, target = parse_request(head, LIMITS)
@@ -204,8 +204,8 @@ RESPONSES = [
 
 def response_verdict(parts: list[bytes]) -> list[object]:
     """What the proxy makes of a target's bytes: heads as they go on, content, and whether they are an answer at all."""
-    intake = ResponseHeadIntake(LIMITS)
-    body: BodyIntake | None = None
+    reader = ResponseHeadReader(LIMITS)
+    body: BodyReader | None = None
     made: list[object] = []
     content = b""
     try:
@@ -213,14 +213,14 @@ def response_verdict(parts: list[bytes]) -> list[object]:
             data: bytes | memoryview = part
             while len(data):
                 if body is None:
-                    response, data = intake.take(data)
+                    response, data = reader.take(data)
                     if response is not None:
                         made.append((response.status, response.length, response.upgrade, response.keep_alive))
                         out = head_for_client(response, UNFRAMED, b"")
                         assert out == response.lines + b"\r\n"
                         if response.length == UNTIL_EOF and response.status >= 200:
                             return made
-                        body = BodyIntake(response.length, LIMITS) if response.length not in (0, UNTIL_EOF) else None
+                        body = BodyReader(response.length, LIMITS) if response.length not in (0, UNTIL_EOF) else None
                 else:
                     pieces, data = body.take(data)
                     content += b"".join(map(bytes, pieces))
@@ -277,7 +277,7 @@ def test_the_largest_chunk_begins_as_any(before, size):
 
 
 def test_known_lengths_bypass_the_parser_by_reference():
-    body = BodyIntake(10, LIMITS)
+    body = BodyReader(10, LIMITS)
     data = b"01234"
     assert body.take(data)[0][0] is data
     pieces, rest = body.take(b"56789GET")
@@ -291,11 +291,11 @@ def test_known_lengths_bypass_the_parser_by_reference():
 def test_response_heads_are_found_in_any_split():
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 05\r\nX: y\t \r\nSet-Cookie: a\r\n\r\n"
     for step in range(1, len(head) + 3):
-        intake = ResponseHeadIntake(LIMITS)
+        reader = ResponseHeadReader(LIMITS)
         wire = head + b"hello"
         response, at, rest = None, 0, b""
         while response is None:
-            response, rest = intake.take(wire[at : at + step])
+            response, rest = reader.take(wire[at : at + step])
             at += step
         assert rest + wire[at:] == b"hello"
         assert (response.status, response.length) == (200, 5)
@@ -307,15 +307,15 @@ def test_response_heads_are_found_in_any_split():
 
 def test_a_response_head_that_repeats_is_read_once_and_written_for_each_use():
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\n"
-    intake = ResponseHeadIntake(LIMITS)
-    first, rest = intake.take(head + b"hello")
+    reader = ResponseHeadReader(LIMITS)
+    first, rest = reader.take(head + b"hello")
     assert first is not None
-    again, more = intake.take(head + b"world" + head)
+    again, more = reader.take(head + b"world" + head)
     assert again is first
     assert (rest, more) == (b"hello", b"world" + head)
     for split in range(1, len(head)):
-        assert intake.take(head[:split]) == (None, b"")
-        held, behind = intake.take(head[split:] + b"hello")
+        assert reader.take(head[:split]) == (None, b"")
+        held, behind = reader.take(head[split:] + b"hello")
         assert held is not None
         assert (held.length, held.lines, behind) == (5, first.lines, b"hello")
     plain = b"HTTP/1.1 200 OK\r\nX: y\r\n"
@@ -324,12 +324,12 @@ def test_a_response_head_that_repeats_is_read_once_and_written_for_each_use():
         assert head_for_client(first, 7, b"") == plain + b"Content-Length: 7\r\n\r\n"
         assert head_for_client(first, 7, b"close") == plain + b"Content-Length: 7\r\nConnection: close\r\n\r\n"
         assert head_for_client(first, UNFRAMED, b"") == plain + b"\r\n"
-    other, _ = intake.take(head.replace(b"X: y", b"X: z"))
+    other, _ = reader.take(head.replace(b"X: y", b"X: z"))
     assert other is not None
     assert other.lines.endswith(b"\r\nX: z\r\n")
     long = head.replace(b"X: y", b"X: " + b"y" * 5000)
-    one, _ = intake.take(long)
-    two, _ = intake.take(long)
+    one, _ = reader.take(long)
+    two, _ = reader.take(long)
     assert one is not two, "too much to keep"
     assert one is not None
     assert head_for_client(one, 5, b"") == head_for_client(one, 5, b"")

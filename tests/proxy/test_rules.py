@@ -12,7 +12,7 @@ import pytest
 from agent.messages import Target
 from agent.proxy import ProxyLimits
 from agent.proxy.heads import Fault, parse_request, parse_response
-from agent.proxy.intake import RequestHeadIntake, ResponseHeadIntake
+from agent.proxy.readers import RequestHeadReader, ResponseHeadReader
 from agent.proxy.rules import RULES, HeadError
 
 LIMITS = ProxyLimits(target_bytes=64, request_head_bytes=512, response_head_bytes=512)
@@ -125,10 +125,10 @@ ELSEWHERE = {
 
 def request_ends(parts: list[bytes], fast: bool) -> tuple[int, str, str]:
     """Status, text and rule of the answer to these bytes."""
-    intake = RequestHeadIntake(LIMITS)
+    reader = RequestHeadReader(LIMITS)
     try:
         for part in parts:
-            head, _ = intake.take(part)
+            head, _ = reader.take(part)
             if head is not None:
                 parse_request(head, LIMITS, None, fast)
     except Fault as fault:
@@ -138,10 +138,10 @@ def request_ends(parts: list[bytes], fast: bool) -> tuple[int, str, str]:
 
 def response_ends(parts: list[bytes]) -> tuple[str, str]:
     """Text and rule of what is wrong with these bytes."""
-    intake = ResponseHeadIntake(LIMITS)
+    reader = ResponseHeadReader(LIMITS)
     try:
         for part in parts:
-            intake.take(part)
+            reader.take(part)
     except HeadError as error:
         return str(error), error.rule
     raise AssertionError("nothing was found wrong")

@@ -36,7 +36,7 @@ from .clock import NEVER
 from .decision import Decision, Undecided, decide
 from .headers import forwarded_trailers
 from .heads import CHUNKED, IDEMPOTENT, UNFRAMED, Request, Response, switches_as_asked
-from .intake import Piece
+from .readers import Piece
 from .responses import CONTINUE
 from .rewrite import head_for_client, head_for_target, informational_head, switching_head
 from .rules import HeadError

@@ -3,7 +3,7 @@ cimport cython
 
 from agent.proxy.clock cimport Stall
 from agent.proxy.heads cimport Request
-from agent.proxy.intake cimport BodyIntake, RequestHeadIntake
+from agent.proxy.readers cimport BodyReader, RequestHeadReader
 from agent.proxy.relay cimport Exchange
 
 cdef object HEAD, BODY, WAITING, DRAINING, UPGRADED, LINGERING, CLOSED
@@ -22,10 +22,10 @@ cdef class ClientConnection:
     cdef public object _outcome
     cdef public object _transport
     cdef public object _input
-    cdef public RequestHeadIntake _heads
+    cdef public RequestHeadReader _heads
     cdef public Request _last
     cdef public bytes _last_head, _last_target
-    cdef public BodyIntake _body
+    cdef public BodyReader _body
     cdef public object _backlog
     cdef public Exchange _exchange
     cdef public object _upgraded
@@ -42,13 +42,13 @@ cdef class ClientConnection:
     cpdef _go_on(self)
     cpdef target_moves(self)
 
-    @cython.locals(heads=RequestHeadIntake, begun=bint)
+    @cython.locals(heads=RequestHeadReader, begun=bint)
     cpdef _take_head(self, data)
 
     @cython.locals(exchange=Exchange)
     cpdef _begin(self, Request request, bytes target)
 
-    @cython.locals(exchange=Exchange, body=BodyIntake, pieces=list, ended=bint)
+    @cython.locals(exchange=Exchange, body=BodyReader, pieces=list, ended=bint)
     cpdef _take_body(self, data)
     cpdef _refuse(self, fault)
     cpdef write(self, data)

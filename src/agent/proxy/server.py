@@ -30,8 +30,8 @@ from .chunked import ChunkError
 from .clock import NEVER, Stall
 from .headers import Fields
 from .heads import ALLOW, Fault, Request, bound_upgrade, parse_request
-from .intake import BodyIntake, Piece, RequestHeadIntake
 from .liveness import is_gone, reset_when_closed, watch_half_closed
+from .readers import BodyReader, Piece, RequestHeadReader
 from .relay import Exchange
 from .responses import own_answer
 from .upgrade import Upgraded
@@ -127,10 +127,10 @@ class ClientConnection:
         self._is_tls = False
         self._is_base_hubs = is_base_hubs  # it comes from a hub without features
         self._input = HEAD
-        self._heads = RequestHeadIntake(proxy.limits)
+        self._heads = RequestHeadReader(proxy.limits)
         self._last: Request | None = None  # the request before, its head, and the target that this asked for
         self._last_head = self._last_target = b""
-        self._body: BodyIntake | None = None
+        self._body: BodyReader | None = None
         self._backlog: bytes | bytearray = b""  # input behind the request in flight, unread
         self._exchange: Exchange | None = None  # the request in flight
         self._upgraded: Upgraded | None = None  # what came of it after a 101
@@ -328,7 +328,7 @@ class ClientConnection:
         else:
             self._input = BODY
             self._deadline = proxy.clock.later(proxy.limits.body_timeout_s)
-            self._body = BodyIntake(request.length, proxy.limits)
+            self._body = BodyReader(request.length, proxy.limits)
         if not self._served:
             extra = {"conn_id": self.conn_id, "stage": "connection", "status": 503, "fault": proxy.party}
             if proxy.draining:

@@ -2,7 +2,7 @@
 cimport cython
 
 from agent.proxy.clock cimport Clock, Stall
-from agent.proxy.intake cimport ResponseHeadIntake
+from agent.proxy.readers cimport ResponseHeadReader
 
 
 @cython.final
@@ -16,7 +16,7 @@ cdef class Upstream:
     cdef public object exchange
     cdef public bint reused, is_tls, writing_paused
     cdef public Stall stall
-    cdef public ResponseHeadIntake heads
+    cdef public ResponseHeadReader heads
     cdef public double idle_until
     cdef public bint _reading_paused
 

@@ -20,7 +20,7 @@ from ..errors import TargetError
 from ..messages import Connect, Path, Target
 from .clock import Clock, Stall
 from .dial import dial, within
-from .intake import ResponseHeadIntake
+from .readers import ResponseHeadReader
 from .shortage import DESCRIPTORS
 
 __all__ = ["Upstream", "UpstreamUser", "Upstreams"]
@@ -88,7 +88,7 @@ class Upstream:
         self.is_tls = False
         self.writing_paused = False
         self.stall = Stall()
-        self.heads = ResponseHeadIntake(pool.limits)
+        self.heads = ResponseHeadReader(pool.limits)
         self.idle_until = 0.0
         self._reading_paused = False
 

@@ -1,4 +1,4 @@
-# The types that `intake.py` has when it is compiled.
+# The types that `readers.py` has when it is compiled.
 cimport cython
 
 from agent.proxy.chunked cimport ChunkedDecoder
@@ -6,7 +6,7 @@ from agent.proxy.heads cimport Response
 
 
 @cython.final
-cdef class RequestHeadIntake:
+cdef class RequestHeadReader:
     cdef public object _limits
     cdef public Py_ssize_t _scanned
     cdef public bint _checked_line
@@ -17,7 +17,7 @@ cdef class RequestHeadIntake:
 
 
 @cython.final
-cdef class ResponseHeadIntake:
+cdef class ResponseHeadReader:
     cdef public Py_ssize_t _limit
     cdef public Response _last
     cdef public object begun
@@ -34,7 +34,7 @@ cdef class ResponseHeadIntake:
 
 
 @cython.final
-cdef class BodyIntake:
+cdef class BodyReader:
     cdef public long long _left
     cdef public ChunkedDecoder decoder
     cdef public bint ended

@@ -19,13 +19,13 @@ from .heads import (
 )
 from .rules import RULES, HeadError, stray_rule
 
-__all__ = ["BodyIntake", "Piece", "RequestHeadIntake", "ResponseHeadIntake"]
+__all__ = ["BodyReader", "Piece", "RequestHeadReader", "ResponseHeadReader"]
 
 Piece = bytes | memoryview
 CR = 13
 
 
-class RequestHeadIntake:
+class RequestHeadReader:
     """Finds request heads. begun: part of one is held."""
 
     __slots__ = ("_checked_line", "_limits", "_scanned", "begun")
@@ -98,7 +98,7 @@ class RequestHeadIntake:
             raise Fault(431, "request head too large", limit="limits.request_head_bytes")
 
 
-class ResponseHeadIntake:
+class ResponseHeadReader:
     """Finds response heads on one connection. begun: part of one is held."""
 
     __slots__ = ("_last", "_limit", "begun")
@@ -159,7 +159,7 @@ class ResponseHeadIntake:
             raise HeadError(RULES["head-size"])
 
 
-class BodyIntake:
+class BodyReader:
     """Takes a body of known length, or a chunked one, as it comes. ended: it was read to its end."""
 
     __slots__ = ("_left", "decoder", "ended")
