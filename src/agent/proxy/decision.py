@@ -9,14 +9,14 @@ from typing import Any
 from ..errors import PolicyError
 from ..messages import RequestHead, Target
 
-__all__ = ["Decision", "Process", "Route", "Undecided", "decide"]
+__all__ = ["Decision", "Process", "Route", "PendingDecision", "decide"]
 
 Route = Callable[[RequestHead], "Target | Awaitable[Target]"]
 Process = Callable[[RequestHead, Target], "RequestHead | Awaitable[RequestHead]"]
 Decision = tuple[Target, RequestHead]
 
 
-class Undecided:
+class PendingDecision:
     """A decision that has to be awaited. One of `settle` and `forget` is called, once."""
 
     __slots__ = ("_awaited", "_head", "_process", "_target")
@@ -50,20 +50,20 @@ class Undecided:
             self._awaited.close()
 
 
-def decide(head: RequestHead, route: Route, process: Process | None) -> Decision | Undecided:
+def decide(head: RequestHead, route: Route, process: Process | None) -> Decision | PendingDecision:
     """The target of a request, and its head as the processor leaves it. Raises what the policy raises, PolicyError."""
     target = route(head)
     if not isinstance(target, Target):
         if not inspect.isawaitable(target):
             raise PolicyError("route", "a Target or an awaitable of one", type(target).__name__)
-        return Undecided(target, head, process, None)
+        return PendingDecision(target, head, process, None)
     if process is None:
         return target, head
     processed = process(head, target)
     if not isinstance(processed, RequestHead):
         if not inspect.isawaitable(processed):
             raise PolicyError("process", "a RequestHead or an awaitable of one", type(processed).__name__)
-        return Undecided(processed, head, process, target)
+        return PendingDecision(processed, head, process, target)
     return decided(target, processed)
 
 

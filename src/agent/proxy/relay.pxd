@@ -37,7 +37,7 @@ cdef class Exchange:
 
     @cython.locals(request=Request, connection=ClientConnection)
     cpdef start(self)
-    cpdef _run(self, work, undecided=*)
+    cpdef _run(self, work, pending=*)
     cpdef _policy_failed(self, error)
 
     @cython.locals(request=Request, head=bytes, upstream=Upstream)

@@ -33,7 +33,7 @@ from ..outcome import Stage
 from .blame import read_fault
 from .chunked import LAST_CHUNK, ChunkedDecoder, ChunkError, encode_chunk, encode_last
 from .clock import NEVER
-from .decision import Decision, Undecided, decide
+from .decision import Decision, PendingDecision, decide
 from .headers import forwarded_trailers
 from .heads import CHUNKED, IDEMPOTENT, UNFRAMED, Request, Response, switches_as_asked
 from .readers import Piece
@@ -154,31 +154,31 @@ class Exchange:
         head = RequestHead(request.name, self.own_target, version, fields, connection.conn_id, proxy.cluster)
         try:
             decision = decide(head, proxy.route, proxy.process)
-            if isinstance(decision, Undecided):
+            if isinstance(decision, PendingDecision):
                 self._run(self._decided_later(decision), decision)
             else:
                 self._send(decision)
         except Exception as error:
             self._policy_failed(error)
 
-    async def _decided_later(self, undecided: Undecided) -> None:
+    async def _decided_later(self, pending: PendingDecision) -> None:
         try:
-            decision = await undecided.settle()
+            decision = await pending.settle()
         finally:
             if self.connection.measures is not None:
                 self.connection.measures.policy.add(self._lap_s())
         self._task = None
         self._send(decision)
 
-    def _run(self, work: Coroutine[Any, Any, None], undecided: Undecided | None = None) -> None:
+    def _run(self, work: Coroutine[Any, Any, None], pending: PendingDecision | None = None) -> None:
         """Do `work` in a task: its errors become answers, and it is cancelled when the client goes."""
         self._task = task = asyncio.get_running_loop().create_task(work)
-        task.add_done_callback(functools.partial(self._work_done, undecided))
+        task.add_done_callback(functools.partial(self._work_done, pending))
 
-    def _work_done(self, undecided: Undecided | None, task: asyncio.Task[None]) -> None:
+    def _work_done(self, pending: PendingDecision | None, task: asyncio.Task[None]) -> None:
         if task.cancelled():
-            if undecided is not None:
-                undecided.forget()
+            if pending is not None:
+                pending.forget()
             return
         error = task.exception()
         if error is None or self._mode is DONE:
