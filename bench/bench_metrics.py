@@ -58,7 +58,7 @@ async def serve_hub() -> None:
 
 
 async def serve_agent(grpc_port: int, target_port: int, health_port: int, memory: bool) -> None:
-    """Measures in the way whose number comes on standard input, for connections that are open, too."""
+    """Measure requests in the way whose number comes on standard input, for connections that are open, too."""
     from agent import Agent, AgentConfig, MemoryCommConfig
 
     config = AgentConfig(
@@ -71,13 +71,13 @@ async def serve_agent(grpc_port: int, target_port: int, health_port: int, memory
         health_address=f"127.0.0.1:{health_port}",
     )
     agent = Agent(config, on_ready=lambda: print("ready", flush=True))
-    ways: list[dict[str, Any]] = [{}, agent.measures, told_at_each_event()]
+    ways: list[dict[str, Any]] = [{}, agent.request_metrics, told_at_each_event()]
 
     def switch() -> None:
         number = int(sys.stdin.readline() or 0)
-        agent.proxy.measures = ways[number]
+        agent.proxy.metrics = ways[number]
         for connection in agent.proxy._connections:
-            connection.measures = ways[number].get(connection.carrier)
+            connection.metrics = ways[number].get(connection.carrier)
         print(VARIANTS[number], flush=True)
 
     asyncio.get_running_loop().add_reader(sys.stdin, switch)
@@ -85,10 +85,10 @@ async def serve_agent(grpc_port: int, target_port: int, health_port: int, memory
 
 
 def told_at_each_event() -> dict[str, Any]:
-    """Measures that update prometheus-client's own objects at each event."""
+    """Metrics that update prometheus-client's own objects at each event."""
     from prometheus_client import CollectorRegistry, Counter, Histogram
 
-    from agent.proxy import Measures
+    from agent.proxy import RequestMetrics
     from agent.runtime.histogram import BOUNDS_S
 
     registry = CollectorRegistry()
@@ -111,11 +111,11 @@ def told_at_each_event() -> dict[str, Any]:
         def __setitem__(self, digit: int, _: int) -> None:
             self._children[digit].inc()
 
-    found: dict[str, Any] = {"memory": Measures(), "uds": Measures()}
-    for mode, measures in found.items():
+    found: dict[str, Any] = {"memory": RequestMetrics(), "uds": RequestMetrics()}
+    for mode, metrics in found.items():
         for stage in ("at_once", "policy", "connect", "head", "body", "whole"):
-            setattr(measures, stage, Told(mode, stage))
-        measures.from_target = Counts(mode)
+            setattr(metrics, stage, Told(mode, stage))
+        metrics.from_target = Counts(mode)
     return found
 
 
@@ -248,15 +248,15 @@ def lower_quartile(values: list[int]) -> float:
 
 def added_us() -> float:
     """CPU time of the calls that metrics add to one plain request, µs, the best of several runs."""
-    from agent.proxy import Measures
+    from agent.proxy import RequestMetrics
 
-    measures = Measures()
+    metrics = RequestMetrics()
     clock = time.perf_counter
 
     def one() -> None:
         began = clock()
         now = clock()
-        measures.at_once.add(now - began)
+        metrics.at_once.add(now - began)
 
     best = float("inf")
     for _ in range(20):

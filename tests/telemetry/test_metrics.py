@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.errors import ConfigError
 from agent.messages import Target
-from agent.proxy import Measures, Proxy, Upstreams
+from agent.proxy import Proxy, RequestMetrics, Upstreams
 from agent.runtime.histogram import BOUNDS_S, Histogram
 from agent.telemetry.health import HealthServer
 from agent.telemetry.metrics import Metric, MetricsPage
@@ -78,15 +78,15 @@ def test_two_histograms_add_up(some: list[float], more: list[float]) -> None:
 
 
 async def test_what_requests_took_is_counted_by_the_sweep_and_kept_by_nobody() -> None:
-    measures = Measures()
-    proxy = Proxy(route=lambda head: Target("http://h"), upstreams=Upstreams(), measures={"memory": measures})
+    metrics = RequestMetrics()
+    proxy = Proxy(route=lambda head: Target("http://h"), upstreams=Upstreams(), metrics={"memory": metrics})
     for _ in range(5000):
-        measures.at_once.add(0.5)
+        metrics.at_once.add(0.5)
     proxy._sweep(0.0)
-    assert measures.at_once._recent == []
-    measures.at_once.add(0.5)
-    assert measures.stages["whole"].cumulative[-1] == 5001
-    assert measures.stages["head"].sum_s == pytest.approx(2500.5)
+    assert metrics.at_once._recent == []
+    metrics.at_once.add(0.5)
+    assert metrics.stages["whole"].cumulative[-1] == 5001
+    assert metrics.stages["head"].sum_s == pytest.approx(2500.5)
 
 
 def test_nothing_is_counted_twice_by_asking_twice() -> None:

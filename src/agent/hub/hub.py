@@ -23,7 +23,7 @@ from ..outcome import log_outcome
 from ..policy.agents import AgentPolicy
 from ..policy.plugins import load_reference
 from ..policy.trust import handshake_failure, server_context
-from ..proxy import Measures, Proxy, ProxyLimits, Upstreams
+from ..proxy import Proxy, ProxyLimits, RequestMetrics, Upstreams
 from ..runtime.acceptor import listening_sockets
 from ..runtime.descriptors import Shares, descriptor_limit, share_out
 from ..runtime.serving import run_beside, serve_until_cancelled
@@ -102,7 +102,7 @@ class Hub:
         """Agents refused, by reason: `policy`, `tls`, `max_agents`, `max_sessions_per_cluster`."""
         self.agent_door: AgentDoor | None = None
         self.user_door: UserDoor | None = None
-        self.measures = Measures()
+        self.request_metrics = RequestMetrics()
         self._past_bytes = [0, 0]  # of sessions that are over
         self._page: MetricsPage | None = None
         if config.enable_metrics:
@@ -204,7 +204,7 @@ class Hub:
             max_connections=shares.clients,
             party="hub",
             owns_clients=True,
-            measures={CARRIER: self.measures} if self._page is not None else None,
+            metrics={CARRIER: self.request_metrics} if self._page is not None else None,
         )
 
     def _make_agent_door(self, tunnels: TunnelServer, shares: Shares) -> AgentDoor:

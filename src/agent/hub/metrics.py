@@ -51,7 +51,7 @@ class HubState(Service, Protocol):
     @property
     def proxy(self) -> Proxy | None: ...
     @property
-    def measures(self) -> Measured: ...
+    def request_metrics(self) -> Measured: ...
     @property
     def carried_bytes(self) -> tuple[int, int]: ...
     @property
@@ -63,7 +63,7 @@ def read(hub: HubState) -> Iterator[Metric]:
     yield from of_service(hub)
     yield from _agents(hub)
     yield from _users(hub)
-    yield from of_requests({(): hub.measures}, (), upstream="agent", own="hub", policy=False)
+    yield from of_requests({(): hub.request_metrics}, (), upstream="agent", own="hub", policy=False)
     yield from _bytes(hub)
 
 

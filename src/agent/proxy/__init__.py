@@ -6,8 +6,8 @@ select_twins(__path__)
 
 from ..config.limits import ProxyLimits  # noqa: E402
 from .apps import Apps  # noqa: E402 - after the choice, here and below
-from .metrics import Measures  # noqa: E402
+from .metrics import RequestMetrics  # noqa: E402
 from .proxy import Proxy  # noqa: E402
 from .upstream import Upstreams  # noqa: E402
 
-__all__ = ["Apps", "Measures", "Proxy", "ProxyLimits", "Upstreams"]
+__all__ = ["Apps", "Proxy", "ProxyLimits", "RequestMetrics", "Upstreams"]

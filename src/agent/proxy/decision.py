@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import PolicyError
 from ..messages import RequestHead, Target
 
-__all__ = ["Decision", "Process", "Route", "PendingDecision", "decide"]
+__all__ = ["Decision", "PendingDecision", "Process", "Route", "decide"]
 
 Route = Callable[[RequestHead], "Target | Awaitable[Target]"]
 Process = Callable[[RequestHead, Target], "RequestHead | Awaitable[RequestHead]"]

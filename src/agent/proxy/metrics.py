@@ -1,6 +1,6 @@
 """What the proxy measures of its requests where somebody asked for it: how long each stage took, and what was answered.
 
-An exchange notes the time where it goes from one stage to the next; without measures it doesn't look at the clock.
+An exchange notes the time where it goes from one stage to the next; without metrics it doesn't look at the clock.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 from ..runtime.histogram import Histogram
 
-__all__ = ["Measures"]
+__all__ = ["RequestMetrics"]
 
 
-class Measures:
+class RequestMetrics:
     """Of all requests of a proxy, since it was made.
 
     policy: where it had to be waited for, as for a review. connect: a new connection to the target, TLS included; none

@@ -13,7 +13,7 @@ from ..errors import Party
 from ..outcome import Outcome
 from .clock import Clock
 from .decision import Process, Route
-from .metrics import Measures
+from .metrics import RequestMetrics
 from .server import ClientConnection
 from .upstream import Upstreams
 
@@ -33,7 +33,7 @@ class Proxy:
     connections_limit: the setting that this is, for the log. party: which one this proxy is, for the log and its
     answers. owns_clients: whether its connections are its clients' own, so that closing one ends a body: an agent's are
     a hub's, which may be another's and then knows no such end.
-    measures: by carrier, where times and answers of its requests are counted. refused: connections not served, by
+    metrics: by carrier, where times and answers of its requests are counted. refused: connections not served, by
     (carrier, why).
 
     route, limits and max_connections may be changed at any time; what is in flight goes on by the old ones or the new.
@@ -52,7 +52,7 @@ class Proxy:
         connections_limit: str = "max_clients",
         party: Party = "agent",
         owns_clients: bool = False,
-        measures: Mapping[str, Measures] | None = None,
+        metrics: Mapping[str, RequestMetrics] | None = None,
     ) -> None:
         self.route = route
         self.process = process
@@ -63,7 +63,7 @@ class Proxy:
         self.connections_limit = connections_limit
         self.party: Party = party
         self.owns_clients = owns_clients
-        self.measures = measures or {}
+        self.metrics = metrics or {}
         self.refused: Counter[tuple[str, str]] = Counter()
         self.draining = False
         self.leaving = False
@@ -160,6 +160,6 @@ class Proxy:
     def _sweep(self, now: float) -> bool:
         for connection in list(self._connections):
             connection.look_at_deadlines(now)
-        for measures in self.measures.values():
-            measures.settle()
+        for metrics in self.metrics.values():
+            metrics.settle()
         return bool(self._connections)

@@ -145,7 +145,7 @@ class Exchange:
         """Ask the policy where the request goes, and send it there."""
         request, connection = self.request, self.connection
         proxy = connection.proxy
-        if connection.measures is not None:
+        if connection.metrics is not None:
             self._began_s = self._mark_s = perf_counter()
         if request.expects_continue:
             self.continue_at = proxy.clock.later(proxy.limits.expect_timeout_s)
@@ -165,8 +165,8 @@ class Exchange:
         try:
             decision = await pending.settle()
         finally:
-            if self.connection.measures is not None:
-                self.connection.measures.policy.add(self._lap_s())
+            if self.connection.metrics is not None:
+                self.connection.metrics.policy.add(self._lap_s())
         self._task = None
         self._send(decision)
 
@@ -240,19 +240,19 @@ class Exchange:
     async def _dial(self, target: Target) -> None:
         upstream = await self.connection.proxy.upstreams.dial(target)
         self._task = None
-        if self.connection.measures is not None:
-            self.connection.measures.connect.add(self._lap_s())
+        if self.connection.metrics is not None:
+            self.connection.metrics.connect.add(self._lap_s())
         self._attach(upstream)
         self.uncork()
 
     def _body_follows(self) -> None:
         """The response's head has come without the whole of its body."""
-        measures = self.connection.measures
-        if measures is not None:
+        metrics = self.connection.metrics
+        if metrics is not None:
             assert self._response is not None
             self._body_came_later = True
-            measures.head.add(self._lap_s())
-            measures.from_target[self._response.status // 100] += 1
+            metrics.head.add(self._lap_s())
+            metrics.from_target[self._response.status // 100] += 1
 
     def _lap_s(self) -> float:
         """How long the stage took that ends now."""
@@ -416,8 +416,8 @@ class Exchange:
             return
         self._upstream = None
         self._mode = DONE
-        if connection.measures is not None:
-            connection.measures.upgraded += 1
+        if connection.metrics is not None:
+            connection.metrics.upgraded += 1
         upgraded = Upgraded(connection, upstream, self._party)
         upstream.exchange = upgraded
         head = switching_head(response)
@@ -557,19 +557,19 @@ class Exchange:
         self._mode = DONE
         assert upstream is not None
         assert self._response is not None
-        measures = self.connection.measures
-        if measures is not None:
+        metrics = self.connection.metrics
+        if metrics is not None:
             now_s = perf_counter()
             status = self._response.status
             if self._mark_s == self._began_s and status < 300:
-                measures.at_once.add(now_s - self._began_s)
+                metrics.at_once.add(now_s - self._began_s)
             else:
                 if self._body_came_later:
-                    measures.body.add(now_s - self._mark_s)
+                    metrics.body.add(now_s - self._mark_s)
                 else:
-                    measures.head.add(now_s - self._mark_s)
-                    measures.from_target[status // 100] += 1
-                measures.whole.add(now_s - self._began_s)
+                    metrics.head.add(now_s - self._mark_s)
+                    metrics.from_target[status // 100] += 1
+                metrics.whole.add(now_s - self._began_s)
         if clean and self._request_done and self._response.keep_alive:
             self.connection.proxy.upstreams.release(upstream)  # E3
         else:

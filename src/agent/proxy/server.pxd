@@ -16,7 +16,7 @@ cdef class ClientConnection:
     cdef public object proxy
     cdef public object conn_id
     cdef public object carrier
-    cdef public object measures
+    cdef public object metrics
     cdef public bint writing_paused, advancing, may_have_left
     cdef public long long requests_left
     cdef public object _outcome

@@ -66,7 +66,7 @@ than a few times what a proxied request costs, so others wait no longer than for
 class ClientConnection:
     """One client's connection, as the protocol of its transport.
 
-    proxy, conn_id: whose and which. carrier: what carries it, for counting only. measures: where its requests are
+    proxy, conn_id: whose and which. carrier: what carries it, for counting only. metrics: where its requests are
     counted, None: nowhere. requests_left: how many more it serves, 0 for any number. writing_paused: the client takes
     no more for now. advancing: input is being worked on, so what comes of it need not begin to do so. may_have_left:
     the client has sent its whole request and its end.
@@ -105,7 +105,7 @@ class ClientConnection:
         "carrier",
         "conn_id",
         "may_have_left",
-        "measures",
+        "metrics",
         "proxy",
         "requests_left",
         "writing_paused",
@@ -117,7 +117,7 @@ class ClientConnection:
         self.proxy = proxy
         self.conn_id = conn_id
         self.carrier = carrier
-        self.measures = proxy.measures.get(carrier)
+        self.metrics = proxy.metrics.get(carrier)
         self.requests_left = proxy.requests_per_connection
         self.writing_paused = False
         self.advancing = False
@@ -466,8 +466,8 @@ class ClientConnection:
         keep = request is not None and request.is_1_0 and not closing
         connection = b"close" if closing else b"keep-alive" if keep else b""
         head_only = request is not None and request.method == b"HEAD"
-        if self.measures is not None:
-            self.measures.own[status // 100] += 1
+        if self.metrics is not None:
+            self.metrics.own[status // 100] += 1
         self.write(own_answer(status, reason, fields=fields or [], connection=connection, head_only=head_only))
         if request is None:
             self._linger()
@@ -523,8 +523,8 @@ class ClientConnection:
         """End the connection with its response unfinished: what was written still goes out, no more. Behind
         `end_by_closing` nothing does."""
         self._drop_exchange()
-        if self.measures is not None:
-            self.measures.cut += 1
+        if self.metrics is not None:
+            self.metrics.cut += 1
         self._tell(Kind.FAILED, stage)
         if self._ends_by_closing:
             self._input = CLOSED

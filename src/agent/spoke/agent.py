@@ -32,7 +32,7 @@ from ..policy.router import Router
 from ..policy.selection import select_policy
 from ..policy.services import ServiceAllowList
 from ..policy.trust import CertificateProvider
-from ..proxy import Apps, Measures, Proxy, ProxyLimits, Upstreams
+from ..proxy import Apps, Proxy, ProxyLimits, RequestMetrics, Upstreams
 from ..runtime.descriptors import descriptor_limit, open_descriptors
 from ..runtime.serving import run_beside, serve_until_cancelled
 from ..telemetry.health import HealthServer
@@ -111,7 +111,7 @@ class Agent:
         self.upstreams = Upstreams(
             ssl_context=self.policy.ssl_context, generation=lambda: self.policy.generation, limits=limits
         )
-        self.measures = {mode: Measures() for mode in MODES} if config.memory_comm.enable_metrics else {}
+        self.request_metrics = {mode: RequestMetrics() for mode in MODES} if config.memory_comm.enable_metrics else {}
         self._page = self._make_page()
         self._apps = Apps()
         self.proxy = self._make_proxy(limits)
@@ -135,7 +135,7 @@ class Agent:
             limits=_for_hub(limits),
             cluster=self.config.cluster_name,
             connections_limit="memory_comm.max_connections",
-            measures=self.measures,
+            metrics=self.request_metrics,
         )
 
     def _make_carrier_policy(self) -> CarrierPolicy:

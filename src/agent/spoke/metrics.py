@@ -53,7 +53,7 @@ class AgentState(Service, Protocol):
     @property
     def upstreams(self) -> Upstreams: ...
     @property
-    def measures(self) -> Mapping[str, Measured]: ...
+    def request_metrics(self) -> Mapping[str, Measured]: ...
     @property
     def processor(self) -> object: ...
 
@@ -135,7 +135,7 @@ def _requests(agent: AgentState) -> Iterator[Metric]:
     yield Metric.single("requests_in_flight", "gauge", "Requests being served.", proxy.requests_in_flight)
     used = {"used": upstreams.open_connections - upstreams.idle_connections, "idle": upstreams.idle_connections}
     yield Metric.by_label("target_connections", "gauge", "Connections to targets.", "state", used)
-    modes: dict[tuple[str, ...], Measured] = {(mode,): measures for mode, measures in agent.measures.items()}
+    modes: dict[tuple[str, ...], Measured] = {(mode,): measures for mode, measures in agent.request_metrics.items()}
     yield from of_requests(modes, ("mode",), upstream="target", own="agent", policy=True)
 
 
