@@ -96,7 +96,7 @@ class Proxy:
             for connection in self._connections:
                 connection.requests_left = each
 
-    def close_behind_answers(self) -> None:
+    def close_after_responses(self) -> None:
         """Say `Connection: close` on every answer from now on, and close behind it. Who is idle or new is served still:
         a request may be on its way."""
         self.leaving = True

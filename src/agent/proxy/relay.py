@@ -192,7 +192,7 @@ class Exchange:
     def _policy_failed(self, error: BaseException) -> None:
         self._end_upstream()
         if isinstance(error, Redirected):
-            self.connection.answer(308, "it is found below", fields=[(b"Location", error.location)])
+            self.connection.respond_with(308, "it is found below", fields=[(b"Location", error.location)])
             return
         extra: dict[str, object] = {"conn_id": self.connection.conn_id, "stage": "policy", "fault": "policy"}
         if isinstance(error, Refused):
@@ -201,7 +201,7 @@ class Exchange:
                 extra["limit"] = error.limit
             log.info(error.reason, extra=extra)
             challenge = [(b"WWW-Authenticate", b"Bearer")] if error.status == 401 else None  # RFC 9110, section 15.5.2
-            self.connection.answer(
+            self.connection.respond_with(
                 error.status,
                 error.reason,
                 close=error.status == 421,
@@ -215,7 +215,7 @@ class Exchange:
             log.error(str(error), extra=extra)
         else:
             log.error("the request could not be decided", extra=extra, exc_info=error)
-        self.connection.answer(503, "the request could not be decided", fault="policy")
+        self.connection.respond_with(503, "the request could not be decided", fault="policy")
 
     # -- the request's way
 
@@ -668,7 +668,7 @@ class Exchange:
         log.log(logging.WARNING if status >= 500 else logging.INFO, reason, extra=extra)
         self._end_upstream()
         if self.stage is BEFORE_HEAD:
-            connection.answer(status, reason, close=close, fault=fault, limit=limit)
+            connection.respond_with(status, reason, close=close, fault=fault, limit=limit)
         else:
             connection.cut(self.stage)
 

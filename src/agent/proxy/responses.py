@@ -6,7 +6,7 @@ import http
 
 from .headers import Fields, serialize
 
-__all__ = ["CONTINUE", "own_answer", "phrase"]
+__all__ = ["CONTINUE", "own_response", "phrase"]
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 PHRASES = {status.value: status.phrase.encode() for status in http.HTTPStatus}
@@ -17,7 +17,9 @@ def phrase(status: int) -> bytes:
     return PHRASES.get(status, b"")
 
 
-def own_answer(status: int, reason: str, *, fields: Fields, connection: bytes = b"", head_only: bool = False) -> bytes:
+def own_response(
+    status: int, reason: str, *, fields: Fields, connection: bytes = b"", head_only: bool = False
+) -> bytes:
     """Write a whole response.
 
     reason: its text, shown to the client.

@@ -33,7 +33,7 @@ from .heads import ALLOW, Fault, Request, bound_upgrade, parse_request
 from .liveness import is_gone, reset_when_closed, watch_half_closed
 from .readers import BodyReader, Piece, RequestHeadReader
 from .relay import Exchange
-from .responses import own_answer
+from .responses import own_response
 from .upgrade import Upgraded
 
 if TYPE_CHECKING:
@@ -338,9 +338,9 @@ class ClientConnection:
                 extra["limit"] = proxy.connections_limit
             log.info(reason, extra=extra)
             limit = "" if proxy.draining else proxy.connections_limit
-            self.answer(503, reason, close=True, fault=proxy.party, limit=limit)
+            self.respond_with(503, reason, close=True, fault=proxy.party, limit=limit)
         elif target == b"*":
-            self.answer(204, "", fields=[(b"Allow", ALLOW)])
+            self.respond_with(204, "", fields=[(b"Allow", ALLOW)])
         else:
             exchange.start()
 
@@ -385,7 +385,7 @@ class ClientConnection:
         if fault.limit:
             extra["limit"] = fault.limit
         log.info(fault.reason, extra=extra)
-        self.answer(fault.status, fault.reason, close=True, fields=fault.fields)
+        self.respond_with(fault.status, fault.reason, close=True, fields=fault.fields)
 
     # -- what the exchange calls
 
@@ -442,7 +442,7 @@ class ClientConnection:
                 self._closing = True
         return self._closing
 
-    def answer(
+    def respond_with(
         self,
         status: int,
         reason: str,
@@ -468,7 +468,7 @@ class ClientConnection:
         head_only = request is not None and request.method == b"HEAD"
         if self.metrics is not None:
             self.metrics.own[status // 100] += 1
-        self.write(own_answer(status, reason, fields=fields or [], connection=connection, head_only=head_only))
+        self.write(own_response(status, reason, fields=fields or [], connection=connection, head_only=head_only))
         if request is None:
             self._linger()
         else:

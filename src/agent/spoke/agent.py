@@ -215,7 +215,7 @@ class Agent:
         answer_s = min(DRAIN_TIMEOUT_S, max(1.0, grace_s))
         asked = await asyncio.gather(*(client.announce_drain(answer_s) for client in self.clients))
         if any(asked):
-            self.proxy.close_behind_answers()
+            self.proxy.close_after_responses()
             quiet_s = min(QUIET_S, grace_s / 2)
             drained = [manager for tunnel, manager in self.managers.items() if tunnel.opens_no_more]
             await asyncio.gather(*(manager.wait_idle(quiet_s) for manager in drained))
