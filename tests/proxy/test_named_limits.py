@@ -129,7 +129,7 @@ async def test_the_line_names_fault_and_setting(house, origin, eventually, caplo
             reading = asyncio.ensure_future(client.read_all()) if case.reads else None
             if case.ends:
                 if case.answered:
-                    await eventually(lambda: any(c._exchange and c._exchange._answered for c in h.proxy._connections))
+                    await eventually(lambda: any(c.response_begun for c in h.proxy._connections))
                 client.writer.write_eof()
             await eventually(lambda: lines(caplog))
             client.writer.transport.abort()

@@ -17,11 +17,11 @@ from .heads import (
     malformed_line,
     parse_response,
 )
+from .pieces import Piece
 from .rules import RULES, HeadError, stray_rule
 
-__all__ = ["BodyReader", "Piece", "RequestHeadReader", "ResponseHeadReader"]
+__all__ = ["BodyReader", "RequestHeadReader", "ResponseHeadReader"]
 
-Piece = bytes | memoryview
 CR = 13
 
 

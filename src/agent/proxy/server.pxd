@@ -1,48 +1,60 @@
 # The types that `server.py` has when it is compiled.
 cimport cython
 
+from agent.proxy.backlog cimport Backlog
+from agent.proxy.client_side cimport ClientSide
 from agent.proxy.clock cimport Stall
-from agent.proxy.heads cimport Request
-from agent.proxy.readers cimport BodyReader, RequestHeadReader
+from agent.proxy.heads cimport Request, Response
+from agent.proxy.pieces cimport write_pieces
+from agent.proxy.readers cimport BodyReader
 from agent.proxy.relay cimport Exchange
+from agent.proxy.request_reader cimport RequestReader
+from agent.proxy.response_writer cimport ResponseWriter
 
 cdef object HEAD, BODY, WAITING, DRAINING, UPGRADED, LINGERING, CLOSED
+cdef object REQUEST, REQUEST_WITH_BODY, BODY_END, RESPONSE_END, SWITCH, LINGER, CLOSE, LOST
+cdef dict NEXT
 cdef double NEVER, SILENCE_S
+cdef long long CHUNKED, UNFRAMED
 cdef int HEADS_PER_TURN
 
 
 @cython.final
-cdef class ClientConnection:
-    cdef public object proxy
-    cdef public object conn_id
+cdef class ClientConnection(ClientSide):
+    # Whose it is, and where it is counted.
+    cdef public object owner
     cdef public object carrier
     cdef public object metrics
-    cdef public bint writing_paused, advancing, may_have_left
     cdef public long long requests_left
     cdef public object _outcome
+    # What carries it.
     cdef public object _transport
-    cdef public object _input
-    cdef public RequestHeadReader _heads
-    cdef public Request _last
-    cdef public bytes _last_head, _last_target
+    cdef public bint _is_tls, _is_base_hubs
+    # Where it is: the table's state, and by when the next byte is due.
+    cdef public object _state
+    cdef public double _deadline
+    # Input: what reads it, what waits, and how it is to be worked on.
+    cdef public RequestReader _requests
     cdef public BodyReader _body
-    cdef public object _backlog
+    cdef public Backlog _backlog
+    cdef public long long _drain_left
+    cdef public bint _half_closed, _in_hand, _silent, _yielded
+    # The request in flight, and its response.
     cdef public Exchange _exchange
     cdef public object _upgraded
-    cdef public long long _drain_left
-    cdef public double _deadline
-    cdef public bint _is_tls, _is_base_hubs, _backlog_paused, _exchange_paused, _half_closed, _closing, _served
-    cdef public bint _yielded, _in_hand, _ends_by_closing, _explained, _silent
+    cdef public ResponseWriter _writer
+    cdef public bint _closing, _ends_by_closing, _explained, _served
     cdef public Stall _stall
 
-    @cython.locals(exchange=Exchange, heads=int)
     cpdef data_received(self, data)
     cpdef bint eof_received(self)
-    cpdef _hold_back(self, data)
-    cpdef _go_on(self)
-    cpdef target_moves(self)
+    cpdef bint _move(self, event) except -1
 
-    @cython.locals(heads=RequestHeadReader, begun=bint)
+    @cython.locals(exchange=Exchange, heads=int)
+    cpdef _advance(self, data)
+    cpdef _work_off_backlog(self)
+
+    @cython.locals(requests=RequestReader, request=Request, begun=bint)
     cpdef _take_head(self, data)
 
     @cython.locals(exchange=Exchange)
@@ -51,17 +63,12 @@ cdef class ClientConnection:
     @cython.locals(exchange=Exchange, body=BodyReader, pieces=list, ended=bint)
     cpdef _take_body(self, data)
     cpdef _refuse(self, fault)
-    cpdef write(self, data)
-    cpdef writelines(self, pieces)
-    cpdef pause_reading(self)
-    cpdef resume_reading(self)
+
+    cpdef _start(self, Request request, Response response, long long length, list pieces, bint ended, list trailers)
 
     @cython.locals(exchange=Exchange)
-    cpdef bint announce_close(self, Request request) except -1
-    cpdef exchange_done(self)
-    cpdef switch(self, upgraded)
-    cpdef end_by_closing(self)
-    cpdef cut(self, stage)
+    cpdef bint _announce_close(self, Request request) except -1
+    cpdef _end_by_closing(self)
     cpdef _next(self)
     cpdef _finish(self)
     cpdef _linger(self)
@@ -73,6 +80,4 @@ cdef class ClientConnection:
     cpdef _abort_transport(self)
     cpdef _drop_exchange(self)
     cpdef _tell(self, kind, stage)
-    cpdef _pause_transport(self)
-    cpdef _resume_transport(self)
     cpdef _late(self)

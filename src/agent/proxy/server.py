@@ -1,145 +1,142 @@
-"""One client's HTTP/1.1 connection, on any asyncio transport: requests in, one at a time, answers in order.
+"""One client's HTTP/1.1 connection, on any asyncio transport: requests in, one at a time, responses in order.
 
-What the next byte from the client is:
-
-    HEAD ──head whole──► BODY ──body whole──► WAITING ──response whole──► HEAD
-      │                    └─response whole first─► DRAINING ──body whole──► HEAD
-      │ malformed                                       └──too much, too late──► LINGERING
-      └──► LINGERING ──► CLOSED               WAITING ──101──► UPGRADED ──► CLOSED
+What the next byte from the client is, and what changes that, is the table of `client_states`.
 
 Invariants:
-C1. One request is in flight; bytes behind it wait unread, and past `pipelined_bytes` reading pauses. Answers in order.
+C1. One request is in flight. Bytes behind it wait unread, and past `pipelined_bytes` reading pauses.
 C2. What is left of a body is never read as a request: a connection that can't reach a body's end closes.
 C3. In one turn of the loop at most `HEADS_PER_TURN` requests are taken: each may be answered at once.
 C4. Once the request is whole, a client's end without TLS may be a half-close: its exchange then lasts as long as the
     target sends something every `half_closed_s`. Time in which the client takes nothing does not count.
 C5. `outcome` is called once, before the transport is closed, or when the client is gone.
+C6. `_advance` is the only loop over input. It is never entered again from within: what comes of its input changes the
+    state, and the loop looks at that.
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
-from typing import TYPE_CHECKING, cast
+from collections import Counter
+from collections.abc import Mapping
+from typing import Protocol, cast
 
 from ..errors import Party
 from ..outcome import Kind, Outcome, Stage
+from .backlog import Backlog
 from .blame import FAULT_FIELD, write_fault
 from .chunked import ChunkError
+from .client_side import ClientSide, ClientTunnel
+from .client_states import NEXT, Event, State
 from .clock import NEVER, Stall
 from .headers import Fields
-from .heads import ALLOW, Fault, Request, bound_upgrade, parse_request
+from .heads import ALLOW, CHUNKED, UNFRAMED, Fault, Request, Response
 from .liveness import is_gone, reset_when_closed, watch_half_closed
-from .readers import BodyReader, Piece, RequestHeadReader
-from .relay import Exchange
-from .responses import own_response
-from .upgrade import Upgraded
+from .metrics import RequestMetrics
+from .pieces import Piece, write_pieces
+from .readers import BodyReader
+from .relay import Exchange, ExchangeContext
+from .request_reader import RequestReader
+from .response_writer import ResponseWriter
+from .responses import CONTINUE, own_response
+from .rewrite import informational_head, switching_head
 
-if TYPE_CHECKING:
-    from .proxy import Proxy
-
-__all__ = ["ClientConnection"]
+__all__ = ["ClientConnection", "ConnectionOwner"]
 
 SILENCE_S = 1.0
 """How long a client that sends nothing is left alone when others need its place."""
 
 log = logging.getLogger(__name__)
 
-
-class Input(enum.Enum):
-    HEAD = enum.auto()
-    BODY = enum.auto()
-    WAITING = enum.auto()
-    DRAINING = enum.auto()
-    UPGRADED = enum.auto()
-    LINGERING = enum.auto()
-    CLOSED = enum.auto()
-
-
-HEAD, BODY, WAITING, DRAINING, UPGRADED, LINGERING, CLOSED = Input
+# Looked up once: until Python 3.12 an enum's attribute costs a call.
+HEAD, BODY, WAITING, DRAINING, UPGRADED, LINGERING, CLOSED = State
+REQUEST, REQUEST_WITH_BODY, BODY_END, RESPONSE_END, SWITCH, LINGER, CLOSE, LOST = Event
 HEADS_PER_TURN = 4
 """Of one connection's pipelined requests, so many are answered in one turn of the loop by the proxy itself: no more
 than a few times what a proxied request costs, so others wait no longer than for those."""
 
 
-class ClientConnection:
-    """One client's connection, as the protocol of its transport.
+class ConnectionOwner(ExchangeContext, Protocol):
+    """What a connection needs of the proxy that made it."""
 
-    proxy, conn_id: whose and which. carrier: what carries it, for counting only. metrics: where its requests are
-    counted, None: nowhere. requests_left: how many more it serves, 0 for any number. writing_paused: the client takes
-    no more for now. advancing: input is being worked on, so what comes of it need not begin to do so. may_have_left:
-    the client has sent its whole request and its end.
+    metrics: Mapping[str, RequestMetrics]
+    draining: bool
+    leaving: bool
+    owns_clients: bool
+    connections_limit: str
+    requests_per_connection: int
+    requests_in_flight: int
+    refused: Counter[tuple[str, str]]
+
+    def opened(self, connection: ClientConnection) -> bool:
+        """Count a connection. Returns whether it may have its requests served."""
+
+    def forget(self, connection: ClientConnection) -> None:
+        """A connection is gone."""
+
+
+class ClientConnection(ClientSide):
+    """One client's connection, as the protocol of its transport and the client side of its exchanges.
+
+    owner: the proxy. carrier: what carries it, for counting only. metrics: where its requests are counted, None:
+    nowhere. requests_left: how many more it serves, 0 for any number.
     """
 
     accepts_views = True
 
     __slots__ = (
         "_backlog",
-        "_backlog_paused",
         "_body",
         "_closing",
         "_deadline",
         "_drain_left",
         "_ends_by_closing",
         "_exchange",
-        "_exchange_paused",
         "_explained",
         "_half_closed",
-        "_heads",
         "_in_hand",
-        "_input",
         "_is_base_hubs",
         "_is_tls",
-        "_last",
-        "_last_head",
-        "_last_target",
         "_outcome",
+        "_requests",
         "_served",
         "_silent",
         "_stall",
+        "_state",
         "_transport",
         "_upgraded",
+        "_writer",
         "_yielded",
-        "advancing",
         "carrier",
-        "conn_id",
-        "may_have_left",
         "metrics",
-        "proxy",
+        "owner",
         "requests_left",
-        "writing_paused",
     )
 
     def __init__(
-        self, proxy: Proxy, conn_id: int, outcome: Outcome, carrier: str = "", is_base_hubs: bool = False
+        self, owner: ConnectionOwner, conn_id: int, outcome: Outcome, carrier: str = "", is_base_hubs: bool = False
     ) -> None:
-        self.proxy = proxy
         self.conn_id = conn_id
+        self.writing_paused = self.is_delivering = self.may_have_left = self.response_begun = False
+        self.owner = owner
         self.carrier = carrier
-        self.metrics = proxy.metrics.get(carrier)
-        self.requests_left = proxy.requests_per_connection
-        self.writing_paused = False
-        self.advancing = False
-        self.may_have_left = False
+        self.metrics = owner.metrics.get(carrier)
+        self.requests_left = owner.requests_per_connection
         self._outcome: Outcome | None = outcome
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._is_tls = False
         self._is_base_hubs = is_base_hubs  # it comes from a hub without features
-        self._input = HEAD
-        self._heads = RequestHeadReader(proxy.limits)
-        self._last: Request | None = None  # the request before, its head, and the target that this asked for
-        self._last_head = self._last_target = b""
+        self._state = HEAD
+        self._requests = RequestReader(owner.limits, is_base_hubs)
         self._body: BodyReader | None = None
-        self._backlog: bytes | bytearray = b""  # input behind the request in flight, unread
+        self._backlog = Backlog(owner.limits.pipelined_bytes)  # input behind the request in flight
+        self._writer = ResponseWriter()
         self._exchange: Exchange | None = None  # the request in flight
-        self._upgraded: Upgraded | None = None  # what came of it after a 101
+        self._upgraded: ClientTunnel | None = None  # what came of it after a 101
         self._drain_left = 0
         self._deadline = NEVER
-        self._backlog_paused = False
-        self._exchange_paused = False
         self._half_closed = False
-        self._closing = False  # the answer in flight is the last one
+        self._closing = False  # the response in flight is the last one
         self._ends_by_closing = False  # and has no other end
         self._explained = False  # a line has said why the request whose body is drained ended
         self._served = True
@@ -151,65 +148,38 @@ class ClientConnection:
     # -- the transport's calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = self._backlog.transport = self._writer.transport = cast(asyncio.Transport, transport)
         self._is_tls = transport.get_extra_info("ssl_object") is not None
-        limits = self.proxy.limits
+        limits = self.owner.limits
         self._transport.set_write_buffer_limits(high=limits.buffer_bytes, low=limits.buffer_bytes // 4)
-        self._served = self.proxy.opened(self)
-        self._deadline = self.proxy.clock.later(limits.head_timeout_s)
+        self._served = self.owner.opened(self)
+        self._deadline = self.owner.clock.later(limits.head_timeout_s)
 
     def data_received(self, data: Piece) -> None:
-        """Work on input until it is used up, or has to wait."""
         if self._yielded:
-            self._hold_back(data)
-            return
-        self.advancing = True
-        heads = 0
-        try:
-            while data:
-                state = self._input
-                if state is HEAD and not self.writing_paused:
-                    if heads == HEADS_PER_TURN:
-                        self._yield(data)
-                        break
-                    heads += 1
-                    data = self._take_head(data)
-                elif state is BODY or state is DRAINING:
-                    data = self._take_body(data)
-                elif state is UPGRADED:
-                    assert self._upgraded is not None
-                    self._upgraded.client_bytes(data)
-                    return
-                elif state is WAITING or state is HEAD:
-                    self._hold_back(data)
-                    break
-                else:
-                    return
-        finally:
-            self.advancing = self._in_hand = False
-        exchange = self._exchange
-        if exchange is not None and exchange.corked:
-            exchange.uncork()
+            self._backlog.hold(data)
+        else:
+            self._advance(data)
 
     def eof_received(self) -> bool:
         self._half_closed = True
-        state = self._input
+        state = self._state
         if state is UPGRADED:
             assert self._upgraded is not None
             return self._upgraded.client_eof() and not self._is_tls
-        if state is WAITING or (state is HEAD and self._backlog):
+        if state is WAITING or (state is HEAD and self._backlog.held):
             if is_gone(self._transport):
                 self._transport.abort()
                 return False
             if not self._is_tls and state is WAITING:
                 watch_half_closed(self._transport)
                 self.may_have_left = True
-                self.target_moves()
+                self.target_moved()
             return not self._is_tls
         if state is BODY:
             assert self._exchange is not None
             self._exchange.fail(400, "the request's body ended early", "request body", True, "client")
-        elif state is HEAD and self._heads.begun:
+        elif state is HEAD and self._requests.has_begun():
             self._refuse(Fault(400, "the request's head ended early"))
         elif state is LINGERING:
             self._shut()
@@ -221,19 +191,19 @@ class ClientConnection:
         exchange, upgraded = self._exchange, self._upgraded
         stage = Stage.IDLE
         if exchange is not None:
-            stage = exchange.stage
+            stage = self._writer.stage
             self._drop_exchange()
             exchange.client_lost()
         elif upgraded is not None:
             stage = Stage.UPGRADED
             self._drop_exchange()
             upgraded.client_lost()
-        elif self._input is HEAD and self._heads.begun:
+        elif self._state is HEAD and self._requests.has_begun():
             stage = Stage.HEAD
-        self._input = CLOSED
-        self._backlog = b""
+        self._move(LOST)
+        self._backlog.drop()
         self._tell(Kind.CLIENT_GONE, stage)
-        self.proxy.forget(self)
+        self.owner.forget(self)
 
     def pause_writing(self) -> None:
         self.writing_paused = True
@@ -248,101 +218,123 @@ class ClientConnection:
         if self._exchange is not None:
             self._exchange.resume_receiving()
             if self.may_have_left:
-                self.target_moves()
+                self.target_moved()
         elif self._upgraded is not None:
             self._upgraded.resume_receiving()
-        elif self._input is HEAD and self._backlog and not self._yielded:
-            self._go_on()
+        elif self._state is HEAD and self._backlog.held and not self._yielded:
+            self._work_off_backlog()
 
     # -- input
 
-    def _hold_back(self, data: Piece) -> None:  # C1
-        if not self._backlog and type(data) is bytes:
-            self._backlog = data
-        else:
-            if type(self._backlog) is not bytearray:
-                self._backlog = bytearray(self._backlog)
-            self._backlog += data
-        if len(self._backlog) > self.proxy.limits.pipelined_bytes and not self._backlog_paused:
-            self._backlog_paused = True
-            if not self._exchange_paused:
-                self._pause_transport()
+    def _move(self, event: Event) -> bool:
+        """Go to the next state by the table. Where it has no entry the connection ends, and this returns False."""
+        state = NEXT.get((self._state, event))
+        if state is None:
+            extra = {"conn_id": self.conn_id, "stage": "connection", "fault": self.owner.party}
+            log.error(f"a client's connection has no way from {self._state.name} by {event.name}", extra=extra)
+            self.abort()
+            return False
+        self._state = state
+        return True
 
-    def _go_on(self) -> None:
-        """Work on what was held back."""
-        data = bytes(self._backlog)
-        self._backlog = b""
-        if self._backlog_paused:
-            self._backlog_paused = False
-            if not self._exchange_paused:
-                self._resume_transport()
-        self.data_received(data)
-        if self._half_closed and self._input is not UPGRADED and self._input is not CLOSED:
+    def _advance(self, data: Piece) -> None:
+        """Work on input until it is used up, or has to wait (C6)."""
+        self.is_delivering = True
+        heads = 0
+        try:
+            while data:
+                state = self._state
+                if state is HEAD and not self.writing_paused:
+                    if heads == HEADS_PER_TURN:
+                        self._yield(data)
+                        break
+                    heads += 1
+                    data = self._take_head(data)
+                elif state is BODY or state is DRAINING:
+                    data = self._take_body(data)
+                elif state is UPGRADED:
+                    assert self._upgraded is not None
+                    self._upgraded.client_bytes(data)
+                    break
+                elif state is WAITING or state is HEAD:
+                    self._backlog.hold(data)  # C1
+                    break
+                else:
+                    break
+        finally:
+            self.is_delivering = self._in_hand = False
+        exchange = self._exchange
+        if exchange is not None:
+            exchange.uncork()
+
+    def _work_off_backlog(self) -> None:
+        """Work on what was held back, and on the client's end behind it."""
+        self._advance(self._backlog.take())
+        if self._half_closed and self._state is not UPGRADED and self._state is not CLOSED:
             self.eof_received()
 
     def _yield(self, rest: Piece) -> None:
         """Leave the rest of the input to the loop's next turn: others have theirs before."""
-        self._hold_back(rest)
+        self._backlog.hold(rest)
         self._yielded = True
         asyncio.get_running_loop().call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
         self._yielded = False
-        if self._input is HEAD and self._backlog and not self.writing_paused:
-            self._go_on()
+        if self._state is HEAD and self._backlog.held and not self.writing_paused:
+            self._work_off_backlog()
 
     def _take_head(self, data: Piece) -> Piece:
         """Look for a whole request head, and begin its exchange. Returns what follows it."""
-        heads = self._heads
-        begun = bool(heads.begun)
+        requests = self._requests
+        begun = requests.has_begun()
         try:
-            head, rest = heads.take(data)
-            if head is not None:
-                request, target = self._last, self._last_target
-                if request is None or head != self._last_head:
-                    request, target = parse_request(head, self.proxy.limits, request)
-                    if request.upgrade and self._is_base_hubs:
-                        bound_upgrade(request, 0, "upgrade-base-hub")
-                    if request.block:
-                        self._last, self._last_target, self._last_head = request, target, head
-                    else:  # a long one would be held while the connection idles
-                        self._last, self._last_target, self._last_head = None, b"", b""
+            rest = requests.take(data, self.owner.limits)
+            request, requests.request = requests.request, None
+            if request is not None:
                 self._in_hand = len(rest) > 0
-                self._begin(request, target)
+                self._begin(request, requests.own_target)
             elif not begun:
-                self._deadline = self.proxy.clock.later(self.proxy.limits.head_timeout_s)
+                self._deadline = self.owner.clock.later(self.owner.limits.head_timeout_s)
             return rest
         except Fault as fault:
             self._refuse(fault)
             return b""
 
     def _begin(self, request: Request, target: bytes) -> None:
-        """A whole head has come: answer it here, or begin its exchange."""
-        proxy = self.proxy
-        self._exchange = exchange = Exchange(self, request, target)
-        self._silent = False
-        proxy.requests_in_flight += 1
+        """A whole head has come: respond here, or begin its exchange."""
+        owner = self.owner
         if request.length == 0:
-            self._input = WAITING
+            if not self._move(REQUEST):
+                return
             self._deadline = NEVER
         else:
-            self._input = BODY
-            self._deadline = proxy.clock.later(proxy.limits.body_timeout_s)
-            self._body = BodyReader(request.length, proxy.limits)
+            if not self._move(REQUEST_WITH_BODY):
+                return
+            self._deadline = owner.clock.later(owner.limits.body_timeout_s)
+            self._body = BodyReader(request.length, owner.limits)
+        self._exchange = exchange = Exchange(self, owner, self.metrics, request, target)
+        self._writer.expect()
+        self._silent = self.response_begun = False
+        owner.requests_in_flight += 1
         if not self._served:
-            extra = {"conn_id": self.conn_id, "stage": "connection", "status": 503, "fault": proxy.party}
-            if proxy.draining:
-                reason = f"the {proxy.party} is being stopped"
-            else:
-                reason = "too many connections"
-                extra["limit"] = proxy.connections_limit
-            log.info(reason, extra=extra)
-            limit = "" if proxy.draining else proxy.connections_limit
-            self.respond_with(503, reason, close=True, fault=proxy.party, limit=limit)
+            self._turn_away()
         elif target == b"*":
             self.respond_with(204, "", fields=[(b"Allow", ALLOW)])
         else:
             exchange.start()
+
+    def _turn_away(self) -> None:
+        """Respond to the first request of a connection that is one too many."""
+        party, limit = self.owner.party, self.owner.connections_limit
+        extra: dict[str, object] = {"conn_id": self.conn_id, "stage": "connection", "status": 503, "fault": party}
+        if self.owner.draining:
+            reason, limit = f"the {party} is being stopped", ""
+        else:
+            reason = "too many connections"
+            extra["limit"] = limit
+        log.info(reason, extra=extra)
+        self.respond_with(503, reason, close=True, fault=party, limit=limit)
 
     def _take_body(self, data: Piece) -> Piece:
         """Pass the next bytes of the request's body on, or drop them where the response is through already."""
@@ -363,14 +355,12 @@ class ClientConnection:
                 self._stop_draining(reason, "limits.drain_bytes")
                 return b""
         else:
-            self._deadline = self.proxy.clock.later(self.proxy.limits.body_timeout_s)
-            if exchange.continue_at != NEVER:
-                exchange.body_came()
+            self._deadline = self.owner.clock.later(self.owner.limits.body_timeout_s)
         ended = body.ended
         if ended:
             self._body = None
             self._deadline = NEVER
-            self._input = WAITING
+            self._move(BODY_END)
         if exchange is not None:
             exchange.client_data(pieces, ended)
         elif ended:
@@ -387,52 +377,74 @@ class ClientConnection:
         log.info(fault.reason, extra=extra)
         self.respond_with(fault.status, fault.reason, close=True, fields=fault.fields)
 
-    # -- what the exchange calls
+    # -- what the exchange calls: the client side
 
-    def write(self, data: Piece) -> None:
-        """Send to the client; immutable, kept by reference."""
-        self._transport.write(data)
+    def pause_request(self) -> None:
+        self._backlog.pause()
 
-    def writelines(self, pieces: list[Piece]) -> None:
-        """Send pieces in order."""
-        self._transport.writelines(pieces)
+    def resume_request(self) -> None:
+        if self._backlog.resume() and self._state is BODY:
+            self._deadline = self.owner.clock.later(self.owner.limits.body_timeout_s)
 
-    def write_eof(self) -> bool:
-        """Send the client the end of an upgraded connection. Returns whether the carrier could."""
-        if not self._transport.can_write_eof() or self._transport.is_closing():
-            return False
-        self._transport.write_eof()
-        return True
+    def target_moved(self) -> None:
+        self._deadline = self.owner.clock.later(self.owner.limits.half_closed_s)
 
-    def target_moves(self) -> None:
-        """The target has sent something, or may send again, for a client that may have left."""
-        self._deadline = self.proxy.clock.later(self.proxy.limits.half_closed_s)
+    def send_continue(self) -> None:
+        self._transport.write(CONTINUE)
 
-    def pause_reading(self) -> None:
-        """The target takes no more of the client's bytes for now."""
-        if not self._exchange_paused:
-            self._exchange_paused = True
-            if not self._backlog_paused:
-                self._pause_transport()
+    def send_informational(self, response: Response) -> None:
+        if self._exchange is not None and not self._exchange.request.is_1_0:
+            self._transport.write(informational_head(response))
 
-    def resume_reading(self) -> None:
-        """The target takes more."""
-        if self._exchange_paused:
-            self._exchange_paused = False
-            if self._input is BODY:
-                self._deadline = self.proxy.clock.later(self.proxy.limits.body_timeout_s)
-            if not self._backlog_paused:
-                self._resume_transport()
+    def start_response(
+        self, response: Response, length: int, pieces: list[Piece], ended: bool, trailers: Fields
+    ) -> None:
+        exchange, writer = self._exchange, self._writer
+        assert exchange is not None
+        request = exchange.request
+        if length != CHUNKED or not request.is_1_0:
+            self._start(request, response, length, pieces, ended, trailers)
+        elif self.owner.owns_clients:
+            self.response_begun = True
+            self._announce_close(None)
+            writer.start(response, UNFRAMED, b"close", pieces, ended, trailers, True)
+            self._end_by_closing()
+        else:
+            writer.collecting = response
+            self.send_body(pieces, ended, trailers)
 
-    def announce_close(self, request: Request | None) -> bool:
-        """Decide, as an answer's head is written, whether the connection ends behind it; the head then says so."""
+    def _start(
+        self, request: Request, response: Response, length: int, pieces: list[Piece], ended: bool, trailers: Fields
+    ) -> None:
+        """Write the head, and say in it whether the connection closes."""
+        self.response_begun = True
+        connection = b"close" if self._announce_close(request) else b"keep-alive" if request.is_1_0 else b""
+        self._writer.start(response, length, connection, pieces, ended, trailers)
+
+    def send_body(self, pieces: list[Piece], ended: bool, trailers: Fields) -> None:
+        writer = self._writer
+        response = writer.collecting
+        if response is None:
+            writer.send(pieces, ended, trailers)
+            return
+        exchange = self._exchange
+        assert exchange is not None
+        if not writer.collect(pieces, self.owner.limits.collect_bytes):
+            reason = "the response has no length and is too large for an HTTP/1.0 client"
+            exchange.fail(502, reason, "response body", limit="limits.collect_bytes")
+        elif ended:
+            body = writer.collected()
+            self._start(exchange.request, response, len(body), [body], True, trailers)
+
+    def _announce_close(self, request: Request | None) -> bool:
+        """Decide, as a response's head is written, whether the connection ends behind it; the head then says so."""
         exchange = self._exchange
         if (
             request is None
             or not request.keep_alive
-            or self.proxy.draining
-            or self.proxy.leaving
-            or (self._half_closed and not self._backlog and not self._in_hand)
+            or self.owner.draining
+            or self.owner.leaving
+            or (self._half_closed and not self._backlog.held and not self._in_hand)
             or (exchange is not None and exchange.awaits_continue)  # the client may or may not send its body now
         ):
             self._closing = True
@@ -452,108 +464,119 @@ class ClientConnection:
         fault: Party | None = None,
         limit: str = "",
     ) -> None:
-        """Send an answer of the proxy's own; the exchange, if there is one, is over. A 503 says when to try again.
-
-        fault, limit: told to a hub of ours with a status of 500 and above, for its log.
-        """
-        if status >= 500 and fault and not (self.proxy.owns_clients or self._is_base_hubs):
+        if status >= 500 and fault and not (self.owner.owns_clients or self._is_base_hubs):
             fields = [*(fields or ()), (FAULT_FIELD, write_fault(fault, limit, reason))]
         if status == 503:
-            fields = [*(fields or ()), (b"Retry-After", b"%d" % self.proxy.limits.retry_after_s)]
+            fields = [*(fields or ()), (b"Retry-After", b"%d" % self.owner.limits.retry_after_s)]
         request = self._exchange.request if self._exchange is not None else None
-        closing = self.announce_close(request) or close
+        closing = self._announce_close(request) or close
         self._closing = closing
         keep = request is not None and request.is_1_0 and not closing
         connection = b"close" if closing else b"keep-alive" if keep else b""
         head_only = request is not None and request.method == b"HEAD"
         if self.metrics is not None:
             self.metrics.own[status // 100] += 1
-        self.write(own_response(status, reason, fields=fields or [], connection=connection, head_only=head_only))
+        self._transport.write(
+            own_response(status, reason, fields=fields or [], connection=connection, head_only=head_only)
+        )
         if request is None:
             self._linger()
         else:
-            self.exchange_done()
+            self.response_done()
             self._explained = True
 
-    def exchange_done(self) -> None:
-        """The response is whole: go on with the next request, or close."""
+    def response_done(self) -> None:
         self._drop_exchange()
         if self._ends_by_closing:
             reset_when_closed(self._transport, False)
-        if self._input is BODY:
+        if self._state is BODY:
             if self._closing:
                 self._linger()
             else:
-                self._input = DRAINING
+                self._move(RESPONSE_END)
                 self._explained = False
-                self._drain_left = self.proxy.limits.drain_bytes
-                self._deadline = self.proxy.clock.later(self.proxy.limits.drain_s)
-            self.resume_reading()
-        else:
+                self._drain_left = self.owner.limits.drain_bytes
+                self._deadline = self.owner.clock.later(self.owner.limits.drain_s)
+            self.resume_request()
+        elif self._move(RESPONSE_END):
             self._next()
 
-    def switch(self, upgraded: Upgraded) -> None:
-        """After a 101: bytes both ways from now on, those that waited first."""
-        self._exchange = None
-        self._upgraded = upgraded
-        self._body = None  # what is left of it goes first, as it comes
-        self.may_have_left = False
-        self._input = UPGRADED
-        self._deadline = NEVER
-        if self.writing_paused:
-            upgraded.pause_receiving()
-        if self._backlog:
-            self._go_on()
-        if self._half_closed:
-            upgraded.client_eof()
-
-    def upgraded_done(self) -> None:
-        """An upgraded connection has ended in order."""
-        self._drop_exchange()
-        self._tell(Kind.COMPLETE, Stage.UPGRADED)
-        self._shut()
-
-    def end_by_closing(self) -> None:
-        """The head of a response that closing ends has gone out. Until the body is whole the connection is set to end
-        by a reset, also where this process is killed: what was truncated must not look whole (RFC 9112, section 8)."""
-        self._ends_by_closing = True
-        reset_when_closed(self._transport, True)
-
-    def cut(self, stage: Stage) -> None:
-        """End the connection with its response unfinished: what was written still goes out, no more. Behind
-        `end_by_closing` nothing does."""
+    def abort_response(self) -> None:
+        """What was written still goes out, unless closing ends the body (`_end_by_closing`)."""
+        stage = Stage.UPGRADED if self._upgraded is not None else self._writer.stage
         self._drop_exchange()
         if self.metrics is not None:
             self.metrics.cut += 1
         self._tell(Kind.FAILED, stage)
         if self._ends_by_closing:
-            self._input = CLOSED
+            self._move(LOST)
             self._abort_transport()
         else:
             self._shut()
 
+    def truncation(self) -> dict[str, int]:
+        return self._writer.truncation()
+
+    # -- what the exchange and its tunnel call behind a 101
+
+    def switch_protocols(self, response: Response, rest: Piece, upgraded: ClientTunnel) -> None:
+        head = switching_head(response)
+        write_pieces(self._transport, [head, rest] if rest else [head])
+        if not self._move(SWITCH):
+            upgraded.client_lost()
+            return
+        self._exchange = None
+        self._upgraded = upgraded
+        self._body = None  # what is left of it goes first, as it comes
+        self.may_have_left = False
+        self._deadline = NEVER
+        if self.writing_paused:
+            upgraded.pause_receiving()
+        if self._backlog.held:
+            self._work_off_backlog()
+        if self._half_closed:
+            upgraded.client_eof()
+
+    def write(self, data: Piece) -> None:
+        self._transport.write(data)
+
+    def write_eof(self) -> bool:
+        if not self._transport.can_write_eof() or self._transport.is_closing():
+            return False
+        self._transport.write_eof()
+        return True
+
+    def tunnel_done(self) -> None:
+        self._drop_exchange()
+        self._tell(Kind.COMPLETE, Stage.UPGRADED)
+        self._shut()
+
     # -- ends
+
+    def _end_by_closing(self) -> None:
+        """The head of a response that closing ends has gone out. Until the body is whole the connection is set to end
+        by a reset, also where this process is killed: what was truncated must not look whole (RFC 9112, section 8)."""
+        self._ends_by_closing = True
+        reset_when_closed(self._transport, True)
 
     def _next(self) -> None:
         """Nothing is outstanding: the next request, or the end; also where the head went out before a drain began."""
-        if self._closing or self.proxy.draining:
+        if self._closing or self.owner.draining:
             self._finish()
             return
-        self._input = HEAD
-        self._deadline = self.proxy.clock.later(self.proxy.limits.keep_alive_s)
-        if self._exchange_paused:
-            self.resume_reading()
-        if self.advancing:
+        self._deadline = self.owner.clock.later(self.owner.limits.keep_alive_s)
+        self.resume_request()
+        if self.is_delivering:  # C6
             return
-        if self._backlog:
+        if self._backlog.held:
             if not self.writing_paused:
-                self._go_on()
+                self._work_off_backlog()
         elif self._half_closed:
             self._finish()
 
     def _finish(self) -> None:
         """Close after a whole answer, or idle."""
-        if (self._backlog or self._in_hand) and not self._half_closed:
+        if (self._backlog.held or self._in_hand) and not self._half_closed:
             self._linger()  # closing on unread bytes would reset the connection, and the answer with it
         else:
             self._tell(Kind.COMPLETE, Stage.IDLE)
@@ -571,22 +594,21 @@ class ClientConnection:
     def _linger(self) -> None:
         """Close, but let a client that still sends read its answer: end our half, ignore what comes for a while."""
         self._tell(Kind.COMPLETE, Stage.IDLE)
-        self._backlog = b""
+        self._backlog.drop()
         if self._half_closed or self._transport.is_closing():
             self._shut()
             return
-        self._input = LINGERING
+        self._move(LINGER)
         self._stall.reset()
-        self._deadline = self.proxy.clock.later(self.proxy.limits.linger_s)
-        self._exchange_paused = self._backlog_paused = False
-        self._resume_transport()
+        self._deadline = self.owner.clock.later(self.owner.limits.linger_s)
+        self._backlog.read_on()
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
     def _shut(self) -> None:
-        self._input = CLOSED
-        self._deadline = self.proxy.clock.later(self.proxy.limits.linger_s)
-        self._backlog = b""
+        self._move(CLOSE)
+        self._deadline = self.owner.clock.later(self.owner.limits.linger_s)
+        self._backlog.drop()
         self._stall.reset()
         if not self._transport.is_closing():
             self._transport.close()
@@ -596,19 +618,19 @@ class ClientConnection:
         exchange, upgraded = self._exchange, self._upgraded
         if exchange is not None:
             self._drop_exchange()
-            self._tell(Kind.FAILED, exchange.stage)
+            self._tell(Kind.FAILED, self._writer.stage)
             exchange.client_lost()
         elif upgraded is not None:
             self._drop_exchange()
             self._tell(Kind.FAILED, Stage.UPGRADED)
             upgraded.client_lost()
         self._tell(Kind.COMPLETE, Stage.IDLE)
-        self._input = CLOSED
+        self._move(LOST)
         self._abort_transport()
 
     def close_if_idle(self) -> None:
         """End the connection if no request is outstanding on it, nor anything to be expected of its upgrade."""
-        if self._input is HEAD and not self._backlog and not self._heads.begun:
+        if self._state is HEAD and not self._backlog.held and not self._requests.has_begun():
             self._finish()
         elif self._upgraded is not None:
             self._upgraded.end_if_left()
@@ -621,33 +643,25 @@ class ClientConnection:
 
     def is_silent(self) -> bool:
         """Whether the client has been connected for a second, and has sent nothing at all."""
-        if not self._silent or self._input is not HEAD or self._heads.begun or self._backlog:
+        if not self._silent or self._state is not HEAD or self._requests.has_begun() or self._backlog.held:
             return False
         # The deadline is that of the first head, from the connection on.
-        return self.proxy.clock.later(self.proxy.limits.head_timeout_s) - self._deadline >= SILENCE_S
+        return self.owner.clock.later(self.owner.limits.head_timeout_s) - self._deadline >= SILENCE_S
 
     def _drop_exchange(self) -> None:
         if self._exchange is not None or self._upgraded is not None:
             self._exchange = self._upgraded = None
-            self.proxy.requests_in_flight -= 1
+            self.owner.requests_in_flight -= 1
 
     def _tell(self, kind: Kind, stage: Stage) -> None:  # C5
         outcome, self._outcome = self._outcome, None
         if outcome is not None:
             outcome(self.conn_id, kind, stage)
 
-    def _pause_transport(self) -> None:
-        if not self._transport.is_closing():
-            self._transport.pause_reading()
-
-    def _resume_transport(self) -> None:
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
-
     # -- time
 
     def look_at_deadlines(self, now: float) -> None:
-        """Called by the sweep, with the loop's time."""
+        """Called by the sweep, with the clock's time."""
         if self._exchange is not None:
             self._exchange.look_at_deadlines(now)
         elif self._upgraded is not None:
@@ -655,32 +669,32 @@ class ClientConnection:
         if now >= self._deadline:
             self._deadline = NEVER
             self._late()
-        if self.writing_paused or self._input is CLOSED or self._input is LINGERING:
-            limit_s = self.proxy.limits.write_timeout_s
+        if self.writing_paused or self._state is CLOSED or self._state is LINGERING:
+            limit_s = self.owner.limits.write_timeout_s
             if self._stall.is_longer_than(limit_s, self._transport.get_write_buffer_size(), now):
                 self._log_end(logging.WARNING, "the client takes nothing", "write", "limits.write_timeout_s")
                 self.abort()
-        if self.may_have_left and self._input is WAITING and is_gone(self._transport):
+        if self.may_have_left and self._state is WAITING and is_gone(self._transport):
             self._transport.abort()
 
     def _late(self) -> None:
-        state = self._input
+        state = self._state
         if state is HEAD:
-            if self._heads.begun:
+            if self._requests.has_begun():
                 reason, limit = "the request's head did not come in time", "limits.head_timeout_s"
                 self._refuse(Fault(408, reason, limit=limit))
-            elif not self._backlog:
+            elif not self._backlog.held:
                 self._finish()
         elif state is BODY:
-            if self._exchange_paused:  # it is the target that is slow
-                self._deadline = self.proxy.clock.later(self.proxy.limits.body_timeout_s)
+            if self._backlog.is_paused:  # it is the target that is slow
+                self._deadline = self.owner.clock.later(self.owner.limits.body_timeout_s)
             else:
                 assert self._exchange is not None
                 reason, limit = "the request's body did not come in time", "limits.body_timeout_s"
                 self._exchange.fail(408, reason, "request body", True, "client", limit)
         elif state is WAITING:
             if self.writing_paused:  # it is the client that is slow
-                self.target_moves()
+                self.target_moved()
             else:
                 reason = "the client has sent its end and the target sends nothing"
                 self._log_end(logging.INFO, reason, "half-closed", "limits.half_closed_s")
@@ -688,7 +702,7 @@ class ClientConnection:
         elif state is DRAINING:
             self._stop_draining("the request's body did not end soon behind its response", "limits.drain_s")
         elif self._transport.get_write_buffer_size():  # LINGERING, CLOSED: it still reads its answer
-            self._deadline = self.proxy.clock.later(self.proxy.limits.linger_s)
+            self._deadline = self.owner.clock.later(self.owner.limits.linger_s)
         elif state is LINGERING:
             self._shut()
         else:  # by TLS a close waits for the peer's own, and many idle clients read nothing
@@ -699,7 +713,7 @@ class ClientConnection:
         exchange = self._exchange
         extra: dict[str, object] = {"conn_id": self.conn_id, "stage": stage, "fault": "client", "limit": limit}
         if exchange is not None:
-            truncation = exchange.truncation()
+            truncation = self.truncation()
             if truncation:
                 unsent_bytes = self._transport.get_write_buffer_size()
                 truncation["sent_bytes"] = max(0, truncation["sent_bytes"] - unsent_bytes)

@@ -13,12 +13,13 @@ import logging
 from typing import TYPE_CHECKING
 
 from ..errors import Party, TargetError
-from ..outcome import Stage
-from .clock import NEVER
+from .client_side import ClientSide
+from .clock import NEVER, Clock
+from .pieces import Piece
+from .upstream_stream import UpstreamStream
 
 if TYPE_CHECKING:
-    from .server import ClientConnection
-    from .upstream import Upstream
+    from .limits import ProxyLimits
 
 __all__ = ["Upgraded"]
 
@@ -26,53 +27,47 @@ log = logging.getLogger(__name__)
 
 
 class Upgraded:
-    """Stands where the exchange stood. party: who is at the other end of `upstream`. deadline: when a half-closed
-    connection that stays silent ends."""
+    """Takes the place of the exchange. It is the user of its stream (`upstream_stream.StreamUser`).
 
-    __slots__ = ("_client_ended", "_party", "_target_ended", "_upstream", "connection", "deadline")
+    party: who is at the other end of the stream. deadline: when a half-closed connection that stays silent ends.
+    """
 
-    def __init__(self, connection: ClientConnection, upstream: Upstream, party: Party) -> None:
-        self.connection = connection
+    __slots__ = ("_client", "_client_ended", "_clock", "_limits", "_party", "_target_ended", "_upstream", "deadline")
+
+    def __init__(
+        self, client: ClientSide, upstream: UpstreamStream, party: Party, clock: Clock, limits: ProxyLimits
+    ) -> None:
         self.deadline = NEVER
+        self._client = client
+        self._clock = clock
+        self._limits = limits
         self._party: Party = party
-        self._upstream: Upstream | None = upstream
+        self._upstream: UpstreamStream | None = upstream
         self._client_ended = False
         self._target_ended = False
 
-    @property
-    def stage(self) -> Stage:
-        return Stage.UPGRADED
-
-    @property
-    def awaits_continue(self) -> bool:
-        return False
-
     # -- from the client
 
-    def client_bytes(self, data: bytes | memoryview) -> None:
+    def client_bytes(self, data: Piece) -> None:
         """Pass the client's bytes on, untouched."""
-        if self._upstream is not None and self._upstream.transport is not None:
-            self._upstream.transport.write(data)
+        if self._upstream is not None:
+            self._upstream.write(data)
 
     def client_eof(self) -> bool:
         """The client sends no more. Returns whether its connection stays open for what it still receives."""
         self._client_ended = True
-        upstream = self._upstream
-        if self._target_ended or upstream is None or upstream.transport is None:
+        if self._target_ended or self._upstream is None:
             self._end()
             return False
-        if upstream.transport.can_write_eof():
-            upstream.transport.write_eof()
-        else:
+        if not self._upstream.write_eof():
             self._watch_silence()
         return True
 
     def _watch_silence(self) -> None:
-        proxy = self.connection.proxy
-        self.deadline = proxy.clock.later(proxy.limits.half_closed_idle_s)
+        self.deadline = self._clock.later(self._limits.half_closed_idle_s)
 
     def end_if_left(self) -> None:
-        """At a drain: end now where all that is waited for is the silence of a target whose client has left."""
+        """At a drain: end now where all that is awaited is the silence of a target whose client has left."""
         if self.deadline != NEVER:
             self._end()
 
@@ -81,90 +76,85 @@ class Upgraded:
         self._drop_upstream()
 
     def pause_receiving(self) -> None:
+        """The client takes no more for now."""
         if self._upstream is not None:
             self._upstream.pause_reading()
 
     def resume_receiving(self) -> None:
+        """The client takes more."""
         if self._upstream is not None:
             self._upstream.resume_reading()
 
     def look_at_deadlines(self, now: float) -> None:
+        """Called by the sweep, with the clock's time."""
         if now >= self.deadline:
             self.deadline = NEVER
-            extra = {
-                "conn_id": self.connection.conn_id,
-                "stage": "upgraded",
-                "fault": "client",
-                "limit": "limits.half_closed_idle_s",
-            }
+            limit = "limits.half_closed_idle_s"
+            extra = {"conn_id": self._client.conn_id, "stage": "upgraded", "fault": "client", "limit": limit}
             log.info(f"the client has sent its end and the {self._party} sends nothing", extra=extra)
             self._end()
         elif self._upstream is not None and self._upstream.takes_nothing(now):
-            self._fail(f"the {self._party} takes nothing", "limits.write_timeout_s")
+            limit = "limits.write_timeout_s"
+            extra = {"conn_id": self._client.conn_id, "stage": "upgraded", "fault": self._party, "limit": limit}
+            log.warning(f"the {self._party} takes nothing", extra=extra)
+            self._cut()
 
     # -- from the target
 
-    def response_data(self, data: bytes | memoryview) -> None:
+    def tunnel_data(self, data: Piece) -> None:
         """Pass the target's bytes on, untouched."""
         if self.deadline != NEVER:
             self._watch_silence()
-        self.connection.write(data)
+        self._client.write(data)
 
-    def response_eof(self) -> bool:
+    def tunnel_eof(self) -> bool:
         """The target sends no more. Returns whether its connection stays open for what it still receives."""
         self._target_ended = True
-        if self._upstream is not None and self._upstream.failure is not None:
-            self._lose(self._upstream.failure)
+        failure = self._upstream.failure if self._upstream is not None else None
+        if failure is not None:
+            self._lose(failure)
             return False
-        if self._client_ended:
-            self._end()
-            return False
-        if not self.connection.write_eof():
+        if self._client_ended or not self._client.write_eof():
             self._end()
             return False
         return True
 
     def upstream_lost(self, error: Exception | None) -> None:
-        """The connection to the target is gone: an orderly end where it had sent its own, else a failure."""
+        """The connection to the target is gone: in order, as both directions end at once by TLS, or by a failure."""
         self._upstream = None
-        if error is None and (self._target_ended or self._client_ended):
+        if error is None:
             self._end()
             return
-        if error is None:  # TLS ends both directions at once
-            self._end()
-            return
-        extra = {"conn_id": self.connection.conn_id, "stage": "upgraded", "fault": self._party}
+        extra = {"conn_id": self._client.conn_id, "stage": "upgraded", "fault": self._party}
         log.warning(f"the connection to the {self._party} was lost", extra=extra)
-        self.connection.cut(Stage.UPGRADED)
+        self._client.abort_response()
 
     def pause_sending(self) -> None:
-        self.connection.pause_reading()
+        """The target takes no more for now."""
+        self._client.pause_request()
 
     def resume_sending(self) -> None:
-        self.connection.resume_reading()
+        """The target takes more."""
+        self._client.resume_request()
 
     # -- the end
 
     def _lose(self, failure: TargetError) -> None:
         """The connection to the target has ended by a failure that is known: the client's is cut."""
-        extra = {"conn_id": self.connection.conn_id, "stage": "upgraded", "fault": failure.fault}
+        extra = {"conn_id": self._client.conn_id, "stage": "upgraded", "fault": failure.fault}
         log.warning(failure.reason, extra=extra)
-        self._drop_upstream()
-        self.connection.cut(Stage.UPGRADED)
+        self._cut()
 
-    def _fail(self, reason: str, limit: str) -> None:
-        """End it by force: nothing can be said any more."""
-        extra = {"conn_id": self.connection.conn_id, "stage": "upgraded", "fault": self._party, "limit": limit}
-        log.warning(reason, extra=extra)
+    def _cut(self) -> None:
         self._drop_upstream()
-        self.connection.cut(Stage.UPGRADED)
+        self._client.abort_response()
 
     def _end(self) -> None:
         """Both directions are through."""
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.close()
-        self.connection.upgraded_done()
+        self._client.tunnel_done()
 
     def _drop_upstream(self) -> None:
         upstream, self._upstream = self._upstream, None

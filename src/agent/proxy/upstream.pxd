@@ -2,38 +2,49 @@
 cimport cython
 
 from agent.proxy.clock cimport Clock, Stall
-from agent.proxy.readers cimport ResponseHeadReader
+from agent.proxy.heads cimport Request
+from agent.proxy.pieces cimport write_pieces
+from agent.proxy.response_reader cimport ResponseReader
+from agent.proxy.upstream_stream cimport UpstreamStream
+
+cdef long long CHUNKED
 
 
 @cython.final
-cdef class Upstream:
+cdef class Upstream(UpstreamStream):
     cdef object __weakref__
+    # Of the connection.
     cdef public Upstreams pool
     cdef public object key
     cdef public object made
     cdef public object transport
-    cdef public object path
-    cdef public object exchange
-    cdef public bint reused, is_tls, writing_paused
+    cdef public bint is_tls
     cdef public Stall stall
-    cdef public ResponseHeadReader heads
-    cdef public double idle_until
     cdef public bint _reading_paused
+    cdef public ResponseReader _reader
+    # Of the exchange that uses it.
+    cdef public bint _is_chunked
+    cdef public object _tunnel
+    # Of the pool, by its clock.
+    cdef public double idle_until
 
-    cpdef bint takes_nothing(self, double now)
     cpdef bint is_usable(self)
-    cpdef pause_reading(self)
-    cpdef resume_reading(self)
-    cpdef abort(self)
 
 
 cdef class Upstreams:
+    # What it was given.
     cdef public object limits
-    cdef public object _ssl_context, _generation, _swept_generation, _closed
+    cdef public object _ssl_context, _generation
+    # Connections by key, all of them, and the `connect`s whose connections are used no more.
     cdef public dict _idle
     cdef public set _open, _ended
+    # The sweep of what idles, and the trust roots that it saw last.
     cdef public Clock _clock
-    cdef public bint _closing, _generation_failed
+    cdef public object _swept_generation
+    cdef public bint _generation_failed
+    # The end.
+    cdef public bint _closing
+    cdef public object _closed
 
     cpdef object key(self, target)
 

@@ -1,6 +1,6 @@
-"""Connections to targets: pooled, used by one exchange at a time, given back only where nothing is left on them.
+"""HTTP/1.1 connections to targets: pooled, the stream of one exchange at a time, given back with nothing left on them.
 
-A pooled connection is in one of three states: in use (`exchange` set), idle (in the pool), gone. Invariants:
+A pooled connection is in one of three states: in use (`user` set), idle (in the pool), gone. Invariants:
 
 U1. An idle connection has no unread byte, no unsent byte, and reads. A byte that comes while it is idle ends it.
 U2. It is given back only after an exactly framed exchange: request sent whole, response read to its last byte.
@@ -12,18 +12,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Hashable
-from typing import Any, Protocol, cast
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 from ..config.limits import ProxyLimits
 from ..errors import TargetError
-from ..messages import Connect, Path, Target
+from ..messages import Connect, Target
+from .chunked import LAST_CHUNK, encode_chunk
 from .clock import Clock, Stall
 from .dial import dial, within
-from .readers import ResponseHeadReader
+from .heads import CHUNKED, Request
+from .pieces import Piece, write_pieces
+from .response_reader import ResponseReader
 from .shortage import DESCRIPTORS
+from .upstream_stream import StreamUser, TunnelUser, UpstreamStream
 
-__all__ = ["Upstream", "UpstreamUser", "Upstreams"]
+__all__ = ["Upstream", "UpstreamKey", "Upstreams"]
 
 log = logging.getLogger(__name__)
 
@@ -31,66 +35,58 @@ TURNS_TO_CLOSE = 4
 """How many turns of the loop an aborted connection takes at most until its descriptor is free."""
 
 
-def _generation_of(key: Hashable) -> int:
-    generation: int = cast("tuple[Any, ...]", key)[3]
-    return generation
+class UpstreamKey(NamedTuple):
+    """What two requests must share to share a connection (U3). generation: of the trust roots."""
+
+    scheme: str
+    host: str
+    port: int
+    generation: int
+    client_identity: str
+    connect: Connect | None
 
 
-def _connect_of(key: Hashable) -> Connect | None:
-    connect: Connect | None = cast("tuple[Any, ...]", key)[-1]
-    return connect
+class Upstream(UpstreamStream):
+    """One connection to a target, as the protocol of its transport and the stream of one exchange after another.
 
-
-class UpstreamUser(Protocol):
-    """What a connection to a target tells the exchange that uses it. None of these may raise."""
-
-    def response_data(self, data: bytes | memoryview) -> None: ...
-    def response_eof(self) -> bool: ...
-    def upstream_lost(self, error: Exception | None) -> None: ...
-    def pause_sending(self) -> None: ...
-    def resume_sending(self) -> None: ...
-
-
-class Upstream:
-    """One connection to a target, as the protocol of its transport.
-
-    transport: None until connected; made: set then, where it is waited for. exchange: who uses it now. reused: it has
-    served an exchange before. is_tls: it can't be half-closed. writing_paused: its write buffer is above the high-water
-    mark. heads: what finds the heads of its responses. path: the way it was opened on, where that can fall silent.
+    transport: None until connected. made: set then, if a dial awaits it. is_tls: it can't be half-closed.
     """
 
     accepts_views = True
 
     __slots__ = (
+        "_is_chunked",
+        "_reader",
         "_reading_paused",
-        "exchange",
-        "heads",
+        "_tunnel",
         "idle_until",
         "is_tls",
         "key",
         "made",
-        "path",
         "pool",
-        "reused",
         "stall",
         "transport",
-        "writing_paused",
     )
 
-    def __init__(self, pool: Upstreams, key: Hashable) -> None:
+    def __init__(self, pool: Upstreams, key: UpstreamKey) -> None:
+        self.user: StreamUser | None = None
+        self.path = None
+        self.reused = False
+        self.has_answered = False
+        self.writing_paused = False
         self.pool = pool
         self.key = key
         self.made: asyncio.Future[None] | None = None
         self.transport: asyncio.Transport | None = None
-        self.path: Path | None = None
-        self.exchange: UpstreamUser | None = None
-        self.reused = False
         self.is_tls = False
-        self.writing_paused = False
         self.stall = Stall()
-        self.heads = ResponseHeadReader(pool.limits)
         self.idle_until = 0.0
+        self._reader = ResponseReader(pool.limits)
+        self._is_chunked = False  # the request's body goes out in chunks
+        self._tunnel: TunnelUser | None = None  # who uses it behind a 101
         self._reading_paused = False
+
+    # -- the transport's calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -102,35 +98,51 @@ class Upstream:
         if self.made is not None and not self.made.done():
             self.made.set_result(None)
 
-    def data_received(self, data: bytes | memoryview) -> None:
-        if self.exchange is not None:
-            self.exchange.response_data(data)
+    def data_received(self, data: Piece) -> None:
+        user = self.user
+        if user is not None:
+            self.has_answered = True
+            self._reader.feed(user, data)
+        elif self._tunnel is not None:
+            self._tunnel.tunnel_data(data)
         else:  # U1
             log.warning("a target sent bytes that nobody asked for: its connection is closed", extra={"stage": "idle"})
             self.abort()
 
     def eof_received(self) -> bool:
-        if self.exchange is not None:
-            return self.exchange.response_eof() and not self.is_tls
-        self.pool.retire(self)
+        user = self.user
+        if user is not None:
+            if self.failure is not None or not self._reader.feed_eof(user):
+                user.upstream_lost(None)
+        elif self._tunnel is not None:
+            return self._tunnel.tunnel_eof() and not self.is_tls
+        else:
+            self.pool.retire(self)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.pool.lost(self)
-        exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.upstream_lost(exc)
+        user: StreamUser | TunnelUser | None = self.user or self._tunnel
+        self.user = self._tunnel = None
+        if user is not None:
+            user.upstream_lost(exc)
 
     def pause_writing(self) -> None:
         self.writing_paused = True
         self.stall.reset()
-        if self.exchange is not None:
-            self.exchange.pause_sending()
+        if self.user is not None:
+            self.user.pause_sending()
+        elif self._tunnel is not None:
+            self._tunnel.pause_sending()
 
     def resume_writing(self) -> None:
         self.writing_paused = False
-        if self.exchange is not None:
-            self.exchange.resume_sending()
+        if self.user is not None:
+            self.user.resume_sending()
+        elif self._tunnel is not None:
+            self._tunnel.resume_sending()
+
+    # -- the stream of one exchange
 
     @property
     def failure(self) -> TargetError | None:
@@ -138,8 +150,27 @@ class Upstream:
         found: TargetError | None = None if self.transport is None else self.transport.get_extra_info("failure")
         return found
 
+    def start(self, user: StreamUser, request: Request) -> bool:
+        if self.transport is None or self.transport.is_closing():
+            return False
+        self.user = user
+        self.has_answered = False
+        self._is_chunked = request.length == CHUNKED
+        self._reader.expect(request.method == b"HEAD")
+        return True
+
+    def send(self, head: bytes, pieces: list[Piece], ended: bool) -> None:
+        if self._is_chunked:
+            if pieces:
+                pieces = encode_chunk(pieces)
+            if ended:
+                pieces.append(LAST_CHUNK)
+        if head:
+            pieces = [head, *pieces]
+        if pieces:
+            write_pieces(self.transport, pieces)
+
     def takes_nothing(self, now: float) -> bool:
-        """Whether the target has left the write buffer as it is for too long. Asked at each sweep."""
         if not self.writing_paused or self.transport is None:
             return False
         limit_s = self.pool.limits.write_timeout_s
@@ -159,15 +190,35 @@ class Upstream:
             self._reading_paused = False
             self.transport.resume_reading()
 
+    def finish(self, request_done: bool) -> None:
+        if request_done and self._reader.is_reusable:
+            self.pool.release(self)  # U2
+        else:
+            self.abort()
+
     def abort(self) -> None:
-        """End it at once, dropping what is unsent; its exchange hears no more of it."""
-        self.exchange = None
+        self.user = self._tunnel = None
         if self.transport is not None:
             self.transport.abort()
 
+    # -- a tunnel
+
+    def switch(self, user: TunnelUser) -> None:
+        self.user = None
+        self._tunnel = user
+
+    def write(self, data: Piece) -> None:
+        if self.transport is not None:
+            self.transport.write(data)
+
+    def write_eof(self) -> bool:
+        if self.transport is None or not self.transport.can_write_eof():
+            return False
+        self.transport.write_eof()
+        return True
+
     def close(self) -> None:
-        """End it behind what is unsent, or without it where the target takes nothing."""
-        self.exchange = None
+        self.user = self._tunnel = None
         if self.transport is not None:
             self.transport.close()
             if self.transport.get_write_buffer_size():
@@ -193,7 +244,7 @@ class Upstreams:
         self._generation = generation
         self._swept_generation: int | None = None  # the last one that a sweep was told
         self._generation_failed = False
-        self._idle: dict[Hashable, list[Upstream]] = {}
+        self._idle: dict[UpstreamKey, list[Upstream]] = {}
         self._ended: set[Connect] = set()
         self._open: set[Upstream] = set()
         self._clock = Clock(self.limits.tick_s, self._sweep, counts_stops=True)  # the far side's clock went on
@@ -210,9 +261,10 @@ class Upstreams:
     def idle_connections(self) -> int:
         return sum(map(len, self._idle.values()))
 
-    def key(self, target: Target) -> Hashable:
+    def key(self, target: Target) -> UpstreamKey:
         """What two requests must share to share a connection (U3)."""
-        return (target.scheme, target.host, target.port, self._generation(), target.client_identity, target.connect)
+        parts = (target.scheme, target.host, target.port, self._generation(), target.client_identity, target.connect)
+        return tuple.__new__(UpstreamKey, parts)  # as UpstreamKey(*parts), which is a call of a Python function
 
     def take(self, target: Target) -> Upstream | None:
         """An idle connection to the target, the one used last; None where there is none."""
@@ -263,7 +315,7 @@ class Upstreams:
                 upstream.made = asyncio.get_running_loop().create_future()
                 await within(self.limits.connect_timeout_s, "connect", upstream.made, target.party)
             if upstream.path is not None and upstream.path.connect != target.connect:  # U3: another one opened it
-                upstream.key = (*cast("tuple[Any, ...]", upstream.key)[:-1], upstream.path.connect)
+                upstream.key = upstream.key._replace(connect=upstream.path.connect)
             return upstream
         except BaseException:
             upstream.abort()
@@ -272,13 +324,13 @@ class Upstreams:
 
     def release(self, upstream: Upstream) -> None:
         """Take back a connection after an exactly framed exchange (U2)."""
-        upstream.exchange = None
+        upstream.user = None
         upstream.resume_reading()
         idle = self._idle.setdefault(upstream.key, [])
         transport = upstream.transport
         if (
             self._closing
-            or (self._ended and _connect_of(upstream.key) in self._ended)
+            or (self._ended and upstream.key.connect in self._ended)
             or transport is None
             or not upstream.is_usable()
             or len(idle) >= self.limits.idle_upstreams_per_target
@@ -293,7 +345,7 @@ class Upstreams:
         """What was opened by this `connect` serves no further request: end what is idle, and the rest when it is."""
         self._ended.add(connect)
         for key, idle in self._idle.items():
-            if _connect_of(key) == connect:
+            if key.connect == connect:
                 for upstream in list(idle):
                     upstream.close()
                 idle.clear()
@@ -335,7 +387,7 @@ class Upstreams:
                 log.error("the CertificateProvider's generation failed: taken as unchanged", extra=said, exc_info=True)
             generation = self._swept_generation
         for key, idle in list(self._idle.items()):
-            old = generation is not None and _generation_of(key) != generation
+            old = generation is not None and key.generation != generation
             stale = [upstream for upstream in idle if old or upstream.idle_until <= now]
             for upstream in stale:
                 idle.remove(upstream)

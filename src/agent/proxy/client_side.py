@@ -1,0 +1,138 @@
+"""What an exchange needs of its client, whichever protocol the client speaks.
+
+    request   ClientSide's owner ──client_data, uncork, client_lost──► Exchange
+    response  Exchange ──send_continue | send_informational──► start_response ──send_body──► response_done
+                 └── respond_with (nothing has begun) | abort_response (a response has) | switch_protocols
+
+On HTTP/1.1 the client side is the connection itself (`server.ClientConnection`). On HTTP/2 it would be one stream.
+It is a class and no `Protocol`, so that the compiled exchange calls it through a table of C functions.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..errors import Party
+from .headers import Fields
+from .heads import Response
+from .pieces import Piece
+
+__all__ = ["ClientSide", "ClientTunnel"]
+
+
+class ClientTunnel(Protocol):
+    """What takes the exchange's place behind a 101, as the client side calls it."""
+
+    def client_bytes(self, data: Piece) -> None: ...
+    def client_eof(self) -> bool: ...
+    def client_lost(self) -> None: ...
+    def pause_receiving(self) -> None: ...
+    def resume_receiving(self) -> None: ...
+    def end_if_left(self) -> None: ...
+    def look_at_deadlines(self, now: float) -> None: ...
+
+
+class ClientSide:
+    """One request's client. Its exchange calls the methods; what a subclass leaves out raises NotImplementedError.
+
+    conn_id: for the log. writing_paused: the client takes no more bytes for now. is_delivering: the client side is
+    working on input, and calls `Exchange.uncork` behind it. may_have_left: the client has sent its whole request and
+    its end, so `target_moved` is to be called. response_begun: a byte of the final response's head has gone out.
+    """
+
+    __slots__ = ("conn_id", "is_delivering", "may_have_left", "response_begun", "writing_paused")
+
+    def __init__(self, conn_id: int) -> None:
+        self.conn_id = conn_id
+        self.writing_paused = False
+        self.is_delivering = False
+        self.may_have_left = False
+        self.response_begun = False
+
+    # -- the request's way
+
+    def pause_request(self) -> None:
+        """Hold the request's body back: the target takes no more for now. More than once is the same as once."""
+        raise NotImplementedError
+
+    def resume_request(self) -> None:
+        """Deliver the request's body again. Without a pause it does nothing."""
+        raise NotImplementedError
+
+    def target_moved(self) -> None:
+        """The target has sent something, for a client that may have left."""
+        raise NotImplementedError
+
+    # -- the response's way
+
+    def send_continue(self) -> None:
+        """Send a 100."""
+        raise NotImplementedError
+
+    def send_informational(self, response: Response) -> None:
+        """Send a 103, where the client's protocol has it."""
+        raise NotImplementedError
+
+    def start_response(
+        self, response: Response, length: int, pieces: list[Piece], ended: bool, trailers: Fields
+    ) -> None:
+        """Send a final response's head, with what there is of its body.
+
+        length: of the body in bytes; heads.CHUNKED where it isn't known; heads.UNFRAMED where the head says neither.
+        pieces: immutable, kept by reference. ended: the body is whole. trailers: as received; used where `ended`.
+
+        A client side that can't relay the body calls `Exchange.fail`, in here or in `send_body`.
+        """
+        raise NotImplementedError
+
+    def send_body(self, pieces: list[Piece], ended: bool, trailers: Fields) -> None:
+        """Send the next pieces of the body; the arguments are those of `start_response`."""
+        raise NotImplementedError
+
+    def response_done(self) -> None:
+        """The response was sent to its end; the exchange is over."""
+        raise NotImplementedError
+
+    def respond_with(
+        self,
+        status: int,
+        reason: str,
+        *,
+        close: bool = False,
+        fields: Fields | None = None,
+        fault: Party | None = None,
+        limit: str = "",
+    ) -> None:
+        """Send a response of the proxy's own, before any other has begun; the exchange is over.
+
+        reason: its text, shown to the client. close: the connection serves no further request. fault, limit: whose
+        fault it is and which setting ended the request, for a hub that reads it.
+        """
+        raise NotImplementedError
+
+    def abort_response(self) -> None:
+        """End the response unfinished, so that the client can tell; the exchange is over."""
+        raise NotImplementedError
+
+    def truncation(self) -> dict[str, int]:
+        """Log fields of a response that ends here unfinished (`status`, `truncated`, `sent_bytes`); none before its
+        head."""
+        raise NotImplementedError
+
+    # -- a tunnel, where the client's protocol has one
+
+    def switch_protocols(self, response: Response, rest: Piece, upgraded: ClientTunnel) -> None:
+        """Send a 101 and what the target sent behind it. From now on `upgraded` has the client's bytes."""
+        raise NotImplementedError
+
+    def write(self, data: Piece) -> None:
+        """Send bytes of the tunnel. Immutable, kept by reference."""
+        raise NotImplementedError
+
+    def write_eof(self) -> bool:
+        """Send the tunnel's end. Returns whether what carries it could."""
+        raise NotImplementedError
+
+    def tunnel_done(self) -> None:
+        """Both directions of the tunnel have ended in order."""
+        raise NotImplementedError

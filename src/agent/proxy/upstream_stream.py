@@ -1,0 +1,144 @@
+"""What an exchange needs of its target's side: one request and its response, whatever carries them.
+
+On HTTP/1.1 the stream is a connection (`upstream.Upstream`). On HTTP/2 it would be one stream of a connection that
+others share. Only the pool knows which it is.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..errors import TargetError
+from ..messages import Path
+from .headers import Fields
+from .heads import Request, Response
+from .pieces import Piece
+
+__all__ = ["StreamUser", "TunnelUser", "UpstreamStream"]
+
+
+class StreamUser(Protocol):
+    """What a stream tells the exchange that uses it. None of these may raise, and none comes after `abort`."""
+
+    def response_started(
+        self, response: Response, length: int, pieces: list[Piece], ended: bool, trailers: Fields
+    ) -> None:
+        """A final response's head, with what has come of its body. The arguments are `ClientSide.start_response`'s."""
+
+    def response_body(self, pieces: list[Piece], ended: bool, trailers: Fields) -> None:
+        """The next pieces of the body."""
+
+    def response_failed(self, reason: str, stage: str, limit: str, rule: str) -> None:
+        """The target broke its protocol or passed a limit. stage, limit, rule: for the log."""
+
+    def target_moved(self) -> None:
+        """Bytes have come of which nothing can be told yet."""
+
+    def informational(self, response: Response) -> None:
+        """A 1xx, other than a 101."""
+
+    def switched(self, response: Response, rest: Piece) -> None:
+        """A 101, with the bytes behind it."""
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        """The stream is gone before the response was whole."""
+
+    def pause_sending(self) -> None:
+        """The target takes no more for now."""
+
+    def resume_sending(self) -> None:
+        """The target takes more."""
+
+
+class TunnelUser(Protocol):
+    """What a stream tells the user of its tunnel, behind a 101. None of these may raise."""
+
+    def tunnel_data(self, data: Piece) -> None:
+        """Bytes of the tunnel."""
+
+    def tunnel_eof(self) -> bool:
+        """The target's end. Returns whether the stream stays open for what is still sent on it."""
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        """The stream is gone."""
+
+    def pause_sending(self) -> None:
+        """The target takes no more for now."""
+
+    def resume_sending(self) -> None:
+        """The target takes more."""
+
+
+class UpstreamStream:
+    """One request's way to a target. What a subclass leaves out raises NotImplementedError.
+
+    user: who uses it now. reused: it is on a connection that has served an exchange before, and may have gone stale.
+    path: the way its connection was opened on, where that can fall silent. has_answered: a byte of the response has
+    come. writing_paused: the target takes no more for now.
+    """
+
+    __slots__ = ("has_answered", "path", "reused", "user", "writing_paused")
+
+    def __init__(self) -> None:
+        self.user: StreamUser | None = None
+        self.path: Path | None = None
+        self.reused = False
+        self.has_answered = False
+        self.writing_paused = False
+
+    @property
+    def failure(self) -> TargetError | None:
+        """Why the stream ended, where what carries it knows."""
+        return None
+
+    def start(self, user: StreamUser, request: Request) -> bool:
+        """Serve `user` from now on. Returns False where the stream has ended already."""
+        raise NotImplementedError
+
+    def send(self, head: bytes, pieces: list[Piece], ended: bool) -> None:
+        """Send the request's head, b"" where it has gone out, and the next pieces of its body.
+
+        pieces: content, immutable, kept by reference. ended: the request is whole.
+        """
+        raise NotImplementedError
+
+    def pause_reading(self) -> None:
+        """Hold the response back: the client takes no more for now."""
+        raise NotImplementedError
+
+    def resume_reading(self) -> None:
+        """Deliver the response again."""
+        raise NotImplementedError
+
+    def takes_nothing(self, now: float) -> bool:
+        """Whether the target has taken nothing of what was sent for too long. now: the clock's, in seconds."""
+        raise NotImplementedError
+
+    def finish(self, request_done: bool) -> None:
+        """The response is whole. The stream ends, and what carried it serves another exchange where it can.
+
+        request_done: the request was sent whole.
+        """
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """End the stream at once, dropping what is unsent; its user hears no more of it."""
+        raise NotImplementedError
+
+    # -- a tunnel, behind a 101
+
+    def switch(self, user: TunnelUser) -> None:
+        """From now on `user` has the target's bytes as they come."""
+        raise NotImplementedError
+
+    def write(self, data: Piece) -> None:
+        """Send bytes of the tunnel."""
+        raise NotImplementedError
+
+    def write_eof(self) -> bool:
+        """Send the tunnel's end. Returns whether what carries it could."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End the stream behind what is unsent, or without it where the target takes nothing."""
+        raise NotImplementedError
