@@ -7,11 +7,14 @@ Hubs and agents drop the field from all other messages, so neither a user nor a 
 
 from __future__ import annotations
 
+import logging
 from typing import cast
 
 from ..errors import Party
 
-__all__ = ["FAULT_FIELD", "read_fault", "write_fault"]
+__all__ = ["FAULT_FIELD", "log_fault", "read_fault", "write_fault"]
+
+logger = logging.getLogger(__name__)
 
 FAULT_FIELD = b"Tunnel-Fault"
 BLAMED = ("client", "target", "agent", "policy")
@@ -33,3 +36,19 @@ def read_fault(value: bytes) -> tuple[Party, str, str]:
     limit, _, reason = rest.partition(" ")
     fault = cast(Party, party) if party in BLAMED else "agent"
     return fault, "" if limit == "-" else limit[:LIMIT_CHARS], reason[:REASON_CHARS]
+
+
+def log_fault(conn_id: int, value: bytes, status: int, method: bytes) -> None:
+    """Log that an agent has answered a failure itself, and whose fault that was. value: of its field."""
+    fault, limit, reason = read_fault(value)
+    extra: dict[str, object] = {
+        "conn_id": conn_id,
+        "stage": "response head",
+        "status": status,
+        "fault": fault,
+        "method": method.decode(),
+        "reason": reason,
+    }
+    if limit:
+        extra["limit"] = limit
+    logger.warning("the agent answered a failure", extra=extra)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-__all__ = ["NEXT", "Event", "State"]
+__all__ = ["NEXT", "NEXT_BY_STATE", "Event", "State"]
 
 
 class State(enum.Enum):
@@ -80,3 +80,8 @@ NEXT: Final[dict[tuple[State, Event], State]] = {
     **{(state, Event.CLOSE): State.CLOSED for state in State},
     **{(state, Event.LOST): State.CLOSED for state in State},
 }
+
+NEXT_BY_STATE: Final[dict[State, dict[Event, State]]] = {
+    state: {event: after for (before, event), after in NEXT.items() if before is state} for state in State
+}
+"""The same, for a look-up that makes no tuple: each request has three."""

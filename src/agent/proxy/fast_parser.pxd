@@ -1,8 +1,8 @@
 # The types that `fast_parser.py` has when it is compiled: plain C loops.
 cimport cython
 
-# bytes, and what kinds of places a byte may stand in
-cdef int TAB, LF, CR, SPACE, PERCENT, DOT, SLASH, ZERO, COLON
+# bytes, and the kinds of places that allow a byte
+cdef int TAB, LF, CR, SPACE, DOT, SLASH, ZERO, COLON
 cdef int NAME, VALUE, BLANK, PATH, HOST, REASON
 # tables: by byte; by a name's length and first letter
 cdef bytes KINDS, MAYBE_SPECIAL

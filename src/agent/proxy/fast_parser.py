@@ -21,7 +21,7 @@ USES_FAST_PARSER = not __file__.endswith(".py")
 """Whether this module is compiled. A request head of 336 bytes takes 7 µs with C loops and 14 µs by llhttp. The same
 loops in Python take 57 µs, and llhttp 23 µs there. tests/proxy/test_head_twins.py takes both paths in both twins."""
 
-TAB, LF, CR, SPACE, PERCENT, DOT, SLASH, ZERO, COLON = b"\t\n\r %./0:"
+TAB, LF, CR, SPACE, DOT, SLASH, ZERO, COLON = b"\t\n\r ./0:"
 PLAIN_METHODS = {b"GET": "GET", b"POST": "POST", b"PUT": "PUT", b"DELETE": "DELETE", b"PATCH": "PATCH", b"HEAD": "HEAD"}
 
 NAME, VALUE, BLANK, PATH, HOST, REASON = 1, 2, 4, 8, 16, 32

@@ -12,6 +12,7 @@ from ..config.limits import ProxyLimits
 from ..errors import Party
 from ..outcome import Outcome
 from .clock import Clock
+from .context import OwnedConnection
 from .decision import Process, Route
 from .metrics import RequestMetrics
 from .server import ClientConnection
@@ -70,7 +71,7 @@ class Proxy:
         self.requests_per_connection = 0
         self.requests_in_flight = 0
         self.clock = Clock(self.limits.tick_s, self._sweep)
-        self._connections: dict[ClientConnection, None] = {}  # those looked at least recently first
+        self._connections: dict[OwnedConnection, None] = {}  # those looked at least recently first
         self._empty: asyncio.Event | None = None
 
     @property
@@ -129,7 +130,7 @@ class Proxy:
             connection.abort()
         self.clock.stop()
 
-    def opened(self, connection: ClientConnection) -> bool:
+    def opened(self, connection: OwnedConnection) -> bool:
         """Count a connection. Returns whether it may have its requests served."""
         self._connections[connection] = None
         self.clock.start()
@@ -151,7 +152,7 @@ class Proxy:
                 return True
         return False
 
-    def forget(self, connection: ClientConnection) -> None:
+    def forget(self, connection: OwnedConnection) -> None:
         """A connection is gone."""
         self._connections.pop(connection, None)
         if not self._connections and self._empty is not None:

@@ -24,26 +24,27 @@ import functools
 import logging
 from collections.abc import Coroutine
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
-from ..errors import Party, PolicyError, Redirected, Refused, TargetError
+from ..errors import Party, TargetError
 from ..messages import RequestHead, Target
-from .blame import read_fault
+from .blame import log_fault
 from .client_side import ClientSide
-from .clock import NEVER, Clock
-from .decision import Decision, PendingDecision, Process, Route, decide
+from .clock import NEVER
+from .context import ExchangeContext
+from .decision import Decision, PendingDecision, decide
 from .headers import Fields
 from .heads import IDEMPOTENT, Request, Response, switches_as_asked
-from .limits import ProxyLimits
 from .metrics import RequestMetrics
 from .pieces import Piece
+from .refusals import respond_to_policy
 from .rewrite import head_for_target
 from .upgrade import Upgraded
 from .upstream_stream import UpstreamStream
 
-__all__ = ["Exchange", "ExchangeContext"]
+__all__ = ["Exchange"]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class State(enum.Enum):
@@ -55,30 +56,6 @@ class State(enum.Enum):
 
 
 AWAITED, RELAYED, DONE = State  # looked up once: until Python 3.12 an enum's attribute costs a call
-
-
-class StreamPool(Protocol):
-    """Where streams to targets come from."""
-
-    def take(self, target: Target) -> UpstreamStream | None:
-        """A stream that needs no dial; None where there is none."""
-
-    async def dial(self, target: Target) -> UpstreamStream:
-        """A stream on a new connection. Raises TargetError. Cancelled: nothing stays open."""
-
-
-class ExchangeContext(Protocol):
-    """What all exchanges of a proxy share; read at each request, since some of it may change."""
-
-    route: Route
-    process: Process | None
-    limits: ProxyLimits
-    cluster: str
-    party: Party
-    clock: Clock
-
-    @property
-    def upstreams(self) -> StreamPool: ...
 
 
 class Exchange:
@@ -197,31 +174,7 @@ class Exchange:
 
     def _policy_failed(self, error: BaseException) -> None:
         self._end_upstream()
-        if isinstance(error, Redirected):
-            self.client.respond_with(308, "it is found below", fields=[(b"Location", error.location)])
-            return
-        extra: dict[str, object] = {"conn_id": self.client.conn_id, "stage": "policy", "fault": "policy"}
-        if isinstance(error, Refused):
-            extra.update(status=error.status, fault=error.fault)
-            if error.limit:
-                extra["limit"] = error.limit
-            log.info(error.reason, extra=extra)
-            challenge = [(b"WWW-Authenticate", b"Bearer")] if error.status == 401 else None  # RFC 9110, section 15.5.2
-            self.client.respond_with(
-                error.status,
-                error.reason,
-                close=error.status == 421,
-                fields=challenge,
-                fault=error.fault,
-                limit=error.limit,
-            )
-            return
-        extra["status"] = 503
-        if isinstance(error, PolicyError):
-            log.error(str(error), extra=extra)
-        else:
-            log.error("the request could not be decided", extra=extra, exc_info=error)
-        self.client.respond_with(503, "the request could not be decided", fault="policy")
+        respond_to_policy(self.client, error)
 
     # -- the request's way
 
@@ -376,7 +329,7 @@ class Exchange:
         self._status = response.status
         self.deadline = self.waits_at = NEVER
         if response.fault and self._context.party == "hub":
-            self._log_fault(response)
+            log_fault(client.conn_id, response.fault, response.status, self.request.method)
         client.start_response(response, length, pieces, ended, trailers)
         if self._state is DONE:  # the client side could not relay it
             return
@@ -400,21 +353,6 @@ class Exchange:
         """The target broke its protocol or passed a limit."""
         self.target_moved()
         self.fail(502, reason, stage, limit=limit, rule=rule)
-
-    def _log_fault(self, response: Response) -> None:
-        """The agent has answered a failure itself, and says whose fault it was."""
-        fault, limit, reason = read_fault(response.fault)
-        extra: dict[str, object] = {
-            "conn_id": self.client.conn_id,
-            "stage": "response head",
-            "status": response.status,
-            "fault": fault,
-            "method": self.request.method.decode(),
-            "reason": reason,
-        }
-        if limit:
-            extra["limit"] = limit
-        log.warning("the agent answered a failure", extra=extra)
 
     # -- ends
 
@@ -482,7 +420,7 @@ class Exchange:
         upstream, target = self._upstream, self.target
         assert upstream is not None
         assert target is not None
-        log.warning(why, extra={"conn_id": self.client.conn_id, "stage": "retry"})
+        logger.warning(why, extra={"conn_id": self.client.conn_id, "stage": "retry"})
         self._retried = True
         self._upstream = None
         upstream.abort()
@@ -529,7 +467,7 @@ class Exchange:
         if rule:
             extra["rule"] = rule
         extra.update(client.truncation())
-        log.log(logging.WARNING if status >= 500 else logging.INFO, reason, extra=extra)
+        logger.log(logging.WARNING if status >= 500 else logging.INFO, reason, extra=extra)
         self._end_upstream()
         if client.response_begun:
             client.abort_response()

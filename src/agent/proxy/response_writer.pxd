@@ -2,6 +2,7 @@
 cimport cython
 
 from agent.proxy.heads cimport Response
+from agent.proxy.pieces cimport write_pieces
 
 cdef object BEFORE_HEAD, IN_SIZED, IN_CHUNKED
 cdef long long CHUNKED

@@ -74,13 +74,15 @@ class ResponseWriter:
         if not pieces:
             self.transport.write(head)
             return
+        for piece in pieces:
+            self._sent_bytes += len(piece)
         body = pieces[0]
-        self._sent_bytes = len(body)
-        if len(pieces) == 1 and type(body) is bytes and len(body) <= JOIN_BYTES:
+        if len(pieces) > 1:
+            write_pieces(self.transport, [head, *pieces])
+        elif type(body) is bytes and len(body) <= JOIN_BYTES:
             self.transport.write(head + body)
         else:
-            self._sent_bytes = sum(map(len, pieces))
-            write_pieces(self.transport, [head, *pieces])
+            write_pieces(self.transport, [head, body])
 
     def send(self, pieces: list[Piece], ended: bool, trailers: Fields) -> None:
         """Write the next pieces of the body."""

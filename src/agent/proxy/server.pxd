@@ -13,7 +13,7 @@ from agent.proxy.response_writer cimport ResponseWriter
 
 cdef object HEAD, BODY, WAITING, DRAINING, UPGRADED, LINGERING, CLOSED
 cdef object REQUEST, REQUEST_WITH_BODY, BODY_END, RESPONSE_END, SWITCH, LINGER, CLOSE, LOST
-cdef dict NEXT
+cdef dict NEXT_BY_STATE
 cdef double NEVER, SILENCE_S
 cdef long long CHUNKED, UNFRAMED
 cdef int HEADS_PER_TURN

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Mapping
-from typing import Protocol, cast
+from typing import cast
 
 from ..errors import Party
 from ..outcome import Kind, Outcome, Stage
@@ -27,26 +25,26 @@ from .backlog import Backlog
 from .blame import FAULT_FIELD, write_fault
 from .chunked import ChunkError
 from .client_side import ClientSide, ClientTunnel
-from .client_states import NEXT, Event, State
+from .client_states import NEXT_BY_STATE, Event, State
 from .clock import NEVER, Stall
+from .context import ConnectionOwner
 from .headers import Fields
 from .heads import ALLOW, CHUNKED, UNFRAMED, Fault, Request, Response
 from .liveness import is_gone, reset_when_closed, watch_half_closed
-from .metrics import RequestMetrics
 from .pieces import Piece, write_pieces
 from .readers import BodyReader
-from .relay import Exchange, ExchangeContext
+from .relay import Exchange
 from .request_reader import RequestReader
 from .response_writer import ResponseWriter
 from .responses import CONTINUE, own_response
 from .rewrite import informational_head, switching_head
 
-__all__ = ["ClientConnection", "ConnectionOwner"]
+__all__ = ["ClientConnection"]
 
 SILENCE_S = 1.0
 """How long a client that sends nothing is left alone when others need its place."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Looked up once: until Python 3.12 an enum's attribute costs a call.
 HEAD, BODY, WAITING, DRAINING, UPGRADED, LINGERING, CLOSED = State
@@ -54,25 +52,6 @@ REQUEST, REQUEST_WITH_BODY, BODY_END, RESPONSE_END, SWITCH, LINGER, CLOSE, LOST 
 HEADS_PER_TURN = 4
 """Of one connection's pipelined requests, so many are answered in one turn of the loop by the proxy itself: no more
 than a few times what a proxied request costs, so others wait no longer than for those."""
-
-
-class ConnectionOwner(ExchangeContext, Protocol):
-    """What a connection needs of the proxy that made it."""
-
-    metrics: Mapping[str, RequestMetrics]
-    draining: bool
-    leaving: bool
-    owns_clients: bool
-    connections_limit: str
-    requests_per_connection: int
-    requests_in_flight: int
-    refused: Counter[tuple[str, str]]
-
-    def opened(self, connection: ClientConnection) -> bool:
-        """Count a connection. Returns whether it may have its requests served."""
-
-    def forget(self, connection: ClientConnection) -> None:
-        """A connection is gone."""
 
 
 class ClientConnection(ClientSide):
@@ -228,10 +207,10 @@ class ClientConnection(ClientSide):
 
     def _move(self, event: Event) -> bool:
         """Go to the next state by the table. Where it has no entry the connection ends, and this returns False."""
-        state = NEXT.get((self._state, event))
+        state = NEXT_BY_STATE[self._state].get(event)
         if state is None:
             extra = {"conn_id": self.conn_id, "stage": "connection", "fault": self.owner.party}
-            log.error(f"a client's connection has no way from {self._state.name} by {event.name}", extra=extra)
+            logger.error(f"a client's connection has no way from {self._state.name} by {event.name}", extra=extra)
             self.abort()
             return False
         self._state = state
@@ -333,7 +312,7 @@ class ClientConnection(ClientSide):
         else:
             reason = "too many connections"
             extra["limit"] = limit
-        log.info(reason, extra=extra)
+        logger.info(reason, extra=extra)
         self.respond_with(503, reason, close=True, fault=party, limit=limit)
 
     def _take_body(self, data: Piece) -> Piece:
@@ -374,7 +353,7 @@ class ClientConnection(ClientSide):
             extra["rule"] = fault.rule
         if fault.limit:
             extra["limit"] = fault.limit
-        log.info(fault.reason, extra=extra)
+        logger.info(fault.reason, extra=extra)
         self.respond_with(fault.status, fault.reason, close=True, fields=fault.fields)
 
     # -- what the exchange calls: the client side
@@ -588,7 +567,7 @@ class ClientConnection(ClientSide):
             extra = {"conn_id": self.conn_id, "stage": "request body", "fault": "client"}
             if limit:
                 extra["limit"] = limit
-            log.info(reason, extra=extra)
+            logger.info(reason, extra=extra)
         self._linger()  # C2
 
     def _linger(self) -> None:
@@ -718,4 +697,4 @@ class ClientConnection(ClientSide):
                 unsent_bytes = self._transport.get_write_buffer_size()
                 truncation["sent_bytes"] = max(0, truncation["sent_bytes"] - unsent_bytes)
             extra.update(truncation)
-        log.log(level, reason, extra=extra)
+        logger.log(level, reason, extra=extra)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Upgraded"]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Upgraded:
@@ -91,12 +91,12 @@ class Upgraded:
             self.deadline = NEVER
             limit = "limits.half_closed_idle_s"
             extra = {"conn_id": self._client.conn_id, "stage": "upgraded", "fault": "client", "limit": limit}
-            log.info(f"the client has sent its end and the {self._party} sends nothing", extra=extra)
+            logger.info(f"the client has sent its end and the {self._party} sends nothing", extra=extra)
             self._end()
         elif self._upstream is not None and self._upstream.takes_nothing(now):
             limit = "limits.write_timeout_s"
             extra = {"conn_id": self._client.conn_id, "stage": "upgraded", "fault": self._party, "limit": limit}
-            log.warning(f"the {self._party} takes nothing", extra=extra)
+            logger.warning(f"the {self._party} takes nothing", extra=extra)
             self._cut()
 
     # -- from the target
@@ -126,7 +126,7 @@ class Upgraded:
             self._end()
             return
         extra = {"conn_id": self._client.conn_id, "stage": "upgraded", "fault": self._party}
-        log.warning(f"the connection to the {self._party} was lost", extra=extra)
+        logger.warning(f"the connection to the {self._party} was lost", extra=extra)
         self._client.abort_response()
 
     def pause_sending(self) -> None:
@@ -142,7 +142,7 @@ class Upgraded:
     def _lose(self, failure: TargetError) -> None:
         """The connection to the target has ended by a failure that is known: the client's is cut."""
         extra = {"conn_id": self._client.conn_id, "stage": "upgraded", "fault": failure.fault}
-        log.warning(failure.reason, extra=extra)
+        logger.warning(failure.reason, extra=extra)
         self._cut()
 
     def _cut(self) -> None:

@@ -1,0 +1,80 @@
+"""What exchanges and client connections need of the proxy that has them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Protocol
+
+from ..errors import Party
+from ..messages import Target
+from .clock import Clock
+from .decision import Process, Route
+from .limits import ProxyLimits
+from .metrics import RequestMetrics
+from .upstream_stream import UpstreamStream
+
+__all__ = ["ConnectionOwner", "ExchangeContext", "OwnedConnection", "StreamPool"]
+
+
+class StreamPool(Protocol):
+    """Where streams to targets come from."""
+
+    def take(self, target: Target) -> UpstreamStream | None:
+        """A stream that needs no dial; None where there is none."""
+
+    async def dial(self, target: Target) -> UpstreamStream:
+        """A stream on a new connection. Raises TargetError. Cancelled: nothing stays open."""
+
+
+class ExchangeContext(Protocol):
+    """What all exchanges of a proxy share; read at each request, since some of it may change."""
+
+    route: Route
+    process: Process | None
+    limits: ProxyLimits
+    cluster: str
+    party: Party
+    clock: Clock
+
+    @property
+    def upstreams(self) -> StreamPool: ...
+
+
+class OwnedConnection(Protocol):
+    """What a proxy needs of each of its client connections."""
+
+    carrier: str
+    metrics: RequestMetrics | None
+    requests_left: int
+
+    def is_silent(self) -> bool:
+        """Whether the client has been connected for a second, and has sent nothing at all."""
+
+    def close_if_idle(self) -> None:
+        """End the connection if no request is outstanding on it."""
+
+    def look_at_deadlines(self, now: float) -> None:
+        """Called by the sweep, with the clock's time in seconds."""
+
+    def abort(self) -> None:
+        """End the connection at once."""
+
+
+class ConnectionOwner(ExchangeContext, Protocol):
+    """What a connection needs of the proxy that made it."""
+
+    metrics: Mapping[str, RequestMetrics]
+    draining: bool
+    leaving: bool
+    owns_clients: bool
+    connections_limit: str
+    requests_per_connection: int
+    requests_in_flight: int
+    refused: Counter[tuple[str, str]]
+
+    def opened(self, connection: OwnedConnection) -> bool:
+        """Count a connection. Returns whether it may have its requests served."""
+
+    def forget(self, connection: OwnedConnection) -> None:
+        """A connection is gone."""

@@ -1,0 +1,40 @@
+"""Responses where the policy gives a request no target."""
+
+from __future__ import annotations
+
+import logging
+
+from ..errors import PolicyError, Redirected, Refused
+from .client_side import ClientSide
+
+__all__ = ["respond_to_policy"]
+
+logger = logging.getLogger(__name__)
+
+
+def respond_to_policy(client: ClientSide, error: BaseException) -> None:
+    """Log why the policy gave no target, and respond with it. The log and not the client has what a fault of it was."""
+    if isinstance(error, Redirected):
+        client.respond_with(308, "it is found below", fields=[(b"Location", error.location)])
+        return
+    extra: dict[str, object] = {"conn_id": client.conn_id, "stage": "policy", "fault": "policy"}
+    if isinstance(error, Refused):
+        extra.update(status=error.status, fault=error.fault)
+        if error.limit:
+            extra["limit"] = error.limit
+        logger.info(error.reason, extra=extra)
+        client.respond_with(
+            error.status,
+            error.reason,
+            close=error.status == 421,
+            fields=[(b"WWW-Authenticate", b"Bearer")] if error.status == 401 else None,  # RFC 9110, section 15.5.2
+            fault=error.fault,
+            limit=error.limit,
+        )
+        return
+    extra["status"] = 503
+    if isinstance(error, PolicyError):
+        logger.error(str(error), extra=extra)
+    else:
+        logger.error("the request could not be decided", extra=extra, exc_info=error)
+    client.respond_with(503, "the request could not be decided", fault="policy")
