@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Protocol
 
+from ..config.limits import ProxyLimits
 from ..errors import Party
 from ..messages import Target
 from .clock import Clock
 from .decision import Process, Route
-from .limits import ProxyLimits
 from .metrics import RequestMetrics
 from .upstream_stream import UpstreamStream
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..config.limits import ProxyLimits
 from .heads import Request, bound_upgrade, parse_request
-from .limits import ProxyLimits
 from .pieces import Piece
 from .readers import RequestHeadReader
 

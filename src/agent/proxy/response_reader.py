@@ -9,10 +9,10 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
+from ..config.limits import ProxyLimits
 from .chunked import ChunkedDecoder, ChunkError
 from .headers import Fields
 from .heads import CHUNKED, UNFRAMED, Response
-from .limits import ProxyLimits
 from .pieces import Piece
 from .readers import ResponseHeadReader
 from .rules import HeadError

@@ -19,7 +19,7 @@ from .pieces import Piece
 from .upstream_stream import UpstreamStream
 
 if TYPE_CHECKING:
-    from .limits import ProxyLimits
+    from ..config.limits import ProxyLimits
 
 __all__ = ["Upgraded"]
 
