@@ -1,4 +1,4 @@
-"""An HTTP/2 connection, either role, for every use: it hands bytes of DATA up, and knows nothing of what they are."""
+"""An HTTP/2 connection for both roles and every use. It passes the bytes of DATA up and does not interpret them."""
 
 from fastpipe.extensions import select_twins
 

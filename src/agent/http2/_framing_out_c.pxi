@@ -8,7 +8,7 @@ cdef class FrameWriter:
         self.pieces = []
 
     cpdef append(self, piece):
-        """Put the next piece behind what waits. piece: bytes or a view of single bytes; kept, not copied."""
+        """Put the next piece behind what waits. piece: bytes or a view of single bytes, which is kept and not copied."""
         cdef Py_ssize_t size = len(piece)
         if size:
             self.pieces.append(piece)
@@ -88,7 +88,7 @@ cdef class FrameWriter:
         return 0
 
     cdef int spent(self) except -1:
-        """Drop the places of pieces that have gone out."""
+        """Drop the places of pieces that are sent."""
         if self.first == len(self.pieces):
             if self.first == 1:
                 self.pieces.pop()  # keeps the list's memory for the next piece
@@ -101,7 +101,7 @@ cdef class FrameWriter:
         return 0
 
     def clear(self):
-        """Forget what waits: the stream is gone."""
+        """Drop all waiting bytes, since the stream is closed."""
         self.pieces.clear()
         self.first = 0
         self.gone = 0

@@ -1,21 +1,21 @@
-"""Being woken for several small packets at once, and not for each: receive coalescing, as network cards do it.
+"""Receive coalescing, as in network cards: one wake-up for several small packets.
 
-A peer may send every packet in a write of its own. A wake-up then costs a switch of processes, three system calls and
-a write of the answer: many times the work on the packet. And who answers sooner finds fewer there each time. So where
-small ones come in quick succession the kernel is asked to wait until several are there (SO_RCVLOWAT, socket(7)), and a
-timer sees to it that nothing waits for long.
+A peer may send every packet in a separate write. A wake-up then costs a switch of processes, three system calls and a
+write of the response. That is many times the work on the packet, and a faster receiver finds fewer packets each time.
+So if small packets come in quick succession, the kernel waits until several are there (SO_RCVLOWAT, socket(7)). A timer
+bounds the wait.
 
                  LOOK_WAKEUPS within LOOK_S, of few bytes each
       looking ──────────────────────────────────────────────► holding ──┐ woken often in a tick: wait for
          ▲                                                      │  ▲    │ twice as much
-         └──── two ticks without a wake-up; or it didn't help ──┘  └────┘
+         └──── two ticks without a wake-up, or no gain ─────────┘  └────┘
 
-A byte waits for less than two ticks, and only where others came just before it: after a tick without a wake-up what is
-there is taken. Something that was there had to wait. Then less is waited for, or nothing for REST_S, and the next time
-for four times that: where few packets are in flight there are as few stalls. Linux alone, since 4.18, wakes a reader
-when it is asked to wait for no more than what is there.
+A byte waits for less than two ticks, and only if others arrived just before it. After a tick without a wake-up, the
+waiting bytes are read. If bytes had to wait, the threshold shrinks, or coalescing rests for REST_S. The next rest is four
+times as long. So a peer with few packets in flight stalls rarely. Only Linux, since 4.18, wakes a reader as
+soon as the threshold drops to the bytes that wait.
 
-Cython compiles this file as it stands, with the types of `coalescing.pxd` (fastpipe/extensions.py).
+Cython compiles this file as it is, with the types of `coalescing.pxd` (fastpipe/extensions.py).
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ FEW_BYTES = 2048
 """A wake-up for fewer, on average, is one that may be saved."""
 
 FIRST_WAKEUPS = 2
-"""What has come in so many is what is waited for at first."""
+"""The first threshold is the bytes of so many wake-ups."""
 
 OFTEN = 2
 """More wake-ups in a tick than these are still too many."""
 
 STEADY_TICKS = 32
-"""After so many without a stall one is taken for the peer's own, more is tried again, and a rest is short again."""
+"""After so many ticks without a stall, a stall counts as the peer's own pause. The threshold then grows again."""
 
 REST_S, LONGEST_REST_S, REST_GROWS = 0.25, 16.0, 4
-"""How long nothing is held once it didn't help: at first, at most, and how many times as long each time."""
+"""Seconds of rest after coalescing brought no gain: the first, the longest, and the factor between two."""
 
 _look_wakeups = LOOK_WAKEUPS
 
@@ -67,7 +67,7 @@ _WAKES_READERS = _release() >= (4, 18)
 
 
 class ReceiveCoalescing:
-    """For one transport, which has to be told of everything received. Does nothing where the system can't."""
+    """Coalesces for one transport, whose owner reports all received bytes. Without system support it does nothing."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self.waiting_for_bytes = 1  # what the kernel was asked to wait for
@@ -80,7 +80,7 @@ class ReceiveCoalescing:
         self._wakeups = 0  # since we looked, or since the last tick, and what they brought
         self._bytes = 0
         self._looked_s = 0.0
-        self._held_bytes = 0  # what is waited for, 0 while looking
+        self._held_bytes = 0  # the threshold, 0 while looking
         self._first_bytes = 0
         self._most_bytes = COALESCED_BYTES
         self._steady = 0  # ticks without a stall
@@ -95,7 +95,7 @@ class ReceiveCoalescing:
             self._look()
 
     def stop(self) -> None:
-        """Nothing is received any more."""
+        """Stop, since the transport is closed."""
         self._sock = None
         if self._timer is not None:
             self._timer.cancel()

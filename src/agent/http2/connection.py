@@ -1,14 +1,14 @@
 """The control plane: one HTTP/2 connection, either role, as an asyncio protocol. The h2 library speaks all but DATA.
 
-Who does what (RFC 9113), as experiments with h2 4.4 drew the border:
+The division of work (RFC 9113), from experiments with h2 4.4:
 
     h2    the connection preface, SETTINGS and their ACKs, HPACK, the state of streams, PING, RST_STREAM, trailers
-    here  frames are cut (framing), DATA, WINDOW_UPDATE and all windows (data_plane, stream), GOAWAY, PRIORITY, frame
-          types not known, how many streams there may be, and what fields a head may have (heads)
+    here  the cutting of frames (framing), DATA, WINDOW_UPDATE and all windows (data_plane, stream), GOAWAY, PRIORITY,
+          unknown frame types, the number of streams, and the fields of a head (heads)
 
-h2 sees neither DATA nor WINDOW_UPDATE: fed with one but not the other its windows would overflow after 2 GiB. It sees
-no graceful GOAWAY: on any, it closes the connection and forgets its output, while the sender of NO_ERROR means our
-stream to go on and its PINGs to be answered. The end of a stream that came on DATA is mirrored to h2 as an empty one.
+h2 sees neither DATA nor WINDOW_UPDATE. With only one of them, its windows would overflow after 2 GiB. h2 sees no
+graceful GOAWAY. On any GOAWAY it closes the connection and drops its output. But NO_ERROR lets open streams finish, and
+its sender expects ACKs of PINGs. If DATA ends a stream, h2 gets an empty DATA frame with END_STREAM.
 
           connection_made           fail, close              connection_lost
     IDLE ───────────────► OPEN ─────────────────► CLOSING ─────────────────────► CLOSED
@@ -19,14 +19,14 @@ stream to go on and its PINGs to be answered. The end of a stream that came on D
                            │ connection_lost, from OPEN too                         │
                            └────────────────────────────────────────────────────────┘
 
-Who closes says GOAWAY, forgets the streams, and lets what is queued below go out.
+The closing side sends GOAWAY, forgets the streams, and sends the bytes that are queued below.
 
 Invariants
-  I1  What h2 has to say is written whole, in the order of the calls that caused it, before any later DATA.
-  I2  A stream's user hears `stream_lost` or the end of its stream, once, and nothing after.
-  I3  At most UNSENT_BYTES wait in the transport, and as many unsent in the kernel: what is chosen next goes out next.
-  I4  What a peer can make us queue by asking (ACKs of SETTINGS and PING) is bounded: it has to read its answers.
-  I5  What a peer can make us do by frames that no window counts is bounded by the second.
+  I1  h2's output is written whole, in the order of its calls, before any later DATA.
+  I2  A stream's user gets one `stream_lost` or one end of the stream, and nothing after it.
+  I3  At most UNSENT_BYTES wait in the transport, and as many unsent in the kernel. So the next choice leaves next.
+  I4  A peer that does not read can cause only bounded output (ACKs of SETTINGS and PING).
+  I5  Frames that no window counts can cause only bounded work per second.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ LINGER_S = 2.0
 
 _MAX_STREAMS = 100
 _MAX_PINGS = 2 * _MAX_STREAMS
-"""So many may wait for their ACKs: for each stream two, of a user who measures the round trip by one at a time."""
+"""The most PINGs without an ACK: two for each stream, since each user measures with one PING at a time."""
 _SETTINGS = h2.settings.SettingCodes
-_MOST_STREAMS = 2**32 - 1  # what h2 takes for the limit: past one it would end the connection
+_MOST_STREAMS = 2**32 - 1  # h2's limit, which it never reaches, since it would close the connection
 _SIGN, _MEASURE = b"liveness", b"fastpipe"
-"""What PINGs hold: one whose ACK is only a sign of life, and one whose ACK somebody waits for."""
+"""The payloads of PINGs: one for a mere sign of life, and one for a measurement."""
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ TRANSITIONS: Final = {
 
 
 class ConnectionUser(Protocol):
-    """Who owns a connection."""
+    """The owner of a connection."""
 
     def connected(self, connection: Http2Connection) -> None:
         """Streams can be opened from now on."""
@@ -132,7 +132,7 @@ class ConnectionUser(Protocol):
         """The peer wants no new streams here. Those that are open stay so."""
 
     def connection_ended(self, connection: Http2Connection, error: Exception | None) -> None:
-        """The transport is closed; the last call. error: why, None if this side closed it."""
+        """The transport is closed. This is the last call. error: the reason, None if this side closed it."""
 
 
 def bytes_reader(stream: Http2Stream, window_bytes: int) -> StreamReader:
@@ -141,13 +141,17 @@ def bytes_reader(stream: Http2Stream, window_bytes: int) -> StreamReader:
 
 
 class Http2Connection(DataPlane, asyncio.BufferedProtocol):
-    """One HTTP/2 connection. client: whether this side opens the streams.
+    """One HTTP/2 connection.
 
-    window_bytes: receive window of each stream and of the connection, 65,535 to 2^31-1. The user of a stream gives its
-    credit back (`Http2Stream.consumed`), so a stream holds at most so much; the connection's goes back as bytes come.
-    checks_alpn: whether a transport with TLS must have chosen h2; not if its TLS is a proxy's.
-    make_reader: makes the reader of a stream whose head has come, from the stream and the bytes that the peer may send
-    at first. make_writer: makes its writer, from the stream's id. By default both carry bytes as they are.
+    The user of a stream returns its credit (`Http2Stream.consumed`), so a stream holds at most its window. The
+    connection's credit returns on arrival.
+
+    Args:
+        client: whether this side opens the streams.
+        window_bytes: receive window of each stream and of the connection, 65,535 to 2^31-1.
+        checks_alpn: whether a transport with TLS must have chosen h2. False if the TLS is a proxy's.
+        make_reader: makes a stream's reader after its head, from the stream and the peer's first credit in bytes.
+        make_writer: makes a stream's writer from its id. By default both carry plain bytes.
     """
 
     def __init__(
@@ -201,9 +205,9 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         return stream
 
     def ping(self, answered: Callable[[], None] | None = None) -> None:
-        """Send a PING; `answered` is called when its ACK comes.
+        """Send a PING. `answered` is called when its ACK arrives.
 
-        Past _MAX_PINGS whose ACKs are missing nothing is sent: calls that come and go would pile up without an end.
+        With _MAX_PINGS missing ACKs, nothing is sent. So short-lived calls can't pile up PINGs.
         """
         if self.closing:
             return
@@ -215,18 +219,18 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         self._write(frame(PING, 0, 0, _SIGN if answered is None else _MEASURE))
 
     def refuse_streams(self) -> None:
-        """Say GOAWAY NO_ERROR: open streams go on, new ones are refused, the connection closes with the last one."""
+        """Send GOAWAY NO_ERROR. Open streams finish, new ones are refused, and the last one closes the connection."""
         if not self.closing and self.state is not State.DRAINING:
             self._move(Event.DRAIN)
             last = self._h2.highest_inbound_stream_id
             self.flush()  # I1
-            # Not by h2: it would close the connection for itself, and the streams that go on with it.
+            # Not by h2, which would then close the connection and its open streams.
             self._write(frame(GOAWAY, 0, 0, last.to_bytes(4, "big") + bytes(4)))
             if not self.streams:
                 self.close()
 
     def close(self, code: int = ErrorCode.NO_ERROR) -> None:
-        """Say GOAWAY, send what is queued below, and close. Streams that are left are forgotten; their users know."""
+        """Send GOAWAY and the queued bytes below, and close. Open streams are forgotten, as their users know."""
         if self.closing:
             return
         self._move(Event.CLOSE)
@@ -241,7 +245,7 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
             self._says_goaway = False
             try:
                 self._h2.close_connection(code)
-            except h2.exceptions.ProtocolError:  # it said so itself when it raised
+            except h2.exceptions.ProtocolError:  # h2 has written a GOAWAY itself
                 pass
         self.flush()
         transport.close()
@@ -249,7 +253,7 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         self._linger = self._loop.call_later(LINGER_S, transport.abort)
 
     def fail(self, error: Exception) -> None:
-        """End the connection for this error, which every stream's user is told."""
+        """Close the connection for this error, and report it to every stream's user."""
         if self.closing:
             return
         self._error = error
@@ -260,7 +264,7 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
             stream.user.stream_lost(error)
 
     def abort(self) -> None:
-        """Drop the connection now without a word, with what is queued. Users of streams aren't told."""
+        """Abort the connection and its queued bytes. The streams' users get no call."""
         self._says_goaway = False
         self.close()
         if self._transport is not None:
@@ -272,7 +276,7 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
 
     @property
     def was_made(self) -> bool:
-        """Whether there is, or was, a transport: then `connection_ended` is called."""
+        """Whether a transport exists or existed. Then `connection_ended` is called."""
         return self._transport is not None
 
     @property
@@ -281,9 +285,9 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def outgoing(self) -> tuple[int, bool]:
-        """How many bytes the peer's TCP has acknowledged so far, and whether there are more that it has not.
+        """Return (the bytes that the peer's TCP has acknowledged, whether more are in flight).
 
-        The number never falls. If the system doesn't tell, it is the most that has left the transport so far.
+        The number never falls. If the system does not report it, it is the most bytes that have left the transport.
         """
         link = None if self._transport is None else Link.of(self._transport)
         buffered_bytes = self.buffered_bytes
@@ -298,7 +302,7 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
     # ------------------------------------------------------------ what the transport calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's is none
+        transport = cast(asyncio.Transport, transport)  # uvloop's class is not one
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._limiter = ControlFrameLimiter(self._loop.time, lambda: self.sender.sent_bytes)
@@ -403,7 +407,7 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         stream.user.stream_lost(error)
 
     def _headers(self, flags: int, stream_id: int, whole: bytes) -> None:
-        """A HEADERS frame without padding and priority. Its block may go on in CONTINUATION frames."""
+        """A HEADERS frame without padding and priority. CONTINUATION frames may follow."""
         self._malformed = ""
         stream = self.streams.get(stream_id)
         if self.client and stream is None and self.is_idle(stream_id):
@@ -501,7 +505,7 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
             self._read(stream)
 
     def _well_formed(self, stream: Http2Stream, kind: HeadKind) -> bool:
-        """Whether the head that was decoded last breaks no rule; else the stream has ended for it."""
+        """Whether the last decoded head breaks no rule. Otherwise this has closed the stream."""
         fault = self._malformed or fault_of(self._decoder.fields, kind)
         if fault:
             self.stream_error(stream.id, WireError(f"HTTP/2: malformed {kind}: {fault}"))
@@ -538,7 +542,7 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         return stream
 
     def _read(self, stream: Http2Stream) -> None:
-        """Take the stream's DATA from now on: the peer's headers have come."""
+        """Start reading the stream's DATA, after the peer's headers."""
         if stream.reader is None:
             window = self._window_bytes if self._settings_acked else DEFAULT_WINDOW
             stream.reader = self._make_reader(stream, window)
@@ -588,20 +592,20 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
     # ------------------------------------------------------------ out
 
     def finish(self, stream: Http2Stream) -> None:
-        """End our side: what was begun has gone out."""
+        """End this side of the stream, after its last byte."""
         if stream.local_ended or self.streams.get(stream.id) is not stream:
             return
         if stream.trailers is not None:
             self.send_headers(stream, stream.trailers, True)
             if not stream.remote_ended:
-                self.reset(stream, ErrorCode.NO_ERROR)  # the answer is complete: send no more (section 8.1)
+                self.reset(stream, ErrorCode.NO_ERROR)  # the response is complete (section 8.1)
             return
         self._h2.end_stream(stream.id)
         self.flush()
         self._ended_locally(stream)
 
     def flush(self) -> None:
-        """Write what h2 has to say."""
+        """Write h2's output."""
         self.sender.answering = False
         data = self._h2.data_to_send()
         if data:

@@ -1,8 +1,8 @@
-"""How often a peer may make us work for nothing: streams opened and reset, PINGs, SETTINGS.
+"""Limits the frames that make a peer's receiver work for nothing: opened and reset streams, PINGs, SETTINGS.
 
-What CVE-2023-44487, CVE-2019-9512 and CVE-2019-9515 are about: each of these costs its sender nothing, and its receiver
-HPACK, a stream, an answer. No window counts them, so each kind has an allowance that fills again by the second. What
-honest peers do is far below it.
+CVE-2023-44487, CVE-2019-9512 and CVE-2019-9515 describe such floods. A frame costs its sender nothing, but its receiver
+decodes HPACK, opens a stream, or sends a reply. No window counts these frames, so each kind has an allowance that
+refills by the second. Honest peers stay far below it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ ALLOWED = {
 }
 """By frame type: how many at once, and how many more each second."""
 _ACKNOWLEDGING = 0x100
-OTHERS = (1000, 100.0)  # PRIORITY, say, which is ignored, but read
+OTHERS = (1000, 100.0)  # such as PRIORITY, which is read and ignored
 
 
 class ControlFrameLimiter:
-    """Counts one connection's control frames. now_s: the loop's time. sent_bytes: what has gone out as DATA so far."""
+    """Counts one connection's control frames. now_s: the loop's time. sent_bytes: the DATA bytes sent so far."""
 
     def __init__(self, now_s: Callable[[], float], sent_bytes: Callable[[], int]) -> None:
         self._now_s = now_s
@@ -42,7 +42,7 @@ class ControlFrameLimiter:
         if flags & ACK and kind in (PING, SETTINGS):
             kind, limits = kind | _ACKNOWLEDGING, OTHERS  # nothing is to be done for one
         elif kind == PING:
-            # gRPC's cores measure the link by a PING for each piece of DATA that they get: one is free for each.
+            # gRPC's cores measure the link with a PING for each piece of DATA, so that one is free.
             seen, self._seen_bytes = self._seen_bytes, self._sent_bytes()
             if seen != self._seen_bytes:
                 return

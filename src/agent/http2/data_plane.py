@@ -1,9 +1,9 @@
-"""The half of a connection that every byte of DATA passes; the other half is `connection`.
+"""The half of a connection that every byte of DATA passes. The other half is `connection`.
 
     transport ──► DataPlane ──► FrameReader ──► StreamReader ──► user
                    a Chunk received    frames          bytes of DATA, and the windows they are counted against
 
-Cython compiles this file as it stands, with the types of `data_plane.pxd` (fastpipe/extensions.py).
+Cython compiles this file as it is, with the types of `data_plane.pxd` (fastpipe/extensions.py).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .stream import Http2Stream, Sender
 
 __all__ = ["ControlPlane", "DataPlane"]
 
-_COPIED_BYTES = 16 * 1024  # up to here a copy of what came costs less than waiting for its views
+_COPIED_BYTES = 16 * 1024  # up to here a copy of the bytes costs less than a buffer held by views
 _UNREAD_ANSWER_BYTES = 2**20  # `connection`, I4
-# As C globals (data_plane.pxd): an imported name would be looked up in a dictionary, and be a Python number, each time.
+# C globals (data_plane.pxd), since an imported name is a Python number in a dictionary.
 _RECEIVE_TURN_BYTES = RECEIVE_TURN_BYTES
 _MAX_WINDOW = MAX_WINDOW
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class ControlPlane(Protocol):
-    """What the data plane asks of the other half."""
+    """The calls of the data plane to the other half."""
 
     def fail(self, error: Exception) -> None:
         """End the connection for this error."""
@@ -44,15 +44,17 @@ class ControlPlane(Protocol):
         """Whether nobody has opened this stream yet."""
 
     def flush(self) -> None:
-        """Write what the control plane has to say."""
+        """Write the control plane's output."""
 
 
 class DataPlane:
-    """What is received, and its windows: the half of `Http2Connection` that every packet passes.
+    """The receiving half of `Http2Connection`, with its windows.
 
-    The transport calls `get_buffer` and `buffer_updated` here, and all else in the other half, which is a subclass: a
-    `cdef class` can't inherit from asyncio.BufferedProtocol. control: that other half. window_bytes: receive window of
-    each stream and of the connection.
+    The transport calls `get_buffer` and `buffer_updated` here, and everything else in the other half. The other half is
+    a subclass, since a `cdef class` can't inherit from asyncio.BufferedProtocol.
+
+    control: the other half.
+    window_bytes: receive window of each stream and of the connection.
     """
 
     def __init__(self, control: ControlPlane, window_bytes: int, frames: FrameReader, sender: Sender) -> None:
@@ -60,8 +62,8 @@ class DataPlane:
         self.sender = sender
         self.streams: dict[int, Http2Stream] = {}
         self.closing = False
-        self.heard = False  # a byte of the peer's has come
-        self.heard_s = 0.0  # when the last one came, by the loop's clock; at first when the connection was made
+        self.heard = False  # a byte of the peer has arrived
+        self.heard_s = 0.0  # when the last byte arrived, by the loop's clock, at first when the connection was made
         self._window_bytes = window_bytes
         self._frames = frames
         self._transport: asyncio.Transport | None = None
@@ -98,7 +100,7 @@ class DataPlane:
         except WireError as error:
             self._control.fail(error)
         except Exception as error:
-            logger.exception("a receiver failed; the connection ends")
+            logger.exception("a receiver failed, so the connection closes")
             self._control.fail(error)
         self._buffers.give_back(buffer)
         if self.sender.answering:
@@ -156,11 +158,11 @@ class DataPlane:
                 self.sender.wake(stream)
 
     def return_credit(self) -> None:
-        """Give back what was received, in few and large steps; not that of readers which hold it."""
+        """Return the credit of received bytes, in few and large steps. Readers may hold theirs."""
         self._return_credit()
 
     def return_credit_of(self, stream: Http2Stream) -> None:
-        """The same for one stream. The connection's credit goes back as bytes come: no stream can starve the others."""
+        """Return one stream's credit. The connection's credit returns on arrival, so no stream can starve others."""
         reader = self._frames.streams.get(stream.id)
         if reader is None or self.closing:
             return
@@ -171,7 +173,7 @@ class DataPlane:
                 self._write(out)
 
     def _credit_for(self, stream_id: int, reader: StreamReader) -> bytes:
-        """The frame that gives a stream's credit back; nothing where it is held, or the peer has ended its side."""
+        """The frame that returns a stream's credit. Empty if the credit is held, or the peer has ended its side."""
         if reader.held:
             return b""
         size, reader.unreturned = reader.unreturned, 0
@@ -204,5 +206,5 @@ class DataPlane:
             return
         transport.write(data)
         if transport.get_write_buffer_size() > UNSENT_BYTES * 2 + _UNREAD_ANSWER_BYTES and not self.closing:
-            rule = "the peer does not read the answers it asks for"  # `connection`, I4
+            rule = "the peer does not read the replies to its frames"  # `connection`, I4
             self._control.fail(WireError(f"HTTP/2: {rule}", http2_code=ErrorCode.ENHANCE_YOUR_CALM))

@@ -29,7 +29,7 @@ class ErrorCode(enum.IntEnum):
 
 
 def code_name(code: int) -> str:
-    """An error code in words; a number where the RFC doesn't name it."""
+    """The name of an error code, or its number if the RFC does not name it."""
     try:
         return ErrorCode(code).name
     except ValueError:
@@ -45,7 +45,7 @@ class StreamReset(AgentError):
 
 
 class GoAwayError(AgentError):
-    """The peer ended the connection with a GOAWAY that doesn't let our stream go on. code: an HTTP/2 error code."""
+    """The peer closed the connection with a GOAWAY that ends our stream. code: an HTTP/2 error code."""
 
     def __init__(self, code: int, last_stream_id: int, debug: bytes) -> None:
         text = f": {debug[:200].decode('ascii', 'replace')}" if debug else ""

@@ -1,6 +1,6 @@
-"""What both twins of the data plane know of HTTP/2: numbers, the shape of a frame, and the words for each broken rule.
+"""HTTP/2 for both twins of the data plane: numbers, the shape of frames, and a text for each broken rule.
 
-It lives once, so that a compiled reader and a Python one can't say different things of the same bytes.
+It exists once, so a compiled reader and a Python reader can't report different errors for the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4
 MAX_WINDOW = 2**31 - 1  # RFC 9113, section 6.9.1
 DEFAULT_WINDOW = 65535  # RFC 9113, section 6.5.2
 MIN_MAX_FRAME_SIZE = 16384  # RFC 9113, section 6.5.2
-MAX_HEADER_BLOCK_BYTES = 256 * 1024  # h2 takes 64 KiB of headers; compressed they are hardly larger
+MAX_HEADER_BLOCK_BYTES = 256 * 1024  # h2 takes 64 KiB of headers, and compressed ones are hardly larger
 VIEW_BYTES = 4096  # up to a page a copy of a payload costs less than a view
 HEAD = struct.Struct(">HBBBI")
 _NAMES = (
@@ -51,17 +51,17 @@ def frame_name(kind: int) -> str:
 
 
 class ByteSink(Protocol):
-    """What one stream's bytes are handed to."""
+    """The receiver of one stream's bytes."""
 
     def data_received(self, data: bytes | memoryview) -> None:
-        """The stream's next bytes, of any number. data: immutable; a memoryview of bytes or bytes.
+        """Take the stream's next bytes, of any number. data: bytes, or a memoryview of immutable bytes.
 
-        The receiver says `consumed` once it is done with them: until then the peer has no credit for as many more.
+        The receiver calls `consumed` after it has used them. Until then the peer gets no credit for as many more.
         """
 
 
 class FrameHandler(Protocol):
-    """Whom a FrameReader tells of all but DATA's bytes. It may stop the reader; WireError ends the connection."""
+    """The receiver of all frames except DATA. It may stop the reader. Its WireError closes the connection."""
 
     def control_frame(self, kind: int, flags: int, stream_id: int, whole: bytes) -> None:
         """A frame for the control plane, its header included: HEADERS, SETTINGS, PING, RST_STREAM, GOAWAY, …"""
@@ -76,10 +76,10 @@ class FrameHandler(Protocol):
         """A DATA frame came for a stream that isn't being read: idle, closed, or ended by the peer before."""
 
     def stream_error(self, stream_id: int, error: WireError) -> None:
-        """What came on this stream broke its format; the reader of it has been closed."""
+        """The bytes of this stream broke its format. Its reader has been closed."""
 
 
-# ---------------------------------------------------------------- what a frame's header must say
+# ---------------------------------------------------------------- rules of a frame's header
 
 _SIZES = {RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
 """Payload bytes (RFC 9113, sections 6.4, 6.7, 6.9). `connection` checks PRIORITY's 5 (6.3), a stream's matter."""
@@ -88,9 +88,9 @@ _OF_THE_CONNECTION = frozenset((SETTINGS, PING, GOAWAY))  # 6.5, 6.7, 6.8
 
 
 def check_control(kind: int, flags: int, stream_id: int, length: int) -> None:
-    """Check the header of a frame that is neither DATA nor of a type not known. Raises WireError: the connection ends.
+    """Check the header of a frame that is neither DATA nor of an unknown type. Raises WireError, for the connection.
 
-    Before the payload has come, and whatever the stream's state: a wrong size is wrong on a closed stream too.
+    The check runs before the payload arrives, and in every state of the stream.
     """
     name = frame_name(kind)
     if stream_id:

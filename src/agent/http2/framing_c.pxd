@@ -7,7 +7,7 @@ from libc.string cimport memcpy
 
 cdef extern from *:
     """
-    /* bytes[start:end] and memoryview[start:end] without the slice's numbers on the way twice */
+    /* bytes[start:end] and memoryview[start:end] without boxing the slice's numbers */
     static CYTHON_INLINE PyObject *framing_view(PyObject *whole, Py_ssize_t start, Py_ssize_t end) {
         PyObject *view = PyMemoryView_FromObject(whole), *part;
         if (view == NULL) return NULL;
@@ -23,7 +23,7 @@ cdef inline const unsigned char* octets(bytes buffer) noexcept:
 
 
 cdef inline Py_ssize_t copy_part(object piece, Py_ssize_t start, char* target, Py_ssize_t room) except -1:
-    """As much of piece[start:] to `target` as there is room for; how many bytes that was."""
+    """Copy at most `room` bytes of piece[start:] to `target`. Returns their number."""
     cdef Py_buffer view
     cdef Py_ssize_t size
     if PyBytes_CheckExact(piece):
@@ -50,7 +50,7 @@ cdef class StreamReader:
     cdef public long long unread
     cdef readonly bint manual_credit
     cdef public bint held
-    # whether anything is to come, and goes on
+    # whether bytes are expected, and whether they are used
     cdef public bint ended
     cdef public bint closed
     cdef object data_received   # the sink's method
@@ -69,18 +69,18 @@ cdef class FrameReader:
     cdef public long long unreturned
     cdef public Py_ssize_t max_frame_size
     # the beginning of a connection
-    cdef bytes preface          # what is still to come of it
+    cdef bytes preface          # its missing bytes
     cdef bint settings_seen
-    # the frame in hand
-    cdef Py_ssize_t left        # bytes still to come of it
-    cdef bytes control          # a control frame being collected; None: its bytes go elsewhere
+    # the current frame
+    cdef Py_ssize_t left        # its missing bytes
+    cdef bytes control          # a control frame being collected, None for other frames
     cdef Py_ssize_t control_filled
-    cdef StreamReader reader    # whom the DATA frame in hand belongs to; None: passed over
+    cdef StreamReader reader    # of the current DATA frame, None to skip it
     cdef unsigned int stream_id
     cdef int flags
-    cdef Py_ssize_t padding     # bytes at the end of the DATA frame; -1: not read yet
-    # the header block in hand (I5)
-    cdef unsigned int block_stream   # its stream; 0: there is none
+    cdef Py_ssize_t padding     # bytes at the end of the DATA frame, -1 if not read yet
+    # the current header block (I5)
+    cdef unsigned int block_stream   # its stream, 0 without a block
     cdef Py_ssize_t block_bytes
     # between frames
     cdef int stash_size         # bytes there are of an unfinished frame header, 0 to 8
@@ -104,7 +104,7 @@ cdef class FrameWriter:
     # what is not in a frame yet
     cdef list pieces
     cdef Py_ssize_t first       # the piece that goes out next
-    cdef Py_ssize_t gone        # bytes of it that have gone out
+    cdef Py_ssize_t gone        # bytes of it that are sent
 
     cpdef append(self, piece)
     cpdef list take(self, Py_ssize_t limit, Py_ssize_t max_frame_size)

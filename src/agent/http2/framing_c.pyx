@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, nonecheck=False, initializedcheck=False
 # cython: binding=False, embedsignature=False, freethreading_compatible=True
-"""The fast twin of `framing_py`, which explains what happens here and why; the names I1 to I6 are its invariants.
+"""The compiled twin of `framing_py`, which explains the code. I1 to I6 are its invariants.
 
-The same bytes make the same calls in the same order, with the same errors: those are in `frames`, for both.
+The same bytes make the same calls in the same order, with the same errors from `frames`.
 """
 
 cimport cython
@@ -23,7 +23,7 @@ cdef int END_STREAM = frames.END_STREAM, ACK = frames.ACK, END_HEADERS = frames.
 cdef bytes PREFACE = frames.PREFACE
 cdef Py_ssize_t MAX_HEADER_BLOCK_BYTES = frames.MAX_HEADER_BLOCK_BYTES
 cdef Py_ssize_t VIEW_BYTES = frames.VIEW_BYTES
-cdef int SPENT_PIECES = 64                  # that may stand in front of a writer's list
+cdef int SPENT_PIECES = 64                  # the most sent pieces kept in front of a writer's list
 
 
 cdef inline unsigned int big_endian(const unsigned char* source) noexcept:
@@ -35,7 +35,7 @@ cdef inline unsigned int big_endian(const unsigned char* source) noexcept:
 # ---------------------------------------------------------------- bytes, in
 
 cdef class StreamReader:
-    """One stream's way in. See the Python twin."""
+    """Receives one stream's DATA. See the Python twin."""
 
     def __init__(self, sink, *, window):
         self.window = window
@@ -43,7 +43,7 @@ cdef class StreamReader:
         self.data_received = sink.data_received
 
     cpdef consumed(self, Py_ssize_t size_bytes):
-        """The user is done with so many bytes: their credit may go back. Raises ValueError if more than arrived."""
+        """Return the credit of bytes that the user has used. Raises ValueError for more than arrived."""
         if not 0 <= size_bytes <= self.unread:
             raise ValueError(f"{self.unread} bytes are unread, not {size_bytes}")
         self.unread -= size_bytes
@@ -95,7 +95,7 @@ cdef class FrameReader:
             PyBuffer_Release(&view)
 
     cpdef feed_part(self, buffer, Py_ssize_t size):
-        """Take buffer[:size], the next bytes received, of which nothing is kept: they may change after the call."""
+        """Take buffer[:size], the next received bytes, and keep none of them. They may change after the call."""
         cdef Py_buffer view
         cdef Received received
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
@@ -227,7 +227,7 @@ cdef class FrameReader:
         return 0
 
     cdef Py_ssize_t payload(self, Received* received, Py_ssize_t position, Py_ssize_t end) except -1:
-        """Take what received[position:end] has of the frame in hand's payload; the position behind it."""
+        """Take the current frame's payload from received[position:end]. Returns the position behind it."""
         cdef StreamReader reader = self.reader
         cdef Py_ssize_t take
         if self.padding < 0:

@@ -1,9 +1,9 @@
-"""The data plane: HTTP/2 frames to each stream's bytes, and back. The Python twin: the specification.
+"""The data plane: HTTP/2 frames to each stream's bytes, and back. This Python twin is the specification.
 
-No event loop and no transport in here: bytes go in by `FrameReader.feed`, and come out at each stream's reader in wire
-order, before `feed` returns. A stream's bytes go in by `FrameWriter.append`, and framed buffers come out by `take`.
+It has no event loop and no transport. `FrameReader.feed` takes bytes, and passes them to each stream's reader in wire
+order before it returns. `FrameWriter.append` takes a stream's bytes, and `take` returns framed buffers.
 
-What comes in is cut at levels that know nothing of each other's borders:
+Each level cuts its input independently of the others:
 
     received bytes │ … 128 KiB … │ … 128 KiB … │       as the kernel had them
     HTTP/2 frames  │9│ DATA │9│ DATA      │9│ … │      FrameReader
@@ -15,20 +15,20 @@ What comes in is cut at levels that know nothing of each other's borders:
     ┌────────► frame header ───────────────► payload, piece by piece ──┐
     │               │  HEADERS, SETTINGS, …      │                     │
     │               ├────────────────────────► collected whole ────────┤
-    │               │  WINDOW_UPDATE, GOAWAY, and types not known      │
+    │               │  WINDOW_UPDATE, GOAWAY, and unknown types        │
     └───────────────┴──────────────────────────────────────────────────┘
 
 Invariants
-  I1  The same bytes give the same calls and the same error, however they are cut into calls of `feed`. A stream's DATA
-      may come in other pieces; the bytes are the same.
-  I2  Nothing waits for a DATA frame to be whole.
-  I3  A received buffer outlives `feed` only through pieces handed out as views, and those are at least a quarter of
-      it: a small piece that waits somewhere never holds a large buffer. Nobody writes into a received buffer while a
-      view of it is left: it is bytes, or a Chunk.
-  I4  A DATA frame counts against both windows whole (padding too) when its header is read; on a stream that is not
-      ours any more it counts against the connection's only, and its credit goes back (RFC 9113, sections 5.1, 6.9).
-  I5  Between HEADERS or PUSH_PROMISE and its END_HEADERS nothing but CONTINUATION of that stream (section 6.2).
-  I6  A handler may stop the reader from within any call: then not one more byte is looked at.
+  I1  The same bytes give the same calls and the same error, however `feed` gets them. Only the pieces of a stream's
+      DATA may differ.
+  I2  No byte waits until its DATA frame is whole.
+  I3  A received buffer outlives `feed` only through views, and each view is at least a quarter of it. So a small
+      waiting piece never holds a large buffer. No code writes into a received buffer while a view of it exists, since
+      it is bytes or a Chunk.
+  I4  A DATA frame counts against both windows whole (padding too) when its header is read. On a forgotten stream it
+      counts only against the connection's, and its credit returns (RFC 9113, sections 5.1, 6.9).
+  I5  Between HEADERS or PUSH_PROMISE and its END_HEADERS only CONTINUATION of that stream is allowed (section 6.2).
+  I6  A handler may stop the reader within any call. Then the reader reads no further byte.
 """
 
 from __future__ import annotations
@@ -43,10 +43,13 @@ __all__ = ["FrameReader", "FrameWriter", "StreamReader"]
 
 
 class StreamReader:
-    """One stream's way in: hands its DATA on as it comes. A subclass makes of the bytes what its protocol says.
+    """Receives one stream's DATA and passes it to the sink at once. A subclass may parse its protocol instead.
 
-    sink: what the bytes are handed to. window: how many the peer may send at first. `unreturned` is credit to give
-    back. The credit for what the sink got follows when the user says `consumed`. Padding is no user's matter.
+    The credit for the sink's bytes returns when the user calls `consumed`. The credit for padding returns at once.
+
+    sink: gets the bytes.
+    window: the peer's first credit in bytes.
+    unreturned: credit that must still return.
     """
 
     __slots__ = ("_sink", "closed", "ended", "held", "manual_credit", "unread", "unreturned", "window")
@@ -62,11 +65,11 @@ class StreamReader:
         self.unread = 0  # bytes received that the user has not consumed yet
         self.manual_credit = manual_credit
         self.ended = False  # END_STREAM was received
-        self.closed = False  # nobody listens any more
-        self.held = False  # its credit stays here for now
+        self.closed = False  # no user reads further
+        self.held = False  # its credit does not return for now
 
     def consumed(self, size_bytes: int) -> None:
-        """The user is done with so many bytes: their credit may go back. Raises ValueError if more than arrived."""
+        """Return the credit of bytes that the user has used. Raises ValueError for more than arrived."""
         if not 0 <= size_bytes <= self.unread:
             raise ValueError(f"{self.unread} bytes are unread, not {size_bytes}")
         self.unread -= size_bytes
@@ -90,13 +93,15 @@ class StreamReader:
             self._sink.data_received(bytes(buffer[start:end]))
 
     def settle(self) -> None:
-        """Keep nothing of the buffers that bytes came in (I3); called at the end of a feed."""
+        """Drop all references to received buffers (I3), at the end of a feed."""
 
 
 class FrameReader:
-    """The connection's way in. A stream's StreamReader is put into `streams`; `unreturned` is credit to give back.
+    """Reads the frames of a connection. `streams` holds each stream's StreamReader.
 
-    expect_preface: whether the peer is a client. max_frame_size: what the peer may send, for now.
+    expect_preface: whether the peer is a client.
+    max_frame_size: the largest allowed frame of the peer.
+    unreturned: credit that must still return.
     """
 
     def __init__(self, handler: FrameHandler, *, expect_preface: bool) -> None:
@@ -109,12 +114,12 @@ class FrameReader:
         self._preface = frames.PREFACE if expect_preface else b""  # what is still to come of it
         self._settings_seen = False
         self._stash = b""  # an unfinished frame header, 0 to 8 bytes
-        self._left = 0  # bytes still to come of the frame in hand
-        self._control: bytearray | None = None  # a control frame being collected; None: its bytes go elsewhere
-        self._reader: StreamReader | None = None  # whom the DATA frame in hand belongs to; None: passed over
+        self._left = 0  # missing bytes of the current frame
+        self._control: bytearray | None = None  # a control frame being collected, None for other frames
+        self._reader: StreamReader | None = None  # of the current DATA frame, None to skip it
         self._stream_id = 0
         self._flags = 0
-        self._padding = 0  # bytes of padding at the end of the DATA frame in hand; -1: not read yet
+        self._padding = 0  # bytes of padding at the end of the current DATA frame, -1 if not read yet
         self._block_stream = 0  # the stream whose header block is open (I5)
         self._block_bytes = 0
 
@@ -164,7 +169,7 @@ class FrameReader:
             touched.settle()
 
     def feed_part(self, buffer: memoryview, size: int) -> None:
-        """Take buffer[:size], the next bytes received, of which nothing is kept: they may change after the call.
+        """Take buffer[:size], the next received bytes, and keep none of them. They may change after the call.
 
         Raises WireError as `feed` does.
         """
@@ -242,7 +247,7 @@ class FrameReader:
             self._data_done(reader)
 
     def _payload(self, data: bytes | memoryview, kept_bytes: int, position: int, end: int) -> int:
-        """Take what data[position:end] has of the frame in hand's payload; the position behind it."""
+        """Take the current frame's payload from data[position:end]. Returns the position behind it."""
         reader = self._reader
         if self._padding < 0:
             self._padding = data[position]
@@ -306,7 +311,7 @@ class FrameWriter:
         self._pieces: deque[bytes | memoryview] = deque()
 
     def append(self, piece: bytes | memoryview) -> None:
-        """Put the next piece behind what waits. piece: bytes or a view of single bytes; kept, not copied."""
+        """Append a piece. piece: bytes or a view of single bytes, which is kept and not copied."""
         size = len(piece)
         if size:
             self._pieces.append(piece)
@@ -341,6 +346,6 @@ class FrameWriter:
         return b"".join(self.take(limit, max_frame_size))
 
     def clear(self) -> None:
-        """Forget what waits: the stream is gone."""
+        """Drop all waiting bytes, since the stream is closed."""
         self._pieces.clear()
         self.pending = 0

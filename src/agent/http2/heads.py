@@ -1,28 +1,28 @@
-"""What makes a head malformed (RFC 9113, section 8.1.1), and what that ends: its stream, never the connection.
+"""The rules of a head (RFC 9113, section 8.1.1). A malformed head ends its stream, never the connection.
 
-h2 ends the connection for each of these, and with it all its streams. So h2 is told to check no fields, and sees only
-what it can't object to: `Decoder` takes the place of its HPACK decoder, and keeps content-length from it. Every header
-block is decoded, whatever becomes of its stream: HPACK's state is the connection's.
+h2 closes the connection, with all its streams, for each of these faults. So h2 checks no fields here. `Decoder`
+replaces its HPACK decoder, and hides content-length from it. Every header block is decoded, even of a closed stream,
+since HPACK's state belongs to the connection.
 
-What h2 still raises, by its classes, and what each is by the RFC:
+The errors that h2 still raises, by class, with their scope in the RFC:
 
     raised by h2                scope         code                 section
     ------------------------    ----------    -----------------    ----------------------------------------------
-    ProtocolError (HPACK)       connection    COMPRESSION_ERROR    4.3; never: `Decoder` raises with the right code
-    DenialOfServiceError        connection    ENHANCE_YOUR_CALM    4.3, 10.5.1; never: likewise
-    FrameTooLargeError          connection    FRAME_SIZE_ERROR     4.2; never: `frames` has checked the header
-    FrameDataMissingError       connection    FRAME_SIZE_ERROR     4.2; never: likewise
-    InvalidSettingsValueError   connection    its own              6.5.2: PROTOCOL_ERROR or FLOW_CONTROL_ERROR
+    ProtocolError (HPACK)       connection    COMPRESSION_ERROR    4.3, never, `Decoder` raises with the right code
+    DenialOfServiceError        connection    ENHANCE_YOUR_CALM    4.3, 10.5.1, never, likewise
+    FrameTooLargeError          connection    FRAME_SIZE_ERROR     4.2, never, `frames` has checked the header
+    FrameDataMissingError       connection    FRAME_SIZE_ERROR     4.2, never, likewise
+    InvalidSettingsValueError   connection    its own              6.5.2, PROTOCOL_ERROR or FLOW_CONTROL_ERROR
     StreamIDTooLowError         connection    PROTOCOL_ERROR       5.1.1
-    StreamClosedError           stream        STREAM_CLOSED        5.1, half-closed (remote); h2 answers it itself
-    StreamClosedError           connection    STREAM_CLOSED        5.1, closed: HEADERS behind both ends' END_STREAM
+    StreamClosedError           stream        STREAM_CLOSED        5.1, half-closed (remote), h2 resets it itself
+    StreamClosedError           connection    STREAM_CLOSED        5.1, HEADERS behind both ends' END_STREAM
     NoSuchStreamError           connection    PROTOCOL_ERROR       5.1, idle
-    FlowControlError            connection    FLOW_CONTROL_ERROR   never: `data_plane` has the windows
-    TooManyStreamsError         stream        REFUSED_STREAM       5.1.2; never: `connection` counts
-    InvalidBodyLengthError      stream        PROTOCOL_ERROR       8.1.1; never: `Decoder` hides content-length
-    ProtocolError (fields)      stream        PROTOCOL_ERROR       8.2, 8.3; never: `fault_of` checks
-    UnsupportedFrameError       connection    PROTOCOL_ERROR       never: types not known are passed over
-    ProtocolError (else)        connection    PROTOCOL_ERROR       5.1: a frame that its state doesn't have
+    FlowControlError            connection    FLOW_CONTROL_ERROR   never, `data_plane` has the windows
+    TooManyStreamsError         stream        REFUSED_STREAM       5.1.2, never, `connection` counts
+    InvalidBodyLengthError      stream        PROTOCOL_ERROR       8.1.1, never, `Decoder` hides content-length
+    ProtocolError (fields)      stream        PROTOCOL_ERROR       8.2, 8.3, never, `fault_of` checks
+    UnsupportedFrameError       connection    PROTOCOL_ERROR       never, unknown types are skipped
+    ProtocolError (else)        connection    PROTOCOL_ERROR       5.1, a frame that its state doesn't allow
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .errors import ErrorCode
 __all__ = ["Decoder", "HeadKind", "Headers", "fault_of"]
 
 Headers = list[tuple[bytes, bytes]]
-"""A head's fields in their order; names are in lower case."""
+"""A head's fields in their order, with names in lower case."""
 
 HeadKind = Literal["request", "response", "trailers"]
 
@@ -60,9 +60,9 @@ _REQUIRED: dict[HeadKind, tuple[bytes, ...]] = {
 
 
 class Decoder(hpack.Decoder):
-    """An HPACK decoder that keeps what it decoded last, and gives h2 all of it but content-length.
+    """An HPACK decoder that keeps the last decoded fields, and hides content-length from h2.
 
-    Raises WireError for a block that it can't decode to its end: the connection has lost HPACK's state.
+    Raises WireError for a block that it can't decode, since the connection has lost HPACK's state.
     """
 
     fields: Headers
@@ -80,7 +80,7 @@ class Decoder(hpack.Decoder):
 
 
 def fault_of(fields: Headers, kind: HeadKind) -> str:
-    """The rule of RFC 9113, sections 8.2 and 8.3, that a head breaks; "" for none. fields: as they were decoded."""
+    """The rule of RFC 9113, sections 8.2 and 8.3, that a head breaks, or "". fields: as decoded."""
     seen: set[bytes] = set()
     regular = False
     for name, value in fields:

@@ -1,11 +1,11 @@
-"""What a connection receives into: Chunks that all connections of a thread share.
+"""The receive buffers: Chunks that all connections of a thread share.
 
-The transport writes into a Chunk of RECEIVE_BYTES. Of little, payloads are copied, and the Chunk is never asked; of
-much, they go on as read-only views, and the Chunk is written into again only when the last of them has gone
-(`framing_py`, I3, has what may be a view). A connection has a Chunk only from `get_buffer` to `buffer_updated` (longer
-where TLS waits for the rest of a record: half of what TLS has besides).
+The transport writes into a Chunk of RECEIVE_BYTES. Payloads of small reads are copied. Payloads of large reads are
+read-only views. The Chunk is reused only after the last view is released (`framing_py`, I3). A connection holds a Chunk
+only from `get_buffer` to `buffer_updated`. With TLS it holds the Chunk until the record is whole. TLS itself buffers
+twice as much.
 
-Cython compiles this file as it stands, with the types of `receiving.pxd` (fastpipe/extensions.py).
+Cython compiles this file as it is, with the types of `receiving.pxd` (fastpipe/extensions.py).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _SPARE_CHUNKS = 4  # of a thread, views of which may be alive
 
 
 class ReceiveBuffer:
-    """A Chunk to receive into. room: all of it, to write into; None once views of what came have been handed out."""
+    """A Chunk to receive into. room: its writable bytes, None once views of it exist."""
 
     def __init__(self, chunk: Chunk) -> None:
         self.chunk = chunk
         self.room: memoryview | None = chunk.writable()
 
     def keep(self, size_bytes: int) -> memoryview:
-        """A read-only view of the first bytes, which don't change as long as it, or a view of it, is alive."""
+        """A read-only view of the first bytes. They don't change while the view, or a view of it, is alive."""
         self.room = None
         return self.chunk.commit(size_bytes)
 
@@ -42,7 +42,7 @@ class ReceivePool:
         self._pool = ChunkPool(RECEIVE_BYTES, _SPARE_CHUNKS)
 
     def take(self) -> ReceiveBuffer:
-        """An empty buffer of which no view is left; the caller's until it is given back."""
+        """Return an empty buffer without views. The caller owns it until `give_back`."""
         buffer = self._next
         if buffer is None:
             return ReceiveBuffer(self._pool.take())
@@ -58,7 +58,7 @@ class ReceivePool:
         return ReceiveBuffer(chunk)
 
     def give_back(self, buffer: ReceiveBuffer) -> None:
-        """The caller receives no more into it; views of it may be alive."""
+        """Take back a buffer that the caller no longer writes into. Views of it may be alive."""
         if self._next is None:
             self._next = buffer
         else:

@@ -1,4 +1,4 @@
-"""The sizes that decide what waits in a connection, in bytes. What compiles reads them when it is imported."""
+"""The sizes of a connection's queues and reads, in bytes. Compiled modules read them on import."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = [
 ]
 
 UNSENT_BYTES: Final = 128 * 1024
-"""What may wait in the transport, and as much again unsent in the kernel: what is chosen next then goes out next."""
+"""The most bytes in the transport, and as many again unsent in the kernel. So the next choice leaves next."""
 
 UNREAD_BYTES: Final = 256 * 1024
-"""What may wait, received and not read, in the kernel, where the peer is near (`socket_options`).
+"""The most received and unread bytes in the kernel, if the peer is near (`socket_options`).
 
-The kernel takes the double of it."""
+The kernel doubles it."""
 
 FRAME_BYTES: Final = 256 * 1024
-"""The largest frame that is sent, however large a one the peer takes: an answer to a PING waits no longer than that."""
+"""The largest sent frame, even if the peer allows larger ones. The ACK of a PING waits no longer than that."""
 
 RECEIVE_BYTES: Final = 128 * 1024
-"""The most that is received at once: it stays in the processor's cache, and a payload of 32 KiB may keep it."""
+"""The most bytes of one read. They stay in the processor's cache, and a payload of 32 KiB may hold the buffer."""
 
 RECEIVE_TURN_BYTES: Final = 256 * 1024
-"""What is received in one go before the event loop turns to other sockets: uvloop would read 32 times."""
+"""The most bytes received before the event loop serves other sockets, since uvloop would read 32 times."""
 
 COALESCED_BYTES: Final = 16 * 1024
-"""What is waited for at most before we are woken, in a storm of small packets (`coalescing`); 1 waits for nothing."""
+"""The highest threshold for a wake-up, in a storm of small packets (`coalescing`). 1 turns coalescing off."""

@@ -1,14 +1,14 @@
-"""What a connection asks of the kernel: short queues, an early end of a dead link, and what it knows of the peer.
+"""Socket options of a connection: short queues, an early end of dead links, and the kernel's facts about the peer.
 
-TCP would hold megabytes, unsent in front of a slow network and unread behind a slow reader, and a small response would
-wait for all of them. TCP_NOTSENT_LOWAT bounds the send queue. A receive queue has to hold what a round trip brings, so
-it is bounded only where that is little: towards a near peer, and only while the peer stays near. A bound by SO_RCVBUF
-turns the kernel's own sizing off. Linux 5.14 and later can turn it on again (SO_BUF_LOCK); elsewhere no bound is set.
+TCP would hold megabytes, unsent in front of a slow network and unread behind a slow reader. A small response would wait
+for all of them. TCP_NOTSENT_LOWAT bounds the send queue. A receive queue must hold the bytes of a round trip. So it is
+bounded only while the peer is near. A bound by SO_RCVBUF turns the kernel's own sizing off. Linux 5.14 and later can
+turn it on again (SO_BUF_LOCK). Other systems get no bound.
 
-What was sent and is not acknowledged for UNACKNOWLEDGED_S ends the connection (TCP_USER_TIMEOUT). So a hole in the
-path's MTU is found, through which small packets still pass. So is a peer whose process leaves its receive queue full
-for as long: Linux counts that time too, though each of its probes is acknowledged. Both sides always read, so a full
-queue says that a process stands still.
+If sent bytes have no acknowledgement for UNACKNOWLEDGED_S, the connection closes (TCP_USER_TIMEOUT). That detects a
+hole in the path's MTU, through which small packets still pass. It also detects a peer whose process leaves its receive
+queue full for as long. Linux counts that time too, though the peer acknowledges each probe. Both sides always read, so
+a full queue means a stopped process.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ _INFO = struct.Struct("=24xI40xI48xQ16xI")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Link:
-    """What the kernel knows of a connection at one moment.
+    """The kernel's facts about a connection at one moment.
 
-    acknowledged_bytes: what the peer's TCP has taken so far. waiting: something is on its way, or waits to be sent.
-    round_trip_s: to the next hop that speaks TCP, smoothed.
+    acknowledged_bytes: bytes that the peer's TCP has acknowledged so far.
+    waiting: whether bytes are in flight or unsent.
+    round_trip_s: smoothed, to the next hop that speaks TCP.
     """
 
     acknowledged_bytes: int
@@ -56,7 +57,7 @@ class Link:
 
     @classmethod
     def of(cls, transport: asyncio.BaseTransport) -> Link | None:
-        """The link below this transport. None where it isn't TCP's, or the system doesn't say."""
+        """The link below this transport. None if it isn't TCP, or the system does not report it."""
         sock = _tcp_socket(transport)
         return None if sock is None else _read(sock)
 

@@ -1,11 +1,10 @@
-"""Streams, and the sender that gives each its turn: what goes out as DATA, within the peer's windows.
+"""Streams, and the sender that gives each its turn to send DATA, within the peer's windows.
 
     transport ◄── Sender ◄── FrameWriter ◄── user.fill
                    one write, windows    frames
 
-A stream that has something to send wakes its sender, which asks its user in turn: pulled, not pushed, so what waits for
-a slow peer stays with the user. Cython compiles this file as it stands, with the types of `stream.pxd`
-(fastpipe/extensions.py).
+A stream with bytes to send wakes its sender, and the sender pulls from its user in turn. So bytes for a slow peer stay
+with the user. Cython compiles this file as it is, with the types of `stream.pxd` (fastpipe/extensions.py).
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from .socket_options import prepare
 
 __all__ = ["Http2Stream", "Sender", "StreamConnection", "StreamUser"]
 
-_PUMP_BYTES = 2**20  # written in one go before the event loop gets its turn
+_PUMP_BYTES = 2**20  # the most bytes written before the event loop gets its turn
 _JOIN_BYTES = 32 * 1024  # up to here one copy costs less than a gathered write
-# As C globals (stream.pxd): an imported name would be looked up in a dictionary, and be a Python number, each time.
+# C globals (stream.pxd), since an imported name is a Python number in a dictionary.
 _UNSENT_BYTES = UNSENT_BYTES
 _LEAST_ROOM_BYTES = MIN_MAX_FRAME_SIZE
 _MAX_WINDOW = MAX_WINDOW
@@ -36,10 +35,10 @@ Writer_contra = TypeVar("Writer_contra", bound=FrameWriter, contravariant=True)
 
 
 class StreamUser(Protocol[Writer_contra]):
-    """Who uses a stream: hears of its head and its end, and is asked for what goes out.
+    """The user of a stream. It gets the stream's head and end, and supplies the bytes to send.
 
-    What arrives between them goes to the stream's reader; a plain one hands it to a `frames.ByteSink`. Writer_contra:
-    what the connection makes to write with.
+    The bytes between head and end go to the stream's reader, and a plain reader passes them to a `frames.ByteSink`.
+    Writer_contra: the type of the connection's writers.
     """
 
     def headers_received(self, headers: Headers, ended: bool) -> None:
@@ -52,35 +51,35 @@ class StreamUser(Protocol[Writer_contra]):
         """The peer ended its side without trailers."""
 
     def stream_lost(self, error: Exception) -> None:
-        """The stream is gone, by a reset or with its connection."""
+        """The stream was closed by a reset, or with its connection."""
 
     def fill(self, writer: Writer_contra) -> bool:
-        """Give the writer what comes next; False if there is nothing: the next call then follows `Http2Stream.wake`."""
+        """Give the writer the next bytes. Returns False without any, and the next call follows `Http2Stream.wake`."""
 
 
 class StreamConnection(Protocol):
-    """What a stream, and who uses it, may ask of the connection."""
+    """The calls of a stream and its user to the connection."""
 
     def send_headers(self, stream: Http2Stream, headers: Headers, end_stream: bool) -> None:
         """Send a head on this stream, if our side is still open."""
 
     def finish(self, stream: Http2Stream) -> None:
-        """End our side: what was begun has gone out."""
+        """End this side of the stream, after its last byte."""
 
     def reset(self, stream: Http2Stream, code: int) -> None:
-        """Give this stream up, unless it has ended. Its user isn't told."""
+        """Reset this stream, unless it has ended. Its user gets no call."""
 
     def return_credit(self) -> None:
-        """Give back what was received, in few and large steps; not that of readers which hold it."""
+        """Return the credit of received bytes, in few and large steps. Readers may hold theirs."""
 
     def return_credit_of(self, stream: Http2Stream) -> None:
         """The same for one stream."""
 
     def fail(self, error: Exception) -> None:
-        """End the connection for this error, which every stream's user is told."""
+        """Close the connection for this error, and report it to every stream's user."""
 
     def ping(self, answered: Callable[[], None] | None = None) -> None:
-        """Send a PING; `answered` is called when its ACK comes."""
+        """Send a PING. `answered` is called when its ACK arrives."""
 
     def extra_info(self, name: str, default: Any = None) -> Any:
         """The transport's `get_extra_info`."""
@@ -94,7 +93,7 @@ class StreamConnection(Protocol):
 
 
 class Http2Stream:
-    """One stream of a connection. user: whom it talks to; set before anything is handed to it."""
+    """One stream of a connection. user: set before its first call."""
 
     __slots__ = (
         "connection",
@@ -119,14 +118,14 @@ class Http2Stream:
         self.connection = connection
         self.sender = sender
         self.id = stream_id
-        self.window = sender.initial_window  # bytes we may send; negative after the peer has shrunk it (section 6.9.2)
+        self.window = sender.initial_window  # our credit, negative after the peer has shrunk it (section 6.9.2)
         self.writer = writer
         self.reader: StreamReader | None = None  # there is one once the peer's headers have come
         self.head_received = False  # the peer's headers have come
         self.remote_ended = False
         self.local_ended = False
         self.finishing = False
-        self.gone = False  # nothing of it goes out any more
+        self.gone = False  # it sends nothing further
         self.trailers: Headers | None = None
         self.queued = False  # in the sender's round
 
@@ -152,25 +151,26 @@ class Http2Stream:
                 self.connection.finish(self)
 
     def consumed(self, size_bytes: int) -> None:
-        """The user is done with so many of the bytes that it was handed: the peer gets credit for as many more.
+        """Report bytes that the user has used, so that the peer gets credit for as many more.
 
-        Raises ValueError if fewer are unread. For streams whose reader hands bytes up (`framing.StreamReader`).
+        Raises ValueError if fewer are unread. It serves streams with a plain reader (`framing.StreamReader`).
         """
         if self.reader is not None:
             self.reader.consumed(size_bytes)
             self.connection.return_credit_of(self)
 
     def reset(self, code: int = ErrorCode.CANCEL) -> None:
-        """Give the stream up now. The user isn't told."""
+        """Reset the stream now. The user gets no call."""
         self.connection.reset(self, code)
 
 
 class Sender:
     """Writes DATA of one connection's streams, in turn.
 
-    flush: writes what the control plane has to say to what it was fed; called before DATA where `answering` is set.
-    finish: ends a stream whose last bytes have gone. `window` and each stream's are the peer's credit, and may be
-    negative (RFC 9113, section 6.9.2).
+    `window` and each stream's window are the peer's credit, and may be negative (RFC 9113, section 6.9.2).
+
+    flush: writes the control plane's output, called before DATA while `answering` is set.
+    finish: ends a stream after its last byte.
     """
 
     def __init__(self, flush: Callable[[], None], finish: Callable[[Http2Stream], None]) -> None:
@@ -184,8 +184,8 @@ class Sender:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._round: deque[Http2Stream] = deque()  # streams with something to send
         self._due = False  # `_pump` is scheduled
-        self.answering = False  # the control plane was fed: it may have something to say
-        self.corked = False  # set while bytes are received: `uncork` then sends the answers to them in one go
+        self.answering = False  # the control plane has read a frame and may have output
+        self.corked = False  # set while bytes are received, so that `uncork` sends all replies together
         self._paused = False
 
     def start(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
