@@ -250,7 +250,7 @@ async def test_a_silent_hub_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> No
         hub_address=f"127.0.0.1:{port}", cluster_name="c1", insecure=True, routes=[("/", f"http://127.0.0.1:{port}")]
     )
     assert [line for line in await lines(config) if line.startswith("FAIL")] == [
-        f"FAIL hub 127.0.0.1:{port} tunnel: no answer to a probe within 0.2 s"
+        f"FAIL hub 127.0.0.1:{port} tunnel: no reply to a probe within 0.2 s"
     ]
     server.close()
     for peer in peers:

@@ -180,7 +180,7 @@ async def test_a_hub_is_dialled_anew_only_where_its_settings_changed(
         assert "redials=false" in await reloaded(agent, settings, same)
         token.write_text("second\n")
         assert "redials=true" in await reloaded(agent, settings, same)
-        await agent.logged("the next session waits until this one is over")
+        await agent.logged("the next session waits for the end of this one")
         assert base_hub.stats(agent.cluster)["streams"] == 1  # a second one could lock a Go hub up
         origin.go_on.release()
         assert await held == 200  # the first session went on until it had finished

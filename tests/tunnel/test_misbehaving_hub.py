@@ -251,7 +251,7 @@ async def test_a_hub_that_never_answers_is_given_up(raw_hub: Any, tunnels: Any, 
         await accepted()
         await accepted()
         assert ends.ready == []
-        assert "no answer to a probe within 0.05 s" in caplog.text
+        assert "no reply to a probe within 0.05 s" in caplog.text
 
 
 async def test_packets_put_a_probe_off_to_a_bound(raw_hub: Any, tunnels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +362,7 @@ async def test_a_status_s_words_are_bounded(raw_hub: Any, tunnels: Any) -> None:
         hub.settings()
         hub.headers(*OK_HEAD, ("grpc-status", "14"), ("grpc-message", "%0a" * 5000), end=True)
         await ends.until(lambda: ends.delays_s)
-        assert str(ends.agent_sessions[0].lost[0]) == "the hub ended the tunnel with UNAVAILABLE: " + "\n" * 1000
+        assert str(ends.agent_sessions[0].lost[0]) == "the hub closed the tunnel with UNAVAILABLE: " + "\n" * 1000
 
 
 async def test_trailers_alone(raw_hub: Any, tunnels: Any) -> None:
@@ -373,7 +373,7 @@ async def test_trailers_alone(raw_hub: Any, tunnels: Any) -> None:
         hub.headers(*OK_HEAD, ("grpc-status", "7"), ("grpc-message", "no %c3%bc %zz"), end=True)
         hub.send(3, 0, 1, struct.pack(">I", 0))  # and RST_STREAM NO_ERROR behind them
         await ends.until(lambda: ends.delays_s)
-        assert str(ends.agent_sessions[0].lost[0]) == "the hub ended the tunnel with PERMISSION_DENIED: no ü %zz"
+        assert str(ends.agent_sessions[0].lost[0]) == "the hub closed the tunnel with PERMISSION_DENIED: no ü %zz"
 
 
 async def test_a_reset_stream(raw_hub: Any, tunnels: Any) -> None:
@@ -561,7 +561,7 @@ async def test_a_hub_that_does_not_read_its_answers_is_given_up(
         except (ConnectionError, TimeoutError):
             pass
         await ends.until(lambda: ends.lost)
-        assert "does not read the answers" in str(ends.lost[0][1])
+        assert "does not read the replies" in str(ends.lost[0][1])
 
 
 FEATURES = {"tunnel-features": "close,goaway,window"}

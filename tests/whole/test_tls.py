@@ -136,9 +136,9 @@ async def test_hub_that_another_ca_has_signed_is_not_spoken_to(
 
 
 MISTAKES = [
-    ("no ca", {}, "unable to get local issuer certificate (hub_ca_file says whose certificates are trusted)"),
-    ("by address", {"hub_ca_file": "ca", "host": "127.0.0.1"}, "(hub_server_name says another name)"),
-    ("plaintext", {"insecure": True}, "before it said anything: does it speak TLS there? Then without insecure"),
+    ("no ca", {}, "unable to get local issuer certificate (hub_ca_file sets the trusted CAs)"),
+    ("by address", {"hub_ca_file": "ca", "host": "127.0.0.1"}, "(hub_server_name sets another name)"),
+    ("plaintext", {"insecure": True}, "before its first byte. If it speaks TLS there, unset insecure"),
     ("tls", {"hub_ca_file": "ca", "plain": True}, "the hub doesn't speak TLS there (insecure dials in plaintext)"),
 ]
 

@@ -1,14 +1,13 @@
-"""The agent's side of one session: a connection to a hub with one call on it, from the first byte to the last.
+"""The agent's side of one session: a connection to a hub with one call on it.
 
-             connected: head and probe go out      the probe is answered
+             connected: head and probe are sent    the hub replies
     DIALLING ────────────────────────────────► PROBING ───────────────► UP
                                                   │                      │
-             status, reset, connection lost, no answer to a probe        │
+             status, reset, connection lost, no reply to a probe         │
                                                   ▼                      ▼
                                                ENDED ◄───────────────────┘
 
-A call that the hub sent a graceful GOAWAY or a DRAIN for, or that was asked to leave, stays UP until it ends; `left`
-says so.
+After a graceful GOAWAY, a DRAIN or `leave`, a call stays UP until it ends, and `left` is done.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ from .window import WindowBudget
 __all__ = ["Call", "HubEndpoint", "ReplacedError"]
 
 _FLOOD_PACKETS = 1000
-"""Empty packets for id 0 between two probes that make a flood: a base hub has a newer agent of this cluster (wire.md,
-"ids ≤ 0")."""
+"""The number of empty packets for id 0 between two probes that makes a flood. A base hub with a newer agent of this
+cluster sends it (wire.md, "ids ≤ 0")."""
 
 _MAX_PROBE_S = 60.0
-"""How late a probe's answer may be where something moves: 32 MB that a base hub has queued before it, at 0.5 MB/s."""
+"""The longest wait for a probe's reply while bytes move: 32 MB in a base hub's queue before it, at 0.5 MB/s."""
 
 _REFUSALS = {
     "CERTIFICATE_REQUIRED": "it asks for one",
@@ -54,13 +53,14 @@ _REFUSALS = {
     "HANDSHAKE_FAILURE": "it asks for another, or for other TLS",
     "ACCESS_DENIED": "access denied",
 }
-"""TLS alerts (RFC 8446, section 6.2) by which a hub says that it doesn't want our certificate, and what they mean."""
+"""TLS alerts (RFC 8446, section 6.2) with which a hub rejects our certificate, and their meaning."""
 
-_HINTS = dict.fromkeys((18, 19, 20, 21), "hub_ca_file says whose certificates are trusted") | dict.fromkeys(
-    (62, 64), "hub_server_name says another name"
+_HINTS = dict.fromkeys((18, 19, 20, 21), "hub_ca_file sets the trusted CAs") | dict.fromkeys(
+    (62, 64), "hub_server_name sets another name"
 )
-"""What helps where a hub's certificate isn't accepted, by OpenSSL's codes (x509_vfy.h): an unknown issuer, its own,
-none to be had, a leaf alone; a name or an address that isn't in it."""
+"""The advice for a rejected certificate of a hub, by OpenSSL's codes (x509_vfy.h).
+
+The codes are: an unknown, self-signed or missing issuer, a leaf alone, a wrong name or address."""
 
 _ASK_AGAIN_S = 60.0
 """How long a hub isn't asked again for the dates of its certificate: a dial fails each second at first."""
@@ -68,7 +68,7 @@ _ASK_AGAIN_S = 60.0
 _MOST_ASKED = 100
 
 _asked: dict[tuple[str, str, int], tuple[float, str]] = {}
-"""By hub, name and OpenSSL's code: when a hub was asked for its certificate, and what is wrong with its dates."""
+"""By hub, name and OpenSSL's code: when the hub's certificate was last queried, and the fault of its dates."""
 
 _REJECTED = (Status.UNAUTHENTICATED, Status.PERMISSION_DENIED)
 
@@ -77,10 +77,13 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HubEndpoint:
-    """Where a hub is. ssl: None for plaintext (h2c); a context must offer ALPN h2. server_hostname: the name that the
-    hub's certificate must have, where it isn't `host`. proxy: an HTTP proxy to dial it through by CONNECT;
-    proxy_ssl: the context of one that is spoken to by TLS. cert_file: the certificate that `ssl` shows, "" for none;
-    what is wrong with its dates is told where the hub refuses it.
+    """The endpoint of a hub.
+
+    ssl: None for plaintext (h2c). A context must offer ALPN h2.
+    server_hostname: the required name in the hub's certificate, if it isn't `host`.
+    proxy: an HTTP proxy for the dial, by CONNECT.
+    proxy_ssl: the context of a proxy with TLS.
+    cert_file: the certificate that `ssl` presents, "" for none. If the hub rejects it, the error has its dates.
     """
 
     host: str
@@ -110,11 +113,13 @@ class ReplacedError(HubError):
 
 
 class Call:
-    """One session with a hub. features: the extensions that it is offered.
+    """One session with a hub.
 
-    ended: done when the session is over; its result is None after an orderly end that was asked for, else a HubError.
-    left: done when nothing new is to be opened here: the hub said GOAWAY or DRAIN, or `leave` was called. drained: done
-    when the hub has said DRAIN, where `goaway` was negotiated. closed: done when the transport is gone too.
+    features: the extensions offered to the hub.
+    ended: done when the session is closed. Its result is None after a requested, orderly end, else a HubError.
+    left: done when the session opens nothing new, after GOAWAY, DRAIN or `leave`.
+    drained: done when the hub has sent DRAIN, if `goaway` was negotiated.
+    closed: done when the transport is closed too.
     vacating: the next session with this hub waits for the end of this one.
     """
 
@@ -158,15 +163,16 @@ class Call:
         self._ending = False  # the end of the stream is what we wait for
         self._finished_s = float("inf")
         self._probe: asyncio.Future[None] | None = None
-        self._probed_s = 0.0  # when the last probe went out
-        self._for_id_0 = 0  # packets since the last answer to a probe
+        self._probed_s = 0.0  # when the last probe was sent
+        self._for_id_0 = 0  # packets since the last reply to a probe
 
     # -- what the client calls
 
     async def dial(self, timeout_s: float, tls_timeout_s: float) -> None:
-        """Connect and send the call's head. Raises HubError. Cancelled: nothing stays open.
+        """Connect and send the call's head. Raises HubError. If cancelled, nothing stays open.
 
-        timeout_s: until TCP stands. tls_timeout_s: for TLS from then on.
+        timeout_s: for the TCP connection.
+        tls_timeout_s: for the TLS handshake after it.
         """
         endpoint = self.endpoint
         through = "" if endpoint.proxy is None else f" through the proxy {endpoint.proxy}"
@@ -179,7 +185,7 @@ class Call:
         except (OSError, UnicodeError) as error:  # the latter for a name that DNS can't have
             reason = getattr(error, "strerror", "") or error
             hint = self._tls_hint if isinstance(error, ConnectionResetError) else ""  # in a handshake of TLS 1.2
-            # TCP was there: a hub that has too many in its queue closes before TLS.
+            # TCP was connected. A hub with a full queue closes before TLS.
             unheard = endpoint.ssl is not None and isinstance(error, ConnectionResetError | ConnectionAbortedError)
             self.fail(HubError(f"no connection to {endpoint}{through}: {reason}{hint}", cause="dial", unheard=unheard))
         except BaseException:
@@ -187,15 +193,15 @@ class Call:
             raise
         finally:
             if not self.connection.was_made and not self.closed.done():
-                self.closed.set_result(None)  # no transport will say so
+                self.closed.set_result(None)  # no transport will report it
         await self._raise_if_ended()
 
     async def probe(self, timeout_s: float, *, least_s: float = 0.0) -> None:
-        """Ask whether the tunnel is up; returns when the hub has answered.
+        """Probe the tunnel. Returns when the hub has replied.
 
-        Raises HubError where it doesn't within timeout_s, or the session ends. While bytes come in, or the hub's TCP
-        acknowledges more of what the probe waits behind, the hub has timeout_s more, up to a minute. least_s: how long
-        the hub has in any case. Cancelled: the session goes on.
+        Raises HubError without a reply within timeout_s, or if the session closes. While bytes arrive, or the hub's TCP
+        acknowledges earlier bytes, the hub gets timeout_s more, up to a minute. If cancelled, the session
+        stays open. least_s: the shortest wait in any case.
         """
         await self._raise_if_ended()
         loop = asyncio.get_running_loop()
@@ -211,7 +217,7 @@ class Call:
                 before_s, looked_s = looked_s, loop.time()
                 late_s = looked_s - before_s - wait_s
                 was_late = late_s > LATE_S and not was_late  # as for liveness.py's L2
-                if was_late:  # this process stood still: that time doesn't count, and what has come is read first
+                if was_late:  # the process was stopped, so that time doesn't count, and waiting bytes are read first
                     wait_s = min(timeout_s, late_s) + CATCH_UP_S
                     continue
                 wait_s = timeout_s
@@ -227,33 +233,33 @@ class Call:
                     continue
                 if not moves or waited_s >= max(_MAX_PROBE_S, timeout_s):
                     limit_s = waited_s if moves else timeout_s
-                    error = HubError(f"no answer to a probe within {limit_s:.3g} s", cause="probe")
+                    error = HubError(f"no reply to a probe within {limit_s:.3g} s", cause="probe")
                     self.fail(error)
-                    self.connection.abort()  # it isn't reading: there is nobody to say goodbye to
+                    self.connection.abort()  # the hub reads nothing, so a GOAWAY is useless
                     raise error
         self.tunnel.measured(loop.time() - asked_s)
         self._for_id_0 = 0
 
     def next_probe_s(self, interval_s: float) -> float:
-        """When the next probe is due, by the loop's clock, if nothing more comes.
+        """The time of the next probe by the loop's clock, if no further byte arrives.
 
-        A hub that names features is probed after interval_s without a byte: it PINGs a silent agent, so silence tells.
-        A base hub is probed interval_s after the last probe (wire.md, "liveness").
+        A hub with features PINGs a silent agent, so it is probed after interval_s without a byte. A base hub is probed
+        interval_s after the last probe (wire.md, "liveness").
         """
         return (self.connection.heard_s if self.tunnel.features else self._probed_s) + interval_s
 
     def leave(self) -> None:
-        """Open nothing more here; what is open goes on."""
+        """Open nothing further in this session. Open connections continue."""
         if not self.left.done():
             self.left.set_result(None)
 
     @property
     def drains_first(self) -> bool:
-        """Whether DRAIN comes before what is in flight ends, and not behind it: `goaway` was negotiated."""
+        """Whether DRAIN precedes the end of connections in flight, since `goaway` was negotiated."""
         return GOAWAY in self.tunnel.features
 
     def drain(self) -> None:
-        """Ask the hub to open nothing more here: `drained` is its answer. Only where `drains_first`."""
+        """Ask the hub to open nothing further here. `drained` is done at its reply. Only if `drains_first`."""
         self.leave()
         if not self.tunnel.drain_sent:
             self._drain_said_s = asyncio.get_running_loop().time()
@@ -261,13 +267,13 @@ class Call:
 
     @property
     def drain_age_s(self) -> float:
-        """How long ago DRAIN was said; less than nothing where it wasn't."""
+        """Seconds since DRAIN was sent, negative before."""
         return asyncio.get_running_loop().time() - self._drain_said_s
 
     def finish(self) -> None:
-        """End the session in order, once everything queued has gone; no connection is open any more.
+        """Close the session in order, after all queued bytes. No connection may be open.
 
-        With `goaway` our side of the stream ends, else DRAIN is said (wire.md, "DRAIN to the hub"); the hub then ends
+        With `goaway` this side ends the stream, else it sends DRAIN (wire.md, "DRAIN to the hub"). Then the hub ends
         the call.
         """
         if not self._ending and not self.ended.done():
@@ -280,18 +286,18 @@ class Call:
 
     @property
     def finish_age_s(self) -> float:
-        """How long ago `finish` was called; less than nothing where it wasn't."""
+        """Seconds since `finish` was called, negative before."""
         return asyncio.get_running_loop().time() - self._finished_s
 
     def fail(self, error: HubError | None) -> None:
-        """End the session for this error, now. A second call is none."""
+        """Close the session for this error now. A second call has no effect."""
         if not self.ended.done():
             self.ended.set_result(error)
             self.tunnel.set_lost(error)
             self.connection.close()
 
     async def wait_closed(self, timeout_s: float = 3.0) -> None:
-        """Wait until the transport is gone, by force after timeout_s. Cancelled: it is gone by force."""
+        """Wait until the transport is closed, and abort it after timeout_s. If cancelled, abort it at once."""
         try:
             async with asyncio.timeout(timeout_s):
                 await asyncio.shield(self.closed)
@@ -312,7 +318,7 @@ class Call:
         raise WireError("HTTP/2: the hub opened a stream")
 
     def goaway_received(self, connection: Http2Connection) -> None:
-        logger.info("the hub asks for a new session; this one goes on until it ends", extra={"hub": str(self.endpoint)})
+        logger.info("the hub asks for a new session, and this one drains", extra={"hub": str(self.endpoint)})
         self.leave()
 
     def connection_ended(self, connection: Http2Connection, error: Exception | None) -> None:
@@ -331,8 +337,10 @@ class Call:
             self.tunnel.drain_received = True
             self.drained.set_result(None)
             if not self.tunnel.drain_sent:
-                logger.info("the hub is going away; what it has opened goes on", extra={"hub": str(self.endpoint)})
-            self.drain()  # the answer, where the hub began
+                logger.info(
+                    "the hub is going away, and its open connections continue", extra={"hub": str(self.endpoint)}
+                )
+            self.drain()  # the reply, if the hub began
             return
         self._for_id_0 += 1
         if self._for_id_0 >= _FLOOD_PACKETS:
@@ -347,7 +355,7 @@ class Call:
         if status is not None:
             self._status(status, refused=True)
         elif ended:
-            self._status(GrpcStatus(Status.UNKNOWN, "the answer has no grpc-status"))
+            self._status(GrpcStatus(Status.UNKNOWN, "the response has no grpc-status"))
 
     def trailers_received(self, headers: Headers) -> None:
         self._status(response_status(headers) or GrpcStatus(Status.UNKNOWN, "the trailers have no grpc-status"))
@@ -360,20 +368,20 @@ class Call:
         self.fail(self._why(error))
 
     def message_refused(self, error: MessageRefused) -> None:
-        raise error  # an agent passes the message over, and its tunnel goes on
+        raise error  # an agent skips the message, and its tunnel stays open
 
     def _why(self, error: Exception | None) -> HubError:
         refused = self._refused(error)
         if refused is None and not self.connection.heard and isinstance(error, ConnectionError):
             if not self._tls_hint:
-                reason = f"{_hub_error(error)} before it said anything: does it speak TLS there? Then without insecure"
+                reason = f"{_hub_error(error)} before its first byte. If it speaks TLS there, unset insecure"
                 return HubError(reason, cause="connection", unheard=True)
-            return HubError(f"the hub ended the connection behind the TLS handshake{self._tls_hint}", cause="tls")
+            return HubError(f"the hub closed the connection after the TLS handshake{self._tls_hint}", cause="tls")
         return refused or _hub_error(error)
 
     @property
     def _tls_hint(self) -> str:
-        """What may be wrong where a hub ends a connection without a word: asyncio's servers send no TLS alert."""
+        """The probable fault if a hub closes a connection without an alert, as asyncio's servers do."""
         context = self.endpoint.ssl
         if context is None:
             return ""
@@ -381,7 +389,7 @@ class Call:
         return f": it may have refused our certificate, or miss one (hub_client_cert_file){own and f'; {own}'}"
 
     def _refused(self, error: Exception | None) -> HubError | None:
-        """A TLS alert that says what the hub thinks of our certificate, in words; None for all else."""
+        """The error for a TLS alert about our certificate, None for anything else."""
         said = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
         alert = said.partition("_ALERT_")[2]
         if alert not in _REFUSALS:
@@ -414,9 +422,9 @@ class Call:
         return HubError(f"{what}: {_tls_reason(error)}{whose and f': {whose}'}", cause="tls")
 
     def _status(self, status: GrpcStatus, refused: bool = False) -> None:
-        """How the hub ended the call. refused: before it accepted it."""
-        if status.code == Status.OK or (self._ending and not self.drains_first):  # a Go hub says UNKNOWN to a DRAIN
-            self.fail(None if self._ending or self.drained.done() else HubError("the hub ended the tunnel"))
+        """Handle the call's status. refused: the hub ended the call before it accepted it."""
+        if status.code == Status.OK or (self._ending and not self.drains_first):  # a Go hub replies UNKNOWN to a DRAIN
+            self.fail(None if self._ending or self.drained.done() else HubError("the hub closed the tunnel"))
         else:
             rejected = status.code in _REJECTED
             # Later it is about a message that was too long (wire.md, "agent → hub, DATA").
@@ -424,7 +432,7 @@ class Call:
             cause = "rejected" if rejected else "full" if full else "ended"
             self.fail(
                 HubError(
-                    f"the hub ended the tunnel with {status}",
+                    f"the hub closed the tunnel with {status}",
                     retryable=not (rejected or full),
                     cause=cause,
                     pushback_s=status.pushback_s if status.code == Status.UNAVAILABLE else None,
@@ -434,7 +442,7 @@ class Call:
     async def _raise_if_ended(self) -> None:
         if self.ended.done():
             await self.wait_closed()
-            raise self.ended.result() or HubError("the session is over")
+            raise self.ended.result() or HubError("the session is closed")
 
 
 def _tls_reason(error: ssl.SSLError) -> object:
@@ -453,7 +461,7 @@ def _hub_error(error: Exception | None) -> HubError:
     if isinstance(error, WireError):
         return HubError(f"the hub broke the protocol: {error}", cause="protocol")
     if error is None:
-        return HubError("the session is over")
+        return HubError("the session is closed")
     if isinstance(error, OSError):
         return HubError(f"the connection to the hub dropped: {error.strerror or error}", cause="connection")
     return HubError(str(error) or type(error).__name__)

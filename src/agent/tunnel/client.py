@@ -22,33 +22,32 @@ from .window import WindowBudget
 __all__ = ["HubEndpoint", "TunnelClient"]
 
 _MAX_LEAVING = 4
-"""Sessions that a hub asked us to leave and that still go on: past it the oldest is ended."""
+"""The most sessions that drain at the hub's request. Past it, the oldest is closed."""
 
 _DRAIN_ANSWER_TIMEOUT_S = 5.0
-"""How long a hub with `goaway` has to answer a DRAIN before it is left without."""
+"""Seconds that a hub with `goaway` has for its reply to a DRAIN."""
 
 _TURNED_AWAY_S = (5.0, 30.0)
-"""How long to wait where a hub that was reached before closes before its first byte: too many agents wait there
-(wire.md, "admission")."""
+"""The wait after a known hub closed before its first byte, since too many agents wait there (wire.md, "admission")."""
 
 _PUSHBACK_SPREAD = (0.8, 1.2)
-"""Between which parts of it a wait that a hub asked for is spread, so that its agents don't come back as one."""
+"""The range of a wait that a hub requested, as factors, so that its agents don't reconnect together."""
 
 _FULL_FIRST_S = 5.0
-"""The first wait where a hub has no room for one more session; it doubles up to slow_retry_s."""
+"""The first wait if a hub has no room for another session. It doubles up to slow_retry_s."""
 
 _LEAVE_POLL_S = 1.0
-"""How often a session that is being left is looked at, whether its last connection has gone."""
+"""The interval of checks whether a draining session's last connection has closed."""
 
 _VACATE_POLL_S = 0.1
 """The same for a session with a base hub that must end before the next one may be dialled."""
 
 _LISTED_S = 31.0
-"""How long a base hub may list a connection, its own 30 s and one more. A session that ends before may lock it up, so a
-probe's answer may be as late where it lists some."""
+"""Seconds that a base hub may list a connection, its 30 s and one more. A session that closes earlier may freeze the
+hub. So a probe's reply may be as late while it lists some."""
 
 _KNOWN_HUB_S = 10.0
-"""The longest wait before a hub that has answered before is dialled again: users get 503 as long as it is away."""
+"""The longest wait before a known hub is dialled again, since its users get 503 meanwhile."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,25 +57,37 @@ async def _wait(delay_s: float) -> None:
 
 
 class TunnelClient:
-    """An agent's link to one hub: `await run()` dials, probes, serves, and dials again until cancelled or drained.
+    """An agent's link to one hub. `await run()` dials, probes, serves, and reconnects until cancelled or drained.
 
-    hub: where, or a callable that says so before each dial (so that changed certificates are used). cluster_name: sent
-    as metadata, with `metadata` behind it (names in lower case; or a callable, asked before each dial, for tokens that
-    change). open_receiver: called for each session, before anything of it arrives. on_ready(tunnel): the hub has
-    answered the first probe. on_lost(tunnel, error): a session that had been ready is over.
-    backoff: how long each wait is where nothing else is said here; at most 10 s before a hub that has answered before.
-    probe_interval_s, probe_timeout_s: a hub so long without a byte is probed, and has so long to answer; base hubs are
-    probed each interval (wire.md, "liveness"). first_probe_timeout_s: for the first probe of a session. dial_timeout_s,
-    tls_timeout_s: until TCP stands, and TLS from then on. stable_after_s: a session that was ready for so long lets the
-    back-off start over. slow_retry_s: the wait, ± 50 %, where the hub
-    rejected this agent's identity or has another agent for the cluster. wait: awaited with each delay; for tests.
-    features: the extensions that hubs are offered. windows: the budget of connections' windows; shared by those it is
-    given to. is_idle(tunnel): whether no connection of a session is open, here or at its hub. ask_idle(tunnel): finds
-    out what the hub has; called before `is_idle` where a session is to end. settle(tunnel): awaited before a session
-    with a hub without `goaway` is ended; returns when the hub lists no connection, or when it has had its time.
-    sessions: how many were ready so far. redials: how often a dial followed what did not come up, was lost or left, by
-    cause (HubError's; `left`: for a GOAWAY or `reconnect_now`).
-    Raises ValueError for metadata that can't be sent.
+    Args:
+        hub: the endpoint, or a callable that returns it before each dial, for changed certificates.
+        cluster_name: sent as metadata.
+        metadata: further metadata with names in lower case, or a callable that returns it before each dial.
+        open_receiver: called for each session, before its first packet.
+        on_ready: called with the tunnel after the hub's reply to the first probe.
+        on_lost: called with the tunnel and the error after a ready session has closed.
+        backoff: the default waits, at most 10 s before a known hub.
+        probe_interval_s: silence before a hub with features is probed. Base hubs are probed each interval (wire.md,
+            "liveness").
+        probe_timeout_s, first_probe_timeout_s: for the reply to a probe, and to the first probe of a session.
+        dial_timeout_s, tls_timeout_s: for the TCP connection, and for the TLS handshake after it.
+        stable_after_s: a session that was ready for this long resets the back-off.
+        slow_retry_s: the wait, ± 50 %, after the hub rejected this agent's identity or has another agent for the
+            cluster.
+        wait: awaited with each delay, for tests.
+        features: the extensions offered to hubs.
+        windows: the shared budget of connections' windows.
+        is_idle: whether no connection of a session is open, here or at its hub.
+        ask_idle: asks the hub for its connections. Called before `is_idle` when a session drains.
+        settle: awaited before a session with a hub without `goaway` closes. Returns when the hub lists no connection,
+            or after its time.
+
+    Attributes:
+        sessions: the number of sessions that were ready so far.
+        redials: the number of further dials by cause, as in HubError. `left` is for a GOAWAY or `reconnect_now`.
+
+    Raises:
+        ValueError: the metadata can't be sent.
     """
 
     def __init__(
@@ -138,23 +149,23 @@ class TunnelClient:
         self._wait = wait
         self.sessions = 0
         self.redials: Counter[str] = Counter()
-        self._calls: list[Call] = []  # the sessions that are not over, the newest last
-        self._up: set[Call] = set()  # those of them whose probe was answered
+        self._calls: list[Call] = []  # the open sessions, the newest last
+        self._up: set[Call] = set()  # those of them that are ready
         self._tending: set[asyncio.Task[None]] = set()
         self._kick = asyncio.Event()  # cut the wait short
         self._draining = False
         self._retiring = False
         self._reconnecting = False  # the next dial doesn't wait
-        self._reached = ""  # the hub that answered last
+        self._reached = ""  # the hub that replied last
 
     @property
     def ready(self) -> bool:
-        """Whether the hub has answered a probe of a session that still goes on."""
+        """Whether a session is open and ready."""
         return bool(self._up)
 
     @property
     def peers(self) -> set[str]:
-        """The addresses of the hubs that have a session, but for those that are being left."""
+        """The addresses of the hubs with a session that does not drain."""
         found = [call.tunnel.peername for call in self._up if not call.left.done()]
         return {str(peer[0]) for peer in found if peer}
 
@@ -177,10 +188,10 @@ class TunnelClient:
             self._calls.clear()
 
     def reconnect_now(self) -> None:
-        """Dial at once: a wait is cut short; a session in use is left once its connections have gone.
+        """Dial at once, without waiting. A session in use drains.
 
-        A hub without `goaway` gets the new session when the old one is over: it may lock up where a second one comes
-        beside connections (wire.md, "DRAIN to the hub").
+        A hub without `goaway` gets the new session only after the old one. A second session beside connections may
+        freeze it (wire.md, "DRAIN to the hub").
         """
         self._reconnecting = bool(self._up)
         for call in self._up:
@@ -189,7 +200,7 @@ class TunnelClient:
         self._kick.set()
 
     def retire(self) -> None:
-        """Dial no more, and end each session once its connections have gone. `run` then returns. Again is no error."""
+        """Stop dialling, and close each session after its last connection. Then `run` returns. May be called again."""
         self._draining = self._retiring = True
         self._kick.set()
         for call in self._calls:
@@ -200,11 +211,10 @@ class TunnelClient:
             call.leave()
 
     async def announce_drain(self, timeout_s: float = _DRAIN_ANSWER_TIMEOUT_S) -> bool:
-        """Begin to leave for good: nothing is dialled any more, and hubs with `goaway` are asked to open nothing more.
+        """Begin to leave for good: stop dialling, and ask hubs with `goaway` to open nothing further.
 
-        Returns when they have answered, or timeout_s seconds after they were asked, however often this is called; until
-        then what they open is to be served. True where there is a session that was asked. Cancelled: the sessions go on
-        as they are.
+        Returns after the hubs' replies, or timeout_s seconds after the request, however often this is called. Until
+        then new connections must be served. Returns whether a session was asked. If cancelled, the sessions stay open.
         """
         self._draining = True
         self._kick.set()
@@ -219,7 +229,7 @@ class TunnelClient:
         waiting = [call for call in asked if not (call.drained.done() or call.ended.done())]
         left_s = timeout_s - max((call.drain_age_s for call in waiting), default=0.0)
         if left_s < 0.002:  # uvloop's clock counts whole milliseconds
-            return bool(asked)  # and said when it was so
+            return bool(asked)
         try:
             async with asyncio.timeout(left_s):
                 for call in waiting:
@@ -229,11 +239,11 @@ class TunnelClient:
         return bool(asked)
 
     async def drain(self, timeout_s: float) -> None:
-        """Leave for good: say DRAIN on every session, and wait for the streams' end, by force after timeout_s seconds.
+        """Leave for good: send DRAIN on every session, wait for the streams' end, and abort after timeout_s seconds.
 
-        A hub that has left a DRAIN without an answer for so long isn't waited for again. A hub without `goaway` gets
-        DRAIN when it lists no connection (`settle`). `run` then returns. What is in flight is to be over before.
-        Cancelled: the sessions are dropped at once.
+        Connections in flight must have ended before. A hub that did not reply to a DRAIN in time gets no further wait.
+        A hub without `goaway` gets DRAIN when it lists no connection (`settle`). Then `run` returns. If cancelled, the
+        sessions are aborted at once.
         """
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
@@ -258,13 +268,13 @@ class TunnelClient:
                 call.fail(None)
 
     async def _finish_base(self, call: Call) -> None:
-        """Say DRAIN to a hub without `goaway` in the turn in which it is known to list nothing."""
+        """Send DRAIN to a hub without `goaway`, in the same loop turn in which it is known to list nothing."""
         if self._settle is not None:
             await self._settle(call.tunnel)
         call.finish()
 
     async def _session(self) -> float:
-        """One session, until it is over or left to itself; how long to wait before the next, in seconds."""
+        """Run one session until it closes or drains. Returns the wait before the next session, in seconds."""
         loop = asyncio.get_running_loop()
         endpoint = self._hub() if callable(self._hub) else self._hub
         extra = {"hub": str(endpoint)}
@@ -297,7 +307,7 @@ class TunnelClient:
         self._reached = str(endpoint)
         self._full.reset()
         self._full_told = False
-        logger.info("the hub answers: the tunnel is up", extra=extra)
+        logger.info("the tunnel is up", extra=extra)
         self._on_ready(call.tunnel)
         task = loop.create_task(self._tend(call))
         self._tending.add(task)
@@ -311,7 +321,7 @@ class TunnelClient:
         if stable:
             self._backoff.reset()
         if call.ended.done() and not (call.left.done() and call.ended.result() is None):
-            return self._after(call.ended.result() or HubError("the hub ended the tunnel"), extra)
+            return self._after(call.ended.result() or HubError("the hub closed the tunnel"), extra)
         leaving = [one for one in self._calls if one.left.done()]
         for old in [one for one in leaving[:-_MAX_LEAVING] if one.drains_first or self._is_idle(one.tunnel)]:
             old.fail(HubError("too many sessions are being left"))
@@ -327,7 +337,7 @@ class TunnelClient:
         while not (call.ended.done() or self._draining or self._is_elsewhere(call.endpoint)):
             if not call.vacating:
                 call.vacating = True
-                logger.info("the next session waits until this one is over", extra={"hub": str(call.endpoint)})
+                logger.info("the next session waits for the end of this one", extra={"hub": str(call.endpoint)})
             self._kick.clear()
             kicked = loop.create_task(self._kick.wait())
             try:
@@ -341,7 +351,7 @@ class TunnelClient:
         return (endpoint.host, endpoint.port) != (old.host, old.port)
 
     async def _tend(self, call: Call) -> None:
-        """Probe a session until it is over, and end it where the hub has stopped answering."""
+        """Probe a session until it closes, and close it if the hub stops replying."""
         loop = asyncio.get_running_loop()
         try:
             while not call.ended.done():
@@ -364,7 +374,7 @@ class TunnelClient:
             self._up.discard(call)
             outcome = call.ended.result()
             if call.left.done() or outcome is None:
-                logger.info("the session is over", extra={"hub": str(call.endpoint)})
+                logger.info("the session is closed", extra={"hub": str(call.endpoint)})
             self._on_lost(call.tunnel, outcome)
             await call.wait_closed()
 
@@ -386,7 +396,7 @@ class TunnelClient:
             call.finish()
 
     def _after(self, error: HubError, extra: dict[str, str]) -> float:
-        """Log and count why there is no session; how long to wait."""
+        """Log and count the reason for the missing session. Returns the wait in seconds."""
         self.redials[error.cause] += 1
         if error.cause == "full":
             delay_s = self._full.next_s()

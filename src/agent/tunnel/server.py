@@ -1,4 +1,4 @@
-"""The hub's side: takes agents' calls, answers their probes, and hands each session to whoever asked for it."""
+"""The hub's side: accepts agents' calls, replies to their probes, and passes each session to its owner."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OpenTunnel = Callable[[Tunnel, Headers], PacketReceiver]
 names in lower case. Raises GrpcStatus to refuse the call."""
 
 CALL_TIMEOUT_S = 10.0
-"""How long a connection may be without an accepted call: only with a call does a peer say who it is."""
+"""Seconds that a connection may have no accepted call, since only a call identifies the peer."""
 
 _HTTP_METHOD_NOT_ALLOWED, _HTTP_UNSUPPORTED_MEDIA_TYPE = b"405", b"415"
 
@@ -41,27 +41,31 @@ logger = logging.getLogger(__name__)
 
 
 class ConnectionWatch(Protocol):
-    """Who wants to know what becomes of a connection."""
+    """The observer of a connection."""
 
     def call_accepted(self) -> None:
-        """A call of the connection's was accepted; called for each."""
+        """A call of the connection was accepted. Called for each."""
 
     def calls_ended(self) -> None:
-        """All accepted calls of the connection have ended; another may be accepted later."""
+        """All accepted calls of the connection have ended. Another may follow."""
 
     def connection_ended(self) -> None:
-        """The connection is closed; the last call."""
+        """The connection is closed. This is the last call."""
 
 
 class TunnelServer:
     """Takes agents' connections, each of which may carry several calls (gRPC libraries share one among channels).
 
-    open_tunnel: called for each call before anything of it is handed on. window_bytes: receive window of each stream
-    and connection, 65,535 to 2^31-1. message_bytes: the longest message that is taken, of which each call may have one
-    under way: as base hubs, no more than agents send (wire.md, "agent → hub, DATA"). messages: the budget of what all
-    calls of all connections have under way so. liveness: when a silent agent is asked, suspected and given up
-    (`liveness`). call_timeout_s: a connection that has had no accepted call for so long is closed. features: the
-    extensions that are used with agents that offer them. windows: the budget of all connections' windows.
+    Args:
+        open_tunnel: called for each call, before its first packet.
+        window_bytes: receive window of each stream and connection, 65,535 to 2^31-1.
+        message_bytes: the longest accepted message. Like base hubs, no more than agents send (wire.md, "agent → hub,
+            DATA").
+        messages: the budget of unfinished messages over all calls of all connections.
+        liveness: the times until a silent agent is asked, suspected and closed (`liveness`).
+        call_timeout_s: a connection without an accepted call for this long is closed.
+        features: the extensions for agents that offer them.
+        windows: the budget of all connections' windows.
     """
 
     def __init__(
@@ -110,9 +114,9 @@ class TunnelServer:
         )
 
     async def close(self, timeout_s: float = 5.0) -> None:
-        """End every tunnel with UNAVAILABLE and close its connection; agents come back by their back-off.
+        """End every tunnel with UNAVAILABLE and close its connection. The agents reconnect with their back-off.
 
-        Connections whose peer doesn't read are dropped after timeout_s. Cancelled: they are dropped at once.
+        Connections whose peer doesn't read are aborted after timeout_s. If cancelled, all are aborted at once.
         """
         self._closing = True
         self._empty = asyncio.Event()
@@ -183,7 +187,7 @@ class _Peer:
 
     def _without_call(self) -> None:
         if asyncio.get_running_loop().time() - self._no_call_s > LATE_S:
-            self._await_call(CATCH_UP_S)  # this process stood still: what has come meanwhile is read first
+            self._await_call(CATCH_UP_S)  # the process was stopped, so waiting bytes are read first
         else:
             self.connection.close()
 
@@ -197,7 +201,7 @@ class _Peer:
                     self._watch.calls_ended()
 
     def goaway_received(self, connection: Http2Connection) -> None:
-        pass  # the agent opens no more; what it has goes on
+        pass  # the agent opens nothing further, and its calls continue
 
     def connection_ended(self, connection: Http2Connection, error: Exception | None) -> None:
         if self._liveness is not None:
@@ -230,7 +234,7 @@ class _Call:
         self._stream: Http2Stream | None = None
 
     def begin(self, stream: Http2Stream, headers: Headers, ended: bool) -> bool:
-        """Check the call; open the tunnel, or refuse. Returns whether it was accepted."""
+        """Check the call, and open the tunnel or refuse. Returns whether it was accepted."""
         self._stream = stream
         self.tunnel.attach(stream)
         fields = dict(headers)
@@ -263,14 +267,14 @@ class _Call:
             self._refuse(head)
             return False
         self.tunnel.open(receiver)
-        # At once, and so before any packet: the agent reads packets by what this says (wire.md, "Extensions").
+        # At once, before any packet, since it decides how the agent reads packets (wire.md, "Extensions").
         if WINDOW in self.tunnel.features:
             self.tunnel.measure()
         stream.send_headers(response_headers() + write_features(self.tunnel.features))
         return True
 
     def end(self, status: GrpcStatus, error: Exception | None = None) -> None:
-        """End the call with this status, and tell the receiver. A second call is none."""
+        """End the call with this status, and report it to the receiver. A second call has no effect."""
         if not self.tunnel.lost:
             self.tunnel.end(trailers(status.code, status.message))
             self._lost(error)
@@ -279,7 +283,7 @@ class _Call:
 
     def tunnel_packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
         if code == ControlCode.DATA:
-            # For -1 this is the answer to the agent's probe (wire.md, "connected").
+            # For -1 this is the reply to the agent's probe (wire.md, "connected").
             self.tunnel.send(conn_id, ControlCode.ERROR, b"", f"unknown packet connection {conn_id}")
         elif code == ControlCode.DRAIN and conn_id == 0:
             if GOAWAY not in self.tunnel.features:
@@ -325,5 +329,5 @@ class _Call:
     def _refuse(self, head: Headers) -> None:
         assert self._stream is not None
         self._stream.send_headers(head, end_stream=True)
-        self._stream.reset(ErrorCode.NO_ERROR)  # the answer is complete (RFC 9113, section 8.1)
+        self._stream.reset(ErrorCode.NO_ERROR)  # the response is complete (RFC 9113, section 8.1)
         self._lost(None)

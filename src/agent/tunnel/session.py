@@ -1,14 +1,14 @@
-"""A tunnel: one gRPC call between an agent and a hub, as those who carry its connections see it.
+"""A tunnel: one gRPC call between an agent and a hub, for the code that carries its connections.
 
-How it ends in order where `goaway` was negotiated (wire.md, "Extensions"). Only hubs open connections, so what a DRAIN
-says is about the hub's ids, whoever says it first:
+The orderly end with `goaway` (wire.md, "Extensions"). Only hubs open connections, so a DRAIN is always about the hub's
+ids:
 
-    agent   DRAIN ──────►  hub   opens no more; says so by its own DRAIN, behind every id that it has opened
-    agent  ◄────── DRAIN   hub   an id that is new from here on is an error of that connection: it gets ERROR
-    agent   END_STREAM ──► hub   when the last connection is over; the hub ends the call with OK
+    agent   DRAIN ──────►  hub   opens nothing further, and sends its own DRAIN after every id that it has opened
+    agent  ◄────── DRAIN   hub   from here on, a new id is an error of that connection, which gets ERROR
+    agent   END_STREAM ──► hub   after the last connection, and then the hub ends the call with OK
 
-A hub that begins says its DRAIN unasked, and the agent's is the answer; the rest is the same. Each side says DRAIN
-once, and takes a second one for none.
+A hub may also begin with its DRAIN, and the agent's DRAIN is the reply. Each side sends DRAIN once, and ignores a
+second one.
 """
 
 from __future__ import annotations
@@ -38,17 +38,19 @@ __all__ = ["Role", "Tunnel", "TunnelSide"]
 Role = Literal["agent", "hub"]
 
 _MAX_BAD_PACKETS = 100
-"""Each ends its connection and is logged; a peer that sends more has lost its place."""
+"""The most malformed packets. Each closes its connection and is logged. One more closes the session."""
 
 logger = logging.getLogger(__name__)
 
 
 class Tunnel(PacketFlow):
-    """One session. role: which end this is. peername: the other's address. features: what both sides have named.
-    liveness: whether the agent lives, where this is the hub's end of a connection.
+    """One session. Its connections write through `outbound`, and the session's receiver gets their packets.
 
-    windows: shared with other sessions. Its connections write through `outbound`, and hear through the receiver that
-    the session was opened with; with `window` each has a `receive_window` besides.
+    role: this end, "agent" or "hub".
+    peername: the other end's address.
+    features: the extensions of both sides. With `window` each connection has a `receive_window`.
+    liveness: the hub's watch over the agent's connection, None at the agent.
+    windows: the budget shared with other sessions.
     """
 
     def __init__(self, role: Role, side: TunnelSide, windows: WindowBudget | None = None) -> None:
@@ -56,9 +58,9 @@ class Tunnel(PacketFlow):
         self.role: Role = role
         self.bad_packets = 0
         self.windows = windows or WindowBudget()
-        self.drain_sent = False  # `goaway`: we have said DRAIN
-        self.drain_received = False  # `goaway`: so has the peer
-        self.liveness: Liveness | None = None  # the hub's watch over the connection; the agent has none
+        self.drain_sent = False  # `goaway`: this side has sent DRAIN
+        self.drain_received = False  # `goaway`: the peer has sent DRAIN
+        self.liveness: Liveness | None = None  # the hub's watch over the connection, None at the agent
         self._round_trip = RoundTrip()
         self._measuring = False  # a PING is on its way
         self._is_far = False  # the kernel sizes the receive queue
@@ -77,14 +79,14 @@ class Tunnel(PacketFlow):
     def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound:
         """This connection's place in the queue. conn_id: 1 to 2^63-1.
 
-        pause is called when its queue passes 256 KiB, or 128 where `window` was negotiated; resume when it falls below
-        a quarter of that. An agent whose hub has no `window` pauses past 2 MiB and resumes below 1 MiB, for it gathers
-        packets of 1 MiB. ValueError where it has a place already.
+        pause is called when its queue exceeds 256 KiB, or 128 KiB with `window`, and resume below a quarter of that. An
+        agent whose hub has no `window` pauses above 2 MiB and resumes below 1 MiB, since it gathers packets of 1 MiB.
+        Raises ValueError if it has a place already.
         """
         return self._scheduler.outbound(conn_id, pause, resume)
 
     def receive_window(self, conn_id: int) -> ReceiveWindow | None:
-        """The credit that the peer has on this connection; None where credit isn't counted. To be closed with it."""
+        """The peer's credit on this connection, None without `window`. Close it with the connection."""
         if WINDOW not in self.features:
             return None
         return ReceiveWindow(
@@ -98,10 +100,10 @@ class Tunnel(PacketFlow):
         self.fail(conn_id, WireError("window: DATA beyond the connection's credit"))
 
     def pause_reading(self) -> None:
-        """Let the peer send no more than its window still allows: no credit goes back until `resume_reading`.
+        """Return no credit until `resume_reading`, so that the peer sends only the rest of its window.
 
-        All connections of the tunnel stand still then, so only for a short while. What arrives meanwhile is at most the
-        window (16 MiB), and goes to the receiver as ever.
+        All connections of the tunnel stall meanwhile, so use it for a short while. At most the window (16 MiB) still
+        arrives, and goes to the receiver as usual.
         """
         self._hold_credit(True)
 
@@ -110,30 +112,30 @@ class Tunnel(PacketFlow):
         self._hold_credit(False)
 
     def announce(self, conn_id: int) -> None:
-        """Make sure that the peer hears of this connection before anything that is sent from now on, DRAIN above all.
+        """Announce this connection to the peer before all later packets, above all before DRAIN.
 
-        Ahead of the data that is queued, the connection's own too.
+        The announcement precedes all queued data, even the connection's own.
         """
         self._scheduler.announce(conn_id)
 
     @property
     def opens_no_more(self) -> bool:
-        """Whether the hub has said that it opens no more connections here: then an id that is new is an error."""
+        """Whether the hub has announced that it opens no further connections. Then a new id is an error."""
         return self.drain_sent if self.role == "hub" else self.drain_received
 
     def say_drain(self) -> None:
-        """Say DRAIN, once: ahead of queued data, and behind what was announced. For sessions with `goaway`."""
+        """Send DRAIN once, ahead of queued data and behind announcements. For sessions with `goaway`."""
         if not self.drain_sent and GOAWAY in self.features:
             self.drain_sent = True
             self.send(0, ControlCode.DRAIN)
 
     def finish_when_sent(self) -> None:
-        """End the session in order, once everything queued has gone. No connection may be open any more."""
+        """Close the session in order, after all queued bytes. No connection may be open."""
         if not self.lost:
             self._when_empty(self._side.end_call)
 
     def is_closing(self) -> bool:
-        """Whether the session is lost or about to be: nothing that is sent now arrives."""
+        """Whether the session is closed or closing, so that nothing sent now arrives."""
         return self.lost or self._scheduler.closed
 
     @property
@@ -146,7 +148,7 @@ class Tunnel(PacketFlow):
 
     @property
     def in_message(self) -> bool:
-        """Whether the peer has begun a message and not ended it: the end of its stream now would cut the message."""
+        """Whether a message of the peer is unfinished, so that an end of its stream now would truncate it."""
         reader = None if self._stream is None else self._stream.reader
         return isinstance(reader, MessageReader) and reader.in_message
 
@@ -182,7 +184,7 @@ class Tunnel(PacketFlow):
             self._is_far = self._stream.connection.receive_from_afar()
 
     def measure(self) -> None:
-        """Ask how long a round trip takes, by a PING; one at a time. For peers that name features: others punish it."""
+        """Measure the round trip with a PING, one at a time. Only for peers with features, since others punish it."""
         if self._measuring or self._stream is None:
             return
         self._measuring = True
@@ -202,7 +204,7 @@ class Tunnel(PacketFlow):
         return self._round_trip.least_s
 
     def attach(self, stream: Http2Stream) -> None:
-        """The call's stream is there; what was queued before goes out."""
+        """Attach the call's stream, and send the bytes queued before."""
         self._stream = stream
         if self.role == "agent" and WINDOW not in self.features:  # until the hub names it, if ever
             self._scheduler.batch(asyncio.get_running_loop())
@@ -210,7 +212,7 @@ class Tunnel(PacketFlow):
             stream.wake()
 
     def drain(self, conn_id: int, code: int) -> None:
-        """Send this packet when everything that is queued has gone."""
+        """Send this packet after all queued bytes."""
 
         def send() -> None:
             self._scheduler.send(conn_id, code)
@@ -219,18 +221,18 @@ class Tunnel(PacketFlow):
         self._when_empty(send)
 
     def end_stream(self) -> None:
-        """End our side of the stream; what the peer sends still arrives. What is queued is dropped."""
+        """End this side of the stream and drop queued bytes. The peer's bytes still arrive."""
         if self._stream is not None:
             self._stream.finish()
 
     def end(self, trailers: Headers | None) -> None:
-        """End our side of the stream: drop what is queued, finish the message that has begun, say these trailers."""
+        """End this side of the stream: drop queued bytes, finish the current message, send these trailers."""
         self._scheduler.close()
         if self._stream is not None:
             self._stream.finish(trailers)
 
     def set_lost(self, error: Exception | None) -> None:
-        """The session is over: tell the receiver, drop everything. Called once; later calls do nothing."""
+        """Report the closed session to the receiver, and drop everything. Later calls have no effect."""
         if self.lost:
             return
         self.lost = True
@@ -251,7 +253,7 @@ class Tunnel(PacketFlow):
     # ------------------------------------------------------------ what the stream calls
 
     def bad_packet(self, error: PacketError) -> None:
-        """A packet that breaks the format ends its connection; the session, where it can't be said whose it is."""
+        """Close the connection of a malformed packet, or the session if the connection is unknown."""
         self.bad_packets += 1
         if error.conn_id <= 0 or self.bad_packets > _MAX_BAD_PACKETS:
             raise error
