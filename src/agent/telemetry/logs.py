@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from ..syntax import Address
 from .metrics import Metric
 from .repeats import RepeatLimit, message_of, text_of
 from .writing import LineWriter
@@ -73,7 +74,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 def _quoted(value: object) -> str:
     if isinstance(value, tuple) and len(value) in (2, 4) and isinstance(value[0], str):  # a socket's address
-        value = f"[{value[0]}]:{value[1]}" if ":" in value[0] else f"{value[0]}:{value[1]}"
+        value = str(Address(value[0], value[1]))
     if isinstance(value, bool):
         return "true" if value else "false"
     text = value.decode("latin-1") if isinstance(value, bytes) else text_of(value)

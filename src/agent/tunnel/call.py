@@ -23,6 +23,7 @@ from ..http2.connection import Http2Connection
 from ..http2.heads import Headers
 from ..http2.stream import Http2Stream
 from ..runtime.deadlines import CATCH_UP_S, LATE_S
+from ..syntax import Address
 from ..x509.peer import TIMEOUT_S, fault_of_own, has_wrong_dates, whose_dates
 from .budget import SharedBudget, SparedAccount
 from .connect import Proxy, connect
@@ -97,11 +98,10 @@ class HubEndpoint:
     @property
     def authority(self) -> str:
         """`:authority`: what the hub is called."""
-        name = self.server_hostname or self.host
-        return f"[{name}]:{self.port}" if ":" in name else f"{name}:{self.port}"
+        return str(Address(self.server_hostname or self.host, self.port))
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return str(Address(self.host, self.port))
 
 
 class ReplacedError(HubError):

@@ -10,6 +10,7 @@ from ssl import SSLContext
 from typing import Protocol, cast
 
 from ..errors import HubError
+from ..syntax import Address
 
 __all__ = ["Endpoint", "Proxy", "connect"]
 
@@ -61,7 +62,8 @@ async def connect(
     """
     loop = asyncio.get_running_loop()
     proxy = endpoint.proxy
-    hub = _address(endpoint) if proxy is None else f"{_address(endpoint)} through the proxy {proxy}"
+    address = Address(endpoint.host, endpoint.port)
+    hub = str(address) if proxy is None else f"{address} through the proxy {proxy}"
     no_connection = f"no connection to {hub}"
     if proxy is None and endpoint.ssl is None:
         async with _within(dial_timeout_s, no_connection, "dial"):
@@ -89,10 +91,6 @@ async def connect(
         if transport is not None:
             transport.abort()
         raise
-
-
-def _address(endpoint: Endpoint) -> str:
-    return f"[{endpoint.host}]:{endpoint.port}" if ":" in endpoint.host else f"{endpoint.host}:{endpoint.port}"
 
 
 @contextlib.asynccontextmanager
@@ -127,8 +125,8 @@ async def _open_through(endpoint: Endpoint, proxy: Proxy, waiting: _Waiting) -> 
 
 
 def _request(endpoint: Endpoint, proxy: Proxy) -> bytes:
-    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-    authority = f"{host.encode('idna' if not host.isascii() else 'ascii').decode('ascii')}:{endpoint.port}"
+    host = endpoint.host if endpoint.host.isascii() else endpoint.host.encode("idna").decode("ascii")
+    authority = str(Address(host, endpoint.port))
     lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}"]
     if proxy.authorization:
         lines.append(f"Proxy-Authorization: {proxy.authorization}")
