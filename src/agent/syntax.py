@@ -12,6 +12,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 __all__ = [
+    "SOCKET_PATH_BYTES",
     "Address",
     "Route",
     "check_label",
@@ -25,6 +26,9 @@ __all__ = [
     "parse_route",
     "without_plain_dots",
 ]
+
+SOCKET_PATH_BYTES = 103
+"""The longest path of a Unix socket. `sun_path` has 108 bytes on Linux and 104 on macOS, including the final NUL."""
 
 # One RFC 1123 label as Kubernetes writes it: lower case, 63 bytes at most. fullmatch only: `$` would let "\n" through.
 _LABEL = re.compile(rb"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")

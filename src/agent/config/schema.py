@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, cast
 
-from ..syntax import Address, Route, is_loopback, parse_address
+from ..syntax import SOCKET_PATH_BYTES, Address, Route, is_loopback, parse_address
 from . import fields as kind
 from .limits import ProxyLimits
 from .settings import Checked, ConfigErrors, Rule, load
@@ -49,9 +49,8 @@ _TARGET_KEY_HELP = "its private key, unless it is in the same file"
 
 
 def _check_socket_path(path: str) -> None:
-    # sun_path has 108 bytes on Linux, and 104 on macOS and the BSDs, including the final NUL.
-    if not 0 < len(path.encode()) <= 103:
-        raise ValueError(f"must be a path of at most 103 bytes, not {path!r}")
+    if not 0 < len(path.encode()) <= SOCKET_PATH_BYTES:
+        raise ValueError(f"must be a path of at most {SOCKET_PATH_BYTES} bytes, not {path!r}")
 
 
 @dataclasses.dataclass(frozen=True)

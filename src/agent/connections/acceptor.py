@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterator
 from ..errors import ConfigError
 from ..outcome import Outcome
 from ..runtime.handover import HandOver
+from ..syntax import SOCKET_PATH_BYTES
 
 __all__ = ["PendingPeer", "UDSAcceptor"]
 
 logger = logging.getLogger(__name__)
 
-_PATH_BYTES = 103  # sun_path: 108 bytes on Linux, 104 on macOS, the closing NUL included
 _BACKLOG = 4096  # cut to net.core.somaxconn by the kernel
 _WARNING_INTERVAL_S = 60.0
 
@@ -130,8 +130,8 @@ class UDSAcceptor:
         if not self._configured_path or not self._abstract:
             self._directory = _private_directory()
         self.path = os.path.abspath(self._configured_path or os.path.join(self._directory, "proxy.sock"))
-        if len(os.fsencode(self.path)) > _PATH_BYTES:
-            raise self._unusable(f"a path of at most {_PATH_BYTES} bytes, not {self.path}")
+        if len(os.fsencode(self.path)) > SOCKET_PATH_BYTES:
+            raise self._unusable(f"a path of at most {SOCKET_PATH_BYTES} bytes, not {self.path}")
         if not self._configured_path:
             return self._bound()
         parent = os.path.dirname(self.path)
@@ -321,7 +321,7 @@ def _is_left_behind(path: str) -> bool:
 def _private_directory() -> str:
     """A new directory of mode 0700 whose paths fit a socket's address. Raises OSError."""
     directory = tempfile.mkdtemp(prefix="fastpipe-agent-")
-    if len(os.fsencode(directory)) > _PATH_BYTES - 32 and os.path.isdir("/tmp"):  # noqa: S108 - made by mkdtemp
+    if len(os.fsencode(directory)) > SOCKET_PATH_BYTES - 32 and os.path.isdir("/tmp"):  # noqa: S108 - made by mkdtemp
         os.rmdir(directory)
         directory = tempfile.mkdtemp(prefix="fastpipe-agent-", dir="/tmp")
     return directory
