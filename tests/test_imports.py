@@ -44,7 +44,7 @@ ROOTS = {
     "agent.hub.hub": {"config", "policy", "proxy", "telemetry", "tunnel"},
     "agent.hub.metrics": {"agent.tunnel.budget", "proxy", "telemetry"},
     "agent.hub.session": {"agent.tunnel.session", "agent.tunnel.window"},
-    "agent.cli.check": {"policy", "spoke", "tunnel", "x509"},
+    "agent.cli.checks": {"policy", "spoke", "tunnel", "x509"},
     "agent.cli.configured": {"agent.spoke.outbound_proxy"},
     "agent.cli.demo": {"hub", "spoke"},
     "agent.cli.hub": {"hub"},

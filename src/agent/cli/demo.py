@@ -26,7 +26,7 @@ from ..errors import ConfigError
 from ..hub.hub import Hub
 from ..spoke.agent import Agent
 from .configured import set_up_logging
-from .options import options
+from .options import GroupedCommand, options
 from .output import report
 from .process import loop_factory
 
@@ -222,10 +222,15 @@ async def run() -> int:
     return 1 if failures else 0
 
 
-@click.command("demo")
+@click.command("demo", cls=GroupedCommand)
 @options(ProcessConfig)
 def command(config_file: str, **given: Any) -> None:
-    """Send real requests through hub, agent and target in one process, over UDS and over memory. Prints a table."""
+    """Send real requests through hub, agent and target in one process, over UDS and over memory. Prints a table.
+
+    \b
+    Example:
+      fastpipe-agent demo
+    """
     if not os.environ.get("AGENT_LOG_LEVEL"):
         given["log_level"] = given["log_level"] or "error"  # the table is the result
     try:

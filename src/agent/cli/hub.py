@@ -10,14 +10,14 @@ import click
 from ..config.schema import HubConfig, ProcessConfig
 from ..hub.hub import Hub
 from .configured import Configured
-from .options import options, print_config_option
+from .options import GroupedCommand, options, print_config_option
 from .output import announce_listening
 from .process import import_from_working_folder, serve
 
 __all__ = ["command"]
 
 
-@click.command("hub")
+@click.command("hub", cls=GroupedCommand)
 @options(HubConfig, ProcessConfig)
 @print_config_option
 def command(config_file: str, print_config: bool, **given: Any) -> None:

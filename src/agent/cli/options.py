@@ -1,4 +1,7 @@
-"""Makes click's options from the schema: one for each setting, and `--config` and `--print-config`."""
+"""Makes click's options from the schema: one for each setting, and `--config` and `--print-config`.
+
+The help shows the options in groups, which are the settings' headings.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,41 @@ import click
 from ..config.settings import Setting, settings
 from ..config.variables import config_variables
 
-__all__ = ["options", "parameter_of", "print_config_option"]
+__all__ = ["GroupedCommand", "options", "print_config_option"]
 
 Command = Callable[..., None]
 
+_CONFIGURATION = "Configuration"
+_OTHERS = "Options"
+
+
+class _GroupedOption(click.Option):
+    """An option with the heading of its group in the help."""
+
+    def __init__(self, *args: Any, heading: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.heading = heading
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options in groups, in the order of their first options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for each in self.get_params(ctx):
+            record = each.get_help_record(ctx)
+            if record is not None:
+                heading = each.heading if isinstance(each, _GroupedOption) else _OTHERS
+                groups.setdefault(heading, []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
 print_config_option = click.option(
     "--print-config",
+    cls=_GroupedOption,
+    heading=_CONFIGURATION,
     is_flag=True,
     help="print the values in force as TOML, each with its source, and exit",
 )
@@ -39,6 +71,8 @@ def options(*classes: type[Any]) -> Callable[[Command], Command]:
         return click.option(
             "--config",
             "config_file",
+            cls=_GroupedOption,
+            heading=_CONFIGURATION,
             metavar="FILE.toml",
             default=None,
             callback=from_environment,
@@ -48,23 +82,21 @@ def options(*classes: type[Any]) -> Callable[[Command], Command]:
     return decorate
 
 
-def parameter_of(name: str) -> str:
-    """The name of a setting as a parameter of a Python function."""
-    return name.replace(".", "__")
-
-
 def _option(setting: Setting) -> Callable[[Command], Command]:
     """A setting as click's option. The schema checks its text, with everything else, and click does not."""
     default = "" if setting.default in (None, "", (), False) else f"default: {_shown(setting.default)}; "
     if setting.unset:
         default = f"{setting.unset}; "
-    help_text = f"{setting.help}  [{'required; ' if setting.required else default}{setting.variable}]"
+    shared: dict[str, Any] = {
+        "cls": _GroupedOption,
+        "heading": setting.heading,
+        "help": f"{setting.help}  [{'required; ' if setting.required else default}{setting.variable}]",
+    }
+    parameter = setting.name.replace(".", "__")
     if setting.metavar:
-        return click.option(
-            setting.flag, parameter_of(setting.name), help=help_text, metavar=setting.metavar, multiple=setting.many
-        )
+        return click.option(setting.flag, parameter, metavar=setting.metavar, multiple=setting.many, **shared)
     switch = f"{setting.flag}/--no-{setting.flag[2:]}"  # the second overrides a file or a variable
-    return click.option(switch, parameter_of(setting.name), help=help_text, default=None)
+    return click.option(switch, parameter, default=None, **shared)
 
 
 def _shown(default: Any) -> str:

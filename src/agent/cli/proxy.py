@@ -21,14 +21,14 @@ from ..proxy import Proxy, ProxyLimits, Upstreams
 from ..runtime.serving import run_beside, serve_until_cancelled
 from ..syntax import parse_address
 from .configured import Configured
-from .options import options, print_config_option
+from .options import GroupedCommand, options, print_config_option
 from .output import announce_listening
 from .process import serve
 
 __all__ = ["command", "run_proxy"]
 
 
-@click.command("proxy")
+@click.command("proxy", cls=GroupedCommand)
 @options(ProxyConfig, ProcessConfig)
 @print_config_option
 def command(config_file: str, print_config: bool, **given: Any) -> None:

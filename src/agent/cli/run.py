@@ -14,7 +14,7 @@ from ..config.settings import settings_by_reload
 from ..errors import ConfigError
 from ..spoke.agent import Agent
 from .configured import Configured, set_up_logging
-from .options import options, print_config_option
+from .options import GroupedCommand, options, print_config_option
 from .output import announce, reasons
 from .process import import_from_working_folder, on_hangup, serve
 
@@ -23,7 +23,7 @@ __all__ = ["command"]
 logger = logging.getLogger(__name__)
 
 
-@click.command("run")
+@click.command("run", cls=GroupedCommand)
 @options(AgentConfig, ProcessConfig)
 @print_config_option
 def command(config_file: str, print_config: bool, **given: Any) -> None:

@@ -41,6 +41,8 @@ DRAIN_GRACE_S = 25.0
 
 _LIMITS = ProxyLimits()
 _DAY_S = 86400.0
+_AGENTS, _CLIENTS, _TARGETS, _PROCESS = "Agents", "Clients", "Targets", "Process"
+_CONNECTIONS, _LIMITS_HEADING = "Connections from the tunnel to the proxy", "Limits of requests"
 _DRAIN_HELP = "time for requests in flight after the first SIGTERM"
 _ROUTE_HELP = "a path prefix and the URL for requests below it, repeatable, where the longest prefix wins"
 _TARGET_CA_HELP = "PEM certificates to trust targets by, besides the system's, reloaded on change"
@@ -192,6 +194,16 @@ class Targets:
 class AgentConfig(Targets, Checked):
     """`fastpipe-agent run`: the hubs, the credentials for them, and the targets of requests."""
 
+    headings: ClassVar = {
+        "hub_address": "Hub",
+        "use_memory_comm": _CONNECTIONS,
+        "limits": _LIMITS_HEADING,
+        "uds_socket_path": _CONNECTIONS,
+        "routes": _TARGETS,
+        "kubeconfig": "Kubernetes",
+        "health_address": _PROCESS,
+    }
+
     hub_address: str | Sequence[str] = kind.redials(
         kind.addresses("the hub's gRPC address, repeatable for a tunnel to each hub")
     )
@@ -316,6 +328,14 @@ class HubConfig(Checked):
     """`fastpipe-agent hub`: its two ports, and the rules for agents."""
 
     variable_prefix: ClassVar = "HUB_"
+    headings: ClassVar = {
+        "grpc_address": "Ports",
+        "user_ca_file": "Users",
+        "max_agents": _AGENTS,
+        "limits": _LIMITS_HEADING,
+        "agent_ca_file": _AGENTS,
+        "health_address": _PROCESS,
+    }
 
     grpc_address: str = kind.address("address for agents' tunnels (port 0: a free port)", default="127.0.0.1:8443")
     http_address: str = kind.address("address for users' requests to /<cluster>/…", default="127.0.0.1:8080")
@@ -413,6 +433,14 @@ class HubConfig(Checked):
 class ProxyConfig(Targets, Checked):
     """`fastpipe-agent proxy`: the agent's proxy alone on a TCP port, without a cluster name in the paths."""
 
+    headings: ClassVar = {
+        "listen": _CLIENTS,
+        "routes": _TARGETS,
+        "max_clients": _CLIENTS,
+        "limits": _LIMITS_HEADING,
+        "drain_grace_s": _PROCESS,
+    }
+
     listen: str = kind.address("address of the proxy (port 0: a free port)", default="127.0.0.1:8080")
     routes: Routes = kind.routes(_ROUTE_HELP, name="route")
     target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP, holds="roots")
@@ -437,6 +465,8 @@ class ProxyConfig(Targets, Checked):
 @dataclasses.dataclass(frozen=True)
 class ProcessConfig(Checked):
     """The settings of the command line itself. They have no effect on an Agent in another program's loop."""
+
+    headings: ClassVar = {"log_level": _PROCESS}
 
     log_level: str = kind.applied(
         kind.choice("lowest level of the log on standard error", ("debug", "info", "warning", "error"), default="info")

@@ -81,6 +81,7 @@ class Setting:
         key. `roots` are CAs, and "" is anything else.
     prefix: the prefix of its variable.
     on_reload: the effect of a changed value: "restart" (none until then), "apply", or "redial" (the agent reconnects).
+    heading: its group in the help.
     """
 
     help: str
@@ -97,6 +98,7 @@ class Setting:
     holds: str = ""
     prefix: str = OLD_PREFIX
     on_reload: OnReload = "restart"
+    heading: str = ""
 
     @property
     def flag(self) -> str:
@@ -142,6 +144,9 @@ class Checked:
     rules: ClassVar[tuple[Rule, ...]] = ()
     variable_prefix: ClassVar[str] = OLD_PREFIX
     """The prefix of its variables."""
+    headings: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """The groups of its settings in the help. Each heading is for its field and the next ones, up to the next heading.
+    """
 
     def __post_init__(self) -> None:
         cls = type(self)
@@ -164,12 +169,16 @@ def settings(cls: type, prefix: str = "") -> Iterator[Setting]:
     prefix: the prefix of their variables, if it isn't the class's own.
     """
     prefix = prefix or getattr(cls, "variable_prefix", OLD_PREFIX)
+    headings: Mapping[str, str] = getattr(cls, "headings", {})
+    heading = ""
     for field in dataclasses.fields(cls):
+        heading = headings.get(field.name, heading)
         group = field.metadata.get(GROUP)
         if group is not None:
             for setting in settings(group, prefix):
                 on_reload = field.metadata.get(ON_RELOAD, setting.on_reload)
-                yield dataclasses.replace(setting, name=f"{field.name}.{setting.name}", on_reload=on_reload)
+                name = f"{field.name}.{setting.name}"
+                yield dataclasses.replace(setting, name=name, on_reload=on_reload, heading=heading)
             continue
         setting = field.metadata[SETTING]
         required = field.default is dataclasses.MISSING
@@ -180,6 +189,7 @@ def settings(cls: type, prefix: str = "") -> Iterator[Setting]:
             prefix=prefix,
             required=required,
             default=None if required else field.default,
+            heading=heading,
         )
 
 
