@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from agent.config import credentials
-from agent.config.credentials import EXPIRED, EXPOSED, NOT_YET, SOON, CredentialWatch, findings
+from agent.config.credentials import EXPIRED, EXPOSED, NOT_YET, SOON, CredentialWatch, check_credentials
 from agent.config.schema import AgentConfig, HubConfig, ProxyConfig
 
 DAY = datetime.timedelta(days=1)
@@ -88,7 +88,7 @@ def test_each_state_of_a_certificate_is_found(
         (agent(target_client_cert_file=path), "target_client_cert_file"),
         (ProxyConfig(routes=["/=http://a"], target_client_cert_file=path), "target_client_cert_file"),
     ):
-        found = findings(config)
+        found = check_credentials(config)
         assert [(each.setting, each.text) for each in found] == ([(setting, text)] if text else [])
         for each in found:
             assert "CN=hub.test" in each.details["subject"]
@@ -97,15 +97,16 @@ def test_each_state_of_a_certificate_is_found(
 
 def test_a_chain_is_as_good_as_its_worst_certificate(ca: trustme.CA, write: Write) -> None:
     good, bad = pair(ca, 400 * DAY), pair(ca, -DAY)
-    found = findings(HubConfig(grpc_cert_file=write("hub.pem", good + bad)))
+    found = check_credentials(HubConfig(grpc_cert_file=write("hub.pem", good + bad)))
     assert [each.text for each in found] == [EXPIRED]
 
 
 def test_of_roots_one_that_is_valid_is_enough(ca: trustme.CA, write: Write) -> None:
     good, bad = pair(ca, 400 * DAY), pair(ca, -DAY)
-    assert findings(agent(hub_ca_file=write("ca.pem", bad + good), target_ca_file=[write("b.pem", good)])) == []
+    config = agent(hub_ca_file=write("ca.pem", bad + good), target_ca_file=[write("b.pem", good)])
+    assert check_credentials(config) == []
     targets = [write("b.pem", good), write("c.pem", bad)]
-    found = findings(agent(hub_ca_file=write("ca.pem", bad), target_ca_file=targets))
+    found = check_credentials(agent(hub_ca_file=write("ca.pem", bad), target_ca_file=targets))
     assert [(each.setting, each.text) for each in found] == [("hub_ca_file", EXPIRED), ("target_ca_file", EXPIRED)]
     assert found[1].path.endswith("c.pem")
 
@@ -167,10 +168,10 @@ def test_a_file_that_is_gone_or_no_certificate_is_told_by_others(
 )
 def test_a_secret_that_everybody_can_read_is_found(ca: trustme.CA, write: Write, mode: int, warns: bool) -> None:
     found = [
-        *findings(agent(hub_token_file=write("token", b"t", mode))),
-        *findings(HubConfig(agent_token_file=write("tokens", b"c1 t\n", mode))),
-        *findings(HubConfig(grpc_cert_file=write("c", b""), grpc_key_file=write("key", b"key", mode))),
-        *findings(agent(kubeconfig=write("kubeconfig", b"", mode))),
+        *check_credentials(agent(hub_token_file=write("token", b"t", mode))),
+        *check_credentials(HubConfig(agent_token_file=write("tokens", b"c1 t\n", mode))),
+        *check_credentials(HubConfig(grpc_cert_file=write("c", b""), grpc_key_file=write("key", b"key", mode))),
+        *check_credentials(agent(kubeconfig=write("kubeconfig", b"", mode))),
     ]
     names = ["hub_token_file", "agent_token_file", "grpc_key_file", "kubeconfig"]
     assert [(each.setting, each.text) for each in found] == ([(name, EXPOSED) for name in names] if warns else [])
@@ -180,8 +181,8 @@ def test_a_secret_that_everybody_can_read_is_found(ca: trustme.CA, write: Write,
 def test_a_certificate_is_a_secret_only_where_its_key_is_in_the_same_file(ca: trustme.CA, write: Write) -> None:
     both = pair(ca, 400 * DAY)
     alone = both[both.index(b"-----BEGIN CERTIFICATE") :]
-    assert findings(HubConfig(grpc_cert_file=write("alone.pem", alone, 0o644))) == []
-    (found,) = findings(HubConfig(grpc_cert_file=write("both.pem", both, 0o644)))
+    assert check_credentials(HubConfig(grpc_cert_file=write("alone.pem", alone, 0o644))) == []
+    (found,) = check_credentials(HubConfig(grpc_cert_file=write("both.pem", both, 0o644)))
     assert (found.setting, found.text) == ("grpc_cert_file", EXPOSED)
 
 
@@ -190,9 +191,9 @@ def test_the_mode_is_that_of_the_file_behind_a_volumes_links(write: Write, tmp_p
     write("..2026/token", b"t", 0o440)
     (tmp_path / "..data").symlink_to("..2026")
     (tmp_path / "token").symlink_to("..data/token")
-    assert findings(agent(hub_token_file=str(tmp_path / "token"))) == []
+    assert check_credentials(agent(hub_token_file=str(tmp_path / "token"))) == []
     (tmp_path / "..2026" / "token").chmod(0o444)
-    assert [each.text for each in findings(agent(hub_token_file=str(tmp_path / "token")))] == [EXPOSED]
+    assert [each.text for each in check_credentials(agent(hub_token_file=str(tmp_path / "token")))] == [EXPOSED]
 
 
 def test_an_exposed_secret_is_told_at_start_at_each_reload_and_when_it_becomes_so(

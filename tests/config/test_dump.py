@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import fields as kind
-from agent.config.dump import as_toml, changed, merged, shown, value_of
+from agent.config.dump import find_changes, get_value, merge, show_value, write_toml
 from agent.config.fields import _field
 from agent.config.schema import (
     AgentConfig,
@@ -21,7 +21,7 @@ from agent.config.schema import (
     MemoryCommConfig,
     ProcessConfig,
     ProxyConfig,
-    limits_of,
+    make_limits,
 )
 from agent.config.settings import Checked, ConfigErrors, Setting, load, settings
 from agent.proxy import ProxyLimits
@@ -48,7 +48,7 @@ EXAMPLES = [
 @pytest.mark.parametrize(("cls", "toml"), EXAMPLES)
 def test_what_is_printed_gives_the_same_configuration_again(cls: type, toml: str, tmp_path: Path) -> None:
     made, sources = loaded(cls, tmp_path, toml, loop="asyncio")
-    text = as_toml(made, sources)
+    text = write_toml(made, sources)
     again, _ = loaded(cls, tmp_path, text)
     assert again == made
     assert f"# {tmp_path}/given.toml" in text
@@ -62,7 +62,7 @@ def test_any_text_survives_as_a_toml_string(text: str) -> None:
     class Texts(Checked):
         value: str = kind.text("a text")
 
-    printed = as_toml([Texts(text)], {"value": text + "\n"})
+    printed = write_toml([Texts(text)], {"value": text + "\n"})
     assert tomllib.loads(printed) == {"value": text}
 
 
@@ -80,11 +80,11 @@ class WithSecret(Checked):
 
 def test_a_secret_is_never_shown() -> None:
     config = WithSecret(password="hunter2")
-    text = as_toml([config], {"password": "AGENT_PASSWORD"})
+    text = write_toml([config], {"password": "AGENT_PASSWORD"})
     assert "hunter2" not in text
     assert "# password is set, and a secret  # AGENT_PASSWORD" in text
-    assert shown(config, "password") == "set, and a secret"
-    assert changed(config, WithSecret()) == ["password"]
+    assert show_value(config, "password") == "set, and a secret"
+    assert find_changes(config, WithSecret()) == ["password"]
 
 
 def test_changes_are_named_and_some_can_be_left_out() -> None:
@@ -92,20 +92,20 @@ def test_changes_are_named_and_some_can_be_left_out() -> None:
     new = AgentConfig(
         "h:1", "c2", routes=["/=http://b"], memory_comm=MemoryCommConfig(buffer_size=4096, max_connections=3)
     )
-    assert changed(old, new) == ["cluster_name", "memory_comm.buffer_size", "memory_comm.max_connections", "route"]
-    assert value_of(new, "route") == (("/", "http://b"),)
-    result = merged(old, new, ["cluster_name", "memory_comm.buffer_size"])
-    assert changed(old, result) == ["memory_comm.max_connections", "route"]
-    assert merged(old, new, []) == new
+    assert find_changes(old, new) == ["cluster_name", "memory_comm.buffer_size", "memory_comm.max_connections", "route"]
+    assert get_value(new, "route") == (("/", "http://b"),)
+    result = merge(old, new, ["cluster_name", "memory_comm.buffer_size"])
+    assert find_changes(old, result) == ["memory_comm.max_connections", "route"]
+    assert merge(old, new, []) == new
     with pytest.raises(KeyError):
-        value_of(old, "no.such")
+        get_value(old, "no.such")
 
 
 def test_what_is_left_out_may_break_the_rest() -> None:
     old = AgentConfig("h:1", "c1", insecure=True)
     new = AgentConfig("h:1", "c1", hub_server_name="hub")
     with pytest.raises(ConfigErrors, match="hub_server_name"):
-        merged(old, new, ["insecure"])
+        merge(old, new, ["insecure"])
 
 
 @pytest.mark.parametrize("cls", [AgentConfig, HubConfig, ProxyConfig])
@@ -114,10 +114,10 @@ def test_limits_are_the_proxys_by_name_and_default(cls: type) -> None:
     assert group.default_factory is not dataclasses.MISSING
     limits = group.default_factory()
     assert isinstance(limits, LimitsConfig)
-    values = limits_of(limits)
-    assert len(values) >= 9
-    for name, value in values.items():
-        assert getattr(ProxyLimits(), name) == value, name
+    assert make_limits(limits) == ProxyLimits()
+    names = [field.name for field in dataclasses.fields(limits)]
+    assert len(names) >= 9
+    for name in names:
         setting = next(each for each in settings(cls) if each.name == f"limits.{name}")
         assert setting.metavar, "it has a unit"
 

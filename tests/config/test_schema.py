@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.config.schema import (
+    COMMANDS,
     AgentConfig,
     ConfigErrors,
     HubConfig,
@@ -19,8 +20,8 @@ from agent.config.schema import (
     ProcessConfig,
     ProxyConfig,
     TargetLimitsConfig,
-    load_config,
 )
+from agent.config.settings import load as load_all
 from agent.config.settings import settings as settings_of
 from agent.errors import ConfigError
 from agent.syntax import Address, is_loopback, parse_address, parse_reference
@@ -245,7 +246,12 @@ def load(
     path = tmp_path / "agent.toml"
     path.write_text(toml)
     flags = {name.replace("__", "."): value for name, value in flags.items()}
-    config, process = load_config(cls, flags=flags, environ=environ or {}, config_file=str(path) if toml else "")
+    return load_config(cls, flags=flags, environ=environ or {}, config_file=str(path) if toml else "")
+
+
+def load_config(cls: type, **given: Any) -> Any:
+    """A command's configuration and its process's."""
+    (config, process), _ = load_all((cls, ProcessConfig), others=COMMANDS, **given)
     return config, process
 
 

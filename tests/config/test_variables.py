@@ -6,11 +6,11 @@ import pytest
 
 from agent.config.schema import COMMANDS, HubConfig, ProcessConfig
 from agent.config.settings import ConfigErrors, load, settings
-from agent.config.variables import MOST, config_variables, doubts, outdated
+from agent.config.variables import MOST, find_doubts, find_outdated, list_config_variables
 
 
 def told(prefix: str, *variables: str) -> dict[str, str]:
-    return dict(doubts(dict.fromkeys(variables, "secret"), prefix, ProcessConfig, COMMANDS))
+    return dict(find_doubts(dict.fromkeys(variables, "secret"), prefix, ProcessConfig, COMMANDS))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_the_old_name_alone_is_read_and_told() -> None:
     config, process, sources = hub({"AGENT_MAX_CLIENTS": "7", "AGENT_LOOP": "asyncio", "HUB_HTTP_ADDRESS": "[::1]:0"})
     assert (config.max_clients, process.loop, config.http_address) == (7, "asyncio", "[::1]:0")
     declared = {each.name: each for each in (*settings(HubConfig), *settings(ProcessConfig, "HUB_"))}
-    assert dict(outdated(sources, declared)) == {
+    assert dict(find_outdated(sources, declared)) == {
         "AGENT_MAX_CLIENTS": "it is called HUB_MAX_CLIENTS now",
         "AGENT_LOOP": "it is called HUB_LOOP now",
     }
@@ -121,7 +121,7 @@ def test_an_error_names_the_variable_that_gave_the_value() -> None:
 
 
 def test_only_the_hub_has_an_old_name() -> None:
-    assert config_variables("AGENT_") == ["AGENT_CONFIG"]
-    assert config_variables("HUB_") == ["HUB_CONFIG", "AGENT_CONFIG"]
+    assert list_config_variables("AGENT_") == ["AGENT_CONFIG"]
+    assert list_config_variables("HUB_") == ["HUB_CONFIG", "AGENT_CONFIG"]
     for command in ("run", "proxy"):
         assert all(each.variable == each.old_variable for each in settings(COMMANDS[command]))

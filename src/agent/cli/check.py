@@ -42,7 +42,7 @@ def command(config_file: str, **given: Any) -> None:
     import_from_working_folder()
     failed: list[str] = []
 
-    for doubt in configured.doubts():
+    for doubt in configured.find_doubts():
         print_line(f"note {doubt.variable}: a variable that is not read, {doubt.reason}")
 
     async def body() -> None:

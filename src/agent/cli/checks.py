@@ -8,9 +8,9 @@ import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..config.credentials import EXPIRED, NOT_YET, findings
+from ..config.credentials import EXPIRED, NOT_YET, check_credentials
 from ..config.schema import AgentConfig
-from ..config.settings import located
+from ..config.settings import add_source
 from ..errors import ConfigError, HubError
 from ..messages import Target
 from ..policy.api_server import AccessError, ApiAccess
@@ -67,10 +67,10 @@ async def run_checks(config: AgentConfig, sources: Mapping[str, str] | None = No
         endpoints = EndpointSource(config)
         policy = make_policy(config)
     except ConfigError as error:
-        yield Result(False, "configuration", str(located(error, sources or {})))
+        yield Result(False, "configuration", str(add_source(error, sources or {})))
     else:
         yield Result(True, "configuration", f"cluster {config.cluster_name}, {_described(policy)}")
-        for found in filter(lambda each: each.is_dated, findings(config)):
+        for found in filter(lambda each: each.is_dated, check_credentials(config)):
             more = ", ".join(f"{key} {value}" for key, value in found.details.items())
             fails = found.text in (EXPIRED, NOT_YET)
             yield Result(not fails, found.setting, f"{found.text} ({found.path}, {more})", note=not fails)

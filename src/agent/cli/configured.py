@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from ..config.dump import as_toml
+from ..config.dump import write_toml
 from ..config.schema import COMMANDS, AgentConfig, ProcessConfig
 from ..config.settings import load, settings
-from ..config.variables import Doubt, config_variables, doubts, outdated, renamed
+from ..config.variables import Doubt, describe_rename, find_doubts, find_outdated, list_config_variables
 from ..errors import ConfigError
 from .output import DONE, PROGRAM, print_line, report
 
@@ -54,25 +54,25 @@ class Configured(Generic[T]):
         declared = {each.name: each for cls in (self._cls, ProcessConfig) for each in settings(cls, self._prefix)}
         for doubt in self._file_by_old_name():
             logger.warning("a variable has a new name", extra=doubt._asdict())
-        for doubt in outdated(sources, declared):
+        for doubt in find_outdated(sources, declared):
             logger.warning("a variable has a new name", extra=doubt._asdict())
-        for doubt in self.doubts():
+        for doubt in self.find_doubts():
             logger.warning("a variable is not read", extra=doubt._asdict())
 
-    def doubts(self) -> list[Doubt]:
+    def find_doubts(self) -> list[Doubt]:
         """The variables that look like ours but nothing reads."""
-        return doubts(os.environ, self._prefix, ProcessConfig, COMMANDS)
+        return find_doubts(os.environ, self._prefix, ProcessConfig, COMMANDS)
 
     def _file_by_old_name(self) -> list[Doubt]:
         """The doubt about the variable of the file, if it has its old name."""
-        variable, *old = config_variables(self._prefix)
+        variable, *old = list_config_variables(self._prefix)
         by_old_name = variable not in os.environ and any(os.environ.get(each) == self._config_file for each in old)
-        return [renamed(old[0], variable)] if by_old_name and self._config_file else []
+        return [describe_rename(old[0], variable)] if by_old_name and self._config_file else []
 
     def _note_doubts(self) -> None:
         for doubt in self._file_by_old_name():  # the file may be the other command's
             print(f"{PROGRAM}: {doubt.variable}: names the file, {doubt.reason}", file=sys.stderr)
-        for doubt in self.doubts():
+        for doubt in self.find_doubts():
             print(f"{PROGRAM}: {doubt.variable}: a variable that is not read, {doubt.reason}", file=sys.stderr)
 
     def begin(self, print_config: bool) -> tuple[T, ProcessConfig]:
@@ -91,7 +91,7 @@ class Configured(Generic[T]):
                 lines = _proxies_of(config) if isinstance(config, AgentConfig) else []
             except ConfigError as error:
                 sys.exit(report(error))
-            print_line("\n".join([as_toml((config, process), sources).rstrip("\n"), *lines]))
+            print_line("\n".join([write_toml((config, process), sources).rstrip("\n"), *lines]))
             self._note_doubts()
             sys.exit(DONE)
         set_up_logging(process)

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from ..config.settings import Setting, settings
-from ..config.variables import config_variables
+from ..config.variables import list_config_variables
 
 __all__ = ["GroupedCommand", "options", "print_config_option"]
 
@@ -57,7 +57,7 @@ print_config_option = click.option(
 def options(*classes: type[Any]) -> Callable[[Command], Command]:
     """Decorate a command with the options of some configurations, and with --config."""
     prefix = classes[0].variable_prefix
-    variables = config_variables(prefix)
+    variables = list_config_variables(prefix)
 
     def from_environment(_: click.Context, __: click.Parameter, given: str | None) -> str:
         if given is not None:

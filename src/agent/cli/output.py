@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 
-from ..config.settings import ConfigErrors, located
+from ..config.settings import ConfigErrors, add_source
 from ..errors import AgentError, ConfigError
 from ..syntax import Address
 
@@ -52,7 +52,7 @@ def report(error: Exception, sources: Mapping[str, str] | None = None) -> int:
     sources: the source of each set field, which the text then names.
     """
     given = sources or {}
-    found = [located(each, given) if isinstance(each, ConfigError) else each for each in reasons(error)]
+    found = [add_source(each, given) if isinstance(each, ConfigError) else each for each in reasons(error)]
     for reason in found:
         if isinstance(reason, AgentError | OSError):
             print(f"{PROGRAM}: {reason}", file=sys.stderr, flush=True)

@@ -12,12 +12,12 @@ from typing import Any
 import click
 
 from ..config.credentials import CredentialWatch
-from ..config.schema import ProcessConfig, ProxyConfig, limits_of
+from ..config.schema import ProcessConfig, ProxyConfig, make_limits
 from ..errors import listening
 from ..outcome import log_outcome
 from ..policy.selection import select_policy
 from ..policy.trust import FileTrust
-from ..proxy import Proxy, ProxyLimits, Upstreams
+from ..proxy import Proxy, Upstreams
 from ..runtime.serving import run_beside, serve_until_cancelled
 from ..syntax import parse_address
 from .configured import Configured
@@ -59,7 +59,7 @@ async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int],
     trust = FileTrust(
         config.target_ca_files, cert_file=config.target_client_cert_file, key_file=config.target_client_key_file
     )
-    limits = ProxyLimits(**limits_of(config.limits))
+    limits = make_limits(config.limits)
     upstreams = Upstreams(ssl_context=trust.ssl_context, generation=lambda: trust.generation, limits=limits)
     proxy = Proxy(
         route=router.route,

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..config.dump import changed, merged, shown
+from ..config.dump import find_changes, merge, show_value
 from ..config.schema import AgentConfig, ProcessConfig
 from ..config.settings import settings_by_reload
 from ..errors import ConfigError
@@ -65,13 +65,13 @@ async def _reload(configured: Configured[AgentConfig], agent: Agent) -> None:
         for reason in reasons(error):
             logger.error("the configuration is wrong, and nothing of it was applied", extra={"reason": str(reason)})
         return
-    for name in changed(configured.process, process):
-        extra = {"setting": name, "value": shown(process, name)}
+    for name in find_changes(configured.process, process):
+        extra = {"setting": name, "value": show_value(process, name)}
         if name == "log_level":
             set_up_logging(process)
             logger.warning("setting changed", extra=extra)  # as a warning, so that most levels show it
         else:
             logger.warning("setting needs a restart", extra=extra)
-    configured.process = merged(configured.process, process, settings_by_reload(ProcessConfig)["restart"])
+    configured.process = merge(configured.process, process, settings_by_reload(ProcessConfig)["restart"])
     configured.warn(sources)
     await agent.reload(config)

@@ -21,10 +21,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..x509.certificate import Certificate, in_pem
-from .dump import value_of
+from .dump import get_value
 from .settings import settings
 
-__all__ = ["EXPIRED", "EXPOSED", "NOT_YET", "SOON", "CredentialWatch", "Finding", "findings"]
+__all__ = ["EXPIRED", "EXPOSED", "NOT_YET", "SOON", "CredentialWatch", "Finding", "check_credentials"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class CredentialWatch:
         now_s = time.time()
         told = {} if again else self._told
         self._told = {}
-        for found in self.findings(now_s):
+        for found in self.find(now_s):
             key = (found.setting, found.path, found.is_dated)
             text, at_s = told.get(key, ("", 0.0))
             if text != found.text or (found.is_dated and abs(now_s - at_s) >= DAY_S):
@@ -96,11 +96,11 @@ class CredentialWatch:
                 logger.warning(found.text, extra=extra)
             self._told[key] = (found.text, at_s)
 
-    def findings(self, now_s: float) -> Iterator[Finding]:
+    def find(self, now_s: float) -> Iterator[Finding]:
         """The faults at this time, in the settings' order. Unreadable files are skipped."""
         files, self._files, self.expiries = self._files, {}, {}
         for setting in settings(type(self.config)):
-            value = value_of(self.config, setting.name) if setting.holds else ""
+            value = get_value(self.config, setting.name) if setting.holds else ""
             for path in [value] if isinstance(value, str) else value:
                 if not path:
                     continue
@@ -135,9 +135,9 @@ class CredentialWatch:
             yield Finding(setting, path, text, {"subject": counts.subject, which[0]: _shown(which[1])})
 
 
-def findings(config: Any) -> list[Finding]:
-    """The present faults of a configuration's files."""
-    return list(CredentialWatch(config).findings(time.time()))
+def check_credentials(config: Any) -> list[Finding]:
+    """Find the present faults of a configuration's files."""
+    return list(CredentialWatch(config).find(time.time()))
 
 
 def _read(path: str, stamp: tuple[int, int, int]) -> _File:

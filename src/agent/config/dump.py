@@ -15,12 +15,12 @@ from typing import Any
 from ..syntax import Route
 from .settings import Setting, settings
 
-__all__ = ["as_toml", "changed", "merged", "shown", "value_of"]
+__all__ = ["find_changes", "get_value", "merge", "show_value", "write_toml"]
 
 DEFAULT = "default"
 
 
-def value_of(config: Any, name: str) -> Any:
+def get_value(config: Any, name: str) -> Any:
     """The value of a configuration's setting by its name, `field` or `group.field`."""
     group, dot, _ = name.partition(".")
     for setting in settings(type(config)):
@@ -29,12 +29,12 @@ def value_of(config: Any, name: str) -> Any:
     raise KeyError(name)
 
 
-def changed(old: Any, new: Any) -> list[str]:
+def find_changes(old: Any, new: Any) -> list[str]:
     """The names of the settings in which two configurations of one class differ, in the fields' order."""
-    return [each.name for each in settings(type(old)) if value_of(old, each.name) != value_of(new, each.name)]
+    return [each.name for each in settings(type(old)) if get_value(old, each.name) != get_value(new, each.name)]
 
 
-def as_toml(configs: Sequence[Any], sources: Mapping[str, str]) -> str:
+def write_toml(configs: Sequence[Any], sources: Mapping[str, str]) -> str:
     """Make the text.
 
     configs: of different classes, from `settings.load`.
@@ -48,7 +48,7 @@ def as_toml(configs: Sequence[Any], sources: Mapping[str, str]) -> str:
             group, dot, key = setting.name.partition(".")
             lines = tables.setdefault(group, []) if dot else top
             source = sources.get(setting.name, DEFAULT)
-            lines.append(_line(key if dot else setting.name, setting, value_of(config, setting.name), source))
+            lines.append(_line(key if dot else setting.name, setting, get_value(config, setting.name), source))
     return "\n".join([*top, *(line for name, lines in tables.items() for line in ("", f"[{name}]", *lines)), ""])
 
 
@@ -83,10 +83,10 @@ def _escaped(text: str) -> Iterator[str]:
         yield character if character.isprintable() else f"\\U{ord(character):08X}"
 
 
-def shown(config: Any, name: str) -> str:
+def show_value(config: Any, name: str) -> str:
     """A setting's value for the log, by its name. Secrets are not shown."""
     setting = next(each for each in settings(type(config)) if each.name == name)
-    value = value_of(config, name)
+    value = get_value(config, name)
     if value is None or value == "":
         return "not set"
     if setting.secret:
@@ -94,14 +94,14 @@ def shown(config: Any, name: str) -> str:
     return value if isinstance(value, str) else _value(value)
 
 
-def merged(old: Any, new: Any, kept: Iterable[str]) -> Any:
+def merge(old: Any, new: Any, kept: Iterable[str]) -> Any:
     """Return `new` with the settings in `kept` from `old`. Raises ConfigErrors if the result breaks a rule."""
     fields: dict[str, Any] = {}
     groups: dict[str, dict[str, Any]] = {}
     attributes = {setting.name: setting.attribute for setting in settings(type(new))}
     for name in kept:
         group, dot, _ = name.partition(".")
-        (groups.setdefault(group, {}) if dot else fields)[attributes[name]] = value_of(old, name)
+        (groups.setdefault(group, {}) if dot else fields)[attributes[name]] = get_value(old, name)
     for group, values in groups.items():
         fields[group] = dataclasses.replace(getattr(new, group), **values)
     return dataclasses.replace(new, **fields)

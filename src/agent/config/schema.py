@@ -12,12 +12,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, cast
 
 from ..syntax import SOCKET_PATH_BYTES, Address, Route, is_loopback, parse_address
 from . import fields as kind
 from .limits import ProxyLimits
-from .settings import Checked, ConfigErrors, Rule, load
+from .settings import Checked, ConfigErrors, Rule
 
 __all__ = [
     "COMMANDS",
@@ -29,11 +29,9 @@ __all__ = [
     "ProcessConfig",
     "ProxyConfig",
     "TargetLimitsConfig",
-    "limits_of",
-    "load_config",
+    "make_limits",
 ]
 
-T = TypeVar("T")
 Routes = Sequence[str | tuple[str, str]] | Mapping[str, str]
 
 DRAIN_GRACE_S = 25.0
@@ -161,9 +159,13 @@ class TargetLimitsConfig(LimitsConfig):
     )
 
 
-def limits_of(config: LimitsConfig) -> dict[str, Any]:
-    """The limits by name. The fields have the names of ProxyLimits."""
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+def make_limits(config: LimitsConfig, **others: float) -> ProxyLimits:
+    """Make the limits of a proxy from the operator's, whose fields have the same names.
+
+    others: limits that are not settings of the command, by name.
+    """
+    values: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return ProxyLimits(**(values | others))
 
 
 _TARGET_KEY_RULE = Rule(
@@ -480,16 +482,3 @@ class ProcessConfig(Checked):
 
 COMMANDS: Mapping[str, type[Checked]] = MappingProxyType({"run": AgentConfig, "hub": HubConfig, "proxy": ProxyConfig})
 """Each command's configuration. A setting of one command is an error in the file of another."""
-
-
-def load_config(
-    cls: type[T], *, flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str = ""
-) -> tuple[T, ProcessConfig]:
-    """Read a command's configuration and its process's, from flags, environment, TOML file and defaults.
-
-    flags: by field name (`memory_comm.buffer_size`), None if not given. Raises ConfigErrors with all errors.
-    """
-    (config, process), _sources = load(
-        (cls, ProcessConfig), flags=flags, environ=environ, config_file=config_file, others=COMMANDS
-    )
-    return config, process

@@ -30,12 +30,11 @@ __all__ = [
     "SETTING",
     "Checked",
     "ConfigErrors",
-    "Given",
     "OnReload",
     "Rule",
     "Setting",
+    "add_source",
     "load",
-    "located",
     "settings",
     "settings_by_reload",
 ]
@@ -273,7 +272,7 @@ def load(
     return made, {name: found.source for name, found in given.items()}
 
 
-def located(error: ConfigError, sources: Mapping[str, str]) -> ConfigError:
+def add_source(error: ConfigError, sources: Mapping[str, str]) -> ConfigError:
     """Add the source to the error of a value that was found wrong at its use.
 
     sources: as `load` returns them. The name of a part or a file follows its source.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from .settings import OLD_PREFIX, Setting, settings
 
-__all__ = ["Doubt", "config_variables", "doubts", "outdated", "renamed"]
+__all__ = ["Doubt", "describe_rename", "find_doubts", "find_outdated", "list_config_variables"]
 
 OWN_PREFIX = "FASTPIPE_"
 READ_BY_US = frozenset({"FASTPIPE_NO_EXTENSIONS", "FASTPIPE_REQUIRE_EXTENSIONS", "FASTPIPE_DEBUG", "FASTPIPE_SANITIZE"})
@@ -37,12 +37,12 @@ class Doubt(NamedTuple):
     reason: str
 
 
-def config_variables(prefix: str) -> list[str]:
+def list_config_variables(prefix: str) -> list[str]:
     """The variables that name the TOML file: a command's own, and its former name."""
     return list(dict.fromkeys((f"{prefix}CONFIG", f"{OLD_PREFIX}CONFIG")))
 
 
-def doubts(
+def find_doubts(
     environ: Mapping[str, str], prefix: str, process: type[Any], commands: Mapping[str, type[Any]]
 ) -> list[Doubt]:
     """The variables with our prefixes that nothing reads, each with its probable meaning.
@@ -63,7 +63,7 @@ def _doubts(
         for each in (*settings(cls), *settings(process, cls.variable_prefix)):
             known[each.variable] = known[each.old_variable] = ""
             owners.setdefault(each.variable.removeprefix(each.prefix), {})[command] = each.variable
-        known |= dict.fromkeys(config_variables(cls.variable_prefix), "")
+        known |= dict.fromkeys(list_config_variables(cls.variable_prefix), "")
     prefixes = (prefix, *(cls.variable_prefix for cls in commands.values()), OWN_PREFIX)
     for variable in sorted(environ):
         if variable in known or not variable.startswith(prefixes) or _SERVICE.fullmatch(variable):
@@ -81,18 +81,18 @@ def _doubts(
             yield Doubt(variable, "the command's --help lists its variables")
 
 
-def renamed(old: str, new: str) -> Doubt:
+def describe_rename(old: str, new: str) -> Doubt:
     """The doubt about a variable with its former name."""
     return Doubt(old, f"it is called {new} now")
 
 
-def outdated(sources: Mapping[str, str], declared: Mapping[str, Setting]) -> list[Doubt]:
+def find_outdated(sources: Mapping[str, str], declared: Mapping[str, Setting]) -> list[Doubt]:
     """The variables that gave a value under their former name, each with its present name.
 
     sources: from `settings.load`. declared: the settings by name.
     """
     return [
-        renamed(setting.old_variable, setting.variable)
+        describe_rename(setting.old_variable, setting.variable)
         for name, setting in declared.items()
         if sources.get(name) == setting.old_variable != setting.variable
     ]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..config.credentials import CredentialWatch
-from ..config.schema import HubConfig, limits_of
+from ..config.schema import HubConfig, make_limits
 from ..errors import ConfigError, PolicyError, Redirected, Refused, listening
 from ..messages import RequestHead, Target
 from ..outcome import log_outcome
@@ -188,11 +188,11 @@ class Hub:
             await serve_until_cancelled(drain)
 
     def _limits(self) -> ProxyLimits:
-        return ProxyLimits(
+        return make_limits(
+            self._config.limits,
             upstream_idle_s=UPSTREAM_IDLE_S,
             idle_upstreams_per_target=IDLE_CONNECTIONS,
             unanswered_s=self.liveness.unanswered_s,
-            **limits_of(self._config.limits),
         )
 
     def _make_proxy(self, limits: ProxyLimits, shares: Shares) -> Proxy:

@@ -17,8 +17,8 @@ import logging
 from collections.abc import Callable
 
 from ..config.credentials import CredentialWatch
-from ..config.dump import changed, merged, shown
-from ..config.schema import AgentConfig, limits_of
+from ..config.dump import find_changes, merge, show_value
+from ..config.schema import AgentConfig, make_limits
 from ..config.settings import settings_by_reload
 from ..connections.carrier_policy import CarrierPolicy
 from ..connections.counters import ConnectionCounters
@@ -243,10 +243,10 @@ class Agent:
         if self._draining:
             return
         old = self.config
-        names = changed(old, config)
+        names = find_changes(old, config)
         kept = [name for name in names if not self._can_change(name, config)]
         try:
-            new: AgentConfig = merged(old, config, kept)
+            new: AgentConfig = merge(old, config, kept)
             self._endpoints.check(new)
             router = self._router_in_force
             if new.static_routes != old.static_routes:
@@ -274,10 +274,10 @@ class Agent:
             self._warn_of_bound()
         for name in names:
             if name in kept:
-                extra = {"setting": name, "value": shown(config, name), "in_force": shown(old, name)}
+                extra = {"setting": name, "value": show_value(config, name), "in_force": show_value(old, name)}
                 logger.warning("setting needs a restart", extra=extra)
             else:
-                logger.info("setting changed", extra={"setting": name, "value": shown(new, name)})
+                logger.info("setting changed", extra={"setting": name, "value": show_value(new, name)})
         redials = self._endpoints.files_changed or not HUB_SETTINGS.isdisjoint(set(names) - set(kept)) or not self.ready
         logger.info("the configuration was read anew", extra={"changed": len(names) - len(kept), "redials": redials})
         self.credentials.config = new
@@ -363,7 +363,7 @@ class Agent:
 
 
 def _limits(config: AgentConfig) -> ProxyLimits:
-    return ProxyLimits(buffer_bytes=config.memory_comm.buffer_size, **limits_of(config.limits))
+    return make_limits(config.limits, buffer_bytes=config.memory_comm.buffer_size)
 
 
 def _for_hub(limits: ProxyLimits) -> ProxyLimits:
