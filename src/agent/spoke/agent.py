@@ -66,7 +66,7 @@ REQUESTS_PER_CONNECTION = 10
 though hubs keep connections for as long as they find them open."""
 
 _BY_RELOAD = settings_by_reload(AgentConfig)
-HUB_SETTINGS = _BY_RELOAD["redial"]
+"""The names of the settings, by the effect of a changed value."""
 
 
 class Agent:
@@ -233,12 +233,12 @@ class Agent:
     # -- while it runs
 
     async def reload(self, config: AgentConfig) -> None:
-        """Take over what of `config` can change while the agent runs; no connection is dropped.
+        """Apply the settings of `config` that can change while the agent runs. No connection is dropped.
 
-        What has changed is for new connections, new requests and the next dials, each said in one line; so is what
-        would need a restart, and stays as it was. Where a changed value can't be used, nothing is applied, and that is
-        said. Hubs are dialled anew where what they are dialled with has changed, or no session is up. Cancelled: as
-        before, or applied. Nothing happens while draining.
+        A changed setting is for new connections, new requests and the next dials. The log has one line for each changed
+        setting, also for a setting that needs a restart and keeps its value. If a changed value can't be used, nothing
+        is applied, and the log has the reason. The agent reconnects if a setting or a file for its hubs changed, or if
+        it has no session. If cancelled, either nothing or everything is applied. A draining agent ignores the call.
         """
         if self._draining:
             return
@@ -262,14 +262,10 @@ class Agent:
         except ConfigError as error:
             logger.error("nothing of the changed configuration was applied", extra={"reason": str(error)})
             return
-        self.config = self._endpoints.config = new
-        self._router_in_force = router
-        self.proxy.route = self._apps.routed(router.route)
-        self.upstreams.limits = limits = _limits(new)
-        self.proxy.limits = _for_hub(limits)
+        before = self._served
+        self._apply(new, router)
         if new.memory_percent != old.memory_percent:
             self._tell_share()
-        before, self._served = self._served, self._bound()
         if self._served != before:
             self._warn_of_bound()
         for name in names:
@@ -278,15 +274,28 @@ class Agent:
                 logger.warning("setting needs a restart", extra=extra)
             else:
                 logger.info("setting changed", extra={"setting": name, "value": show_value(new, name)})
-        redials = self._endpoints.files_changed or not HUB_SETTINGS.isdisjoint(set(names) - set(kept)) or not self.ready
+        redials = (
+            self._endpoints.files_changed
+            or not _BY_RELOAD["redial"].isdisjoint(set(names) - set(kept))
+            or not self.ready
+        )
         logger.info("the configuration was read anew", extra={"changed": len(names) - len(kept), "redials": redials})
-        self.credentials.config = new
         self.credentials.look(again=True)
         self.links.look_again()
         if redials:
             self.reconnect_now()
 
+    def _apply(self, config: AgentConfig, router: Router) -> None:
+        """Hand every room the settings that it uses. The carriers and the allow list have theirs already."""
+        self.config = self._endpoints.config = self.credentials.config = config
+        self._router_in_force = router
+        self.proxy.route = self._apps.routed(router.route)
+        self.upstreams.limits = limits = _limits(config)
+        self.proxy.limits = _for_hub(limits)
+        self._served = self._bound()
+
     def _can_change(self, name: str, new: AgentConfig) -> bool:
+        """Whether a reload applies this changed setting: by its declaration, except for two that depend on values."""
         if name == "hub_address":
             return len(new.hub_addresses) == len(self.config.hub_addresses)
         if name == "route":  # other routes, but the same kind of router
