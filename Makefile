@@ -27,11 +27,18 @@ test: $(VENV)/.tested ## run the whole suite on both twins (a part: PYTEST_ARGS=
 	@echo "Testing the Python twin and the compiled one side by side: some minutes each, the first one's output at its end."
 	@.ci/beside "$(MAKE) --no-print-directory test-python" "$(MAKE) --no-print-directory test-compiled"
 
+# Half of a test's time is waiting, so more processes than cores. WORKERS=0 runs all tests in one process.
+WORKERS ?= 3
+PARALLEL = $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist worksteal)
+# The parts of the suite for code that has one twin. A whole run tests them once, on the compiled twin.
+ONE_TWIN := tests/bench tests/config tests/x509 tests/test_commit_message.py tests/test_contributing.py \
+  tests/test_deploy.py tests/test_language.py tests/test_architecture.py
+
 test-compiled: $(VENV)/.tested ## run the suite on the compiled twin
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-python: $(VENV)/.tested ## run the suite on the Python twin
-	FASTPIPE_NO_EXTENSIONS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	FASTPIPE_NO_EXTENSIONS=1 $(BIN)/python -m pytest $(PARALLEL) $(or $(PYTEST_ARGS),$(ONE_TWIN:%=--ignore=%))
 
 # The transport's own tests, on every newer CPython that pyenv has here.
 test-pythons: ## run the transport's tests on every newer CPython that pyenv has
