@@ -352,6 +352,7 @@ def test_users_stay_connected_while_ten_of_them_ask(path: str) -> None:
 
 
 def test_a_turns_budget_is_measured_in_a_process_of_its_own() -> None:
+    pytest.importorskip("fastpipe._pipe_c")
     from bench import curves
 
     found = curves.turn_of_budget("64")
