@@ -54,14 +54,9 @@ ROOTS = {
 """Composition roots: modules that may import more than their room."""
 
 
-PROXY = "a connection and its exchange use each other's fields"
 TWIN = "the package selects the pipe's twin, and these use the selected one"
 
 CIRCLES = {
-    ("agent.proxy.proxy", "agent.proxy.server"): PROXY,
-    ("agent.proxy.relay", "agent.proxy.server"): PROXY,
-    ("agent.proxy.relay", "agent.proxy.upgrade"): PROXY,
-    ("agent.proxy.server", "agent.proxy.upgrade"): PROXY,
     ("fastpipe", "fastpipe.listener"): TWIN,
     ("fastpipe", "fastpipe.streams"): TWIN,
     ("fastpipe.listener", "fastpipe.streams"): TWIN,

@@ -93,7 +93,7 @@ def declared(types: Path) -> dict[str, set[str]]:
             if base is not None:  # of the same file, or of another
                 names |= found[base] if base in found else declared(imported[base])[base]
         elif match := re.match(r"from ([\w.]+) cimport (\w+)$", line):
-            imported[match[2]] = SOURCE.joinpath(*match[1].split(".")[1:]).with_suffix(".pxd")
+            imported[match[2]] = path_of(match[1], ".pxd", SOURCE)
         elif match := re.match(r"    cdef (?:public )?(.*)", line):
             names |= set(re.findall(r"\w+", match[1]))
     return found
