@@ -46,9 +46,9 @@ ROOTS = {
     "agent.hub.session": {"agent.tunnel.session", "agent.tunnel.window"},
     "agent.cli.checks": {"policy", "spoke", "tunnel", "x509"},
     "agent.cli.configured": {"agent.spoke.outbound_proxy"},
-    "agent.cli.demo": {"hub", "spoke"},
+    "agent.cli.demonstration": {"hub", "spoke"},
     "agent.cli.hub": {"hub"},
-    "agent.cli.proxy": {"policy", "proxy"},
+    "agent.cli.proxy_server": {"policy", "proxy"},
     "agent.cli.run": {"spoke"},
 }
 """Composition roots: modules that may import more than their room."""
@@ -179,6 +179,10 @@ LOADED_WITH = {
     "agent.cli.main": ["ssl", "h2", "httptools", "asyncio", "uvloop", "agent.spoke.agent", "agent.hub.hub", "tomllib"],
     "agent.config.schema": ["ssl", "h2", "httptools", "asyncio", "click"],
     "agent.policy.router": ["ssl", "h2", "httptools", "asyncio", "click", "agent.config.schema"],
+} | {
+    # The help, --print-config and an error in the configuration need no more than the options.
+    f"agent.cli.{command}": ["ssl", "h2", "httptools", "asyncio", "agent.spoke.agent", "agent.hub.hub", "agent.proxy"]
+    for command in ("run", "hub", "proxy", "demo", "check")
 }
 
 

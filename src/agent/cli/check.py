@@ -13,7 +13,6 @@ from typing import Any
 import click
 
 from ..config.schema import AgentConfig, ProcessConfig
-from .checks import run_checks
 from .configured import Configured
 from .options import GroupedCommand, options
 from .output import DONE, FAILED, print_line
@@ -46,6 +45,8 @@ def command(config_file: str, **given: Any) -> None:
         print_line(f"note {doubt.variable}: a variable that is not read, {doubt.reason}")
 
     async def body() -> None:
+        from .checks import run_checks
+
         async for result in run_checks(config, configured.sources):
             print_line(str(result))
             if not result.ok:

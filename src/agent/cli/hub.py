@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from ..config.schema import HubConfig, ProcessConfig
-from ..hub.hub import Hub
 from .configured import Configured
 from .options import GroupedCommand, options, print_config_option
 from .output import announce_listening
@@ -36,6 +35,8 @@ def command(config_file: str, print_config: bool, **given: Any) -> None:
     import_from_working_folder()
 
     async def body() -> None:
+        from ..hub.hub import Hub
+
         await Hub(config, on_listening=announce_listening).run()
 
     sys.exit(serve(body, process, configured.sources))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,11 +12,13 @@ from ..config.dump import find_changes, merge, show_value
 from ..config.schema import AgentConfig, ProcessConfig
 from ..config.settings import settings_by_reload
 from ..errors import ConfigError
-from ..spoke.agent import Agent
 from .configured import Configured, set_up_logging
 from .options import GroupedCommand, options, print_config_option
 from .output import announce, reasons
 from .process import import_from_working_folder, on_hangup, serve
+
+if TYPE_CHECKING:
+    from ..spoke.agent import Agent
 
 __all__ = ["command"]
 
@@ -43,6 +45,8 @@ def command(config_file: str, print_config: bool, **given: Any) -> None:
     import_from_working_folder()
 
     async def body() -> None:
+        from ..spoke.agent import Agent
+
         announced: list[bool] = []
 
         def on_ready() -> None:
