@@ -325,7 +325,7 @@ CURVES: Sequence[Curve] = (
         AgentConfig("hub:1", "c1").memory_comm.buffer_size,
         "equal to the pipe's own. The memory of a stalled connection grows with it",
         BUFFERS,
-        functools.partial(hop_downloads, options=lambda size: {"buffer_size": size}),
+        functools.partial(hop_downloads, options=lambda size: {"buffer_bytes": size}),
     ),
     sizes(
         "buffer_bytes",

@@ -231,11 +231,11 @@ async def house(
     route: Callable[[RequestHead], Target | Awaitable[Target]],
     *,
     limits: ProxyLimits | None = None,
-    buffer_size: int = DEFAULT_LIMIT,
+    buffer_bytes: int = DEFAULT_LIMIT,
     packets: Packets | None = None,
     upstreams: Upstreams | None = None,
 ) -> AsyncIterator[House]:
-    """mode: "memory" or "UDS". buffer_size: of the pipe. packets, upstreams: instead of the usual ones."""
+    """mode: "memory" or "UDS". buffer_bytes: of the pipe. packets, upstreams: instead of the usual ones."""
     made = House(packets or Packets())
     limits = limits or ProxyLimits()
     upstreams = upstreams or Upstreams(limits=limits)
@@ -256,7 +256,7 @@ async def house(
         made.manager = MemoryConnManager(
             made.packets,
             lambda conn_id, outcome: made.proxy.connection(conn_id, outcome, "memory"),
-            buffer_size=buffer_size,
+            buffer_bytes=buffer_bytes,
         )
     try:
         yield made

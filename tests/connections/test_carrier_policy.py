@@ -49,7 +49,7 @@ class Session:
         self.tunnel = RecordingTunnel()
         self.peers: dict[int, Peer] = {}
         self.modes: dict[int, str] = {}
-        self.carrier_policy = CarrierPolicy(self._accept, memory_percent=percent, buffer_size=65536)
+        self.carrier_policy = CarrierPolicy(self._accept, memory_percent=percent, buffer_bytes=65536)
         self.manager: MixedConnManager | None = None
 
     def _accept(self, conn_id: int, outcome: Outcome, mode: str) -> Peer:
@@ -91,9 +91,9 @@ async def test_a_change_is_for_new_connections_only() -> None:
     session = Session(100)
     await session.carrier_policy.start()
     await session.open(1)
-    await session.carrier_policy.change(memory_percent=0, buffer_size=65536)  # the Unix socket is made now
+    await session.carrier_policy.change(memory_percent=0, buffer_bytes=65536)  # the Unix socket is made now
     await session.open(2)
-    await session.carrier_policy.change(memory_percent=100, buffer_size=65536)
+    await session.carrier_policy.change(memory_percent=100, buffer_bytes=65536)
     await session.open(3)
     assert session.modes == {1: "memory", 2: "uds", 3: "memory"}
     for conn_id in (1, 2, 3):
@@ -130,11 +130,11 @@ async def test_a_unix_socket_that_cannot_be_made_leaves_everything_as_it_was(tmp
     (tmp_path / "taken").write_text("")
     session = Session(100)
     session.carrier_policy = CarrierPolicy(
-        session._accept, memory_percent=100, buffer_size=65536, socket_path=str(tmp_path / "taken")
+        session._accept, memory_percent=100, buffer_bytes=65536, socket_path=str(tmp_path / "taken")
     )
     await session.carrier_policy.start()
     with pytest.raises(ConfigError):
-        await session.carrier_policy.change(memory_percent=10, buffer_size=4096)
+        await session.carrier_policy.change(memory_percent=10, buffer_bytes=4096)
     assert session.carrier_policy.memory_percent == 100
     await session.open(1)
     assert session.modes == {1: "memory"}
@@ -145,21 +145,21 @@ async def test_on_windows_unix_sockets_are_said_to_be_unavailable(monkeypatch: p
     monkeypatch.setattr(sys, "platform", "win32")
     for percent in (0, 99):
         with pytest.raises(ConfigError, match="on Windows, Unix sockets aren't available"):
-            CarrierPolicy(lambda *_: asyncio.Protocol(), memory_percent=percent, buffer_size=65536)
-    carrier_policy = CarrierPolicy(lambda *_: asyncio.Protocol(), memory_percent=100, buffer_size=65536)
+            CarrierPolicy(lambda *_: asyncio.Protocol(), memory_percent=percent, buffer_bytes=65536)
+    carrier_policy = CarrierPolicy(lambda *_: asyncio.Protocol(), memory_percent=100, buffer_bytes=65536)
     with pytest.raises(ConfigError):
-        await carrier_policy.change(memory_percent=50, buffer_size=65536)
+        await carrier_policy.change(memory_percent=50, buffer_bytes=65536)
 
 
-# buffer_size ----------------------------------------------------------------------------------------------------------
+# buffer_bytes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("buffer_size", [16384, 65536, 262144])
+@pytest.mark.parametrize("buffer_bytes", [16384, 65536, 262144])
 async def test_a_stalled_proxy_holds_about_the_buffer_and_the_rest_waits_outside(
-    open_house: Any, buffer_size: int
+    open_house: Any, buffer_bytes: int
 ) -> None:
     limits = ConnectionLimits(inbound_bytes=8 * 1024 * 1024)
-    options = {"buffer_size": buffer_size, "acceptor_options": {"buffer_size": buffer_size}}
+    options = {"buffer_bytes": buffer_bytes, "acceptor_options": {"buffer_bytes": buffer_bytes}}
     async with open_house(SlowPeer, features=frozenset({"close"}), limits=limits, **options) as house:
         peer = await house.opened(1)
         sent = 0
@@ -174,7 +174,7 @@ async def test_a_stalled_proxy_holds_about_the_buffer_and_the_rest_waits_outside
         (connection,) = house.manager.connections
         assert connection.paused == (True, False)
         in_carrier = sent - house.held_bytes
-        assert buffer_size // 4 < in_carrier <= 2 * buffer_size + 8192, in_carrier
+        assert buffer_bytes // 4 < in_carrier <= 2 * buffer_bytes + 8192, in_carrier
         assert house.held_bytes == sent - in_carrier
         peer.transport.resume_reading()
         await until(lambda: len(peer.received) == sent)
@@ -182,12 +182,12 @@ async def test_a_stalled_proxy_holds_about_the_buffer_and_the_rest_waits_outside
         assert connection.paused == (False, False)
 
 
-@pytest.mark.parametrize("buffer_size", [16384, 65536, 262144])
-async def test_a_stalled_hub_pauses_the_proxy_at_about_the_buffer(open_house: Any, buffer_size: int) -> None:
-    options = {"buffer_size": buffer_size, "acceptor_options": {"buffer_size": buffer_size}}
+@pytest.mark.parametrize("buffer_bytes", [16384, 65536, 262144])
+async def test_a_stalled_hub_pauses_the_proxy_at_about_the_buffer(open_house: Any, buffer_bytes: int) -> None:
+    options = {"buffer_bytes": buffer_bytes, "acceptor_options": {"buffer_bytes": buffer_bytes}}
     async with open_house(WritingPeer, features=frozenset({"close"}), **options) as house:
         peer = await house.opened(1)
-        peer.transport.set_write_buffer_limits(high=buffer_size, low=buffer_size // 4)  # as the proxy does
+        peer.transport.set_write_buffer_limits(high=buffer_bytes, low=buffer_bytes // 4)  # as the proxy does
         house.tunnel.outbounds[1].pause()
         (connection,) = house.manager.connections
         assert connection.paused == (False, True)
@@ -195,10 +195,10 @@ async def test_a_stalled_hub_pauses_the_proxy_at_about_the_buffer(open_house: An
         while not peer.paused:
             peer.write(piece)
             written += len(piece)
-            assert written <= 8 * buffer_size, "the writer was never paused"
+            assert written <= 8 * buffer_bytes, "the writer was never paused"
             await asyncio.sleep(0)
         in_carrier = written - len(house.tunnel.sent(1))
-        assert buffer_size // 4 < in_carrier <= 2 * buffer_size + 8192, in_carrier
+        assert buffer_bytes // 4 < in_carrier <= 2 * buffer_bytes + 8192, in_carrier
         house.tunnel.outbounds[1].resume()
         await until(lambda: len(house.tunnel.sent(1)) == written)
         assert not peer.paused

@@ -39,4 +39,5 @@ async def test_a_reload_hands_each_setting_to_its_room(caplog: pytest.LogCapture
         assert getattr(agent.upstreams.limits, name) == value
         assert getattr(agent.proxy.limits, name) >= value  # some are later towards the hub
     assert agent.upstreams.limits.buffer_bytes == agent.proxy.limits.buffer_bytes == 8192
+    assert agent.carrier_policy.buffer_bytes == 8192
     assert agent.proxy.max_connections == 7

@@ -70,7 +70,7 @@ class UDSAcceptor:
 
     accept: makes the proxy's protocol for one connection. accept_base: the same for connections that come from a hub
     without features; None: `accept` makes those too. socket_path: where to listen; a socket there that a killed
-    agent of the same user has left is replaced; "" makes a private directory of its own. buffer_size: high-water mark
+    agent of the same user has left is replaced; "" makes a private directory of its own. buffer_bytes: high-water mark
     of the proxy's side, in bytes; may be changed. abstract_names: bind the managers' sockets in Linux's abstract
     namespace, else in a private directory. `start` must have returned before managers are made.
     """
@@ -81,13 +81,13 @@ class UDSAcceptor:
         *,
         accept_base: Callable[[int, Outcome], asyncio.Protocol] | None = None,
         socket_path: str = "",
-        buffer_size: int = 65536,
+        buffer_bytes: int = 65536,
         abstract_names: bool = sys.platform == "linux",
     ) -> None:
         self._accept = accept
         self._accept_base = accept_base or accept
         self._configured_path = socket_path
-        self.buffer_size = buffer_size
+        self.buffer_bytes = buffer_bytes
         self._abstract = abstract_names
         self._token = secrets.token_hex(16)
         self._sessions = 0
@@ -276,15 +276,15 @@ class UDSAcceptor:
         announced.transport = transport
         self._accepted.add(announced)
         self._bound_kernel(transport.get_extra_info("socket"))
-        transport.set_write_buffer_limits(high=self.buffer_size, low=self.buffer_size // 4)
+        transport.set_write_buffer_limits(high=self.buffer_bytes, low=self.buffer_bytes // 4)
         return protocol
 
     def _bound_kernel(self, sock: socket.socket) -> None:
-        """Have the kernel hold `buffer_size` bytes of what this end sends, in place of its 208 KiB.
+        """Have the kernel hold `buffer_bytes` of what this end sends, in place of its 208 KiB.
 
         Linux doubles what it is given (socket(7)), and a Unix stream's sender is charged until its peer has read.
         """
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.buffer_size // 2)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.buffer_bytes // 2)
 
     def _warn_of_stranger(self) -> None:
         self._strangers += 1

@@ -43,7 +43,7 @@ class CarrierPolicy:
 
     accept: makes the proxy's protocol for one connection, carried by `memory` or by `uds`. accept_base: the same for
     connections that come from a hub without features; None: `accept` makes those too. memory_percent: the share of
-    new connections, over all sessions, that pipes carry. buffer_size: what each holds in each direction, in bytes.
+    new connections, over all sessions, that pipes carry. buffer_bytes: what each holds in each direction.
     socket_path: as in UDSAcceptor. Raises ConfigError where a share is left for Unix sockets and there are none.
 
     most_connections: of all sessions together; past it no connection is opened. May be changed at any time; None for no
@@ -58,7 +58,7 @@ class CarrierPolicy:
         *,
         accept_base: Accept | None = None,
         memory_percent: int,
-        buffer_size: int,
+        buffer_bytes: int,
         socket_path: str = "",
         most_connections: int | None = None,
     ) -> None:
@@ -66,7 +66,7 @@ class CarrierPolicy:
         self._accept = accept
         self._accept_base = accept_base or accept
         self.share = Share(memory_percent)
-        self.buffer_size = buffer_size
+        self.buffer_bytes = buffer_bytes
         self.most_connections = most_connections
         self.most_sockets: int | None = None
         self._socket_path = socket_path
@@ -87,9 +87,9 @@ class CarrierPolicy:
 
     async def start(self) -> None:
         """Be ready for connections. Raises ConfigError where the Unix socket can't be made. Cancelled: not started."""
-        await self.change(memory_percent=self.share.percent, buffer_size=self.buffer_size)
+        await self.change(memory_percent=self.share.percent, buffer_bytes=self.buffer_bytes)
 
-    async def change(self, *, memory_percent: int, buffer_size: int) -> None:
+    async def change(self, *, memory_percent: int, buffer_bytes: int) -> None:
         """Carry new connections so from now on; those that are open go on as they are.
 
         Raises ConfigError where the Unix socket is needed and can't be made; then, and when cancelled, nothing changes.
@@ -100,14 +100,14 @@ class CarrierPolicy:
                 lambda conn_id, outcome: self._accept(conn_id, outcome, "uds"),
                 accept_base=lambda conn_id, outcome: self._accept_base(conn_id, outcome, "uds"),
                 socket_path=self._socket_path,
-                buffer_size=buffer_size,
+                buffer_bytes=buffer_bytes,
             )
             await acceptor.start()
             self.acceptor = acceptor
         if self.acceptor is not None:
-            self.acceptor.buffer_size = buffer_size
+            self.acceptor.buffer_bytes = buffer_bytes
         self.share.percent = memory_percent
-        self.buffer_size = buffer_size
+        self.buffer_bytes = buffer_bytes
 
     async def close(self) -> None:
         """Stop listening, and end what came by the Unix socket. Cancelled: all of it is done but waiting."""

@@ -50,7 +50,7 @@ class MemoryConnManager(ConnManager):
     """Connections over pipes. The rest as in ConnManager.
 
     accept: makes the proxy's protocol for one connection. accept_base: the same for connections that come from a hub
-    without features; None: `accept` makes those too. buffer_size: a pipe's high-water mark, in bytes; may be
+    without features; None: `accept` makes those too. buffer_bytes: a pipe's high-water mark; may be
     changed for the connections to come.
     """
 
@@ -60,7 +60,7 @@ class MemoryConnManager(ConnManager):
         accept: Callable[[int, Outcome], asyncio.Protocol],
         *,
         accept_base: Callable[[int, Outcome], asyncio.Protocol] | None = None,
-        buffer_size: int = 65536,
+        buffer_bytes: int = 65536,
         limits: ConnectionLimits | None = None,
         budget: FirstPacketBudget | None = None,
         counters: ConnectionCounters | None = None,
@@ -68,8 +68,8 @@ class MemoryConnManager(ConnManager):
         super().__init__(tunnel, limits=limits, budget=budget, counters=counters)
         self.accept = accept
         self.accept_base = accept_base or accept
-        self.buffer_size = buffer_size
+        self.buffer_bytes = buffer_bytes
 
     def make_connection(self, conn_id: int) -> AgentConnection:
         accept = self.accept_base if self.is_base_hubs else self.accept
-        return make_memory_connection(self, conn_id, accept, self.buffer_size)
+        return make_memory_connection(self, conn_id, accept, self.buffer_bytes)

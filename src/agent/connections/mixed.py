@@ -52,8 +52,8 @@ class MixedConnManager(ConnManager):
             raise FullError(f"the agent takes no more than {most} connections at once")
         if policy.share.next() or (policy.most_sockets is not None and open_now > policy.most_sockets):
             accept = policy.accept_base_memory if self.is_base_hubs else policy.accept_memory
-            return make_memory_connection(self, conn_id, accept, policy.buffer_size)
+            return make_memory_connection(self, conn_id, accept, policy.buffer_bytes)
         assert policy.acceptor is not None  # since a share was left for it
         if not self._acceptor_session:
             self._acceptor_session = policy.acceptor.next_session()
-        return make_uds_connection(self, conn_id, policy.acceptor, self._acceptor_session, policy.buffer_size)
+        return make_uds_connection(self, conn_id, policy.acceptor, self._acceptor_session, policy.buffer_bytes)

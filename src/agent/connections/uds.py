@@ -64,7 +64,7 @@ def make_uds_connection(
 class UDSConnManager(ConnManager):
     """Connections over Unix sockets. The rest as in ConnManager.
 
-    acceptor: started, shared by all sessions; has the kernel hold its own `buffer_size` of what is sent. buffer_size:
+    acceptor: started, shared by all sessions; has the kernel hold its own `buffer_bytes` of what is sent. buffer_bytes:
     what waits beyond that, here, is a quarter of it; may be changed for the connections to come.
     """
 
@@ -73,15 +73,15 @@ class UDSConnManager(ConnManager):
         tunnel: Tunnel,
         acceptor: UDSAcceptor,
         *,
-        buffer_size: int = 65536,
+        buffer_bytes: int = 65536,
         limits: ConnectionLimits | None = None,
         budget: FirstPacketBudget | None = None,
         counters: ConnectionCounters | None = None,
     ) -> None:
         super().__init__(tunnel, limits=limits, budget=budget, counters=counters)
-        self.buffer_size = buffer_size
+        self.buffer_bytes = buffer_bytes
         self.acceptor = acceptor
         self._session = acceptor.next_session()
 
     def make_connection(self, conn_id: int) -> AgentConnection:
-        return make_uds_connection(self, conn_id, self.acceptor, self._session, self.buffer_size)
+        return make_uds_connection(self, conn_id, self.acceptor, self._session, self.buffer_bytes)

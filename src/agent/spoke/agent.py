@@ -143,7 +143,7 @@ class Agent:
             self.proxy.connection,
             accept_base=functools.partial(self.proxy.connection, is_base_hubs=True),
             memory_percent=self.config.memory_percent,
-            buffer_size=self.config.memory_comm.buffer_size,
+            buffer_bytes=self.config.memory_comm.buffer_size,
             socket_path=self.config.uds_socket_path,
         )
 
@@ -256,7 +256,9 @@ class Agent:
             services = self.policy.services
             if services is not None:
                 ServiceAllowList(new.service_allow_file)  # raises before anything is applied
-            await self.carrier_policy.change(memory_percent=new.memory_percent, buffer_size=new.memory_comm.buffer_size)
+            await self.carrier_policy.change(
+                memory_percent=new.memory_percent, buffer_bytes=new.memory_comm.buffer_size
+            )
             if services is not None:
                 services.use(new.service_allow_file)  # read anew, whether or not it is another file
         except ConfigError as error:
