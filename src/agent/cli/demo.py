@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from .configured import set_up_logging
 from .options import GroupedCommand, options
 from .output import report
-from .process import loop_factory
+from .process import choose_loop
 
 __all__ = ["command"]
 
@@ -35,7 +35,7 @@ def command(config_file: str, **given: Any) -> None:
         set_up_logging(process)
         from .demonstration import run_demo
 
-        code = run_demo(loop_factory(process.loop))
+        code = run_demo(choose_loop(process.loop))
     except ConfigError as error:
         code = report(error)
     sys.exit(code)

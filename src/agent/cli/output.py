@@ -14,7 +14,17 @@ from ..config.settings import ConfigErrors, add_source
 from ..errors import AgentError, ConfigError
 from ..syntax import Address
 
-__all__ = ["DONE", "FAILED", "PROGRAM", "USAGE", "announce", "announce_listening", "print_line", "reasons", "report"]
+__all__ = [
+    "DONE",
+    "FAILED",
+    "PROGRAM",
+    "USAGE",
+    "announce",
+    "announce_listening",
+    "print_line",
+    "report",
+    "split_errors",
+]
 
 PROGRAM = "fastpipe-agent"
 DONE, FAILED, USAGE = 0, 1, 2
@@ -52,7 +62,7 @@ def report(error: Exception, sources: Mapping[str, str] | None = None) -> int:
     sources: the source of each set field, which the text then names.
     """
     given = sources or {}
-    found = [add_source(each, given) if isinstance(each, ConfigError) else each for each in reasons(error)]
+    found = [add_source(each, given) if isinstance(each, ConfigError) else each for each in split_errors(error)]
     for reason in found:
         if isinstance(reason, AgentError | OSError):
             print(f"{PROGRAM}: {reason}", file=sys.stderr, flush=True)
@@ -61,11 +71,11 @@ def report(error: Exception, sources: Mapping[str, str] | None = None) -> int:
     return USAGE if all(isinstance(reason, ConfigError) for reason in found) else FAILED
 
 
-def reasons(error: BaseException) -> Iterator[BaseException]:
+def split_errors(error: BaseException) -> Iterator[BaseException]:
     """The errors inside an error: the members of an exception group (as of a task group) and of ConfigErrors."""
     members = error.exceptions if isinstance(error, BaseExceptionGroup) else getattr(error, "errors", ())
     if not members or not isinstance(error, BaseExceptionGroup | ConfigErrors):
         yield error
         return
     for member in members:
-        yield from reasons(member)
+        yield from split_errors(member)

@@ -16,7 +16,7 @@ from .output import DONE, FAILED, report
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["import_from_working_folder", "loop_factory", "on_hangup", "serve"]
+__all__ = ["choose_loop", "import_from_working_folder", "on_hangup", "serve"]
 
 LEAVE_S = 3.0
 """Seconds that threads have to end after a service has ended."""
@@ -53,7 +53,7 @@ def serve(
         return code
 
     try:
-        with asyncio.Runner(loop_factory=loop_factory(process.loop)) as runner:
+        with asyncio.Runner(loop_factory=choose_loop(process.loop)) as runner:
             return runner.run(run())
     except Exception as error:
         return report(error, sources)
@@ -117,7 +117,7 @@ def _leave(code: int) -> None:
     threading.Thread(target=end, name="end of the process", daemon=True).start()
 
 
-def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+def choose_loop(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
     """The factory of the event loop: uvloop's (on Windows winloop's), or None for asyncio's.
 
     name: the setting `loop`. Raises ConfigError if it is uvloop and uvloop is missing.

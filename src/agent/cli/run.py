@@ -14,7 +14,7 @@ from ..config.settings import settings_by_reload
 from ..errors import ConfigError
 from .configured import Configured, set_up_logging
 from .options import GroupedCommand, options, print_config_option
-from .output import announce, reasons
+from .output import announce, split_errors
 from .process import import_from_working_folder, on_hangup, serve
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ async def _reload(configured: Configured[AgentConfig], agent: Agent) -> None:
     try:
         config, process, sources = configured.read()
     except ConfigError as error:
-        for reason in reasons(error):
+        for reason in split_errors(error):
             logger.error("the configuration is wrong, and nothing of it was applied", extra={"reason": str(reason)})
         return
     for name in find_changes(configured.process, process):
