@@ -236,7 +236,7 @@ class Agent:
         """Apply the settings of `config` that can change while the agent runs. No connection is dropped.
 
         A changed setting is for new connections, new requests and the next dials. The log has one line for each changed
-        setting, also for a setting that needs a restart and keeps its value. If a changed value can't be used, nothing
+        setting. A setting that needs a restart keeps its value. If a changed value can't be used, nothing
         is applied, and the log has the reason. The agent reconnects if a setting or a file for its hubs changed, or if
         it has no session. If cancelled, either nothing or everything is applied. A draining agent ignores the call.
         """
