@@ -13,7 +13,7 @@ from whole_peers import BaseHubProcess, running_origin
 
 pytestmark = pytest.mark.loops("asyncio")
 
-READ = "the configuration was read anew"
+READ = "the configuration was reloaded"
 
 
 class Settings:

@@ -1,11 +1,11 @@
-"""The agent: hands each room what it needs of the others, and ends them in the right order.
+"""The agent: gives each room the parts that it needs of the others, and closes them in the right order.
 
     TunnelClient ──session──► conn manager ──pipe or Unix socket──► Proxy ──► Upstreams ──► targets
          │                        ▲                                   │
          │                        └──────── outcome(conn_id, …) ──────┘
          └─ one for each hub address; one manager for each session
 
-No room imports another; this module knows them all.
+No room imports another. This module imports them all.
 """
 
 from __future__ import annotations
@@ -51,31 +51,32 @@ __all__ = ["Agent"]
 logger = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT_S = 5.0
-"""How long the hub may take to answer DRAIN, and to end the stream after the last connection: but for the first second
-the answer is waited for within `drain_grace_s`."""
+"""How long a hub may take to respond to DRAIN, and to end the stream after the last connection. The wait for the
+response is also at most `drain_grace_s`, but at least 1 s."""
 
 QUIET_S = 5.0
-"""How long what a hub wrote before its DRAIN may be on its way: until then idle connections are open to requests. A hub
-of ours ends those that it doesn't use itself."""
+"""How long packets that a hub wrote before its DRAIN may be on their way. Until then, idle connections are open to
+requests. Our hub closes its unused connections itself."""
 
 SHARE_TOLD_S = 60.0
-"""How often the log has how many connections each carrier has had, while both are in use."""
+"""How often the agent logs the number of connections of each carrier, while both are in use."""
 
 REQUESTS_PER_CONNECTION = 10
-"""How many requests a connection serves while both carriers are in use: a share of connections is then one of requests,
-though hubs keep connections for as long as they find them open."""
+"""How many requests a connection serves while both carriers are in use. Hubs keep connections for as long as they are
+open. With this limit, the percentage of connections is also the percentage of requests."""
 
 _BY_RELOAD = settings_by_reload(AgentConfig)
 """The names of the settings, by the effect of a changed value."""
 
 
 class Agent:
-    """Serves what hubs send, by the configuration, until cancelled.
+    """Serves the requests of hubs, by the configuration, until cancelled.
 
-    router, request_processor, certificate_provider: the user's own, in place of what the configuration would choose.
-    on_ready: called whenever a hub has answered a session's first probe. tunnel_features: the extensions that hubs are
-    offered; set before `run`.
-    Raises ConfigError where the parts given don't make a whole: no routes, app or router, a file that can't be used.
+    router, request_processor, certificate_provider: the user's own, instead of the configuration's choice.
+    on_ready: called whenever a hub has responded to a session's first probe.
+    tunnel_features: the extensions that the agent offers to hubs. The attribute is set before `run`.
+
+    Raises ConfigError if there are no routes, app or router, and for a file that can't be used.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Agent:
         self.config = config
         self.counters = ConnectionCounters()
         self.budget = FirstPacketBudget()
-        self.managers: dict[Tunnel, ConnManager] = {}  # of the sessions that are not over, and of some that are
+        self.managers: dict[Tunnel, ConnManager] = {}  # of all open sessions, and of some that have ended
         self.tunnel_features = FEATURES
         self.windows = WindowBudget()
         self._past_packets_received = self._past_packets_sent = 0  # of sessions that `managers` no longer has
@@ -149,7 +150,7 @@ class Agent:
 
     @property
     def ready(self) -> bool:
-        """Whether a hub has answered a probe within its deadline, and no drain has begun."""
+        """Whether a hub has responded to a probe within its deadline, and no drain has begun."""
         return not self._draining and any(client.ready for client in self.clients)
 
     @property
@@ -173,16 +174,20 @@ class Agent:
         return self._past_packets_sent + sum(tunnel.packets_sent for tunnel in self.managers)
 
     def reconnect_now(self) -> None:
-        """Dial every hub anew, without waiting for a back-off."""
+        """Dial every hub again, without waiting for a back-off."""
         for client in self.clients:
             client.reconnect_now()
 
     async def run(self) -> None:
-        """Serve until cancelled; then drain: not ready, answers say `Connection: close`, requests in flight finish.
+        """Serve until cancelled, then drain. An agent runs once.
 
-        Draining takes at most `drain_grace_s` and some seconds; a second cancellation ends it at once. Runs once.
-        Raises ConfigError where the Unix socket can't be made, AgentError where the app does not start, ListenError
-        where the health address can't be listened on.
+        A draining agent is not ready, its responses have `Connection: close`, and requests in flight finish. Draining
+        takes at most `drain_grace_s` and some seconds. A second cancellation ends it at once.
+
+        Raises:
+            ConfigError: the Unix socket can't be made.
+            AgentError: the app does not start.
+            ListenError: the agent can't listen on the health address.
         """
         health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
         # Closed in the reverse order, each even if a second cancellation has interrupted the one before it.
@@ -203,9 +208,10 @@ class Agent:
             await serve_until_cancelled(self._drain, run_beside(ends, self.links.run()))
 
     async def _drain(self) -> None:
-        """Leave: with `goaway` DRAIN first, and what hubs opened before they answered is served as ever.
+        """Leave all hubs.
 
-        A base hub gets it last, and not while it lists a connection (wire.md, "DRAIN to the hub"): it may lock up.
+        A hub with `goaway` gets DRAIN first. Connections that it opens before its response are served as before.
+        A base hub gets DRAIN last. If it still lists a connection, DRAIN may lock it up (wire.md, "DRAIN to the hub").
         """
         self._draining = True
         self.links.hold()
@@ -260,7 +266,7 @@ class Agent:
                 memory_percent=new.memory_percent, buffer_bytes=new.memory_comm.buffer_size
             )
             if services is not None:
-                services.use(new.service_allow_file)  # read anew, whether or not it is another file
+                services.use(new.service_allow_file)  # reads it again, even if it is the same file
         except ConfigError as error:
             logger.error("nothing of the changed configuration was applied", extra={"reason": str(error)})
             return
@@ -281,7 +287,7 @@ class Agent:
             or not _BY_RELOAD["redial"].isdisjoint(set(names) - set(kept))
             or not self.ready
         )
-        logger.info("the configuration was read anew", extra={"changed": len(names) - len(kept), "redials": redials})
+        logger.info("the configuration was reloaded", extra={"changed": len(names) - len(kept), "redials": redials})
         self.credentials.look(again=True)
         self.links.look_again()
         if redials:

@@ -1,4 +1,4 @@
-"""What hubs are dialled with: their addresses, TLS and token, from the files as they are at each dial."""
+"""Makes the endpoints that an agent dials: hubs' addresses, TLS and token, from the files at each dial."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ Stamp = list[tuple[int, int, int] | None]
 
 
 class EndpointSource:
-    """Of all hubs of an agent. config: may be replaced, for the dials to come; with as many addresses as before.
+    """Makes the endpoints of all hubs of an agent.
 
-    A file that turns bad later ends no running agent: the last good one is used, and that is said loudly. A pipe
-    (`--hub-token-file <(command)`) is read once, and all dials use what it gave.
+    config: the configuration for the next dials. It may be replaced by one with as many addresses.
+
+    A file that becomes invalid later does not stop a running agent. The agent uses the last good content, and logs an
+    ERROR. A pipe (`--hub-token-file <(command)`) is read once, and all dials use its content.
     Raises ConfigError for files that can't be used now.
     """
 
     def __init__(self, config: AgentConfig) -> None:
         self.config = config
-        self._of_pipes: dict[tuple[str, ...], Any] = {}  # what was made of files of which one is a pipe
+        self._of_pipes: dict[tuple[str, ...], Any] = {}  # the results of files of which one is a pipe
         self._tls = self._read_tls()
         _check_proxies(config)
         self._metadata = self._read_metadata()
@@ -45,7 +47,11 @@ class EndpointSource:
             logger.warning("the hub's token goes over the network in plaintext (insecure)", extra={"hubs": exposed})
 
     def endpoint(self, number: int, ip: str = "") -> HubEndpoint:
-        """Where the hub of this number (from 0) is, and how it is reached. ip: which of its addresses is dialled."""
+        """The endpoint of one hub.
+
+        number: the number of the hub, from 0.
+        ip: the one of its addresses to dial, "" for its name.
+        """
         self._stamp = self._look()
         self._tls = _or_last_good(self._read_tls, self._tls)
         address = self.config.hub_addresses[number]
@@ -65,17 +71,17 @@ class EndpointSource:
         return proxy_for(self.config.hub_addresses[number], os.environ) is not None
 
     def metadata(self) -> Metadata:
-        """What the agent says of itself, beside its cluster's name."""
+        """The metadata of the tunnel's call, besides the cluster's name: the token, if there is one."""
         self._metadata = _or_last_good(self._read_metadata, self._metadata)
         return self._metadata
 
     @property
     def files_changed(self) -> bool:
-        """Whether a file is another one than at the last dial."""
+        """Whether a file has changed since the last dial."""
         return self._look() != self._stamp
 
     def check(self, config: AgentConfig) -> None:
-        """Raises ConfigError where what this configuration names can't be used now."""
+        """Raise ConfigError if a file or a proxy of this configuration can't be used now."""
         self._read_tls(config)
         _check_proxies(config)
         self._read_metadata(config)
@@ -97,7 +103,7 @@ class EndpointSource:
         return self._once((path,), lambda: [("authorization", f"Bearer {read_token(path, field='hub_token_file')}")])
 
     def _once(self, paths: tuple[str, ...], read: Callable[[], T]) -> T:
-        """What `read` makes of these files; what it made of them before where one is a pipe."""
+        """Read these files. If one is a pipe, later calls return the first result."""
         if not any(map(is_pipe, paths)):
             return read()
         if paths not in self._of_pipes:
@@ -130,7 +136,7 @@ def _stamp(path: str) -> tuple[int, int, int] | None:
 
 
 def _or_last_good(read: Callable[[], T], last: T) -> T:
-    """What `read` gives, or `last` where its files can't be used now."""
+    """Return the result of `read`, or `last` if its files can't be used now."""
     try:
         return read()
     except ConfigError as error:

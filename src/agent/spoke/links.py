@@ -1,7 +1,7 @@
-"""An agent's links to its hubs: one for each configured address, and where that is a name of several, one to each.
+"""Keeps an agent's links to its hubs, one for each configured address. A name of several hubs has one for each.
 
-Where a hub runs several times behind one name (a headless Service), a user's request may come to any of them. Names are
-looked up again and again, so new hubs are dialled soon after they are known by DNS.
+If several hubs run behind one name (a headless Service), a user's request may reach any of them. So the agent needs a
+link to each hub. It looks names up regularly, and dials a new hub soon after DNS has it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ RESOLVE_TIMEOUT_S = 5.0
 
 
 class Link(NamedTuple):
-    """What a client dials. number: of the configured address, from 0. host, ip: a name and which of its addresses; both
-    "" where what is configured is dialled as it is. left: 0, or a number of its own where it is being left: its
-    address may be wanted again before its last connection has gone.
+    """The place that a client dials.
+
+    number: the number of the configured address, from 0.
+    host, ip: a name and one of its addresses. Both are "" if the configured address is dialled as it is.
+    left: 0, or a unique number while the agent leaves the link. Another link to the same address may start meanwhile.
     """
 
     number: int
@@ -37,10 +39,10 @@ class Link(NamedTuple):
 
 
 async def resolve(host: str) -> list[str]:
-    """The addresses of a name, of one family: each is a hub's.
+    """Look up the addresses of a name, of one family. Each address is a hub's.
 
-    An IPv4 and an IPv6 address are most likely one hub's, so the family that has more is taken. Raises OSError,
-    UnicodeError, TimeoutError.
+    An IPv4 and an IPv6 address most likely belong to one hub. So the result is the family with more addresses. Raises
+    OSError, UnicodeError, TimeoutError.
     """
     async with asyncio.timeout(RESOLVE_TIMEOUT_S):
         found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
@@ -53,8 +55,10 @@ async def resolve(host: str) -> list[str]:
 class HubLinks:
     """Keeps the links of an agent.
 
-    make: the client of a link, by the configured address's number and the IP address to dial, "" for the name itself.
-    addresses: the configured ones now. is_proxied: whether this one is dialled through a proxy, which looks names up.
+    make: makes the client of a link. Its arguments are the configured address's number and the IP address to dial. ""
+        means the name itself.
+    addresses: returns the configured addresses of now.
+    is_proxied: whether the address of this number is dialled through a proxy, which looks names up.
     """
 
     def __init__(
@@ -73,11 +77,11 @@ class HubLinks:
 
     @property
     def clients(self) -> list[TunnelClient]:
-        """All of them, those that are being left included."""
+        """The clients of all links, including those that the agent leaves."""
         return [client for client, _ in self._links.values()]
 
     def clients_of(self, number: int) -> list[TunnelClient]:
-        """Those of one configured address."""
+        """The clients of one configured address."""
         return [client for link, (client, _) in self._links.items() if link.number == number]
 
     @property
@@ -86,20 +90,20 @@ class HubLinks:
         return [(str(address), self.clients_of(number)) for number, address in enumerate(self._addresses())]
 
     def look_again(self) -> None:
-        """Look at the configuration, and look names up, now.
+        """Compare the links with the configuration, and look names up, now.
 
-        A link to an address of a name that isn't configured any more dials no more, from this call on: it would send
-        the token there, under the name that is configured now.
+        If a name is no longer configured, links to its addresses stop dialling with this call. Such a dial would send
+        the token to the old address, under the name that is configured now.
         """
         self._leave_moved()
         self._look.set()
 
     def hold(self) -> None:
-        """Make no new links: those there are, are on their way out."""
+        """Make no new links, because the agent drains."""
         self._held = True
 
     async def run(self) -> None:
-        """Keep links until cancelled; all are dropped then. Raises what a client fails with, which is a bug."""
+        """Keep links until cancelled, then drop all. Raises the exception of a failed client, which is a bug."""
         try:
             while True:
                 self._look.clear()
@@ -112,7 +116,7 @@ class HubLinks:
                 finally:
                     timer.cancel()
                 for link, (_, task) in list(self._links.items()):
-                    if task.done():  # it was left, and has gone
+                    if task.done():  # the agent has left the link
                         del self._links[link]
                         task.result()
         finally:
@@ -123,7 +127,7 @@ class HubLinks:
                 await asyncio.wait(tasks)
 
     async def _arrange(self) -> None:
-        """Start the links that are missing, and leave those of no use any more."""
+        """Start the links that are missing, and leave those that are no longer needed."""
         addresses = self._addresses()
         wanted = await asyncio.gather(*(self._of(number, address) for number, address in enumerate(addresses)))
         if self._held or addresses != self._addresses():  # in the latter case `_look` is set
@@ -135,12 +139,12 @@ class HubLinks:
                 self._links[link] = client, asyncio.ensure_future(client.run())
         for link, (client, _) in list(self._links.items()):
             now = wanted[link.number]
-            # One that DNS doesn't name just now, and that answers, goes on: not every answer has all addresses.
+            # A link that is ready stays, even if DNS doesn't list its address. Not every response has all addresses.
             if not link.left and now is not None and link not in now and not client.ready:
                 self._leave(link)
 
     def _leave_moved(self) -> None:
-        """Leave the links to addresses of names that aren't configured any more."""
+        """Leave the links to addresses of names that are no longer configured."""
         addresses = self._addresses()
         for link in list(self._links):
             if not link.left and link.host not in ("", addresses[link.number].host):
@@ -152,12 +156,12 @@ class HubLinks:
         self._links[link._replace(left=next(self._lefts))] = self._links.pop(link)
 
     def _is_reached(self, link: Link) -> bool:
-        """Whether this address has a tunnel already, dialled by the name alone when it had no other."""
+        """Whether this address has a tunnel already, from a dial of the name when it had one address."""
         named = self._links.get(Link(link.number, "", ""))
         return named is not None and link.ip in named[0].peers
 
     async def _of(self, number: int, address: Address) -> set[Link] | None:
-        """The links of one configured address; None for those that there are, where its name can't be looked up."""
+        """The links of one configured address, or None to keep its links if its name can't be looked up."""
         itself = {Link(number, "", "")}
         if is_ip_address(address.host) or self._is_proxied(number):
             return itself
@@ -166,10 +170,10 @@ class HubLinks:
         except (OSError, UnicodeError) as error:  # TimeoutError is an OSError
             logger.debug("a hub's name can't be looked up", extra={"hub": str(address), "reason": str(error)})
             known = any(link.number == number and link.host in ("", address.host) for link in self._links)
-            return None if known else itself  # dialling it says what is wrong
+            return None if known else itself  # the failed dial is logged with its reason
         links = {Link(number, address.host, ip) for ip in ips}
         if len(links) > 1:
             return links
-        # One hub: dialling the name is as good, but where it has a tunnel from a time when there were more. A base hub
-        # would give that one up for a second, with what is in flight.
+        # A name with one address is dialled by the name, unless the address already has a tunnel. A base hub would drop
+        # that tunnel and its requests in flight for a second tunnel.
         return links if any(link in self._links and self._links[link][0].ready for link in links) else itself

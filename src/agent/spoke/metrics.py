@@ -1,4 +1,4 @@
-"""What an agent's rooms have counted, as metrics: read off them when somebody asks.
+"""Makes the metrics of an agent from the counters of its rooms, at each request for them.
 
 Labels' values are ours or the operator's: carriers, causes, stages, hubs' addresses. None is a client's.
 """
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["MODES", "AgentState", "read"]
 
 MODES = ("memory", "uds")
-"""What carries connections: a label of the metrics."""
+"""The carriers of connections, as values of the label `mode`."""
 FROM_HUB, TO_HUB = "from_hub", "to_hub"
 
 
 class AgentState(Service, Protocol):
-    """What these metrics read of an agent."""
+    """The attributes of an agent that these metrics read."""
 
     @property
     def links(self) -> HubLinks: ...
@@ -93,7 +93,7 @@ def _connections(agent: AgentState) -> Iterator[Metric]:
     yield Metric.by_labels(
         "connections_refused",
         "counter",
-        "Connections answered 503: past max_connections, or draining.",
+        "Connections that got a 503, past max_connections or while draining.",
         ("mode", "reason"),
         agent.proxy.refused,
     )
@@ -125,7 +125,7 @@ def _connections(agent: AgentState) -> Iterator[Metric]:
     yield Metric.single(
         "window_bytes",
         "gauge",
-        "What hubs may have under way to slow targets, by the windows of all connections.",
+        "Bytes that hubs may have in flight to slow targets, by the windows of all connections.",
         agent.windows.granted_bytes,
     )
 
@@ -146,12 +146,12 @@ def _hubs(agent: AgentState) -> Iterator[Metric]:
     yield Metric.by_label(
         "hub_up",
         "gauge",
-        "How many hubs have answered the last probe: 1 or 0, unless a name has several.",
+        "Hubs that responded to the last probe, 1 or 0 unless a name has several addresses.",
         "hub",
         up,
     )
     sessions = {hub: sum(client.sessions for client in clients) for hub, clients in hubs}
-    yield Metric.by_label("hub_sessions", "counter", "Sessions that the hub has answered a probe in.", "hub", sessions)
+    yield Metric.by_label("hub_sessions", "counter", "Sessions in which the hub responded to a probe.", "hub", sessions)
     redials: Counter[tuple[str, str]] = Counter()
     for hub, clients in hubs:
         for client in clients:
@@ -168,7 +168,7 @@ def _reviews(counters: Any) -> Iterator[Metric]:
         return
     yield Metric.by_label("token_reviews", "counter", "Token reviews, by what came of them.", "outcome", reviews)
     saved = {"cached": counters.cache_hits, "shared": counters.shared}
-    yield Metric.by_label("token_reviews_saved", "counter", "Requests that needed none of their own.", "how", saved)
+    yield Metric.by_label("token_reviews_saved", "counter", "Requests that needed no new token review.", "how", saved)
 
 
 def _by_mode(name: str, kind: Kind, help_text: str, counts: Mapping[str, int]) -> Metric:

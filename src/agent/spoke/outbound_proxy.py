@@ -1,8 +1,10 @@
-"""Which HTTP proxy a hub is dialled through, as the environment says: HTTPS_PROXY and NO_PROXY, in either case.
+"""Finds the HTTP proxy for a hub in the environment: HTTPS_PROXY and NO_PROXY, in either case.
 
-As Go's libraries read them, so that an agent written in Go can be replaced without another thought: the upper-case name
-is looked at first; a hub on a loopback address is never dialled through a proxy; NO_PROXY is compared with the hub's
-name or address as it is configured, nothing is resolved.
+The rules are those of Go's libraries. So an agent written in Go can be replaced, and its environment stays:
+
+1. The upper-case name is read first.
+2. A hub on a loopback address is never dialled through a proxy.
+3. NO_PROXY is compared with the hub's name or address as configured. Nothing is resolved.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ PORTS = {"http": 80, "https": 443}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConnectProxy:
-    """An HTTP proxy that knows CONNECT. scheme: http, or https for TLS with the proxy itself. variable: names it.
+    """An HTTP proxy that supports CONNECT.
 
-    authorization: the value of `Proxy-Authorization`, "" for none; a secret, and in no text made of this.
+    scheme: http, or https for TLS with the proxy itself.
+    variable: the environment variable that names the proxy.
+    authorization: the value of `Proxy-Authorization`, "" for none. It is a secret, and no text of this object has it.
     """
 
     scheme: str
@@ -42,7 +46,7 @@ class ConnectProxy:
 
 
 def proxy_for(address: Address, environ: Mapping[str, str]) -> ConnectProxy | None:
-    """The proxy to dial this address through, None for none. Raises ConfigError for one that can't be used."""
+    """The proxy to dial this address through, or None. Raises ConfigError for a proxy that can't be used."""
     variable = next((name for name in VARIABLES if environ.get(name)), "")
     if not variable or is_loopback(address.host):
         return None
@@ -73,10 +77,14 @@ def _parse(variable: str, text: str) -> ConnectProxy:
 
 
 def _matches(entry: str, address: Address) -> bool:
-    """Whether one of NO_PROXY's entries means this address.
+    """Whether an entry of NO_PROXY includes this address.
 
-    `*`; an IP address or a block in CIDR notation; `example.org` and all below it; `.example.org` or `*.example.org`,
-    all below it. A port behind it (`example.org:8443`, `[::1]:8443`) narrows it to that port.
+    - `*`: all addresses
+    - an IP address, or a block in CIDR notation
+    - `example.org`: this name and all names below it
+    - `.example.org` or `*.example.org`: all names below it
+
+    A port after the entry (`example.org:8443`, `[::1]:8443`) narrows it to that port.
     """
     if entry == "*":
         return True
