@@ -282,7 +282,7 @@ def test_what_is_open_to_the_network_is_said(log: Path, tmp_path: Path) -> None:
         hub.line()
         hub.process.send_signal(signal.SIGTERM)
         assert hub.ends() == 0
-    assert "whoever reaches the HTTP port reaches the agents" in log.read_text()
+    assert "every client of the HTTP port reaches the agents" in log.read_text()
     (tmp_path / "token").write_text("a-token-of-a-test")
     ended = finished(
         "run",

@@ -174,7 +174,7 @@ async def test_the_second_agent_of_a_cluster_is_a_line_that_says_who_gets_reques
         await herd.ready(2)
         (line,) = [each for each in caplog.records if "several agents" in each.message]
         assert (vars(line)["cluster"], vars(line)["sessions"]) == ("c1", 2)
-        assert line.message == "a cluster has several agents: the newest gets new requests"
+        assert line.message == "a cluster has several agents, and the newest gets new requests"
 
 
 async def test_a_refused_agent_is_one_line(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,8 +2,8 @@
 
     user ──HTTP──► Proxy ──route──► AgentSession.connect ──pipe, packets──► the cluster's agent
 
-One of the few places that know all rooms (`agent/spoke/agent.py` is another). The HTTP port is the same proxy that
-the agent runs: it parses every request, so nothing unparsed ever reaches a tunnel; its "targets" are agents.
+One of the few modules that import all rooms (`agent/spoke/agent.py` is another). The HTTP port is the same proxy that
+the agent runs, with agents as its "targets". It parses every request, so no unparsed byte reaches a tunnel.
 """
 
 from __future__ import annotations
@@ -47,37 +47,40 @@ __all__ = ["ClusterParser", "Hub", "cluster_of_path"]
 logger = logging.getLogger(__name__)
 
 UPSTREAM_IDLE_S = 30.0
-"""How long an unused connection to an agent is kept: well below the 75 s after which agents end theirs, for a base
-agent doesn't say when it does."""
+"""How long the hub keeps an unused connection to an agent. Agents close theirs after 75 s, and a base agent doesn't
+report that. So the time is well below 75 s."""
 
 IDLE_CONNECTIONS = 1000
-"""Unused connections kept for each agent; they cost no descriptor, and the agent allows so many by default."""
+"""Unused connections kept for each agent. They cost no descriptor, and the agent allows so many by default."""
 
 ClusterParser = Callable[[RequestHead], str]
-"""Names the cluster that a request is for, by one RFC 1123 label; its agent gets the request as it came. Raises Refused
-for an answer to the client instead."""
+"""Returns the name of the cluster that a request is for, one RFC 1123 label. Its agent gets the request unchanged.
+Raises Refused for an error response to the client instead."""
 
 BACKLOG = 4096
-"""Connections that the kernel holds until they are accepted, on each port; cut to net.core.somaxconn."""
+"""Connections that the kernel holds on each port until they are accepted. net.core.somaxconn may lower it."""
 
 CARRIER = "tcp"
-"""What users' connections are measured as."""
+"""The name of users' connections in the metrics of requests."""
 
 REDIRECTED = ("GET", "HEAD")
-"""To a cluster's root: what has a body, or changes something, goes on as it came."""
+"""Methods of requests that are redirected to a cluster's root. Requests with other methods are forwarded unchanged."""
 
-UNGUARDED = "whoever reaches the HTTP port reaches the agents: no client certificate is asked for there"
+UNGUARDED = "every client of the HTTP port reaches the agents, because the port requires no client certificate"
 
 GRPC_STATUS = {400: Status.UNKNOWN, 401: Status.UNAUTHENTICATED, 403: Status.PERMISSION_DENIED}
-"""What an agent is told, by the HTTP status that the policy refuses it with."""
+"""The gRPC status for a rejected agent, by the HTTP status of the policy."""
 
 
 class Hub:
     """Runs a hub until cancelled.
 
-    cluster_parser: the user's own, in place of what the configuration names. on_listening: called with "grpc" and then
-    "http", the host as configured and the port that is listened on. tunnel_features: the extensions that are used with
-    agents that offer them; liveness: when silent agents are asked, suspected and given up. Both set before `run`.
+    cluster_parser: the user's own, instead of the one that the configuration names.
+    on_listening: called with "grpc" and then "http", the host as configured and the port that is listened on.
+    tunnel_features: the extensions that the hub uses with agents that offer them.
+    liveness: the times after which a silent agent gets a PING, is suspected, and loses its session.
+
+    `tunnel_features` and `liveness` are attributes, set before `run`.
     Raises ConfigError for certificate, key and token files that can't be used, and a parser that can't be imported.
     """
 
@@ -103,7 +106,7 @@ class Hub:
         self.agent_door: AgentDoor | None = None
         self.user_door: UserDoor | None = None
         self.request_metrics = RequestMetrics()
-        self._past_bytes = [0, 0]  # of sessions that are over
+        self._past_bytes = [0, 0]  # of sessions that have ended
         self._page: MetricsPage | None = None
         if config.enable_metrics:
             self._page = MetricsPage(lambda: read(self), prefix="fastpipe_hub_", field="enable_metrics")
@@ -131,7 +134,7 @@ class Hub:
             cert_field="http_cert_file",
             client_ca_file=config.user_ca_file,
             client_ca_field="user_ca_file",
-            client_required=False,  # the door answers those without one
+            client_required=False,  # the door responds to users without one
             alpn=["http/1.1"],
         )
         given = cluster_parser or config.cluster_parser or cluster_of_path
@@ -141,9 +144,9 @@ class Hub:
             raise ConfigError("cluster_parser", str(given), "must be a function from a RequestHead to a cluster's name")
 
     async def run(self) -> None:
-        """Listen and serve until cancelled; then let requests in flight finish for up to `drain_grace_s`.
+        """Listen and serve until cancelled, then let requests in flight finish for up to `drain_grace_s`.
 
-        A second cancellation ends the drain at once. Raises ListenError where an address can't be listened on.
+        A second cancellation ends the drain at once. Raises ListenError if the hub can't listen on an address.
         """
         self._known.start()
         shares = self._shares()
@@ -247,7 +250,7 @@ class Hub:
         self._on_listening("http", http.host, http_port)
 
     def open_tunnel(self, tunnel: Tunnel, metadata: Sequence[tuple[bytes, bytes]]) -> AgentSession:
-        """Let an agent in, for the cluster it names. Raises GrpcStatus where it isn't who it says."""
+        """Open an agent's session for the cluster that it names. Raises GrpcStatus if the hub rejects the agent."""
         found = dict(metadata)
         cluster = found[b"cluster-name"]  # the tunnel's server refuses a call without it
         try:
@@ -281,7 +284,7 @@ class Hub:
         logger.info("agent connected", extra={"cluster": name, "peer": tunnel.peername})
         if len(sessions) > 1:
             extra = {"cluster": name, "peer": tunnel.peername, "sessions": len(sessions)}
-            logger.info("a cluster has several agents: the newest gets new requests", extra=extra)
+            logger.info("a cluster has several agents, and the newest gets new requests", extra=extra)
         return session
 
     def _tls_failed(self, peer: Any, reason: str) -> None:
@@ -289,7 +292,7 @@ class Hub:
         logger.warning("an agent's TLS handshake failed", extra={"peer": peer, "reason": reason})
 
     def _shares(self) -> Shares:
-        """What the process's descriptors allow of what is configured."""
+        """The configured limits of users and agents, lowered to the process's limit of descriptors."""
         config = self._config
         limit = descriptor_limit()
         shares = share_out(limit, config.max_clients, config.max_agents)
@@ -308,12 +311,14 @@ class Hub:
         return shares
 
     def route(self, request: RequestHead) -> Target:
-        """The newest agent of the cluster that this request is for, whatever the one before it on its connection was.
+        """The newest agent of the cluster that this request is for. Earlier requests on its connection have no effect.
 
-        Agents that drain get nothing new, and suspected ones only where no other is left.
+        Draining agents get no new requests. Suspected agents get them only if no other agent is left.
 
-        Raises Refused: 400, 404, 503, and what the cluster parser refuses; Redirected to a cluster's root;
-        PolicyError where the parser names nothing.
+        Raises:
+            Refused: 400, 404, 503, or the cluster parser's own status.
+            Redirected: to a cluster's root.
+            PolicyError: the parser returns no name.
         """
         cluster = self._cluster_of(request)
         if not isinstance(cluster, str):
@@ -326,7 +331,7 @@ class Hub:
             path, mark, query = request.target.partition(b"?")
             raise Redirected(path + b"/" + mark + query)
         try:
-            # The host is never dialled: `connect` opens the connection, and the client's own Host goes on.
+            # The host is never dialled. `connect` opens the connection, and the client's own Host is forwarded.
             url = "http://agent" + request.target.decode("ascii")
             return Target(
                 url,
@@ -353,9 +358,9 @@ class Hub:
         )
 
     def _newest_of(self, cluster: str) -> AgentSession | None:
-        """The session that new connections go to; None where no agent is there that isn't going away.
+        """The session for new connections, or None if the cluster has no agent or all its agents drain.
 
-        A suspected one only where all are: it may come back, and its requests end with it otherwise.
+        A suspected session is used only if no other is left. Its requests fail if the agent doesn't respond again.
         """
         silent: AgentSession | None = None
         for session in reversed(self._sessions.get(cluster, ())):
@@ -391,7 +396,7 @@ class Hub:
 
 
 def cluster_of_path(request: RequestHead) -> str:
-    """The first segment of the path: the cluster parser where there is no other. Raises Refused: 404."""
+    """Return the first segment of the path. This is the default cluster parser. Raises Refused: 404."""
     cluster = request.target[1:].partition(b"?")[0].partition(b"/")[0]
     if not is_label(cluster):
         raise Refused(404, UNKNOWN_SEGMENT)

@@ -1,4 +1,4 @@
-"""What a hub has counted, as metrics: read off it when somebody asks. No label's value is a client's or an agent's."""
+"""Makes the metrics of a hub from its counters, at each request. No label's value is from a client or an agent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MANY = 3
 
 
 class HubState(Service, Protocol):
-    """What these metrics read of a hub. The proxy and the doors are None before the hub runs."""
+    """The attributes of a hub that these metrics read. The proxy and the doors are None before the hub runs."""
 
     @property
     def sessions(self) -> Sequence[AgentSession]: ...
@@ -104,7 +104,7 @@ def _users(hub: HubState) -> Iterator[Metric]:
         refused += door.refused["connections"] + door.refused_descriptors
     yield Metric.single("client_connections", "gauge", "Users' connections that are open.", connections)
     yield Metric.single("requests_in_flight", "gauge", "Requests being served.", in_flight)
-    yield Metric.single("connections_refused", "counter", "Users' connections answered 503, or closed.", refused)
+    yield Metric.single("connections_refused", "counter", "Users' connections that got a 503 or were closed.", refused)
 
 
 def _bytes(hub: HubState) -> Iterator[Metric]:

@@ -211,7 +211,8 @@ class UserDoor:
     def _choose_by_certificate(self, transport: asyncio.Transport) -> asyncio.Protocol:
         """The proxy's protocol for a user who shows a valid certificate, one that sends a 400 for any other.
 
-        TLS lets users in who show none, so that they can be told (TLS 1.3 clients don't wait for the server's verdict).
+        TLS also accepts users without a certificate, so that they get the 400. A TLS 1.3 client doesn't wait for the
+        server's verdict.
         """
         peer = transport.get_extra_info("peername")
         certificate = transport.get_extra_info("peercert")
