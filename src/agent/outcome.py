@@ -47,5 +47,5 @@ Outcome = Callable[[int, Kind, Stage], None]
 
 
 def log_outcome(conn_id: int, kind: Kind, stage: Stage) -> None:
-    """Only log how a connection ended: the `Outcome` of a port whose clients nobody else is told about."""
+    """Only log how a connection ended. This is the `Outcome` of a TCP port, where no hub needs the report."""
     logger.debug("client connection ended", extra={"conn_id": conn_id, "kind": kind, "stage": stage})

@@ -148,7 +148,7 @@ async def test_slow_tls_handshakes_on_the_http_port_make_room_for_users(
 async def test_mute_connections_to_the_health_port_do_not_hide_the_hub(tmp_path: pathlib.Path) -> None:
     port = free_port()
     with few(tmp_path, f"--health-address=127.0.0.1:{port}") as hub:
-        await hub.logged("health checks are answered")
+        await hub.logged("health checks are served")
         with flood(port):
             for _ in range(5):
                 assert (await get(f"http://127.0.0.1:{port}/healthz"))[0] == 200

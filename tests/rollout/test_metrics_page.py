@@ -113,7 +113,7 @@ async def test_without_enable_metrics_there_is_no_page(
             tmp_path, base_hub, "--route=/=http://127.0.0.1:9", f"--health-address=127.0.0.1:{unused_port}"
         ) as agent,
     ):
-        await agent.logged(f'msg="health checks are answered" address=127.0.0.1:{unused_port}\n')
+        await agent.logged(f'msg="health checks are served" address=127.0.0.1:{unused_port}\n')
         assert (await client.get(f"http://127.0.0.1:{unused_port}/metrics")).status == 404
         assert (await client.get(f"http://127.0.0.1:{unused_port}/readyz")).status == 200
 

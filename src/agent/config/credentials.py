@@ -1,8 +1,8 @@
 """Warns about a configuration's files: expiring certificates, and secrets that every user can read.
 
 The watch checks all files at its start, at each reload, and once a minute. It logs a WARNING for a certificate that has
-expired, is not valid yet, or expires within two weeks. It repeats the WARNING once a day, and on a new state. A key
-or token that every user can read is a WARNING at start, at each reload, and on a change of mode.
+expired, is not valid yet, or expires within two weeks. It repeats the WARNING once a day, and on a new state. It also
+logs a WARNING for a key or token that every user can read. That is at start, at each reload, and on a change of mode.
 
 A mode that lets the owner's group read is allowed. A Secret's volume with `fsGroup` and `defaultMode: 0440` has it.
 """

@@ -40,7 +40,7 @@ def load_chain(context: ssl.SSLContext, cert_file: str, key_file: str, field: st
 
 
 def load_chain_from_memory(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-    """Have `context` show a client certificate, in PEM, that came from no file of its own. Raises ValueError.
+    """Have `context` show a client certificate that is in memory, in PEM. Raises ValueError.
 
     OpenSSL reads files only, so both are in a file of mode 0600 for the time of the call.
     """

@@ -1,11 +1,11 @@
 """Router: from a request's head to its Target. There are two routers, for Kubernetes' paths and for static routes.
 
 Both read the raw target, before any percent-decoding. Both check the cluster name of *every* request. A base hub pins a
-client's connection to the cluster of its first request, but later requests may name another (wire.md, "misdirected").
+client's connection to the cluster of its first request. Later requests may name another (wire.md, "misdirected").
 They reject every path that is not plainly right:
 
-1. 400: not origin-form, bytes outside visible ASCII, `#`, a `.` or `..` segment in any spelling, a wrong cluster name
-   (RFC 1123).
+1. 400: not origin-form, bytes outside visible ASCII, `#`, a `.` or `..` segment in any spelling. Also a wrong cluster
+   name (RFC 1123).
 2. 421: another cluster's path.
 3. 404, 403, 400: the router's own rules.
 """
@@ -106,7 +106,7 @@ class StaticRouter:
             found[prefix] = target, target.path.rstrip(b"/")
         # Two prefixes that match one path are prefixes of each other, so the longer text has more segments.
         self._routes = sorted(((prefix, *url) for prefix, url in found.items()), key=lambda item: -len(item[0]))
-        self._known: dict[bytes, Target] = {}  # what was decided lately, for it depends on the raw target alone
+        self._known: dict[bytes, Target] = {}  # recent decisions, which depend on the raw target alone
 
     def route(self, request: RequestHead) -> Target:
         """The target of the longest prefix. Raises Refused: 400, 421, and 404 where no prefix matches."""

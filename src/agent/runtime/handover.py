@@ -12,7 +12,7 @@ __all__ = ["HandOver"]
 class HandOver(asyncio.Protocol):
     """Hands the connection to the protocol that `choose` returns. If `choose` returns None, aborts the connection.
 
-    choose: called once with the connected transport; reads the peer's name or certificate from it. Raises nothing.
+    choose: called once with the connected transport, to read the peer's name or certificate from it. Raises nothing.
     """
 
     def __init__(self, choose: Callable[[asyncio.Transport], asyncio.BaseProtocol | None]) -> None:

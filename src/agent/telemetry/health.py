@@ -53,7 +53,7 @@ class HealthServer:
             address = parse_address(health_address, listen=True)
             with listening("health_address", address):
                 port = await self.start(address.host, address.port)
-            logger.info("health checks are answered", extra={"address": str(Address(address.host, port))})
+            logger.info("health checks are served", extra={"address": str(Address(address.host, port))})
 
     async def close(self) -> None:
         """Stop listening and end what is open."""

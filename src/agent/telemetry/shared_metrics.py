@@ -28,7 +28,7 @@ class Credentials(Protocol):
 
 
 class Service(Protocol):
-    """What these metrics read of an agent or a hub."""
+    """The attributes of an agent or a hub that these metrics read."""
 
     @property
     def ready(self) -> bool: ...
@@ -37,7 +37,7 @@ class Service(Protocol):
 
 
 class Measured(Protocol):
-    """What a proxy has measured of its requests. responses, own: counts by the first digit of the status."""
+    """A proxy's measurements of its requests. responses, own: counts by the first digit of the status."""
 
     @property
     def responses(self) -> Sequence[int]: ...
@@ -52,7 +52,7 @@ class Measured(Protocol):
 
 
 def of_service(service: Service) -> Iterator[Metric]:
-    """What runs on this loop, whether it is ready, when its certificates expire, and what became of its log."""
+    """The metrics of a process: its versions, whether it is ready, when its certificates expire, and its log."""
     values = {
         "version": version("fastpipe-agent"),
         "fastpipe": fastpipe.IMPLEMENTATION,
