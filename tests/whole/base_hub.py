@@ -1,13 +1,13 @@
-"""A base hub, faults included, as one process: what wire.md's "Base protocol" says an existing hub in Go does.
+"""A base hub as one process, faults included. It follows the "Base protocol" of wire.md, as a hub in Go does.
 
     client ── TCP ──► HTTP port ── first request re-written, then raw bytes ──► gRPC stream ──► agent
 
-gRPC is grpcio's C core, HTTP is read with h11, the messages are compiled from the .proto: nothing of `agent` is used.
-`python base_hub.py [--go SECONDS] [CERT KEY]` prints `grpc PORT` and `http PORT`, then answers each command line on
-standard input with one line of JSON, and ends with its standard input.
+gRPC is grpcio's C core. h11 reads HTTP, and the messages are compiled from the .proto. The hub uses nothing of `agent`.
+`python base_hub.py [--go SECONDS] [CERT KEY]` prints `grpc PORT` and `http PORT`. It then responds to each command line
+on standard input with one line of JSON. It exits at the end of its standard input.
 
 `--go SECONDS` keeps the faults that end a hub written in Go. Without it one hub serves many tests, so it keeps only the
-faults that hurt one connection. The numbers stand in the code beside each:
+faults that hurt one connection. The code repeats the numbers beside each fault:
 
     F1  A hub lists a client's connection until the client closes, an agent's ERROR reaches the client, or SECONDS
         (30 in Go) have passed since its first request began, whatever the connection does. A request body that is
@@ -63,7 +63,7 @@ MAX_HEAD_BYTES = 1024 * 1024  # net/http's DefaultMaxHeaderBytes
 
 @dataclasses.dataclass(eq=False)
 class Record:
-    """What has been seen of one cluster's agents, over all its streams."""
+    """The counts of one cluster's agents, over all its streams."""
 
     streams: int = 0
     live_streams: int = 0
@@ -71,7 +71,7 @@ class Record:
     probes: int = 0
     connections: int = 0
     open_connections: int = 0
-    packets_out: int = 0  # hub to agent, but for answers to probes
+    packets_out: int = 0  # hub to agent, without responses to probes
     packets_in: int = 0
     dropped_packets: int = 0
     largest_packet_in: int = 0
@@ -122,7 +122,7 @@ class Connection:
             self.writer.close()
 
     def end(self) -> None:
-        """Close the client's connection once what is queued has gone."""
+        """Close the client's connection as soon as the queue is written."""
         self.ended = True
         self.wake.set()
 
@@ -160,7 +160,7 @@ class Stream:
         return connection
 
     def flood(self, count: int) -> None:
-        """What a base hub does to an agent that a newer one of its cluster has replaced."""
+        """Flood an agent that a newer one of its cluster has replaced, as a base hub does."""
 
         async def put_all() -> None:
             for _ in range(count):
@@ -239,8 +239,8 @@ class Stream:
             for connection in self.connections.values():
                 connection.end()
             self.connections.clear()
-            self.hub.streams[self.cluster].remove(self)  # nothing opens on it any more
-            # Last, for grpcio cancels a handler whose peer is gone, and may do so here once more.
+            self.hub.streams[self.cluster].remove(self)  # no more connections open on it
+            # Last, because grpcio cancels a handler whose peer has left. It can cancel here a second time.
             await asyncio.gather(*jobs, *self.floods, return_exceptions=True)
         if self.ended.done():
             status, message = self.ended.result()
@@ -252,7 +252,7 @@ class Stream:
 
 
 class BaseHub:
-    """Both ports, and the commands. life_s: a Go hub, which lists each connection for so long; None: not one."""
+    """Both ports, and the commands. life_s: how long a Go hub lists each connection. None: no Go hub."""
 
     def __init__(self, life_s: float | None = None) -> None:
         self.life_s = life_s
@@ -265,7 +265,7 @@ class BaseHub:
         self.deaf: list[Record] = []
 
     async def for_ever(self) -> None:
-        """Wait for a lock that nobody releases; until the hub itself is ended."""
+        """Wait for a lock that nobody releases, until the hub itself ends."""
         await self.never.wait()
 
     def record(self, cluster: str) -> Record:
@@ -337,7 +337,7 @@ class BaseHub:
                 stream.record.packets_out += 1
                 stream.send(Packet(conn_id=connection.conn_id, data=data))
         finally:
-            stream.connections.pop(connection.conn_id, None)  # the agent isn't told
+            stream.connections.pop(connection.conn_id, None)  # the agent gets no packet
             if connection.ended:
                 await asyncio.wait([writing])
             writing.cancel()
@@ -388,7 +388,7 @@ class BaseHub:
                 if task is not None:
                     task.cancel()
             if not stream.stuck:
-                stream.connections.pop(connection.conn_id, None)  # the agent isn't told
+                stream.connections.pop(connection.conn_id, None)  # the agent gets no packet
 
     # -- commands
 
@@ -438,7 +438,7 @@ def cluster_of(path: str) -> str:
 async def read_first_request(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> tuple[str, bytes, bytes] | None:
-    """(path, the request as net/http gives it on, bytes behind it); None where the client went away first.
+    """(path, the request as net/http forwards it, bytes behind it). None if the client left first.
 
     A chunked body is put behind the head as plain bytes, without Content-Length or Transfer-Encoding.
     """

@@ -1,7 +1,8 @@
 """The whole path, hub → tunnel → manager → carrier → proxy → target, in every combination that a test asks for.
 
-`whole` runs a test with our hub and with a base hub's (`base_hub.py`), over UDS and over memory; coroutine tests run on
-both loops besides. A mark narrows it: `@pytest.mark.parametrize("hub_kind", ["base"], indirect=True)`.
+`whole` runs a test with our hub and with a base hub's (`base_hub.py`), over UDS and over memory.
+Coroutine tests also run on both loops. A mark narrows it:
+`@pytest.mark.parametrize("hub_kind", ["base"], indirect=True)`.
 """
 
 from __future__ import annotations

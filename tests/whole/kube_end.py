@@ -1,7 +1,7 @@
 """The API server's end that `kubectl` talks to: pods whose commands are real processes, streams as Kubernetes has them.
 
 `exec` comes as SPDY/3.1 or as a v5.channel.k8s.io WebSocket, `port-forward` as SPDY/3.1, bare or inside a WebSocket.
-Everything else is HTTP/1.1 read by h11. What is sent as a log, or as a watch's events, the test itself decides.
+Everything else is HTTP/1.1 read by h11. The test itself decides what a log or a watch sends.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ DISCOVERY = {
 
 
 def exit_status(code: int) -> bytes:
-    """How an API server tells what a command exited with."""
+    """The exit code of a command, as an API server reports it."""
     if code == 0:
         return json.dumps({"metadata": {}, "status": "Success"}).encode()
     details = {"causes": [{"reason": "ExitCode", "message": str(code)}]}
@@ -101,7 +101,7 @@ class Messages:
                     if frame.fin:
                         self._whole += [self._message] if self._message else []  # port-forward sends empty ones, too
                         self._message = b""
-            await self._flush()  # what answers pings and the close
+            await self._flush()  # the responses to pings and to the close
             if self._protocol.close_rcvd is not None:
                 self.close_code = self._protocol.close_rcvd.code
         return self._whole.pop(0) if self._whole else b""
@@ -127,8 +127,12 @@ async def pump(read: Callable[[int], Awaitable[bytes]], write: Callable[[bytes],
 
 
 class KubeEnd:
-    """One pod, "p". seen: "METHOD path", and what an upgrade was to. logs, events: what `logs -f` and `get -w` get,
-    each line or object as it is put there; None ends them. stdin_ended: how many commands have seen their input's end.
+    """One pod, "p".
+
+    seen: "METHOD path", and the protocol of an upgrade.
+    logs: the lines for `logs -f`. None ends them.
+    events: the objects for `get -w`. None ends them.
+    stdin_ended: how many commands have seen the end of their input.
     """
 
     def __init__(self) -> None:
@@ -247,7 +251,7 @@ class KubeEnd:
         stdout: Callable[[bytes], Awaitable[None]],
         stderr: Callable[[bytes], Awaitable[None]],
     ) -> int:
-        """Run a command between these streams; its exit code."""
+        """Run a command between these streams. Returns its exit code."""
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )

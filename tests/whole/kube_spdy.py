@@ -34,7 +34,7 @@ _TEXT = (
     b"iso-8859-1,utf-,*,enq=0."
 )
 DICTIONARY = b"".join(struct.pack(">I", len(w)) + w.replace("\0", " ").encode() for w in _WORDS) + _TEXT
-"""What both sides' header compression begins with (section 2.6.10.1)."""
+"""The initial dictionary of both sides' header compression (section 2.6.10.1)."""
 assert zlib.adler32(DICTIONARY) == 0xE3C6A7C2
 
 Read = Callable[[], Awaitable[bytes]]

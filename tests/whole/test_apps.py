@@ -24,7 +24,7 @@ BIG_BYTES = 1_000_000
 
 
 class Served:
-    """A Starlette application that says what became of it."""
+    """A Starlette application that records its own events."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -102,7 +102,7 @@ async def test_an_app_is_served_behind_a_hub(rig: Rig, caplog: pytest.LogCapture
             assert await socket.receive_str() == "echo one"
         await whole.agent.stop()
     ours = [each for each in caplog.records if not each.name.startswith("aiohttp")]  # the test's own client
-    assert "uvicorn.error" in {each.name for each in ours}  # what goes wrong in the app is heard of
+    assert "uvicorn.error" in {each.name for each in ours}  # the log has the app's failures
     assert not [each for each in ours if "of-a-user" in each.getMessage()]
     assert served.events == ["startup", "shutdown"]
 
@@ -140,7 +140,7 @@ async def test_an_apps_websockets_end_as_either_side_says(rig: Rig) -> None:
         vanishing = await client.ws_connect(f"{whole.url}/ws")
         await vanishing.send_str("one")
         assert await vanishing.receive_str() == "echo one"
-        if whole.kind == "ours":  # a base hub doesn't say that a silent client has gone
+        if whole.kind == "ours":  # a base hub doesn't report that a silent client left
             vanishing._response.connection.transport.abort()
             await until(lambda: len(served.closed) == 2)  # 1005 or 1006, as its server has it
         await vanishing.close()
@@ -163,7 +163,7 @@ async def test_an_apps_websockets_hear_of_a_drain_and_its_requests_finish(rig: R
         assert socket.close_code == 1012
         assert not stopping.done()
         served.go_on.release()
-        assert await answer.content.readuntil(b"\n\n") == b"data: 1\n\n"  # what is in flight goes on
+        assert await answer.content.readuntil(b"\n\n") == b"data: 1\n\n"  # requests in flight continue
         assert served.closed == [1012]
         answer.close()
         while "steps ended" not in served.events:

@@ -1,4 +1,4 @@
-"""The base hub that the other tests drive behaves as wire.md says, seen from grpcio's own client."""
+"""The base hub that the other tests drive behaves as in wire.md, seen from grpcio's own client."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_first_request_comes_as_an_empty_packet_and_one_whole_one(base_hub
         assert hashlib.sha256(body).hexdigest() == BIG_SHA256
         await call.write(Packet(conn_id=1, data=b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
         assert await running == (0, b"ok", b"")
-        # The client has gone, which nobody says; what comes for it now brings an ERROR.
+        # The client has left, and nobody reports it. A packet for it now brings an ERROR.
         await hub.until("first", lambda seen: seen["open_connections"] == 0)
         await call.write(Packet(conn_id=1))
         assert await call.read() == Packet(conn_id=1, code=ERROR, error_message="unknown packet connection 1")
@@ -154,7 +154,7 @@ async def test_go_hub_lists_a_connection_for_its_time_and_no_longer(go_hub: Base
         await call.write(Packet(conn_id=1, data=b"a part"))
         assert await reader.readexactly(6) == b"a part"
         assert go_hub.stats("life")["open_connections"] == 1
-        assert await reader.read() == b""  # the hub closes it, answer or not
+        assert await reader.read() == b""  # the hub closes it, with or without a response
         await go_hub.until("life", lambda seen: seen["open_connections"] == 0)
         writer.close()
         await call.write(Packet(code=DRAIN))

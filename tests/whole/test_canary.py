@@ -1,4 +1,4 @@
-"""A canary's share of connections is a share of requests, whatever hubs keep open; the log says who had how many."""
+"""A canary's share of connections is a share of requests, whatever hubs keep open. The log has both counts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[tuple[int, int, int]]:
 
 
 async def ask(session: aiohttp.ClientSession, url: str, times: int) -> int:
-    """Ask one request after another. Returns how many of them said that their connection closes."""
+    """Ask one request after another. Returns how many responses announced that their connection closes."""
     closing = 0
     for _ in range(times):
         async with session.get(f"{url}/hello") as answer:

@@ -23,7 +23,7 @@ ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith
 
 
 class Process:
-    """The console script with these arguments; `log` is what it has put on standard error."""
+    """The console script with these arguments. `log` is the text of its standard error."""
 
     def __init__(self, log: pathlib.Path, *arguments: str) -> None:
         self._log = log
@@ -33,7 +33,7 @@ class Process:
             )
 
     def line(self) -> str:
-        """The next line of standard output, its line end included; "" at the end."""
+        """The next line of standard output, its line end included. "" at the end."""
         assert self._process.stdout is not None
         return self._process.stdout.readline()
 
@@ -94,7 +94,7 @@ def curl(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedPro
 
 
 class SlowTarget:
-    """Accepts one request at a time, reads its head, and answers when told."""
+    """Accepts one request at a time, reads its head, and responds when the test releases it."""
 
     def __init__(self) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -122,7 +122,7 @@ def slow_target() -> Iterator[SlowTarget]:
 
 
 class Curl(threading.Thread):
-    """curl in a thread of its own, for requests that the test lets go on."""
+    """curl in its own thread, for requests that the test releases."""
 
     def __init__(self, *arguments: str) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Curl(threading.Thread):
 
 @contextlib.contextmanager
 def hub_and_agent(processes: type[Process], mode: str, target: str) -> Iterator[tuple[str, Process, Process]]:
-    """(the hub's URL for users, the hub, the agent), both ready; every exact line of theirs is checked."""
+    """(the hub's URL for users, the hub, the agent), both ready. Each of their lines is compared exactly."""
     hub = processes("hub", "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0")
     grpc_port, http_port = hub.port("grpc"), hub.port("http")
     memory = ["--use-memory-comm"] if mode == "memory" else []
@@ -246,7 +246,7 @@ def test_sighup_dials_anew_and_loses_no_request(processes: type[Process], nginx:
             agent.signal(signal.SIGHUP)
             assert curl(f"{url}/hello").stdout == b"hello from nginx\n"
         agent.signal(signal.SIGTERM)
-        assert agent.end() == (0, "")  # `ready` was said once
+        assert agent.end() == (0, "")  # it printed `ready` once
         hub.signal(signal.SIGINT)
         assert hub.end() == (0, "")
 

@@ -1,4 +1,4 @@
-"""An agent that may open few descriptors serves as many users as those are for, and says whose lack it is."""
+"""An agent with few descriptors serves as many users as they allow, and reports whose limit it is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [
 
 
 class SlowTarget:
-    """Answers nothing until it is told to. held: requests that wait."""
+    """Sends no response until the test releases it. held: requests that wait."""
 
     def __init__(self) -> None:
         self.held = 0
@@ -116,7 +116,7 @@ async def test_a_crowd_is_served_as_far_as_descriptors_go_and_the_rest_is_told(m
             assert not [text for _, text in refused if "target" in text]  # which is not at fault
             assert served >= (9 if mode == "uds" else 30), found
             assert served * (3 if mode == "uds" else 1) <= LIMIT
-            # Nothing is left of the crowd: the next one is served as the first was.
+            # Nothing is left of the crowd. The next crowd gets the same service.
             again: Counter[tuple[int, str]] = Counter()
             await asyncio.gather(*(ask(session, url, again) for _ in range(served // 2)))
             assert again == Counter({(200, "OK"): served // 2})

@@ -1,4 +1,4 @@
-"""An agent that is told to stop finishes what is in flight, says DRAIN, and sees the stream end, in that order."""
+"""An agent that stops finishes its requests, sends DRAIN, and sees the stream end, in that order."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_idle_connections_do_not_hold_a_drain_up(rig: Rig) -> None:
         clock = asyncio.get_running_loop().time
         began_s = clock()
         await whole.agent.stop()
-        assert clock() - began_s < 4  # a hub of ours ends its idle connections: no quiet time is waited for
+        assert clock() - began_s < 4  # our hub closes its idle connections, so the agent needs no quiet time
 
 
 async def test_end_of_the_grace_ends_what_is_left_cleanly(rig: Rig) -> None:

@@ -20,7 +20,7 @@ SIZED = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhello"
 async def test_chunked_body_that_breaks_off_is_an_error_for_the_client(rig: Rig) -> None:
     async with running_rude_origin(CHUNKED) as url, rig.running(url) as whole:
         code, output, errors = await curl("-f", f"{whole.url}/")
-        # 22: a 502, where the failure overtook the first bytes. 18, 56: the body broke off, or isn't chunked any more.
+        # 22: a 502, if the failure overtook the first bytes. 18, 56: the body broke off, or is no longer chunked.
         assert code in (18, 22, 56), errors
         assert output in (b"", b"hello")
         if whole.kind == "base":
@@ -95,7 +95,7 @@ async def test_body_that_its_target_ends_by_closing_arrives_whole(rig: Rig) -> N
 
 
 async def test_client_that_goes_away_ends_its_request_at_the_target(rig: Rig) -> None:
-    """A base hub says so only when the next piece comes; ours at once."""
+    """A base hub reports it only when the next piece comes. Our hub reports it at once."""
     async with running_origin() as origin, rig.running(origin.url) as whole, asyncio.timeout(20):
         async with aiohttp.ClientSession() as client:
             answer = await client.get(f"{whole.url}/drip?pieces=100000")
@@ -106,14 +106,14 @@ async def test_client_that_goes_away_ends_its_request_at_the_target(rig: Rig) ->
             await asyncio.sleep(0.001)  # one piece, and the time it takes to find that nobody wants it
         await until(lambda: whole.agent.agent.open_connections == 0)
         if whole.kind == "base":
-            assert whole.stats()["errors"] == []  # an ERROR is never answered with one
+            assert whole.stats()["errors"] == []  # an ERROR never gets one back
 
 
 @only_base_hub
 async def test_client_that_resets_in_the_middle_of_an_upload_leaves_nothing_open(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A base hub doesn't say it, and nothing is on its way back: DRAIN's own probes find it."""
+    """A base hub doesn't report it, and no byte is on its way back. DRAIN's own probes find it."""
     caplog.set_level(logging.ERROR)
     async with running_origin() as origin, rig.running(origin.url, drain_grace_s=30.0) as whole, asyncio.timeout(20):
         reader, writer = await asyncio.open_connection("127.0.0.1", whole.http_port)

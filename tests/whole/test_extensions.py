@@ -77,7 +77,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @contextlib.asynccontextmanager
 async def target(serve: Serve) -> AsyncIterator[str]:
-    """URL of a target that `serve` answers for, connection by connection."""
+    """URL of a target whose connections `serve` handles, one call each."""
 
     async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, EOFError):
@@ -251,7 +251,7 @@ async def test_a_large_upload_to_a_slow_target_arrives_whole_and_waits_nowhere(m
 
         uploading = asyncio.ensure_future(upload())
         await began.wait()
-        await asyncio.sleep(0.3)  # while nothing is read, it must come to a stand
+        await asyncio.sleep(0.3)  # while nobody reads, the upload must stall
         assert not uploading.done()
         assert await other_answers(found)
         go_on.set()
@@ -264,7 +264,7 @@ async def test_a_large_upload_to_a_slow_target_arrives_whole_and_waits_nowhere(m
 
 
 async def other_answers(found: Line) -> bool:
-    """Whether a request that needs no target is answered at once: 421 for a path of another cluster's."""
+    """Whether a request without a target gets its response at once: 421 for another cluster's path."""
     async with asyncio.timeout(3):
         opened = asyncio.get_running_loop().create_future()
 
@@ -358,7 +358,7 @@ async def test_an_agent_that_sends_beyond_its_credit_loses_that_connection(mode:
 
 
 class Reader(asyncio.Protocol):
-    """Reads nothing until it is told to."""
+    """Reads nothing until the test starts it."""
 
     def __init__(self) -> None:
         self.received = bytearray()
@@ -382,7 +382,7 @@ async def test_what_an_agent_sends_behind_its_end_never_reaches_a_client(mode: s
         [conn_id] = found.session._connections
         tunnel = next(iter(found.agent.agent.managers))
         body = bytes(range(256)) * 1024
-        for start in range(0, len(body), 65536):  # more than the pipe takes: the hub holds the rest
+        for start in range(0, len(body), 65536):  # more than the pipe takes, so the hub holds the rest
             tunnel.send(conn_id, 0, body[start : start + 65536])
         tunnel.send(conn_id, code, b"", "over" if code == 1 else "")
         tunnel.send(conn_id, 0, b"late")
@@ -432,7 +432,7 @@ DOCKER = (
 
 @pytest.mark.parametrize("later", [False, True], ids=["with the head", "later"])
 async def test_docker_exec_works_through_hub_and_agent(mode: str, later: bool) -> None:
-    """A body first, the 101 in dockerd's words, then raw bytes both ways; a plain `.` segment is gone on the way."""
+    """A body first, then the 101 as dockerd sends it, then raw bytes both ways. The path loses a plain `.` segment."""
     heads: list[bytes] = []
 
     async def dockerd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

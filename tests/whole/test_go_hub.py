@@ -1,7 +1,9 @@
-"""Beside a hub written in Go, faults included: no agent's end freezes it, and bulk arrives at clients that read late.
+"""Agents at a hub written in Go, faults included.
 
-The hub lists each connection for LIFE_S, and freezes where a stream ends under one (`base_hub.py`, F1 to F3). Each test
-has a hub of its own.
+No agent's end freezes the hub. Bulk arrives at clients that read late.
+
+The hub lists each connection for LIFE_S. It freezes if a stream ends under a listed one. F1 to F3 in
+`base_hub.py` are these faults. Each test has its own hub.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ uvloop_only = pytest.mark.loops("uvloop")  # what is slow has no second loop to 
 
 @contextlib.asynccontextmanager
 async def go_hub(mode: str, *, life_s: float = LIFE_S, **config: Any) -> AsyncIterator[Whole]:
-    """A Go hub and no agent yet; at the end no agent is left and the hub still serves."""
+    """A Go hub and no agent yet. At the end no agent is left and the hub still serves."""
     base = BaseHubProcess("--go", f"{life_s}")
     try:
         whole = Whole("base", mode, base, CLUSTER)
@@ -54,7 +56,7 @@ async def go_hub(mode: str, *, life_s: float = LIFE_S, **config: Any) -> AsyncIt
 
 
 async def stopped(agent: RunningAgent) -> None:
-    """Wait until the agent has drained, told to or not: a second cancellation would end it by force."""
+    """Drain the agent unless it drains already, and wait. A second cancellation would abort the drain."""
     if not agent.task.done() and not agent.task.cancelling():
         agent.task.cancel()
     done, _ = await asyncio.wait([agent.task], timeout=60)
@@ -249,7 +251,7 @@ async def test_a_request_that_is_still_coming_keeps_the_agent(mode: str) -> None
 
 @uvloop_only
 async def test_five_updates_of_five_leave_the_hub_serving(mode: str) -> None:
-    """As deploy/agent.yaml has it, `Recreate`: the old agent is gone before the new one comes."""
+    """With `Recreate`, as in deploy/agent.yaml, the old agent has ended before the new one starts."""
     async with running_origin() as origin, go_hub(mode) as whole:
         for _ in range(5):
             async with clients(whole, 2) as kept:

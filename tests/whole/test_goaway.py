@@ -40,7 +40,7 @@ async def test_the_next_agent_gets_what_is_new_and_the_last_one_finishes_what_it
         leaving = whole.agent
         await whole.start_agent(routes=(f"/={second.url}",))
         leaving.task.cancel()
-        await until(lambda: leaving.agent.proxy.leaving)  # the hub has answered
+        await until(lambda: leaving.agent.proxy.leaving)  # the hub has responded
         for _ in range(5):
             assert (await client.get(f"{whole.url}/hello")).status == 200
         assert (len(first.seen), len(second.seen)) == (4, 5)
@@ -65,7 +65,7 @@ async def test_what_the_hub_opens_before_it_hears_of_a_drain_is_served(rig: Rig)
     ):
         agent = await whole.start_agent(routes=(f"/={origin.url}",), hub_address=f"127.0.0.1:{cable.port}")
         assert (await client.get(f"{whole.url}/hello")).status == 200
-        cable.holding = True  # what the agent says
+        cable.holding = True  # the agent's packets
         agent.task.cancel()
         await until(lambda: not agent.agent.ready)
         posts = [asyncio.ensure_future(client.post(f"{whole.url}/echo", data=b"%d" % n)) for n in range(8)]
@@ -129,7 +129,7 @@ async def test_a_session_that_is_left_ends_when_its_connections_have(mode: str) 
 
 
 class Seen:
-    """An agent's receiver that only looks: what came, and whether the hub had said DRAIN by then."""
+    """An agent's receiver that only records what came, and whether the hub had sent DRAIN by then."""
 
     def __init__(self, tunnel: Tunnel) -> None:
         self.tunnel = tunnel

@@ -1,6 +1,6 @@
 """Agents that reach their hub through an HTTP proxy by CONNECT: proxy.py, which nobody here wrote.
 
-A hub on a loopback address is never dialled through a proxy, so it is called 0.0.0.0 here: on Linux this machine.
+An agent never dials a loopback address through a proxy. So the hub is called 0.0.0.0 here, on Linux this machine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SECRET = "open-sesame"
 
 
 class ProxyProcess:
-    """proxy.py on a free port. log: what it says of each connection, once that has ended."""
+    """proxy.py on a free port. log: its line for each connection that has ended."""
 
     def __init__(self, directory: pathlib.Path, *arguments: str) -> None:
         port_file, self._log = directory / "port", directory / "proxy.log"

@@ -1,6 +1,7 @@
-"""A hub that is killed and started again under load: its agent is back within its back-off, and nothing gets mixed up.
+"""A hub that is killed and started again under load.
 
-Two times in the suite; `make soak` does it fifty times in each mode.
+Its agent is back within its back-off, and no client gets another one's response.
+The suite kills it two times. `make soak` kills it fifty times in each mode.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ BACK_S = MOST_S + 5.0  # and what a busy machine needs to dial
 
 
 class Hub:
-    """`fastpipe-agent hub` in a process of its own, on the same two ports each time."""
+    """`fastpipe-agent hub` in its own process, on the same two ports each time."""
 
     def __init__(self) -> None:
         self.grpc_port, self.http_port = free_port(), free_port()
@@ -69,7 +70,7 @@ async def running_hub() -> AsyncIterator[Hub]:
 
 
 class Clients:
-    """Clients that post bodies of their own and look at what comes back, whatever becomes of the hub."""
+    """Clients that post their own bodies and check each response, whatever happens to the hub."""
 
     def __init__(self, url: str) -> None:
         self.url = url

@@ -1,4 +1,4 @@
-"""What a path gets that leads to no agent: 503 where one should be there, 404 where none ever was, 308 to its root."""
+"""Paths without an agent get 503 if one is expected, and 404 if none ever was. 308 leads to a cluster's root."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The real `kubectl` through hub and agent, over SPDY/3.1 and over WebSockets: exec, cp, port-forward, logs, get -w.
 
-Skipped where there is none: it is no Debian or PyPI package, so not every machine that runs the tests can have it.
+The tests are skipped without kubectl. It is no Debian or PyPI package, so not every machine can have it.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ class Kubectl:
 
     @contextlib.asynccontextmanager
     async def running(self, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-        """One that goes on until the block's end."""
+        """A kubectl that runs until the end of the block."""
         process = await self.start(*arguments)
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 yield process
         finally:
             if process.returncode is None:
-                process.send_signal(signal.SIGINT)  # then it says goodbye
+                process.send_signal(signal.SIGINT)  # then it closes its streams
             await process.communicate()
 
 
@@ -90,7 +90,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 async def cluster(
     rig: Rig, directory: pathlib.Path, transport: str, *, through_nginx: bool = False
 ) -> AsyncIterator[Kubectl]:
-    """through_nginx: before the hub stands nginx, which speaks HTTP/1.0 to it."""
+    """through_nginx: nginx is in front of the hub and speaks HTTP/1.0 to it."""
     authority = trustme.CA()
     ca_file = directory / "ca.pem"
     authority.cert_pem.write_to_path(ca_file)

@@ -1,4 +1,4 @@
-"""Users who close behind their request: hub, tunnel, agent and target hear of it, over both carriers."""
+"""Users who close behind their request: hub, tunnel, agent and target notice, over both carriers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MANY = 150
 
 
 class Silent:
-    """A target that answers `/good/…` and `/stream`, and is silent else. open: connections that wait for it."""
+    """A target that responds to `/good/…` and `/stream` only. open: connections that wait for it."""
 
     def __init__(self) -> None:
         self.open = self.asked = 0
@@ -48,7 +48,7 @@ class Silent:
 
 @contextlib.asynccontextmanager
 async def running(mode: str, **hub: object) -> AsyncIterator[tuple[Silent, int, RunningAgent]]:
-    """(the target, the hub's port, the agent); `/c1/…` leads to the target."""
+    """(the target, the hub's port, the agent). `/c1/…` leads to the target."""
     target = Silent()
     server = await asyncio.start_server(target.serve, "127.0.0.1", 0, backlog=1024)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

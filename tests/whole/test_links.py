@@ -79,7 +79,7 @@ async def test_each_address_of_a_name_has_a_tunnel(monkeypatch: pytest.MonkeyPat
             assert hubs[3].agents() == 0
             names["hubs.test"] = ["127.0.0.2", "127.0.0.3"]
             await hubs[3].serves()
-            assert hubs[1].agents() == 1  # it is not named just now, and it answers
+            assert hubs[1].agents() == 1  # DNS does not name it now, but it responds
             await hubs[1].stop()
             await until(lambda: len(running.agent.clients) == 2)
             await hubs[2].serves()
@@ -184,7 +184,7 @@ async def test_an_address_that_is_left_can_be_wanted_again_before_it_has_gone(mo
 async def test_the_addresses_of_a_name_that_was_replaced_are_not_dialled_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not even while the new name is looked up: they would get the token, under the new name."""
+    """Not even during the lookup of the new name, because they would get the token under the new name."""
     names = {"old.test": ["127.0.0.1", "127.0.0.2"], "new.test": ["127.0.0.3", "127.0.0.4"]}
     asked, known = asyncio.Event(), asyncio.Event()
 
@@ -212,7 +212,7 @@ async def test_the_addresses_of_a_name_that_was_replaced_are_not_dialled_again(
             await hubs[2].serves()
             await running.agent.reload(dataclasses.replace(running.agent.config, hub_address=f"new.test:{port}"))
             await asked.wait()
-            await until(lambda: hubs[1].agents() == hubs[2].agents() == 0)  # what stood there has been left
+            await until(lambda: hubs[1].agents() == hubs[2].agents() == 0)  # the agent has left the old name's hubs
             known.set()
             await hubs[3].serves()
             await hubs[4].serves()

@@ -1,4 +1,4 @@
-"""The log of a hub and an agent whose standard error nobody reads, and of users who fail without end: both serve on.
+"""Hub and agent continue to serve although nobody reads their standard error and users fail without end.
 
 The test holds the pipe and fills it first, so that the first line already finds it full.
 """

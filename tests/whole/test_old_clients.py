@@ -1,4 +1,4 @@
-"""HTTP/1.0 in front of our hub, by real peers: nginx as it comes (`proxy_pass` speaks 1.0), git, curl."""
+"""HTTP/1.0 in front of our hub, by real peers: nginx with its defaults (`proxy_pass` speaks 1.0), git, curl."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def git(*arguments: str, cwd: pathlib.Path, **more: str) -> None:
 
 @pytest.fixture(scope="module")
 def git_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, bytes]]:
-    """git's own HTTP backend behind nginx and fcgiwrap, with one repository of 40 MB; (its URL, what is in it)."""
+    """git's own HTTP backend behind nginx and fcgiwrap, with one repository of 40 MB. Gives (its URL, its content)."""
     root = tmp_path_factory.mktemp("git")
     content = random.Random(40).randbytes(REPOSITORY_BYTES)
     work = root / "work"
@@ -100,7 +100,7 @@ async def test_git_clones_a_repository_of_40_mb(
 
 @contextlib.asynccontextmanager
 async def streaming(*pieces: bytes) -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
-    """A target that sends each piece once the semaphore is released, and then closes; (its URL, the semaphore)."""
+    """(URL, semaphore) of a target that sends a piece for each release of the semaphore, and then closes."""
     go_on = asyncio.Semaphore(0)
     tasks: set[asyncio.Task[None]] = set()
 
@@ -134,7 +134,7 @@ def event(number: int) -> bytes:
 async def following(
     rig: Rig, url: str, directory: pathlib.Path, through: str
 ) -> AsyncIterator[tuple[pathlib.Path, asyncio.Future[tuple[int, bytes, bytes]]]]:
-    """curl, which follows a stream by HTTP/1.0 or behind an nginx that does; (what it has written, its end)."""
+    """curl, which follows a stream by HTTP/1.0, or behind nginx with 1.0. Gives (its output file, its end)."""
     async with contextlib.AsyncExitStack() as stack:
         whole = await stack.enter_async_context(rig.running(url))
         base, version = f"http://127.0.0.1:{whole.http_port}", "--http1.0"

@@ -1,4 +1,4 @@
-"""Our hub with grpcio's client as the agent: what a user gets where agent and tunnel end at an awkward moment."""
+"""Our hub with grpcio's client as the agent: responses to users if agent or tunnel end at an awkward moment."""
 
 from __future__ import annotations
 

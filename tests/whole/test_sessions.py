@@ -33,13 +33,13 @@ def descriptors() -> int:
 
 
 class Clients:
-    """Clients that send one request after another, each with a body of its own, and look at what comes back."""
+    """Clients that send one request after another, each with its own body, and check the responses."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.answered = 0
         self.failed = 0
-        self.foreign: list[str] = []  # answers that were another request's
+        self.foreign: list[str] = []  # responses of another request
         self.stopping = False
         self._random = random.Random(20)
 
@@ -78,7 +78,7 @@ async def test_twenty_reconnects_with_requests_in_flight_leave_nothing_behind(ri
             await until(lambda before=answered: clients.answered > before + CLIENTS, timeout_s=30)
             cable.cut_after_bytes = cable.bytes_carried + chance.randrange(200_000)  # in the middle of something
             await until(lambda: not agent.agent.ready)
-            agent.agent.reconnect_now()  # the back-off has tests of its own
+            agent.agent.reconnect_now()  # the back-off has its own tests
             await until(lambda turn=turn: agent.times_ready > turn)
         clients.stopping = True
         await asyncio.wait(working, timeout=30)
@@ -89,7 +89,7 @@ async def test_twenty_reconnects_with_requests_in_flight_leave_nothing_behind(ri
         assert (await curl(f"{whole.url}/hello"))[:2] == (0, b"hello from the origin\n")
         if whole.kind == "ours":
             await until(lambda: agent.agent.open_connections <= CLIENTS)  # the hub's pool: idle, newest session
-        # What is left is the live session's: idle connections, at most CLIENTS to the proxy, and to the origin.
+        # The live session keeps only idle connections: at most CLIENTS to the proxy, and to the origin.
         await until(lambda: len(asyncio.all_tasks()) <= tasks_before + 2 * CLIENTS)
         assert descriptors() <= descriptors_before + 4 * CLIENTS + 4
         sessions = agent.times_ready

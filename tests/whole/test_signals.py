@@ -1,6 +1,7 @@
-"""SIGTERM ends hub, agent and proxy in every state they can be in, with 0; a second one during a drain aborts, with 1.
+"""SIGTERM ends hub, agent and proxy in each of their states, with exit code 0.
 
-In each state once with a standard error that is read, and once with one that is a full pipe.
+A second SIGTERM during a drain aborts, with exit code 1.
+Each state is tried with a standard error that is read, and with one that is a full pipe.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def test_an_agent_in_its_back_off(started: type[Process], blocked: bool) -> None
         port = listening.getsockname()[1]
         agent = started(*run_of(port, "--insecure"), blocked=blocked)
         listening.settimeout(EXIT_S)
-        for _ in range(2):  # the second was dialled behind the first back-off: now it is in the next one
+        for _ in range(2):  # the second dial came after the first back-off, so now it is in the next one
             listening.accept()[0].close()
     until(lambda: not sockets_to(port, "01"))
     assert agent.end() == 0
@@ -117,7 +118,7 @@ def test_an_agent_in_its_back_off(started: type[Process], blocked: bool) -> None
 @pytest.mark.parametrize("delay_s", [0.0, 0.1, 0.3, 0.6, 1.0])
 @pytest.mark.parametrize("command", ["hub", "run", "proxy"])
 def test_a_process_that_starts(started: type[Process], command: str, delay_s: float) -> None:
-    """Before the event loop runs the signal kills, as it would `cat`; from then on it drains. Neither hangs."""
+    """Before the event loop runs, the signal kills, as it would `cat`. Later it drains. Neither hangs."""
     arguments = {
         "hub": HUB,
         "run": run_of(closed_port(), "--insecure"),
@@ -176,7 +177,7 @@ def test_a_service_with_clients_that_say_half_a_request_or_nothing(
 @BLOCKED
 @pytest.mark.parametrize("signalled", ["hub", "agent", "proxy"])
 def test_a_service_under_a_flood_of_requests(started: type[Process], blocked: bool, signalled: str) -> None:
-    """What comes during the drain is refused, and doesn't prolong it without end."""
+    """Requests during the drain are rejected, and don't prolong it without end."""
     if signalled == "proxy":
         service = started(
             "proxy",
@@ -236,12 +237,12 @@ def test_a_second_signal_during_the_drain_aborts(started: type[Process], blocked
             client.sendall(b"GET /%s HTTP/1.1\r\nHost: h\r\n\r\n" % (b"" if role == "proxy" else b"c1/x"))
             until(lambda: accepted, "the request at its target")
             service.process.send_signal(signal.SIGTERM)
-            if blocked:  # nothing tells that the drain has begun but a port that refuses
+            if blocked:  # only a port that refuses shows that the drain has begun
                 until(lambda: refuses(port) or role == "agent", "the end of listening")
             else:
                 service.logged("draining")
             deadline_s = time.monotonic() + EXIT_S
-            while service.process.poll() is None:  # the drain's bound is 25 s: it is the abort that ends it
+            while service.process.poll() is None:  # the drain's bound is 25 s, so only the abort can end it
                 assert time.monotonic() < deadline_s
                 service.process.send_signal(signal.SIGTERM)
                 with contextlib.suppress(Exception):

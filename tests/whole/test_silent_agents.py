@@ -1,6 +1,6 @@
-"""Agents that fall silent beside live ones: what their users wait for, and what hub and users are told.
+"""Agents that fall silent beside live ones: how long users wait, and what hub and users learn.
 
-The agents are processes of their own, stopped by SIGSTOP: their kernels acknowledge everything and nobody answers.
+Each agent is its own process. After SIGSTOP its kernel acknowledges every byte, but nobody responds.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ SHORT = LivenessTimes(idle_s=2.0, answer_s=2.0, unanswered_s=0.4, suspect_s=0.6)
 """A quarter of the product's, so that a busy machine makes no live agent suspected."""
 
 SLACK_S = 5.0
-"""What a busy machine may add to a short time."""
+"""A busy machine can add so much to a short time."""
 
 PATIENT = LivenessTimes(idle_s=20.0, answer_s=20.0, unanswered_s=0.4, suspect_s=0.6)
 """Suspects soon and ends late."""
 
 
 class Scene:
-    """A hub on the test's loop, and agents of the cluster c1, each with an origin of its own."""
+    """A hub on the test's loop, and agents of the cluster c1, each with its own origin."""
 
     def __init__(self, hub: Hub, grpc_port: int, http_port: int) -> None:
         self.hub = hub
@@ -114,7 +114,7 @@ async def answered(client: aiohttp.ClientSession, method: str, url: str, **optio
 
 @pytest.mark.loops("uvloop")
 async def test_a_stopped_agent_beside_a_live_one_costs_users_5_s(caplog: pytest.LogCaptureFixture) -> None:
-    """At full length, with the product's own times; today's 45 s otherwise."""
+    """At full length, with the product's own times. Users once waited 45 s."""
     async with scene(2, LivenessTimes()) as found, http_client() as client:
         assert (await answered(client, "GET", f"{found.url}/hello"))[0] == 200
         assert found.origins[1].seen

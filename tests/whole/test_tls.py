@@ -27,7 +27,7 @@ HELLO = (0, b"hello from the origin\n")
 
 
 class Files:
-    """A CA and a certificate of 127.0.0.1 and localhost, as PEM files; and an agent's certificate for cluster c1."""
+    """PEM files: a CA, a certificate of 127.0.0.1 and localhost, and an agent's certificate for cluster c1."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.authority = trustme.CA()
@@ -336,7 +336,7 @@ async def test_the_alert_of_a_hub_that_sends_one_is_told_in_words(
 
 @pytest.fixture
 def tls_alerting_port(files: Files) -> Iterator[int]:
-    """A server of OpenSSL's own that asks for a certificate, and alerts where there is none."""
+    """OpenSSL's `s_server`, which asks for a certificate and sends an alert if it gets none."""
     port = free_port()
     command = [program("openssl"), "s_server", "-accept", f"127.0.0.1:{port}", "-cert", files.cert, "-key", files.key]
     command += ["-Verify", "1", "-CAfile", files.ca, "-verify_return_error", "-alpn", "h2", "-quiet"]

@@ -1,4 +1,4 @@
-"""An upload of 40 packets arrives intact, 200 times out of 200: packets of a connection are handled in their order."""
+"""An upload of 40 packets arrives intact, 200 times out of 200, because packets keep their order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKETS = 40
 
 
 async def upload(port: int, cluster: str, body: bytes) -> tuple[str, int]:
-    """(SHA-256, length) of what arrived. A GET goes first: a base hub sends only what follows it as raw packets."""
+    """(SHA-256, length) of the body that arrived. A GET goes first. A base hub sends raw packets only after it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(f"GET /{cluster}/hello HTTP/1.1\r\nHost: h\r\n\r\n".encode())

@@ -93,7 +93,7 @@ def closed_port() -> int:
 
 
 def fail(port: int, path: str, requests: int, *, method: str = "GET", at_once: int = 50) -> None:
-    """Send requests on one connection, and check that each is answered with an error."""
+    """Send requests on one connection, and check that each gets an error."""
     request = f"{method} {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
         stream = client.makefile("rb")

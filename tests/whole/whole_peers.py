@@ -1,4 +1,4 @@
-"""What stands at the ends of the whole path: the system's nginx and curl, the base hub, an aiohttp origin, a cable.
+"""The peers at both ends of the whole path: nginx, curl, the base hub, an aiohttp origin, a cable.
 
 Nothing here is the agent's own code.
 """
@@ -28,7 +28,7 @@ BIG = random.Random(20).randbytes(BIG_BYTES)
 BIG_SHA256 = hashlib.sha256(BIG).hexdigest()
 START_TIMEOUT_S = 20.0
 CUT = (ClientError, RuntimeError)
-"""What aiohttp's client raises for a body that breaks off; RuntimeError where a bad chunk and the end come at once."""
+"""Errors of aiohttp's client for a body that breaks off. RuntimeError if a bad chunk and the end come together."""
 
 
 def missing(what: str) -> NoReturn:
@@ -76,7 +76,7 @@ class BaseHubProcess:
         return int(port)
 
     def command(self, line: str) -> Any:
-        """Blocks until the hub has answered: microseconds, and nothing in this process has a part in it."""
+        """Block until the hub has responded. That takes microseconds and needs nothing in this process."""
         assert self._process.stdin is not None
         self._process.stdin.write(line + "\n")
         answer = json.loads(self._line())
@@ -115,7 +115,7 @@ class BaseHubProcess:
 
 
 async def until(state: Callable[[], Any], condition: Callable[[Any], bool] = bool, timeout_s: float = 15.0) -> Any:
-    """The state as soon as it meets the condition; looks every 5 ms."""
+    """The state as soon as it meets the condition, checked every 5 ms."""
     deadline_s = time.monotonic() + timeout_s
     while not condition(found := state()):
         assert time.monotonic() < deadline_s, f"not reached within {timeout_s} s: {found}"
@@ -190,13 +190,13 @@ async def nginx_before(hub_port: int, directory: pathlib.Path, *directives: str)
 
 
 class Origin:
-    """An aiohttp.web server on the test's own loop, whose slow answers the test itself lets go on."""
+    """An aiohttp.web server on the test's own loop, whose slow responses the test itself releases."""
 
     def __init__(self) -> None:
         self.port = 0
         self.arrived = asyncio.Semaphore(0)  # released as a /hold, /drip or /swallow request comes in
         self.go_on = asyncio.Semaphore(0)  # each /hold, and each further piece of a /drip, takes one
-        self.broken = asyncio.Semaphore(0)  # released as a /drip finds that its reader has gone
+        self.broken = asyncio.Semaphore(0)  # released if a /drip finds that its reader has left
         self.seen: list[str] = []  # METHOD target, in order
         self.headers: dict[str, str] = {}  # of the last request
 
@@ -281,7 +281,7 @@ async def running_origin() -> AsyncIterator[Origin]:
 
 @contextlib.asynccontextmanager
 async def running_rude_origin(answer: bytes) -> AsyncIterator[str]:
-    """URL of a target that answers each connection's first request with these bytes and closes it."""
+    """URL of a target that sends these bytes for the first request of a connection, and closes it."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, EOFError):

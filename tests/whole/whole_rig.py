@@ -17,7 +17,7 @@ _names = itertools.count(1)
 
 
 class RunningAgent:
-    """An agent's task, and when it has said that it is ready."""
+    """An agent's task, and when it was ready."""
 
     def __init__(self, **config: Any) -> None:
         self.ready = asyncio.Event()
@@ -80,7 +80,7 @@ class Whole:
         return agent
 
     def stats(self) -> dict[str, Any]:
-        """What the base hub has seen of this cluster."""
+        """The base hub's counts of this cluster."""
         assert self.kind == "base"
         return self.base.stats(self.cluster)
 
@@ -95,7 +95,7 @@ class Rig:
 
     @contextlib.asynccontextmanager
     async def hub(self) -> AsyncIterator[Whole]:
-        """A hub without an agent; agents started in the block are ended before it."""
+        """A hub without an agent. Agents that start in the block end before the hub."""
         whole = Whole(self.hub_kind, self.mode, self.base, f"c{next(_names)}")
         async with contextlib.AsyncExitStack() as stack:
             if self.hub_kind == "ours":
@@ -125,7 +125,7 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def running_hub(**config: Any) -> AsyncIterator[tuple[int, int]]:
-    """Our hub on free ports; (gRPC port, HTTP port)."""
+    """(gRPC port, HTTP port) of our hub on free ports."""
     ports: dict[str, int] = {}
     listening = asyncio.Event()
 
