@@ -35,7 +35,7 @@ def our_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
 
 @pytest.fixture(params=["ours", "base"])
 def hub(request: pytest.FixtureRequest, our_hub: HubProcess, base_hub: BaseHubProcess) -> BaseHubProcess | HubProcess:
-    """A hub with `grpc_port` and `http_port`; clusters of tests don't see each other."""
+    """A hub with `grpc_port` and `http_port`. Tests do not see each other's clusters."""
     return our_hub if request.param == "ours" else base_hub
 
 

@@ -1,4 +1,4 @@
-"""Parts of a user's own, that an agent imports by name. Where they lead to is said by the environment."""
+"""A user's own parts, which an agent imports by name. The environment sets their targets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class AsyncRenaming(Renaming):
 
 
 class Marking:
-    """Adds a header; refuses whoever asks for it."""
+    """Adds a header, and rejects each request that asks for it."""
 
     def process(self, request: RequestHead, target: Target) -> RequestHead:
         if (b"X-Refuse", b"1") in request.headers:
@@ -71,7 +71,7 @@ class Wrong:
 
 
 class WrongProcessor:
-    """Gives no head, or one whose fields are none."""
+    """Gives no head, or a head without valid fields."""
 
     def process(self, request: RequestHead, target: Target) -> Any:
         kind = request.target.rpartition(b"/")[2]

@@ -21,7 +21,7 @@ BESIDE = pathlib.Path(__file__).parent
 
 
 class HoldingApiServer(ApiServer):
-    """`/hold` is answered when `go_on` is released; `arrived` is, when such a request has come."""
+    """Releases `arrived` for each `/hold`, and responds to it after `go_on` is released."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -48,7 +48,7 @@ class Cluster:
 
     @contextlib.asynccontextmanager
     async def agent(self, *arguments: str, **settings: Any) -> AsyncIterator[AgentProcess]:
-        """An agent whose file has these settings, ready; started where `own_parts` is."""
+        """A ready agent whose file has these settings. It starts in the folder of `own_parts`."""
         path = self.write(**settings)
         environ = {**ENVIRON, "OWN_API_SERVER": self.managed.url, "OWN_CA_FILE": str(self.managed.ca_file)}
         async with running_agent(

@@ -116,7 +116,7 @@ class HubProcess(Process):
 
 
 class AgentProcess(Process):
-    """An agent of a cluster of its own. `url`: of the cluster's root at the hub."""
+    """An agent with its own cluster. `url`: the cluster's root at the hub."""
 
     def __init__(self, directory: pathlib.Path, hub: Any, *arguments: str, **process: Any) -> None:
         self.cluster = f"r{os.getpid()}-{next(_clusters)}"
@@ -136,7 +136,7 @@ class AgentProcess(Process):
 async def running_agent(
     directory: pathlib.Path, hub: Any, *arguments: str, **process: Any
 ) -> AsyncIterator[AgentProcess]:
-    """An agent that is ready; killed behind the block where it still runs. process: as Process has it."""
+    """An agent that is ready. If it still runs behind the block, it is killed. process: arguments of Process."""
     agent = AgentProcess(directory, hub, *arguments, **process)
     try:
         assert await asyncio.to_thread(agent.line) == "ready"

@@ -18,7 +18,7 @@ ROUNDS = 20
 
 
 async def drained(directory: pathlib.Path, hub: Any, mode: str) -> None:
-    """One agent's end, with an upload, a stream and an idle connection there when it is told."""
+    """One agent's end, with an upload, a stream and an idle connection at the time of the signal."""
     async with (
         running_origin() as origin,
         running_agent(directory, hub, f"--route=/={origin.url}", mode, "--drain-grace-s=20") as agent,
@@ -26,8 +26,8 @@ async def drained(directory: pathlib.Path, hub: Any, mode: str) -> None:
     ):
         assert (await client.get(f"{agent.url}/hello")).status == 200
         held = asyncio.ensure_future(client.post(f"{agent.url}/hold", data=b"still here"))
-        # With a client that would keep its connection, whose head has gone out, a hub without `close` can't be told
-        # that the connection is over; the agent then settles for the 5 s of wire.md.
+        # A hub without `close` gets no sign that a kept connection has ended, once the response's head is sent.
+        # The agent would then wait for the 5 s of wire.md. So the client asks for `close`.
         stream = await client.get(f"{agent.url}/drip?pieces=3", headers={"Connection": "close"})
         await origin.arrived.acquire()
         await origin.arrived.acquire()

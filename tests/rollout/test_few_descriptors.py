@@ -1,4 +1,4 @@
-"""A hub with 300 descriptors, and peers that take all they can get: users and new agents are served all the same."""
+"""A hub with 300 descriptors serves users and new agents although other peers take all they can get."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CLIENT_TIMEOUT = aiohttp.ClientTimeout(total=20)
 
 @contextlib.contextmanager
 def flood(port: int, said: bytes = b"") -> Iterator[list[socket.socket]]:
-    """Connections that say this and no more."""
+    """Connections that send these bytes and no more."""
     sockets: list[socket.socket] = []
     try:
         for _ in range(FLOOD):
@@ -54,7 +54,7 @@ def few(directory: pathlib.Path, *arguments: str, leaked: int = 0) -> Iterator[H
 
 
 async def get(url: str, **options: object) -> tuple[int, str]:
-    """One request on a connection of its own."""
+    """One request on its own connection."""
     async with (
         aiohttp.ClientSession(timeout=CLIENT_TIMEOUT) as client,
         client.get(url, **options) as answer,  # type: ignore[arg-type]  # the call's own keywords
@@ -63,7 +63,7 @@ async def get(url: str, **options: object) -> tuple[int, str]:
 
 
 async def served(url: str, **options: object) -> None:
-    """Wait until the user gets a 200; until then nothing but a 503 is an answer."""
+    """Wait until the user gets a 200. Until then each response must be a 503."""
     async with asyncio.timeout(40):
         while (status := (await get(url, **options))[0]) != 200:
             assert status == 503
@@ -124,7 +124,7 @@ async def test_mute_connections_to_the_http_port_make_room_for_users(tmp_path: p
             async with running_agent(tmp_path, hub, f"--route=/={origin.url}") as agent:
                 with flood(hub.http_port) as mute:
                     await served(f"{agent.url}/hello")
-                    for sock in mute[-3:]:  # those that had no room were told at once
+                    for sock in mute[-3:]:  # those without room got a 503 at once
                         sock.settimeout(10)
                         assert sock.recv(4096).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
                     async with running_agent(tmp_path, hub, f"--route=/={origin.url}") as second:
@@ -156,7 +156,7 @@ async def test_mute_connections_to_the_health_port_do_not_hide_the_hub(tmp_path:
 
 
 async def test_with_no_descriptor_left_users_get_503_and_the_log_says_why(tmp_path: pathlib.Path) -> None:
-    """What the shares don't know of: descriptors that a part of the operator's own has opened."""
+    """The shares don't count descriptors that an operator's own part has opened."""
     port = free_port()
     arguments = [f"--health-address=127.0.0.1:{port}", "--enable-metrics"]
     async with running_origin() as origin:

@@ -1,4 +1,4 @@
-"""A hub that is there and says nothing any more: stopped by a debugger, or on a machine that swaps."""
+"""A hub that is still there but silent: stopped by a debugger, or on a machine that swaps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.loops("asyncio")
 async def test_an_agent_whose_hub_is_frozen_ends_without_using_up_its_grace(
     tmp_path: pathlib.Path, grace_s: int, within_s: float
 ) -> None:
-    """It waits for the hub's answer once: for 5 s, or drain_grace_s and at least 1 s; and 2 s for the socket's end."""
+    """The agent waits once for the hub, 5 s or drain_grace_s (at least 1 s). The socket's end gets 2 s."""
     hub = HubProcess(tmp_path / "hub.log")
     try:
         grace = f"--drain-grace-s={grace_s}"

@@ -1,4 +1,4 @@
-"""What a hub's operator sets: how clusters are named, who may send requests, how many, and for how long."""
+"""Settings of a hub's operator: names of clusters, users and their limits, and times."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ async def test_the_hubs_times_are_as_configured() -> None:
 async def test_a_tls_client_that_reads_nothing_keeps_no_hub_from_ending(
     tmp_path: pathlib.Path, certificates: pathlib.Path, loop: str
 ) -> None:
-    """By TLS a close waits for its answer, and a client library's idle connection is read by nobody."""
+    """A TLS close waits for the peer's close, but nobody reads a client library's idle connection."""
     hub = HubProcess(
         tmp_path / "log", f"--http-cert-file={certificates / 'ours-hub.pem'}", "--drain-grace-s=25", f"--loop={loop}"
     )

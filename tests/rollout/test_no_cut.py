@@ -1,6 +1,7 @@
-"""Nothing is cut because it takes long: hub and agent with their defaults, each of these silent for more than 30 s.
+"""Hub and agent with their defaults cut no request because it takes long.
 
-A Go hub's habit is what this is about. It all waits at the same time, so the test takes as long as one of them.
+Each request here is silent for more than 30 s, the time that a Go hub lists a connection.
+All requests wait at the same time, so the test takes as long as one of them.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ async def test_nothing_is_cut_after_half_a_minute(tmp_path: pathlib.Path, our_hu
     async with running_origin() as origin, asyncio.TaskGroup() as both:
         for mode in ("--use-memory-comm", "--no-use-memory-comm"):
             both.create_task(by(mode, origin))
-        for _ in range(4):  # a late answer's request and a stream's first piece, by each mode
+        for _ in range(4):  # the request of a late response and a stream's first piece, in each mode
             await origin.arrived.acquire()
         await asyncio.sleep(SILENCE_S)
         silence.set_result(None)

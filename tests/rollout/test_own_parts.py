@@ -1,4 +1,4 @@
-"""Parts of a user's own by `module:name`, as an operator configures them: a real process, a TLS API server, a hub."""
+"""A user's own parts by `module:name`, with a real process, a TLS API server and a hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGHUP as an operator uses it: the file is changed, the process is told, nothing that is open is dropped."""
+"""SIGHUP as an operator uses it: the file changes, the process reloads, open connections stay."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ READ = "the configuration was reloaded"
 
 
 class Settings:
-    """The agent's TOML file. `write` replaces all that it says beside the base."""
+    """The agent's TOML file. `write` replaces everything except the base."""
 
     def __init__(self, path: pathlib.Path, base: str) -> None:
         self.path = path
@@ -29,7 +29,7 @@ class Settings:
 
 
 async def reloaded(agent: AgentProcess, settings: Settings, text: str) -> str:
-    """Change the file and tell the process; what it logged of it."""
+    """Change the file and send SIGHUP. Returns what the process logged then."""
     before = agent.log
     settings.write(text)
     agent.signal("SIGHUP")
@@ -46,7 +46,7 @@ def settings(tmp_path: pathlib.Path, unused_port: int) -> Settings:
 
 
 async def get(url: str) -> int:
-    """The status of a request on a connection of its own."""
+    """The status of a request on its own connection."""
     async with aiohttp.ClientSession() as client, client.get(url, headers={"Connection": "close"}) as answer:
         await answer.read()
         return answer.status
@@ -183,7 +183,7 @@ async def test_a_hub_is_dialled_anew_only_where_its_settings_changed(
         await agent.logged("the next session waits for the end of this one")
         assert base_hub.stats(agent.cluster)["streams"] == 1  # a second one could lock a Go hub up
         origin.go_on.release()
-        assert await held == 200  # the first session went on until it had finished
+        assert await held == 200  # the first session continued until its requests finished
         stats: dict[str, Any] = await base_hub.until(agent.cluster, lambda seen: seen["streams"] == 2)
         assert ["authorization", "Bearer second"] in stats["metadata"]
         assert "Bearer" not in agent.log
@@ -263,7 +263,7 @@ async def test_all_that_can_change_at_once_drops_no_request_in_flight(
             async with client.get(url, headers=bob) as answer:
                 return answer.status
 
-        # What is allowed has no address here: a 502, where what isn't is a 403.
+        # An allowed service has no address here and gets a 502. A denied one gets a 403.
         assert (await service("shop:443"), await service("other:8443")) == (502, 403)
         waiting = [asyncio.ensure_future(held(client, agent.url)) for _ in range(8)]
         for _ in waiting:

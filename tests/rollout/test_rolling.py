@@ -25,7 +25,7 @@ BODY = os.urandom(700_000)
 
 
 class Load:
-    """Clients that go on until told to stop, and what came of their requests: `done` by kind, `failed` in words."""
+    """Clients that run until the test stops them. `done`: finished requests by kind. `failed`: errors as text."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -43,7 +43,7 @@ class Load:
         await asyncio.gather(*self._tasks)
 
     async def more(self, requests: int) -> None:
-        """Wait until so many more have been answered, of each kind some."""
+        """Wait until so many more requests have finished, some of each kind."""
         before = self.done.copy()
         async with asyncio.timeout(60):
             while (self.done - before).total() < requests or len(self.done - before) < 4:

@@ -1,4 +1,4 @@
-"""Users who flood or leave, at a hub and an agent in processes of their own: what the other users notice."""
+"""Users who flood or leave, and what the others notice. Hub and agent are processes."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ while data := sock.recv(1 << 18):
     if answers // 100 > before // 100:
         print(answers, flush=True)
 """
-"""Pipelines requests on one connection, reads the answers, and tells of each hundred."""
+"""Pipelines requests on one connection, reads the responses, and reports each hundred."""
 
 FULL = 300
 LEAVERS = 500
 HALF_CLOSED_S = 2.0
 SLACK_S = 20.0
-"""What a busy machine may add: a third of what it was before leavers were found."""
+"""A busy machine can add so much. It is a third of the wait before the agent found leavers."""
 
 
 @contextlib.asynccontextmanager
 async def flooding(port: int, path: str) -> AsyncIterator[list[int]]:
-    """One connection floods; it has begun. Gives how many answers it has had, so far."""
+    """One connection that floods already. Gives how many responses it has had so far."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", FLOOD, str(port), path, stdout=asyncio.subprocess.PIPE
     )
@@ -78,7 +78,7 @@ async def p50_s(url: str, number: int = 30) -> float:
 
 
 class Target(asyncio.Protocol):
-    """Answers `/good`, and is silent else."""
+    """Responds to `/good` only."""
 
     def __init__(self, silent: set[Target]) -> None:
         self._silent = silent
@@ -129,7 +129,7 @@ async def test_a_flood_that_the_hub_answers_itself_slows_nobody(tmp_path: pathli
             before = counts[-1]
             async with asyncio.timeout(60):
                 took_s = await p50_s(url)
-            await until(lambda: counts[-1] > before)  # the flood is answered all the while
+            await until(lambda: counts[-1] > before)  # the flood gets responses all the while
         assert took_s < 0.1  # once 0.5 s, and up to 7 s
 
 

@@ -1,6 +1,6 @@
-"""Whose fault it was: what users, the hub's log and the agent's are told, between a real hub and a real agent.
+"""Responses and logs of a real hub and a real agent name whose fault an error was.
 
-Hub and agent have the same limits, as they have by default: the one that is nearer to the party at fault tells.
+Hub and agent have the same limits, as by default. The one that is nearer to the party at fault reports it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 class Target(asyncio.Protocol):
-    """Reads nothing behind the first bytes of a request, and answers with `answer`."""
+    """Reads nothing behind the first bytes of a request, and sends `answer`."""
 
     def __init__(self, answer: bytes, transports: list[asyncio.Transport]) -> None:
         self._answer = answer
