@@ -1,4 +1,4 @@
-"""A stand-in for a kube-apiserver: aiohttp behind TLS, answering as Kubernetes' API reference says, recording all."""
+"""A stand-in for a kube-apiserver: aiohttp behind TLS. It follows Kubernetes' API reference and records all."""
 
 from __future__ import annotations
 
@@ -46,10 +46,15 @@ class Received:
 
 
 class ApiServer:
-    """users: by token. own_tokens: those that may ask for reviews. reviews: the tokens that were asked for, in order.
+    """An API server for an agent's cluster or a hub's, on a free port.
 
-    received: everything but reviews. on_review: answers a TokenReview in place of the usual. denied: (verb, resource)
-    that access reviews don't allow. rules: what rules reviews answer.
+    users: the users by token.
+    own_tokens: the tokens that may ask for reviews.
+    reviews: the tokens of all reviews, in order.
+    received: all requests except reviews.
+    on_review: replaces the usual response to a TokenReview.
+    denied: (verb, resource) that access reviews don't allow.
+    rules: the response to rules reviews.
     """
 
     def __init__(self, ca: trustme.CA, directory: Path, name: str) -> None:
@@ -96,7 +101,7 @@ class ApiServer:
         await self._runner.cleanup()
 
     def kubeconfig(self, user: dict[str, Any] | None = None, name: str = "", **cluster: Any) -> str:
-        """The path of a kubeconfig for this server; user: its own token where it isn't given."""
+        """The path of a kubeconfig for this server. user: default the server's own token."""
         import yaml
 
         path = self.directory / (name or f"{self.name}.kubeconfig")
@@ -178,7 +183,7 @@ class ApiServer:
 
 
 async def cut(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """An answer that breaks off in the middle of its body."""
+    """A response that breaks off in the middle of its body."""
     response = web.StreamResponse(status=201, headers={"Content-Length": "1000", "Content-Type": "application/json"})
     await response.prepare(request)
     await response.write(b'{"kind": "TokenReview"')
@@ -188,6 +193,6 @@ async def cut(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
 
 
 async def silent(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """No answer at all, until the server is stopped."""
+    """No response at all, until the server stops."""
     await request.app[STOPPING].wait()
     return web.Response(status=500)

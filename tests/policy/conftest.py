@@ -50,7 +50,7 @@ def clusters(authority: trustme.CA, hub_authority: trustme.CA, tmp_path: Path) -
 
 @pytest.fixture
 def gated(clusters: Callable[..., Any]) -> Callable[..., Any]:
-    """A context manager with a Gate in front of both; config: fields of AgentConfig."""
+    """A context manager with a Gate in front of both. config: fields of AgentConfig."""
 
     @contextlib.asynccontextmanager
     async def run(**config: Any) -> AsyncIterator[Gate]:

@@ -1,4 +1,4 @@
-"""An agent's policy and proxy on a TCP port, in front of two API servers; and a client that sends raw bytes."""
+"""An agent's policy and proxy on a TCP port before two API servers, and a client of raw bytes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Gate:
     async def ask(
         self, *headers: bytes, path: str = "/c1/api/v1/pods", method: str = "GET", body: bytes = b""
     ) -> Answer:
-        """One request on a connection of its own."""
+        """One request on its own connection."""
         lines = [f"{method} {path} HTTP/1.1".encode(), b"Host: hub", *headers]
         return await self.send(b"\r\n".join(lines) + b"\r\n\r\n" + body)
 
@@ -74,7 +74,7 @@ class Gate:
 
 
 async def ask_at(port: int, request: bytes) -> Answer:
-    """Raw bytes to a local port; the answer to them."""
+    """Send raw bytes to a local port. Returns the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         async with asyncio.timeout(30):

@@ -1,4 +1,4 @@
-"""Who an agent is, at the hub: certificate, token, or anyone where that is allowed; each for one cluster."""
+"""The hub identifies an agent by certificate or token, or lets anyone in if allowed, each for one cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How API servers are reached: kubeconfig files with tokens, certificates, plugins; service accounts; changes."""
+"""How API servers are reached: kubeconfig files with tokens, certificates or plugins, service accounts, changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def own_certificate(ca: trustme.CA, name: str) -> dict[str, str]:
 
 
 def plugin(directory: Path, code: str, **fields: Any) -> dict[str, Any]:
-    """A kubeconfig's user with an exec plugin that runs this Python; each run appends a line to `runs`."""
+    """A kubeconfig's user with an exec plugin that runs this Python. Each run appends a line to `runs`."""
     script = directory / "plugin.py"
     script.write_text(
         "import json, os, sys\n"
@@ -128,7 +128,7 @@ async def test_a_plugins_token_is_used_until_it_is_refused(
             answers = await asyncio.gather(*(gate.ask(bearer("bob")) for _ in range(5)))
             assert {answer.status for answer in answers} == {200}
             assert runs(tmp_path) == 1
-            managed.own_tokens = {"given-2"}  # refused: the plugin is asked for another
+            managed.own_tokens = {"given-2"}  # refused, so the plugin must give another
             assert (await gate.ask(bearer("bob"))).status == 200
             assert runs(tmp_path) == 2
             assert managed.received[-1].values(b"authorization") == [b"Bearer given-2"]
@@ -258,7 +258,7 @@ def test_an_expiry_is_a_lifetime(lifetime_s: float | None, expected: float | Non
     assert parse_credential(answer, V1, now=now) == ExecCredential("t", lifetime_s=expected)
 
 
-# What isn't used --------------------------------------------------------------------------------------------------
+# Unusable kubeconfigs ---------------------------------------------------------------------------------------------
 
 
 def kubeconfig_of(*, user: Any = None, cluster: Any = None, **top: Any) -> dict[str, Any]:
@@ -342,7 +342,7 @@ async def test_another_ca_in_the_kubeconfig_is_for_the_next_connections(
         assert gate.policy.managed is not None
         gate.policy.managed.refresh(now=True)
         assert gate.policy.generation == generation + 1
-        assert (await gate.ask(bearer("alice"))).status == 503  # neither review nor request reaches it any more
+        assert (await gate.ask(bearer("alice"))).status == 503  # no review or request reaches it now
         managed.kubeconfig()
         gate.policy.managed.refresh(now=True)
         assert (await gate.ask(bearer("alice"))).status == 200

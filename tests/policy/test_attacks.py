@@ -1,7 +1,7 @@
 """Identity attacks, each through the real proxy to a real TLS server, and asserted on what that server received.
 
-Whatever a client sends, it must never gain a group, a name or the agent's own rights. Of each request that arrives the
-whole identity is compared, not only what the attack was about.
+No client may gain a group, a name or the agent's own rights, whatever it sends. The tests compare the whole identity of
+each request that arrives, not only the attacked part.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ SPELLINGS = [
     b"X-Remote-Extra-scopes",
     b"X-Remote-Extra-Acme.com%2fproject",
 ]
-# A hub's user claims to be somebody else; and so does one of this cluster, who may ask the API server for that.
+# A hub's user claims to be somebody else. A user of this cluster does the same, and may ask the API server.
 SPELLED = [
     *(Attack(f"hub user with {name.decode()}", (BOB, name + b": system:masters")) for name in SPELLINGS),
     *(
@@ -89,7 +89,7 @@ SPELLED = [
         keeps=((b"impersonate-user", b"carol"), (b"Impersonate-Group", b"a"), (b"Impersonate-Group", b"b")),
     ),
 ]
-# Connection must name nothing that identity hangs on; framing and Authorization neither.
+# Connection must not name headers of identity, framing or Authorization.
 LISTED = [
     Attack(f"Connection names {name}", (BOB, f"Connection: {name}".encode()), 400, "")
     for name in (
@@ -196,7 +196,7 @@ ATTACKS = SPELLED + LISTED + TRAILERS + CREDENTIALS + WEBSOCKETS + PATHS
 
 
 def check_identity(gate: Gate, attack: Attack) -> None:
-    """What arrived, and as whom. The hub's API server never gets anything but reviews."""
+    """Compare what arrived, and as whom. The hub's API server gets only reviews."""
     assert gate.hub.received == []
     if not attack.user:
         assert gate.managed.received == []

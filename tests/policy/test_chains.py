@@ -1,4 +1,4 @@
-"""What is said of certificate and key files that make no pair: each case names the file, and what to change."""
+"""Errors of certificate and key files that make no pair name the file and what to change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fastpipe-agent check`: one line for each thing tried, and an exit code that tells whether all is well."""
+"""`fastpipe-agent check`: one line for each check, and an exit code that shows whether all is well."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Identity headers: what a client can't claim, in any spelling; and that nothing runs unauthenticated by accident."""
+"""A client can't claim identity headers in any spelling, and nothing runs unauthenticated by accident."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_no_case_or_mark_hides_a_claim(name: bytes, upper: int, marks: list[int]
     assert is_identity_header(bytes(spelled))
 
 
-# What an agent runs with ------------------------------------------------------------------------------------------
+# The parts of an agent ------------------------------------------------------------------------------------------
 
 
 class OwnProcessor:

@@ -1,4 +1,4 @@
-"""Who asks, and under whose name a request goes on: through the real proxy, told by what the API server received."""
+"""Users, and the names under which the real proxy forwards their requests, as the API server received them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Users' own Router, RequestProcessor and CertificateProvider, by name or as arguments; and what runs without."""
+"""Users' own Router, RequestProcessor and CertificateProvider, by name or as arguments, and the defaults."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ async def test_sync_and_async_parts_serve(
                 assert managed.received == []
 
 
-# What runs without ------------------------------------------------------------------------------------------------
+# The defaults ------------------------------------------------------------------------------------------------
 
 
 def test_routes_alone_authenticate_nobody_and_say_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,6 @@
 """Attacks on identity below the header line: names, requests behind each other, upgrades, HTTP/1.0, odd reviews.
 
-As in test_attacks.py, each goes through the real proxy to a TLS server, and is asserted on all that this received.
+As in test_attacks.py, each goes through the real proxy to a TLS server. The tests compare all that the server received.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def is_alice(received: Received, claims: Iterable[tuple[bytes, bytes]] = ()) -> 
 
 
 async def talk(port: int, sent: bytes, answers: int = 99) -> list[int]:
-    """Raw bytes in one go; the statuses of the answers, until there are so many or the connection ends."""
+    """Send raw bytes in one write. Returns the statuses, until there are so many or the connection ends."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     found: list[int] = []
     async with asyncio.timeout(30):
@@ -162,7 +162,7 @@ async def test_no_framing_trick_hides_a_second_request(gated: Callable[..., Any]
 
 
 async def test_a_swapped_head_is_remembered_for_nobody_else(gated: Callable[..., Any]) -> None:
-    """What is kept of a kept-alive client's last head counts for the very same fields only."""
+    """The kept head of a kept-alive client's last request counts only for exactly the same fields."""
     async with gated() as gate:
         for number in range(10):
             gate.hub.users[f"h{number}"] = {"username": f"hub-{number}", "groups": [f"g{number}"]}
@@ -368,7 +368,9 @@ async def test_one_token_is_another_user_behind_another_agent(clusters: Callable
         Gate(two, one, kubeconfig=two.kubeconfig()) as second,
     ):
         one.users["shared"], two.users["shared"] = {"username": "ones"}, {"username": "twos", "groups": ["g"]}
-        assert (await first.ask(bearer("alice"))).status == 200  # of one's; to the second agent a hub's user
+        assert (
+            await first.ask(bearer("alice"))
+        ).status == 200  # a user of `one`. To the second agent it is a hub's user
         assert (await second.ask(bearer("alice"))).status == 200
         assert (await first.ask(bearer("bob"))).status == 200
         assert (await second.ask(bearer("bob"))).status == 200
@@ -429,12 +431,12 @@ BEHIND = [
     b"5\r\nhello\r\n0\r\nImpersonate-User: root\r\n\r\n",
     GET % (b"behind", ALICE + b"\r\nX: 1"),
 ]
-# Not the agent's own judgement of what claims an identity, but the same: any mark stands for "-", in any case.
+# The agent's rule for claims of an identity, written a second time. Any mark counts as "-", in any case.
 CLAIM = re.compile(rb"impersonate[^a-z0-9].*|x[^a-z0-9]remote[^a-z0-9](user|group|uid|extra[^a-z0-9].*)", re.IGNORECASE)
 
 
 def mutated(rng: random.Random, text: bytes) -> bytes:
-    """None, one or two changes: a byte set, put in, or turned to the other case; a piece that parsers stumble over."""
+    """No, one or two changes: a byte set, inserted or in the other case, or a piece that confuses parsers."""
     found = bytearray(text)
     for _ in range(rng.choice((0, 0, 0, 1, 1, 2))):
         at = rng.randrange(len(found) + 1)

@@ -35,7 +35,7 @@ def says(**status: Any) -> Answer:
 
 
 def whole(change: dict[str, Any], **arguments: Any) -> Answer:
-    """An answer that would let the token pass, but for this change to it."""
+    """A response that would let the token pass without this change to it."""
     right = {"status": {"authenticated": True, "user": {"username": "root", "groups": ["system:masters"]}}}
 
     async def answer(request: web.Request, body: dict[str, Any]) -> web.Response:
@@ -108,7 +108,7 @@ async def test_a_review_that_cant_be_had_is_a_503_and_never_a_pass(
         assert len(gate.hub.reviews) == (0 if where == "managed" else len(gate.hub.reviews))
         assert "bob" not in caplog.text
         assert "own-token" not in caplog.text
-        # It wasn't remembered either: once the server answers again, so does the gate.
+        # The gate didn't remember it either. When the server responds again, the gate does too.
         server.on_review = None
         assert (await gate.ask(bearer("bob"))).status == 200
 
@@ -278,7 +278,7 @@ async def test_closing_answers_who_waits(gated: Callable[..., Any]) -> None:
         assert (await asking).status == 503
 
 
-# What is remembered -----------------------------------------------------------------------------------------------
+# Remembered verdicts -----------------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -290,7 +290,7 @@ class Clock:
 
 
 class Desk:
-    """Two clusters' reviews in memory: users by token, and every token that was asked for."""
+    """Two clusters' reviews in memory: users by token, and the token of every review."""
 
     def __init__(self, **arguments: Any) -> None:
         self.clock = Clock()
@@ -445,7 +445,7 @@ def test_a_malformed_status_is_an_error() -> None:
 
 
 async def test_the_gate_is_a_gate(gated: Callable[..., Any]) -> None:
-    """What the tests above rest on: the stand-in asks for the agent's own token before it reviews anything."""
+    """The stand-in requires the agent's own token before it reviews anything. The tests above rely on that."""
     async with gated() as gate:
         assert isinstance(gate, Gate)
         gate.managed.own_tokens = {"another"}

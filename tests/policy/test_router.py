@@ -35,7 +35,7 @@ def outcome(router: Router, target: str | bytes) -> str | int:
     return found.url
 
 
-# What every router does -------------------------------------------------------------------------------------------
+# Rules of every router -------------------------------------------------------------------------------------------
 
 NOT_OURS = [
     ("/c2/a", 421),

@@ -1,4 +1,4 @@
-"""The allow-list of services: nothing is reached that isn't on it, and it is read anew when it changes."""
+"""The allow-list of services: requests reach only services on it, and a change reloads it."""
 
 from __future__ import annotations
 

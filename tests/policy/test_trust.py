@@ -39,7 +39,7 @@ def pem(ca: trustme.CA) -> bytes:
 
 
 def write(path: Path, content: bytes) -> str:
-    """Replace a file as Kubernetes does: a new one takes its name."""
+    """Replace a file as Kubernetes does, by a new one under its name."""
     new = path.with_name(path.name + ".new")
     new.write_bytes(content)
     os.replace(new, path)
@@ -70,7 +70,7 @@ def handshake(
     return client, server
 
 
-# What is trusted --------------------------------------------------------------------------------------------------
+# Trusted authorities --------------------------------------------------------------------------------------------------
 
 
 def test_a_file_ca_is_trusted_and_the_host_name_checked(tmp_path: Path, ca: trustme.CA, other_ca: trustme.CA) -> None:

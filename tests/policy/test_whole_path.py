@@ -28,7 +28,7 @@ PSS_MIB = {"without the extra": 38.0, "with the extra": 45.0}
 
 
 class Behind:
-    """What `check_identity` asks for, behind a hub."""
+    """The parts that `check_identity` needs, behind a hub."""
 
     def __init__(self, managed: ApiServer, hub: ApiServer, port: int) -> None:
         self.managed = managed
@@ -84,7 +84,7 @@ async def whole_path(
             await asyncio.wait([task])
 
 
-# The hub's own answers differ for these: it routes by the path's first segment, and checks framing itself.
+# The hub itself responds to these. It routes by the path's first segment, and checks framing.
 HUBS_OWN = {"another cluster's path": 503, "dots lead out of the cluster": 503}
 CHOSEN = [
     attack
@@ -151,7 +151,7 @@ async def test_a_kept_alive_client_changes_its_token_and_never_its_neighbours(cl
 async def test_kubectl_is_who_its_token_says(
     clusters: Callable[..., Any], authority: trustme.CA, tmp_path: Path, memory: bool
 ) -> None:
-    """The client that users have: its own --as counts for this cluster's users, and never for a hub's."""
+    """Users have this client. Its own --as counts for this cluster's users, and never for a hub's."""
     certificate = tmp_path / "hub.pem"  # kubectl sends tokens over TLS only
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
     async with (
