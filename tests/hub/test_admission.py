@@ -1,4 +1,4 @@
-"""Agents at the hub: how many are let in, what the others are told, and a herd that comes back at once."""
+"""Agents at the hub: how many it admits, its response to the others, and a herd that returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door that agents come through: who is begun, when, and what becomes of those that say nothing."""
+"""The door that agents come through: which connections begin and when, and what happens to silent ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="silent connections a
 
 
 class Begun(asyncio.Protocol):
-    """An agent's connection that the hub has begun with. said: what the agent has sent."""
+    """An agent's connection that the hub has begun with. `said`: the bytes from the agent."""
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
@@ -182,7 +182,7 @@ async def test_with_an_accepted_call_a_connection_stays() -> None:
         rig.begun[0].guest.call_accepted()  # for another call
         mute = await rig.connect()
         async with asyncio.timeout(20):
-            assert await mute.read() == b""  # its time is over, and began later
+            assert await mute.read() == b""  # its time has run out, and began later
         assert rig.begun[0].transport is not None
         assert not rig.begun[0].transport.is_closing()
         assert rig.door.open_connections == 1

@@ -1,4 +1,4 @@
-"""The door that users come through: what is told to those who speak no TLS, or show no certificate."""
+"""The door that users come through: responses to users without TLS or without a certificate."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @contextlib.asynccontextmanager
 async def hub_with_agent(certificates: Certificates, **config: Any) -> AsyncIterator[tuple[int, list[str]]]:
-    """A hub with TLS for users, and an agent; (its HTTP port, the requests that came through)."""
+    """A hub with TLS for users, and an agent. Gives (its HTTP port, the requests that came through)."""
     async with (
         running_origin() as origin,
         running_hub(http_cert_file=certificates.hub, **config) as (grpc_port, http_port),
@@ -217,7 +217,7 @@ async def test_a_user_that_sends_nothing_is_closed_in_time(
 
 
 async def test_a_handshake_that_gives_way_before_it_began_leaves_no_socket(certificates: Certificates) -> None:
-    """Many come in one turn of the loop: each makes room for the next before its own turn."""
+    """Many come in one turn of the loop. Each makes room for the next before its own turn."""
     loop = asyncio.get_running_loop()
     door = user_door.UserDoor(
         protocol=asyncio.Protocol,
