@@ -1,4 +1,4 @@
-"""What one read took is there for the next one, without the kernel."""
+"""The memory of one read is there for the next one, without the kernel."""
 
 from __future__ import annotations
 

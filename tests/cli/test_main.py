@@ -365,7 +365,7 @@ def test_an_agent_is_ready_when_its_hub_has_answered(tmp_path: Path, mode: str) 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of certificates, each with its key in its file, and of tokens: the hub is hub.test, agents c1 and c2."""
+    """A folder of tokens, and of certificates with their keys, for the hub hub.test and the agents c1 and c2."""
     folder = tmp_path_factory.mktemp("certificates")
     ca = trustme.CA()
     ca.cert_pem.write_to_path(folder / "ca.pem")
@@ -400,7 +400,7 @@ def test_over_tls_an_agent_is_let_in_by_what_it_shows(
         named = [*base, "--hub-server-name=hub.test"]
         with running(tmp_path / "wrong.log", "run", *named, at(wrong)) as agent:
             hub.logged("agent refused")
-            agent.logged("level=error")  # a rejected identity is said loudly
+            agent.logged("level=error")  # a rejected identity is an error in the log
             agent.process.send_signal(signal.SIGTERM)
             assert agent.ends() == 0
             assert agent.line() == ""
@@ -542,7 +542,7 @@ sys.exit(process.serve(body, ProcessConfig(loop=sys.argv[1])))
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize(("how", "code"), [("ends", 0), ("fails", 1)])
 def test_a_thread_that_does_not_end_holds_no_process(loop: str, how: str, code: int) -> None:
-    """A name server that didn't answer held an agent for a minute behind SIGTERM."""
+    """A silent name server held an agent for a minute behind SIGTERM."""
     ended = subprocess.run(
         [sys.executable, "-c", STUCK, loop, how], capture_output=True, text=True, timeout=60, env=ENVIRON, check=False
     )
@@ -564,7 +564,7 @@ def test_a_closed_standard_output_does_not_stop_serving(log: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def silent_target() -> AsyncIterator[tuple[int, asyncio.Event]]:
-    """A target that takes requests and never answers: its port, and whether a request has come."""
+    """(port, event) of a target that takes requests and never responds. The event marks the first request."""
     asked = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
