@@ -28,7 +28,7 @@ def ca() -> trustme.CA:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Makes a file that its owner alone can read, or of another mode; returns its path."""
+    """Makes a file that only its owner can read, or with another mode. Returns its path."""
 
     def write(name: str, content: bytes, mode: int = 0o600) -> str:
         path = tmp_path / name

@@ -72,7 +72,7 @@ def secret(help_text: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class WithSecret(Checked):
-    """A configuration with a secret, which none of ours has so far: they name files."""
+    """A configuration with a secret. Our configurations have none so far, because they name files."""
 
     password: str = secret("for the test")
     plain: int = kind.integer("a number", default=1, low=0, high=9, unit="things")

@@ -1,4 +1,4 @@
-"""The configuration's schema: what is right, what is wrong and how it is said, and which source wins."""
+"""The configuration's schema: right values, wrong values and their errors, and which source wins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variables that look like ours: slips are told with what may be meant, and what others set is left alone."""
+"""Variables that look like ours: errors suggest the right name, and other programs' variables are ignored."""
 
 from __future__ import annotations
 
