@@ -1,4 +1,4 @@
-"""What is read of X.509 certificates: as another reader reads it, and nothing but ValueError for what is none."""
+"""The reader of X.509 certificates agrees with another reader, and raises only ValueError for other bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose certificate has expired is read off one more handshake, on which nothing of ours is sent, and soon given up."""
+"""One more handshake shows whose certificate has expired. It sends none of our data and soon gives up."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def test_no_more_than_a_handshakes_first_message_is_sent_by_tls_1_3(ca: tr
     seen = bytearray()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = context_of(ca, NOW - 9 * DAY, NOW - 2 * DAY)
-    context.verify_mode = ssl.CERT_REQUIRED  # a certificate is asked for, too
+    context.verify_mode = ssl.CERT_REQUIRED  # the server requires a certificate, too
     ca.configure_trust(context)
     tls = context.wrap_bio(incoming, outgoing, server_side=True)
     ended = asyncio.Event()
