@@ -1,4 +1,4 @@
-"""Accepting: every address, and a process without descriptors that says so and answers."""
+"""Accepting: every address, and a process without descriptors that reports it and responds."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def test_the_soft_limit_becomes_the_hard_one(soft: int, hard: int) -> None:
 
 
 def test_a_hub_has_raised_it() -> None:
-    """The command itself, as a shell starts it; what it holds then is in /proc."""
+    """The command itself, as a shell starts it. /proc shows its limits then."""
     if sys.platform != "linux":
         pytest.skip("/proc is Linux's")
     start = (
