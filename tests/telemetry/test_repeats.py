@@ -1,4 +1,4 @@
-"""Repeated lines: the first few are written, then a few a second, and every one left out is in a count."""
+"""The log writes the first few repeated lines, then a few each second. It counts the rest."""
 
 from __future__ import annotations
 

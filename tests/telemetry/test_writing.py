@@ -1,4 +1,4 @@
-"""The log's writer: whoever reads it or doesn't, nobody waits, memory is bounded, and what is lost is counted."""
+"""The log's writer never blocks, bounds its memory, and counts the lines that it loses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agent.telemetry.writing import LineWriter
 
 
 class Pipe:
-    """A pipe that is read when the test says."""
+    """A pipe that the test itself reads."""
 
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe()
@@ -45,7 +45,7 @@ class Pipe:
 def pipe() -> Iterator[Pipe]:
     opened = Pipe()
     yield opened
-    # A thread may be in a write of a test's own pipe: it ends with its reader, before the number is used again.
+    # A thread can be in a write to the test's pipe. Close the reader to end it, before the number is used again.
     if opened.read_end >= 0:
         opened.close_reader()
     opened.close()
@@ -88,7 +88,7 @@ def test_a_pipe_that_nobody_reads_blocks_nobody_and_costs_bounded_memory(
     assert dropped == posted - taken > 0
     data = pipe.read(b"dropped %d\n" % dropped)
     lines = data.splitlines()
-    assert len(lines) == taken + 1  # the report stands where the lines are missing
+    assert len(lines) == taken + 1  # the report is in place of the lost lines
     assert all(len(line) == size + 7 for line in lines[:-1])
     assert writer.post(b"after\n")
     assert pipe.read(b"after\n") == b"after\n"
