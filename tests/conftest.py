@@ -30,7 +30,7 @@ except ImportError:  # not on Windows and PyPy
     uvloop = None
 
 SOONER_S = 10.0
-"""How far below pytest-timeout's limit a coroutine's is: an idle uvloop would never handle that one's signal."""
+"""A coroutine's limit is so far below pytest-timeout's, whose signal an idle uvloop would never handle."""
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 if uvloop is not None:
@@ -84,7 +84,7 @@ def allowed_s(item: pytest.Item) -> float:
 
 
 def run_on(loop_name: str, coroutine: Any, timeout_s: float) -> None:
-    """Run a coroutine on a fresh loop; fail for unhandled errors and for tasks left alive."""
+    """Run a coroutine on a fresh loop. Fail for unhandled errors and for tasks left alive."""
     unhandled: list[str] = []
 
     async def supervised() -> None:
@@ -128,9 +128,9 @@ _tests = itertools.count()
 
 
 def kept_out() -> None:
-    """Keep what is there by now out of the collections within and after a test, most of whose time they took.
+    """Keep the objects of earlier tests out of the collections within and after a test.
 
-    What becomes garbage of it is taken away some hundred tests later.
+    They took most of a test's time. Garbage among these objects is collected some hundred tests later.
     """
     if next(_tests) % THOROUGH_EVERY == 0:
         gc.unfreeze()

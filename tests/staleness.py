@@ -1,4 +1,4 @@
-"""Whether what was built is older than what it was built of: then the tests would test yesterday's code."""
+"""Find extensions that are older than their sources, because the tests would test yesterday's code."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def path_of(name: str, suffix: str, source: Path) -> Path:
 
 
 def sources_of(name: str, source: Path) -> set[Path]:
-    """What an extension is built of: its own source, .pyx or .py, with its parts, and each .pxd it sees.
+    """The files that an extension is built of: its .pyx or .py, with its parts, and each .pxd it sees.
 
-    Other packages' .pxd, too. source: the folder that packages' names begin at.
+    They include other packages' .pxd. source: the folder that packages' names begin at.
     """
     own = path_of(name, ".pyx", source)
     found: set[Path] = set()
@@ -46,7 +46,7 @@ def sources_of(name: str, source: Path) -> set[Path]:
 
 
 def stale(source: Path, names: Iterable[str]) -> Path | None:
-    """A file below `source` that is newer than an extension built of it; None where there is none."""
+    """A file below `source` that is newer than an extension built of it. None if there is none."""
     for name in names:
         built = path_of(name, SUFFIX, source)
         for path in sorted(sources_of(name, source)) if built.exists() else ():
@@ -56,6 +56,6 @@ def stale(source: Path, names: Iterable[str]) -> Path | None:
 
 
 def left_over(source: Path, names: Iterable[str]) -> Path | None:
-    """An extension below `source` that is not listed any more, and would be imported in place of its source."""
+    """An extension below `source` that is no longer listed, and would be imported in place of its source."""
     listed = {path_of(name, SUFFIX, source) for name in names}
     return min(set(source.rglob(f"*{SUFFIX}")) - listed, default=None)

@@ -1,4 +1,4 @@
-"""What is written for operators says what the code does: the manifests in deploy/, and the page of metrics."""
+"""The manifests in deploy/ and the page of metrics agree with the code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def the(kind: str, name: str = "fastpipe-agent") -> dict[str, Any]:
 
 @pytest.fixture
 def configured(tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """The ConfigMap's file, with files that are there in place of those that volumes bring; and their mounts."""
+    """(The ConfigMap's file, the mounts). Existing files replace the paths from volumes."""
     text: str = the("ConfigMap")["data"]["agent.toml"]
     container = the("Deployment")["spec"]["template"]["spec"]["containers"][0]
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}

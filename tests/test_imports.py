@@ -16,7 +16,7 @@ BENCH = Path(__file__).parents[1] / "bench"
 """The benchmarks, which an sdist lacks."""
 
 VOCABULARY = {"agent.errors", "agent.messages", "agent.outcome", "agent.syntax"}
-"""What every room may use, and what imports nothing of ours."""
+"""Modules that every room may import, and that import none of our modules."""
 
 ARROWS = {
     "runtime": set[str](),
@@ -32,7 +32,7 @@ ARROWS = {
     "spoke": {"runtime"},
     "cli": {"runtime", "config", "telemetry"},
 }
-"""The allowed arrows: the rooms, or the modules of a room, that a room may import besides the vocabulary and itself."""
+"""The allowed arrows: rooms, or single modules, that a room may import besides the vocabulary and itself."""
 
 ROOTS = {
     "agent": {"config", "hub", "policy", "spoke"},
@@ -79,7 +79,7 @@ OURS = {name.partition(".")[0] for name in MODULES}
 
 
 def imports_of(name: str) -> set[str]:
-    """Our own modules that a module imports, at its top or within a function; also those for types only."""
+    """Our own modules that a module imports, at its top or within a function, also for types only."""
     path = MODULES[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found: set[str] = set()
@@ -91,7 +91,7 @@ def imports_of(name: str) -> set[str]:
             if node.level:
                 above = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
                 base = f"{above}.{base}" if base else above
-            # `from . import settings` imports a module; `from .errors import X` a name.
+            # `from . import settings` imports a module, and `from .errors import X` a name.
             submodules = {f"{base}.{alias.name}" for alias in node.names} & set(MODULES)
             found.update(submodules or {base})
     return {each for each in found if each.partition(".")[0] in OURS}
@@ -137,7 +137,7 @@ def test_a_module_imports_along_the_arrows(name: str) -> None:
 
 
 def test_the_arrows_do_not_go_round() -> None:
-    """Read with the composition roots left out: they stand above all rooms."""
+    """The composition roots are left out, because they are above all rooms."""
     left = {room: {arrow.removeprefix("agent.").partition(".")[0] for arrow in to} for room, to in ARROWS.items()}
     while left:
         ground = {room for room, to in left.items() if not to & set(left)}

@@ -1,4 +1,4 @@
-"""Target: what a URL says, to the letter, and which URLs are none."""
+"""Target: the exact parts of a URL, and strings that are no URLs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What an installer gets: sdist and wheels made from a copy of this checkout, and the workflows that make them.
+"""The sdist and wheels of a copy of this checkout, and the workflows that make them.
 
-Built with the setuptools and the Cython of this environment, at -O0: it's the contents that are looked at. What takes
-minutes (each CPython, the suite on each wheel) is `make wheels`.
+Built with the setuptools and the Cython of this environment, at -O0, because the tests look at contents only.
+`make wheels` takes minutes: each CPython, and the suite on each wheel.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COPIED += ["README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.
 
 
 def build(tree: Path, what: str, out: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run setup.py's build of `what` (sdist, wheel) in a tree, as pip would, without an environment of its own."""
+    """Run setup.py's build of `what` (sdist, wheel) in a tree, as pip would, without a build environment."""
     script = f"from setuptools import build_meta; build_meta.build_{what}({str(out)!r})"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("FASTPIPE_", "CC", "CFLAGS"))}
     return subprocess.run(
@@ -88,7 +88,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def compiled(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The wheel with extensions, and what a build said before it whose compiler fails on our code and on no other."""
+    """The wheel with extensions, and an earlier build whose compiler failed on our code only."""
     if shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0]) is None:
         pytest.skip("there is no C compiler")
     folder = tmp_path_factory.mktemp("compiled")
@@ -303,7 +303,7 @@ def test_extensions_are_cythonized_and_compiled_on_all_cores_once(name: str) -> 
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = json.loads(ended.stdout.splitlines()[-1])
-    if name == "__mp_main__":  # one of Cython's own processes, where they are not forked
+    if name == "__mp_main__":  # a process of Cython, if they are not forked
         assert found == {}
     elif found != {"parallel": cores}:  # as it is where nothing compiles
         assert found == {"nthreads": cores if cores > 1 else 0, "parallel": cores}

@@ -1,4 +1,4 @@
-"""Files that a configuration names may be pipes, as a shell's `<(command)`: each is read once, and blocks nothing."""
+"""A configuration can name pipes, as a shell's `<(command)`. Each is read once, and blocks nothing."""
 
 from __future__ import annotations
 

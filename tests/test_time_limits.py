@@ -1,4 +1,4 @@
-"""How long a coroutine test may take: `tests/conftest.py` ends it before pytest-timeout would."""
+"""The time limit of coroutine tests. `tests/conftest.py` ends them before pytest-timeout would."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def allowed_s(request: pytest.FixtureRequest) -> float:
-    """What the suite's conftest allows this test, in seconds."""
+    """The time limit of this test in the suite's conftest, in seconds."""
     plugins: set[Any] = request.config.pluginmanager.get_plugins()
     (conftest,) = (plugin for plugin in plugins if hasattr(plugin, "allowed_s"))
     return float(conftest.allowed_s(request.node))

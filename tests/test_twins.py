@@ -23,7 +23,7 @@ SOURCE = Path(fastpipe.__file__).parent.parent
 PROJECT = tomllib.loads(Path(__file__).parent.parent.joinpath("pyproject.toml").read_text(encoding="utf-8"))
 EXTENSIONS = listed_extensions()
 SINGLE_SOURCE = [name for name in EXTENSIONS if path_of(name, ".py", SOURCE).exists()]
-"""Those that are compiled as they stand. The others are written twice, as NAME_c and NAME_py."""
+"""Modules that are compiled from their `.py`. The others are written twice, as NAME_c and NAME_py."""
 
 
 def file_of(module: str, variable: str | None) -> str:
@@ -43,7 +43,7 @@ def test_they_are_found() -> None:
 
 @pytest.mark.parametrize("module", EXTENSIONS)
 def test_the_twin_that_is_wanted_runs_here(module: str) -> None:
-    """Fails, and does not skip, where the extension was not built and FASTPIPE_NO_EXTENSIONS doesn't say so."""
+    """Fails, and does not skip, if an extension is missing and FASTPIPE_NO_EXTENSIONS is not set."""
     if module in SINGLE_SOURCE or are_enabled():
         file = importlib.import_module(module).__file__
         assert file is not None
@@ -101,7 +101,7 @@ def declared(types: Path) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("module", SINGLE_SOURCE)
 def test_the_types_have_every_attribute_that_the_source_sets(module: str) -> None:
-    """One that they lack is there in the plain twin and an AttributeError in the compiled one, when it is set."""
+    """A missing one works in the plain twin. In the compiled twin, setting it raises AttributeError."""
     types = path_of(module, ".pxd", SOURCE)
     classes = declared(types)
     for node in ast.parse(path_of(module, ".py", SOURCE).read_text(encoding="utf-8")).body:
