@@ -54,7 +54,7 @@ def test_each_setting_has_one_effect_on_reload() -> None:
 
 
 def test_the_page_lists_exactly_the_settings_that_a_reload_applies() -> None:
-    """The list has patterns: `[limits]` is a table, and `hub_client_*` has two settings."""
+    """The list has patterns. `[limits]` is a table, and `hub_client_*` has two settings."""
     listed = PAGE.read_text("utf-8").partition("These apply without a restart:\n\n")[2].partition("\n\n")[0]
     patterns = [re.sub(r"\[(\w+)\]", r"\1.*", each) for each in re.findall(r"`([^`]+)`", listed)]
     every = [each for cls in (AgentConfig, ProcessConfig) for each in settings(cls)]
