@@ -1,4 +1,4 @@
-"""Both ends of a tunnel on a loopback socket, and receivers that remember what they were told."""
+"""Both ends of a tunnel on a loopback socket, and receivers that record their calls."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Recorder:
 
 
 class Ends:
-    """A server of ours with the sessions it has seen, and clients of ours that end with it."""
+    """Our server with the sessions it has seen, and our clients, which close with it."""
 
     def __init__(self) -> None:
         self.server: TunnelServer
@@ -176,7 +176,7 @@ def linked(tunnels: Any) -> Callable[..., Any]:
     return opened
 
 
-# ---------------------------------------------------------------- grpcio, in a process of its own
+# ---------------------------------------------------------------- grpcio, in its own process
 
 
 HERE = pathlib.Path(__file__).parent
@@ -224,7 +224,10 @@ class Peer:
 
 @pytest.fixture
 def grpcio(messages_dir: str) -> Callable[..., Any]:
-    """`async with grpcio("hub") as peer`: gRPC's C core as a base hub; `grpcio("agent", address)`: as a base agent."""
+    """`async with grpcio("hub") as peer`: gRPC's C core as a base hub.
+
+    `grpcio("agent", address)` is gRPC's C core as a base agent.
+    """
 
     @contextlib.asynccontextmanager
     async def started(*arguments: str) -> AsyncIterator[Peer]:
@@ -251,11 +254,11 @@ def grpcio(messages_dir: str) -> Callable[..., Any]:
     return started
 
 
-# ---------------------------------------------------------------- a peer that says exactly what a test wants
+# ---------------------------------------------------------------- a peer that sends exactly what a test wants
 
 
 class RawPeer:
-    """One HTTP/2 connection, frame by frame. It does nothing by itself: no ACK, no credit, no answer."""
+    """One HTTP/2 connection, frame by frame. It does nothing by itself: no ACK, no credit, no response."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -323,7 +326,7 @@ class RawPeer:
         self.send(0, 0, 1, Packet(-1, ERROR, b"", "unknown packet connection -1").encode())
 
     async def greet(self, **settings: int) -> None:
-        """A hub's usual beginning, up to the answer to the probe."""
+        """A hub's usual beginning, up to the response to the probe."""
         await self.reader.readexactly(24)
         self.settings(**settings)
         self.ack()
@@ -367,7 +370,7 @@ def raw_hub() -> Callable[..., Any]:
 
 @pytest.fixture
 def raw_agent() -> Callable[..., Any]:
-    """`async with raw_agent(port) as peer`: a connection to a hub of ours; nothing is sent yet."""
+    """`async with raw_agent(port) as peer`: a connection to our hub, with nothing sent yet."""
 
     @contextlib.asynccontextmanager
     async def opened(port: int) -> AsyncIterator[RawPeer]:

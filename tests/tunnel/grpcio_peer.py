@@ -1,16 +1,18 @@
-"""A base hub, or a base agent, made with grpcio (gRPC's C core): nothing of ours in it. Run as a process of its own.
+"""A base hub or a base agent, made with grpcio (gRPC's C core) and without our code. It runs in its own process.
 
     python grpcio_peer.py MESSAGES_DIR hub [--port N] [--unlimited] [--tls CERT KEY] [--echo]
     python grpcio_peer.py MESSAGES_DIR agent HOST:PORT [--tls CA]
 
-MESSAGES_DIR: where `grpc_tools.protoc` put tunnel_pb2.py and tunnel_pb2_grpc.py. Orders come as lines of JSON on
-standard input, what happens goes as lines of JSON to standard output. Packets in either are objects with conn_id,
-code, error_message, and data (base64) or, where larger than 4 KiB, size and sha256; in orders `size` and `seed` stand
-for that many bytes of `random.Random(seed)`.
+MESSAGES_DIR is the folder in which `grpc_tools.protoc` put tunnel_pb2.py and tunnel_pb2_grpc.py. The process reads
+orders as lines of JSON from standard input. It writes events as lines of JSON to standard output.
 
-    hub      says listening(port), opened(session, metadata), packet(session, …), closed(session)
+A packet in an order or an event is an object with conn_id, code, error_message and data (base64). If the data is
+larger than 4 KiB, an event has size and sha256 instead. In an order, `size` and `seed` mean `size` bytes of
+`random.Random(seed)`.
+
+    hub      reports listening(port), opened(session, metadata), packet(session, …), closed(session)
              does send(session, packets), end(session, status, message), stop(grace_s), quit
-    agent    says headers(metadata), packet(…), status(code, message)
+    agent    reports headers(metadata), packet(…), status(code, message)
              does open(metadata), send(packets), half_close, cancel, quit
 """
 
@@ -74,7 +76,7 @@ def text_of(metadata: Any) -> list[list[str]]:
 
 
 async def orders() -> Any:
-    """The orders, as they come."""
+    """Yields each order when it arrives."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=2**26)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -172,7 +174,7 @@ async def run_agent() -> None:
             for fields in order["packets"]:
                 try:
                     await call.write(made(fields))
-                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the call is over; its status says why
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the call has ended: see its status
                     break
         elif order["do"] == "half_close":
             await call.done_writing()

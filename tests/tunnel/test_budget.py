@@ -1,4 +1,4 @@
-"""Unfinished messages cost no more than one budget, over all calls of all connections; and it is always given back."""
+"""Unfinished messages of all calls and connections share one budget, and always give it back."""
 
 from __future__ import annotations
 

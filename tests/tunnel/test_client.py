@@ -34,7 +34,7 @@ async def test_reconnect_now_dials_anew_and_lets_the_old_session_finish(linked: 
         await old_hub.until(lambda: old_hub.packets)
         assert old.lost == []
         out.finish()
-        await old.until(lambda: old.lost)  # nothing holds it any more
+        await old.until(lambda: old.lost)  # no connection holds it open
         assert old.lost == [None]
         assert old_hub.packets == [(1, DATA, b"still answered", ""), (0, DRAIN, b"", "")]
         assert old.tunnel.packets_sent == old_hub.tunnel.packets_received  # the DRAIN is counted, too
@@ -129,7 +129,7 @@ async def test_cancelling_leaves_nothing_at_any_stage(
 async def test_an_agent_that_stood_still_reads_before_it_takes_a_probe_for_unanswered(
     raw_hub: Any, tunnels: Any, late_s: float
 ) -> None:
-    """The answer lies in the socket, and the deadline has passed: uvloop executes timers first."""
+    """The response is in the socket, and the deadline has passed: uvloop executes timers first."""
     timeout_s = 0.5
     async with raw_hub() as (port, accepted), tunnels() as ends:
         ends.start(ends.client(port, probe_interval_s=0.05, probe_timeout_s=timeout_s))

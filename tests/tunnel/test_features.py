@@ -1,4 +1,4 @@
-"""What both ends of a tunnel agree on, and the packets that are understood only then."""
+"""Both ends of a tunnel agree on features. Some packets are valid only with a feature."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def end(hub: Any) -> None:
 
 
 async def greet(hub: Any) -> None:
-    """A hub's beginning, `goaway` named, up to the answer to the probe."""
+    """A hub's beginning, `goaway` named, up to the response to the probe."""
     await hub.reader.readexactly(24)
     hub.settings()
     hub.ack()
@@ -164,7 +164,7 @@ async def test_a_hub_that_falls_silent_behind_its_answer_is_left(raw_hub: Any, t
         await leaving
         await ends.clients[0].drain(0.05)
         await task
-        await until_end_of_stream(hub)  # it was told
+        await until_end_of_stream(hub)  # the agent ended the stream
 
 
 async def test_a_hub_that_is_lost_while_it_is_asked_ends_the_wait(raw_hub: Any, tunnels: Any) -> None:
@@ -192,7 +192,7 @@ async def test_an_agent_answers_a_hub_that_leaves_and_dials_again(raw_hub: Any, 
         outbound = tunnel.outbound(1, nothing, nothing)
         say(hub, DRAINED)
         await until(hub, DRAINED)
-        say(hub, DRAINED)  # a second one is none
+        say(hub, DRAINED)  # the agent ignores a second DRAIN
         following = await accepted()
         await greet(following)
         await ends.until(lambda: len(ends.ready) == 2)
@@ -227,7 +227,7 @@ async def test_drain_of_a_base_hub_means_nothing(raw_hub: Any, tunnels: Any) -> 
 
 
 async def called(agent: Any, ends: Any, **settings: int) -> Any:
-    """Make a call that offers all features; the hub's receiver of it."""
+    """Make a call that offers all features, and return the hub's receiver of it."""
     agent.writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
     agent.settings(**settings)
     agent.headers(*CALL, ("tunnel-features", ",".join(sorted(FEATURES))))
@@ -247,7 +247,7 @@ async def test_a_hub_answers_drain_behind_what_it_has_announced(tunnels: Any, ra
         order = agent.packets()
         assert order.index(Packet(7)) < order.index(DRAINED)
         assert hub.lost == []
-        say(agent, DRAINED)  # a second one is none
+        say(agent, DRAINED)  # the hub ignores a second DRAIN
         say(agent, Packet(7, DATA, b"answer"))
         await hub.until(lambda: hub.bytes_of(7))
         assert agent.packets().count(DRAINED) == 1
@@ -278,7 +278,7 @@ async def test_a_hub_that_leaves_says_so_once_and_takes_the_answer(tunnels: Any,
 async def test_drain_of_a_base_agent_ends_the_call(tunnels: Any, raw_agent: Any) -> None:
     async with tunnels(features=frozenset({"close", "window"})) as ends, raw_agent(ends.port) as agent:
         hub = await called(agent, ends)
-        hub.tunnel.say_drain()  # says nothing: nobody would understand it
+        hub.tunnel.say_drain()  # sends nothing, because goaway is not negotiated
         say(agent, DRAINED)
         fields: dict[str, str] = {}
         while "grpc-status" not in fields:

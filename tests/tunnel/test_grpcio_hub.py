@@ -138,7 +138,7 @@ async def test_a_stopping_hub_lets_the_session_go_on_and_is_dialled_when_it_is_o
         while (await hub.said("packet"))["data"] != b"still here":
             pass
         assert ends.lost == [] or ends.lost[0][0] is agent.tunnel
-        await ends.until(lambda: ends.lost)  # the grace is over
+        await ends.until(lambda: ends.lost)  # the grace has ended
         await ends.until(lambda: len(ends.delays_s) >= 2)  # and nobody listens
 
 

@@ -15,7 +15,7 @@ TIMES = LivenessTimes()
 
 
 class Watched:
-    """A connection that notes what is asked of it; its peer's TCP takes `taken_bytes`."""
+    """A connection that records its calls. Its peer's TCP has taken `taken_bytes`."""
 
     def __init__(self, loop: Clockwork) -> None:
         self._loop = loop
@@ -52,7 +52,7 @@ class Timer:
 
 
 class Clockwork:
-    """A loop whose time passes when it is told to; it has timers only."""
+    """A loop with timers only. Its time passes when a test moves it."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -201,7 +201,7 @@ def test_a_hub_that_stood_still_reads_before_it_judges(watch: Watch) -> None:
     liveness, connection, loop = watch
     loop.run_to(2)
     liveness.ask()
-    loop.now_s += 60  # stopped and continued: the answer lies in the socket
+    loop.now_s += 60  # stopped and continued: the response is in the socket
     due = loop.open_timers()[0]
     loop.timers.remove(due)
     due.call()

@@ -39,7 +39,7 @@ both = pytest.mark.parametrize("twin", [Twin(name) for name in TWINS], ids=TWINS
 
 
 class Trace:
-    """A handler, and a sink for each stream, that write down what they are told."""
+    """A handler, and a sink for each stream, that record their calls."""
 
     def __init__(self, twin: Any, *, max_message_bytes: int = 2000, window: int = 100_000) -> None:
         self.events: list[Any] = []
@@ -251,7 +251,11 @@ def test_a_large_message_is_assembled_once(twin: Any) -> None:
 @both
 @pytest.mark.parametrize("before", [b"", b"\x38\x01"], ids=["plain", "unknown_field"])
 def test_of_a_long_text_the_beginning_is_read(twin: Any, before: bytes) -> None:
-    """Decoded, a megabyte of bytes that are no UTF-8 would be two, and with one character of the astral planes four."""
+    """The decoded text could be larger than its bytes.
+
+    A megabyte that is not UTF-8 would decode to two megabytes. With one character of the astral planes it would be
+    four.
+    """
     trace = Trace(twin, max_message_bytes=2**26, window=2**26)
     text = b"ab\n" + b"\xff" * 2**20
     body = b"\x08\x07\x10\x01" + before + b"\x22" + encode_varint(len(text)) + text + b"\x1a\x02hi"

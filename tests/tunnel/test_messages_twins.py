@@ -1,4 +1,4 @@
-"""Both twins of the data plane on the same bytes, whole and cut: the same calls, the same errors, the same books."""
+"""Both twins of the data plane read the same bytes, whole and cut: same calls, errors and accounts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SIZES = {2: 5, 3: 4, 4: 6, 6: 8, 7: 8}  # most frames of these types are of the 
 
 
 class Trace:
-    """A handler, and the sink of three streams, that write down what one twin tells them."""
+    """A handler, and the sink of three streams, that record the calls of one twin."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Trace:
 
 
 class Account:
-    """What unfinished messages are charged to; now and then it ends a stream while it is asked."""
+    """The account for unfinished messages. Sometimes it ends a stream during `take`."""
 
     def __init__(self, trace: Trace, room: int) -> None:
         self.trace = trace
@@ -166,7 +166,7 @@ class Sink:
 
 
 def message(rng: random.Random) -> bytes:
-    """A gRPC message: a packet as it should be, fields at random, or noise; now and then with a wrong prefix."""
+    """A gRPC message: a valid packet, random fields, or noise. Sometimes its prefix is wrong."""
     kind = rng.randrange(10)
     if kind < 5:
         size = rng.choice((0, 1, 5, 60, 300, 5000)) if kind else 0
@@ -191,7 +191,7 @@ def message(rng: random.Random) -> bytes:
 
 
 def conversation(rng: random.Random) -> bytes:
-    """What a peer might send: its messages in DATA frames of any size, padded or not, other frames between, damage."""
+    """The bytes of a peer: messages in DATA frames of any size and padding, other frames between, and damage."""
     out = [frame(4, 0, 0, b"\0\x05\0\0\x40" + rng.randbytes(1))] if rng.random() < 0.97 else []
     left = {n: b"".join(message(rng) for _ in range(rng.randrange(4))) for n in (1, 3)}
     for _ in range(rng.randrange(1, 9)):

@@ -26,7 +26,7 @@ CALL = (
 
 
 def but(**changed: str | None) -> list[tuple[str, str]]:
-    """The head of a call with some fields changed or left out; `method` stands for `:method`."""
+    """The head of a call with some fields changed or left out. `method` means `:method`."""
     fields = dict(CALL)
     for name, value in changed.items():
         key = f":{name}" if name in ("method", "path") else name.replace("_", "-")
@@ -141,7 +141,7 @@ async def test_data_for_a_reset_stream_gives_its_credit_back(tunnels: Any, raw_a
 async def test_a_message_that_no_agent_sends_ends_its_call_as_soon_as_its_length_is_known(
     tunnels: Any, raw_agent: Any
 ) -> None:
-    """As a base hub does (wire.md): trailers with RESOURCE_EXHAUSTED. The other call of the connection goes on."""
+    """As a base hub does (wire.md): trailers with RESOURCE_EXHAUSTED. The other call of the connection continues."""
     async with tunnels() as ends, raw_agent(ends.port) as agent:
         hello(agent)
         agent.headers(*CALL)
@@ -248,7 +248,7 @@ async def test_an_agent_that_answers_no_ping_is_given_up(tunnels: Any, raw_agent
 
 @pytest.mark.parametrize("refused", [False, True])
 async def test_a_peer_without_an_accepted_call_is_sent_away(tunnels: Any, raw_agent: Any, refused: bool) -> None:
-    """Anybody may connect, answer PINGs for ever, and make refused calls. Only an accepted call names a peer."""
+    """Any peer can connect, acknowledge PINGs for ever, and make refused calls. Only an accepted call names a peer."""
     limits = {"liveness": LivenessTimes(idle_s=0.02, answer_s=5), "call_timeout_s": 1.0}
     async with tunnels(**limits) as ends, raw_agent(ends.port) as agent:
         hello(agent)

@@ -54,7 +54,7 @@ async def test_windows_of_one_byte(raw_hub: Any, tunnels: Any) -> None:
         await hub.greet(initial_window_size=200)
         await ends.until(lambda: ends.ready)
         agent = ends.agent_sessions[0]
-        hub.settings(initial_window_size=0)  # takes 200 away: the window is negative by what was sent
+        hub.settings(initial_window_size=0)  # subtracts 200, so the window is negative by the sent bytes
         await hub.seen(4)
         await hub.seen(4)
         await hub.seen(4)
@@ -64,7 +64,7 @@ async def test_windows_of_one_byte(raw_hub: Any, tunnels: Any) -> None:
         assert (await hub.seen(6))[1] == 1  # an empty window stops DATA only
         assert hub.body == before
         used = len(before)
-        hub.credit(used, stream_id=1)  # the window was negative: now it is nought
+        hub.credit(used, stream_id=1)  # the negative window becomes 0
         for _ in Packet(1, 0, b"0123456789").encode():
             hub.credit(1, stream_id=1)
             kind, _, _, payload = await hub.frame()
@@ -139,7 +139,10 @@ async def test_frames_of_unknown_types_are_ignored(raw_hub: Any, tunnels: Any) -
 
 
 async def test_the_graceful_pair_of_goaways_lets_the_session_finish(raw_hub: Any, tunnels: Any) -> None:
-    """A second stream beside a connection may lock up a base hub: so it comes when the first session is over."""
+    """A second stream beside a connection can lock up a base hub.
+
+    The agent therefore opens the second stream after the first session has ended.
+    """
     async with raw_hub() as (port, accepted), tunnels() as ends:
         ends.start(ends.client(port, stable_after_s=0))
         old = await accepted()
@@ -157,11 +160,11 @@ async def test_the_graceful_pair_of_goaways_lets_the_session_finish(raw_hub: Any
         while Packet(1, 0, b"answer") not in old.packets():
             await old.frame()
         assert len(ends.agent_sessions) == 1
-        out.finish()  # the last connection of the old session has gone: it says goodbye
+        out.finish()  # the last connection of the old session: the agent now sends DRAIN
         while Packet(0, DRAIN) not in old.packets():
             await old.frame()
         assert len(ends.agent_sessions) == 1
-        old.headers(("grpc-status", "2"), end=True)  # UNKNOWN: what a Go hub says to a DRAIN
+        old.headers(("grpc-status", "2"), end=True)  # UNKNOWN: the status of a Go hub after a DRAIN
         await first.until(lambda: first.lost)
         assert first.lost == [None]
         new = await accepted()  # dialled at once
@@ -208,7 +211,10 @@ async def test_another_hub_is_dialled_beside_a_session_in_use(raw_hub: Any, tunn
 async def test_a_probe_s_answer_may_be_late_while_the_hub_lists_a_connection(
     raw_hub: Any, tunnels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The end of the stream could lock the hub up for good: it gets the time in which it closes its clients itself."""
+    """The end of the stream could lock up the hub for good.
+
+    The agent therefore waits until the hub has had time to close its clients by itself.
+    """
     assert client_module._LISTED_S == 31.0
     monkeypatch.setattr(client_module, "_LISTED_S", 0.8)
     async with raw_hub() as (port, accepted), tunnels() as ends:
@@ -255,7 +261,7 @@ async def test_a_hub_that_never_answers_is_given_up(raw_hub: Any, tunnels: Any, 
 
 
 async def test_packets_put_a_probe_off_to_a_bound(raw_hub: Any, tunnels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub that sends and sends and never answers: a minute (wire.md), here 0.6 s."""
+    """A hub sends without end and never responds. The bound is a minute (wire.md), here 0.6 s."""
     monkeypatch.setattr("agent.tunnel.call._MAX_PROBE_S", 0.6)
     async with raw_hub() as (port, accepted), tunnels() as ends:
         ends.start(ends.client(port, probe_interval_s=0.02, probe_timeout_s=0.3))
@@ -299,7 +305,7 @@ async def test_a_late_answer_is_waited_for_while_packets_come(raw_hub: Any, tunn
         await hub.greet()
         await ends.until(lambda: ends.ready)
         agent = ends.agent_sessions[0]
-        for number in range(20):  # a second of bulk in front of the answer
+        for number in range(20):  # a second of bulk in front of the response
             hub.send(0, 0, 1, Packet(1, 0, b"bulk").encode())
             await agent.until(lambda number=number: len(agent.packets) > number)
             await asyncio.sleep(0.05)
@@ -568,7 +574,7 @@ FEATURES = {"tunnel-features": "close,goaway,window"}
 
 
 async def named(hub: Any) -> None:
-    """A hub of ours begins: it names features and answers the first probe."""
+    """Our hub begins: it names features and responds to the first probe."""
     await hub.reader.readexactly(24)
     hub.settings()
     hub.ack()
@@ -610,7 +616,7 @@ async def test_a_hub_that_names_features_is_probed_only_in_silence(raw_hub: Any,
 async def test_a_hub_that_swallows_everything_is_found_behind_an_open_download(
     raw_hub: Any, tunnels: Any, times: dict[str, float]
 ) -> None:
-    """It stops reading and answering. Frame heads that pile up in the transport are no progress."""
+    """The hub stops reading and responding. Frame heads that pile up in the transport are no progress."""
     loop = asyncio.get_running_loop()
     async with raw_hub() as (port, accepted), tunnels() as ends:
         ends.start(ends.client(port, **times))

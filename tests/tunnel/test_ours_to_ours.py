@@ -29,7 +29,7 @@ async def test_a_session_is_ready_once_its_probe_is_answered(linked: Any) -> Non
         assert hub.tunnel.role == "hub"
         assert hub.tunnel.peername[0] == "127.0.0.1"
         assert agent.tunnel.features == hub.tunnel.features == FEATURES
-        assert agent.packets == []  # the probe's answer is the client's own
+        assert agent.packets == []  # only the client receives the response to the probe
 
 
 async def test_packets_arrive_in_order_both_ways(linked: Any) -> None:

@@ -63,7 +63,10 @@ def test_few_samples_are_kept_however_many_come() -> None:
 
 
 async def test_both_roles_measure_again_while_data_flows(linked: Any, monkeypatch: Any) -> None:
-    """A session of ours isn't probed while bytes come: its window would be sized by the first round trip for ever."""
+    """Our two ends don't probe each other while bytes arrive.
+
+    Without new measurements, the first round trip would size the window for ever.
+    """
     monkeypatch.setattr("agent.tunnel.round_trip.SAMPLE_S", 0.0)
     async with linked() as (_, agent, hub):
         for end in (agent, hub):
@@ -81,7 +84,7 @@ async def test_both_roles_measure_again_while_data_flows(linked: Any, monkeypatc
 
 
 class Cable:
-    """Carries a connection to a port, at 8 MB/s each way; every byte is `delay_s` under way."""
+    """Carries a connection to a port at 8 MB/s each way. Every byte arrives `delay_s` later."""
 
     def __init__(self) -> None:
         self.port = 0

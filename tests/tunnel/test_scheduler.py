@@ -90,7 +90,7 @@ def test_many_small_ones_can_t_starve_the_bulk() -> None:
 
 
 def test_many_new_ones_that_answer_once_can_t_starve_the_bulk() -> None:
-    """A connection for each request, as many as the link takes: a download beside them goes on."""
+    """Each request has its own connection, and they fill the link. A download beside them continues."""
     queue = Queue(shared_packet_bytes=65536)
     bulk = queue.outbound(1)
     bulk.write(bytes(2**24))
@@ -105,8 +105,8 @@ def test_many_new_ones_that_answer_once_can_t_starve_the_bulk() -> None:
         sent[packet.conn_id == 1] += len(packet.data)
         waited = 0 if bulk.queued_bytes < before else waited + 1
         longest = max(longest, waited)
-    assert sent[True] * 5 >= sent[False]  # a fifth of the link, but for the beginning
-    assert longest <= 4 * 65536 // 20_000 * 2 + 2  # each answer is a packet, and its CLOSE another
+    assert sent[True] * 5 >= sent[False]  # a fifth of the link, except at the beginning
+    assert longest <= 4 * 65536 // 20_000 * 2 + 2  # each response is a packet, and its CLOSE another
     assert sent[False] >= sent[True] * 3  # and no more: they still go ahead
 
 
@@ -438,7 +438,7 @@ def test_a_crowd_holds_no_more_than_its_total_and_256_kib_each() -> None:
         while conn_id not in paused:
             out.write(bytes(65536))
     assert queue.scheduler.queued_bytes <= BATCHED_TOTAL_BYTES + 200 * (HIGH_WATER_BYTES + 65536) + 3 * MIB
-    assert queue.sizes()  # and nothing is held: a source that is paused can't fill a packet
+    assert queue.sizes()  # the scheduler holds nothing, because a paused source can't fill a packet
     assert queue.scheduler.queued_bytes == 0
 
 

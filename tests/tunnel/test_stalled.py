@@ -1,7 +1,7 @@
-"""Readers that stand still: what they may pile up is their windows, nobody else notices, and no byte is lost.
+"""Stalled readers pile up no more than their windows, delay no other connection, and lose no byte.
 
-A few seconds in the suite; `make soak` takes 20 readers of 1 GiB each that stand still for a minute. Memory is what
-Python's allocators hold: a process's resident memory has in it what an earlier test left to be used again.
+The test takes a few seconds in the suite. `make soak` stalls 20 readers of 1 GiB each for a minute. The test measures
+the memory that Python's allocators hold. A process's resident memory also contains memory that an earlier test freed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ STALL_S = 60.0 if SOAK else 1.0
 OTHERS = 200  # round trips of the one that reads
 NOTICED_S = 0.008  # what a busy machine may add to a p99: two of the kernel's time slices
 BLOCK = os.urandom(1 << 16)
-PINNED = 2  # what a byte that waits may keep with it: it is a part of a larger read
+PINNED = 2  # a waiting byte keeps the larger read that it is part of
 SLACK_BYTES = 1 << 20  # a reader's and a source's own, and what round trips leave for the collector
 
 
 class Source:
-    """Sends BYTES_EACH on one connection, as fast as it may; each block says where it stands."""
+    """Sends BYTES_EACH on one connection, as fast as the tunnel allows. Each block names its position."""
 
     def __init__(self, tunnel: Tunnel, conn_id: int) -> None:
         self.digest = hashlib.sha256()
@@ -89,7 +89,7 @@ class Reader:
 
 
 class Agent:
-    """The agent's receiver: ids past READERS are answered at once, all else goes to its reader."""
+    """The agent's receiver: it echoes ids past READERS at once, and passes all other data to its reader."""
 
     def __init__(self, tunnel: Tunnel) -> None:
         self.tunnel = tunnel
@@ -118,7 +118,7 @@ class Agent:
 
 
 async def round_trips(hub: Any, first_id: int) -> list[float]:
-    """1 KiB there and back, each on a connection of its own."""
+    """1 KiB there and back, each on its own connection. Returns the time of each, in seconds."""
     took_s = []
     payload = os.urandom(1024)
     for conn_id in range(first_id, first_id + OTHERS):
@@ -176,7 +176,7 @@ async def test_stalled_readers_hold_their_windows_and_no_more(tunnels: Any) -> N
         queued_bytes = hub.tunnel.bytes_buffered
         assert held_bytes <= PINNED * READERS * INITIAL_WINDOW_BYTES + queued_bytes + SLACK_BYTES
         beside_s = [await round_trips(hub, 1_000 * n) for n in range(20, 24)]
-        # A busy machine's pauses are longer than a round trip: what counts is the best of four runs, on both sides.
+        # A busy machine's pauses are longer than a round trip, so the best of four runs counts on both sides.
         assert statistics.median(itertools.chain(*beside_s)) < 5 * statistics.median(itertools.chain(*alone_s)) + 0.005
         assert min(map(p99, beside_s)) < 2 * min(map(p99, alone_s)) + NOTICED_S
         print(

@@ -139,7 +139,7 @@ def test_random_credit_loses_and_reorders_nothing(seed: int) -> None:
 
 
 class Reader:
-    """A window, and a peer that fills it; time stands still unless told."""
+    """A window, and a peer that fills it. Its time passes only when a test moves it."""
 
     def __init__(self, budget: WindowBudget | None = None, round_trip_s: float = 0.1) -> None:
         self.given: list[int] = []
@@ -278,7 +278,7 @@ async def test_window_packets_mean_nothing_where_they_were_not_negotiated(linked
     ("features", "agent_mark", "hub_mark"),
     [
         ({"window"}, CREDITED_HIGH_WATER_BYTES, CREDITED_HIGH_WATER_BYTES),
-        (set(), BATCHED_HIGH_WATER_BYTES, HIGH_WATER_BYTES),  # a base hub counts packets: the agent's are large
+        (set(), BATCHED_HIGH_WATER_BYTES, HIGH_WATER_BYTES),  # a base hub counts packets, so the agent sends large ones
     ],
     ids=["window", "base"],
 )
