@@ -1,4 +1,4 @@
-"""What one twin of the data plane says of the bytes that it is fed: its calls, each stream's bytes, its books."""
+"""Traces one twin of the data plane on given bytes: its calls, each stream's bytes, its flow-control counts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ SETTINGS = frame(4, 0, 0)
 
 
 class Trace:
-    """A handler, and a plain reader for streams 1 and 3, that write down what they are told.
+    """A handler, and a plain reader for streams 1 and 3, that record their calls.
 
-    stop_at: the event at which the reader is stopped. consumes: whether the users consume some of what they get.
+    stop_at: the number of the event at which the trace stops the reader.
+    consumes: whether the users consume some of their bytes.
     """
 
     def __init__(

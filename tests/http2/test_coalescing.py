@@ -25,7 +25,7 @@ linux = pytest.mark.skipif(not coalescing._WAKES_READERS, reason="the kernel can
 
 
 class Recording:
-    """A socket that says what it was asked to wait for."""
+    """A socket that records how many bytes it shall wait for."""
 
     def __init__(self, sock: Any) -> None:
         self.sock, self.family, self.asked = sock, sock.family, list[int]()
@@ -37,7 +37,10 @@ class Recording:
 
 
 class Receiver(asyncio.BufferedProtocol):
-    """Receives, and tells a ReceiveCoalescing of it. answers: one byte for each packet of a ping-pong."""
+    """Receives, and reports each read to a ReceiveCoalescing.
+
+    `answers`: whether it sends one byte for each packet of a ping-pong.
+    """
 
     def __init__(self) -> None:
         self.room = memoryview(bytearray(1 << 18))
@@ -97,7 +100,10 @@ async def received_from() -> AsyncIterator[tuple[Receiver, socket.socket]]:
 
 
 def storm(peer: socket.socket, packets: int) -> bool:
-    """Returns whether it was one: no pause in it, which a busy machine makes, was as long as a tick."""
+    """Sends packets close together. Returns whether every pause between two was shorter than a tick.
+
+    On a busy machine a pause can be longer.
+    """
     steady, sent_s = True, time.monotonic()
     for _ in range(packets):
         peer.sendall(PACKET)
@@ -165,7 +171,7 @@ async def test_what_is_less_than_what_is_waited_for_comes_too() -> None:
             assert receiver.received.endswith(b"!")
             receiver.coalescing.stop()
             receiver.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-            receiver.connection_made(receiver.transport)  # begins anew
+            receiver.connection_made(receiver.transport)  # begins again
 
 
 @linux

@@ -335,7 +335,7 @@ async def test_a_user_that_consumes_nothing_gets_one_window_and_no_more() -> Non
         user, stream_id = await opened(owner, peer)
         sending = asyncio.ensure_future(peer.send(stream_id, bytes(3 * DEFAULT_WINDOW)))
         await user.until(lambda: len(user.received) == DEFAULT_WINDOW)
-        other, other_id = await opened(owner, peer)  # a stream that stands still leaves the others the connection
+        other, other_id = await opened(owner, peer)  # a stalled stream does not block the others of the connection
         other.consumes = True
         await peer.send(other_id, bytes(3 * DEFAULT_WINDOW))
         await other.until(lambda: len(other.received) == 3 * DEFAULT_WINDOW)

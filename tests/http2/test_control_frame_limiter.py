@@ -1,4 +1,4 @@
-"""Frames that cost their sender nothing: a flood of them ends its connection, honest use doesn't come near."""
+"""A flood of frames that cost their sender nothing closes the connection. Honest use stays far below the limit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Flood = Callable[[Any, int], None]
 
 
 async def read(peer: Any) -> None:
-    """As a peer that floods reads its answers: so that they don't pile up, which has a bound of its own."""
+    """Reads the responses to a flood, so that they don't pile up. Their pile has its own bound."""
     try:
         while True:
             peer.frames.append(await peer.frame())

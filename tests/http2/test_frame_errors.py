@@ -1,4 +1,4 @@
-"""What a frame that breaks a rule ends, its stream or the connection, and by which code: RFC 9113, by section."""
+"""A frame that breaks a rule ends its stream or the connection, with the code of RFC 9113. Sorted by section."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ END_HEADERS, PADDED, WITH_PRIORITY = 0x4, 0x8, 0x20
 
 # The streams there are when the frame comes.
 OPEN, RESET, ENDED, IDLE, CONNECTION = 1, 3, 5, 9, 0
-"""A call that is up; one that the agent has reset; one that ended by END_STREAM on both sides; never used; stream 0."""
+"""The streams by state:
+
+OPEN: a call that is open.
+RESET: a call that the agent has reset.
+ENDED: a call that ended by END_STREAM on both sides.
+IDLE: a stream that was never used.
+CONNECTION: stream 0.
+"""
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
@@ -55,7 +62,7 @@ async def connect(agent: Any, ends: Any) -> None:
 
 
 async def still_serves(agent: Any, ends: Any, stream_id: int = OPEN, number: int = 0) -> None:
-    """The connection and this call of it are as they were; HPACK's state too."""
+    """The connection, this call and HPACK's state are unchanged."""
     session = ends.hub_sessions[number]
     before = len(session.packets)
     agent.send(DATA, 0, stream_id, Packet(1, 0, b"fine").encode())
@@ -224,7 +231,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize("block", [row[1] for row in MALFORMED], ids=[row[0] for row in MALFORMED])
 async def test_a_malformed_request_is_its_streams_error(tunnels: Any, raw_agent: Any, block: bytes) -> None:
-    """Section 8.1.1. The other calls of the connection go on."""
+    """Section 8.1.1. The other calls of the connection continue."""
     async with tunnels() as ends, raw_agent(ends.port) as agent:
         await connect(agent, ends)
         agent.send(HEADERS, END_HEADERS, 7, block)
@@ -308,7 +315,7 @@ async def test_one_stream_too_many_is_refused_and_the_others_go_on(tunnels: Any,
         agent.send(HEADERS, 0, 201, block[:10])
         agent.send(CONTINUATION, END_HEADERS, 201, block[10:])
         assert (await agent.seen(RST))[2:] == (201, struct.pack(">I", REFUSED))
-        # What was under way for it: DATA, trailers whose block changes the table again, a reset.
+        # Frames for the stream were under way: DATA, trailers whose block changes the table again, a reset.
         agent.send(DATA, 0, 201, Packet(1, 0, b"x").encode())
         agent.headers(("x-refused", "2"), ("x-trailer", "3"), stream_id=201, end=True)
         agent.send(RST, 0, 201, struct.pack(">I", 8))

@@ -1,4 +1,4 @@
-"""Which twin of the data plane the tunnel runs on, and that the compiled one is what its stub says."""
+"""Tests which twin of the data plane the tunnel uses, and that the compiled twin matches its stub."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(COMPILED is None, reason="FASTPIPE_NO_EXTENSIONS
 
 
 def conversation(rng: random.Random) -> bytes:
-    """What a peer might send: DATA of any size, padded or not, other frames between, now and then damage."""
+    """The bytes of a peer: DATA of any size, padded or not, other frames between, and sometimes damage."""
     out = [frame(4, 0, 0)] if rng.random() < 0.97 else []
     for _ in range(rng.randrange(1, 9)):
         stream_id = rng.choice((1, 1, 3, 3, 5))

@@ -1,4 +1,4 @@
-"""What is received into Chunks: who gets a view, what is copied, and when a Chunk is written into again."""
+"""Receiving into Chunks: who gets a view, which bytes are copied, and when a Chunk is used again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from agent.tunnel.messages import MessageReader
 from agent.tunnel.packet import Packet
 
 OF_A_CHUNK = ("Chunk", "Storage")
-"""What a view of a Chunk is of: the Chunk itself, or what the Python twin keeps its bytes in."""
+"""The types behind a view of a Chunk: the Chunk itself, or the storage of the Python twin."""
 
 
 def nothing() -> None:
@@ -45,7 +45,7 @@ class Sink:
         raise error
 
     def control_frame(self, kind: int, flags: int, stream_id: int, whole: bytes) -> None:
-        assert kind == 4  # SETTINGS, as a handler is told of them
+        assert kind == 4  # SETTINGS, which the reader passes to its handler
 
 
 @pytest.mark.parametrize(

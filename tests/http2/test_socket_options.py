@@ -1,4 +1,7 @@
-"""What waits below a session: in the kernel, where nobody can overtake it, and in one turn of the event loop."""
+"""Bounds on the bytes below a session: in the kernel and in one turn of the event loop.
+
+No packet can overtake bytes in the kernel.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ from agent.http2.sizes import RECEIVE_BYTES, RECEIVE_TURN_BYTES, UNREAD_BYTES, U
 from agent.tunnel.packet import Packet
 
 FRAME, FRAMES = 16_000, 256
-"""Bytes of a packet's payload, each packet in a frame of its own; and how many come at once."""
+"""Payload bytes of a packet, which has its own frame, and how many packets arrive at once."""
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells how near a peer is")
 
 
 class Above:
-    """What a transport tells of its socket."""
+    """A transport that gives access to its socket."""
 
     def __init__(self, sock: socket.socket | None) -> None:
         self.sock = sock

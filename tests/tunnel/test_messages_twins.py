@@ -1,4 +1,4 @@
-"""Both twins of the data plane read the same bytes, whole and cut: same calls, errors and accounts."""
+"""Both twins of the data plane read the same bytes, whole and cut: same calls, errors and counts."""
 
 from __future__ import annotations
 
