@@ -116,7 +116,7 @@ class Peer(asyncio.Protocol):
 
 
 class WordyPeer(Peer):
-    """Says at which stage it was when its client goes, as the proxy does."""
+    """Reports its stage when its client closes, as the proxy does."""
 
     stage = Stage.IDLE
 
@@ -133,7 +133,7 @@ class EchoPeer(WordyPeer):
 
 
 class SlowPeer(WordyPeer):
-    """Reads nothing until told to."""
+    """Reads nothing until a test resumes it."""
 
     def connection_made(self, transport: Any) -> None:
         transport.pause_reading()
@@ -162,7 +162,7 @@ class House:
 
     @property
     def held_bytes(self) -> int:
-        """What waits for slow proxies, over all connections."""
+        """The bytes that wait for slow proxies, over all connections."""
         return sum(connection.inbound.held_bytes for connection in self.manager.connections)
 
     async def opened(self, conn_id: int) -> Any:

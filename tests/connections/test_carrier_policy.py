@@ -104,7 +104,10 @@ async def test_a_change_is_for_new_connections_only() -> None:
 
 @pytest.mark.parametrize("percent", [0, 100])
 async def test_a_hub_that_opens_one_after_the_other_opens_no_more_than_a_bound(percent: int, caplog: Any) -> None:
-    """They ask nothing, so the proxy has nothing to answer 503 to; over Unix sockets each has two descriptors."""
+    """These connections carry no request, so the proxy can't respond with 503.
+
+    Over Unix sockets each connection has two descriptors.
+    """
     session = Session(percent)
     session.carrier_policy.most_connections = 5
     await session.carrier_policy.start()

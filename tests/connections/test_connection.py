@@ -71,7 +71,7 @@ class Window:
 
 
 class Owner:
-    """A manager or a session, which records; also the proxy's end of a hub's carrier."""
+    """A manager or a session that records its calls. Also the proxy's end of a hub's carrier."""
 
     outcome_timeout_s = 60.0
 
@@ -139,7 +139,7 @@ WAYS: dict[tuple[str, State], list[Event]] = {
 
 
 def happen(connection: TunnelConnection, event: Event) -> None:
-    """Let the event happen as it does; where the role has no call for it, by the machine alone."""
+    """Cause the event by the role's own call. If the role has none, cause it in the state machine alone."""
     if event is Event.CARRIER_LOST:
         connection.connection_lost(None)
     elif isinstance(connection, AgentConnection) and event in (Event.OUTCOME, Event.CANCELLED, Event.OUTCOME_TIMEOUT):
@@ -180,7 +180,7 @@ async def test_every_pair_has_an_entry_or_closes_safely_as_our_fault(
         assert len(owner.closed) == 1
         assert "abort" in carrier.calls
         assert sum(code in (ERROR, CLOSE) for code in owner.tunnel.codes(1)) <= 1  # I2
-    for again in (Event.CARRIER_LOST, Event.ABORT):  # what is closed stays so, and nobody hears of it again
+    for again in (Event.CARRIER_LOST, Event.ABORT):  # a closed connection stays closed, and reports nothing more
         happen(connection, again)
     told = len(owner.tunnel.packets)
     if connection.state is CLOSED:

@@ -17,7 +17,10 @@ UNCONFIRMED = "the hub did not say that it has closed its clients' connections"
 
 
 def forgets_at_once(house: House) -> None:
-    """Have the hub answer every probe of a closed id with ERROR, as a base hub does where the client has gone."""
+    """Have the hub respond with ERROR to every probe of a closed id.
+
+    A base hub does so if the client has closed.
+    """
 
     def answer(conn_id: int, code: int) -> None:
         if code == DATA and conn_id not in house.manager._open:
@@ -33,7 +36,7 @@ async def test_a_drain_without_connections_is_over_at_once(open_house: OpenHouse
 
 
 def forgets_behind_an_error(house: House) -> None:
-    """As a Go hub does: it lists a connection until an ERROR for it has reached the client."""
+    """Have the hub list a connection until an ERROR for it has reached the client, as a Go hub does."""
     told: set[int] = set()
 
     def answer(conn_id: int, code: int) -> None:
@@ -71,7 +74,7 @@ async def test_what_is_in_flight_finishes_and_the_hub_is_asked_until_it_knows_it
         peer.end()
         await house.ended(1)
         asked = house.tunnel.codes(1).count(DATA)
-        await until(lambda: house.tunnel.codes(1).count(DATA) > asked + 1)  # asked again: no answer yet
+        await until(lambda: house.tunnel.codes(1).count(DATA) > asked + 1)  # asked again: no response yet
         assert not drain.done()
         house.error(1)
         await drain
@@ -211,7 +214,7 @@ async def test_many_that_ended_before_are_asked_about_a_few_hundred_at_a_time(op
         house.tunnel.on_send = answer
         await house.manager.drain(30.0)
         assert house.manager.is_idle
-        assert most <= 600  # a hub drops an answer where 1,000 packets wait
+        assert most <= 600  # a hub drops a response if 1,000 packets wait
 
 
 async def test_what_ended_is_forgotten_when_no_hub_lists_it_any_longer(

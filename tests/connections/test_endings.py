@@ -116,7 +116,10 @@ async def test_a_proxy_that_half_closes_and_then_leaves_without_a_word_is_found(
 
 
 async def test_an_answer_given_before_the_upload_has_ended_arrives(open_house: OpenHouse) -> None:
-    """Over a socket the kernel answers the rest of an upload with EPIPE; the proxy's answer must not be lost for it."""
+    """Over a socket, the rest of an upload fails with EPIPE.
+
+    The proxy's response must arrive in spite of that.
+    """
     async with open_house() as house:
         peer = await house.opened(1)
         peer.transport.pause_reading()

@@ -1,4 +1,4 @@
-"""Closed ids are remembered as ranges, and answer as a set would."""
+"""The store of closed ids keeps ranges, and behaves like a set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits for a slow target: in order, bounded, and given back."""
+"""Bytes that wait for a slow target stay in order and bounded, and give back their budget."""
 
 from __future__ import annotations
 

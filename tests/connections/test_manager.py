@@ -103,7 +103,10 @@ async def test_data_behind_the_proxys_word_is_answered_after_the_response(open_h
 async def test_what_follows_an_error_for_an_id_that_never_opened_opens_nothing(
     open_house: OpenHouse, features: frozenset[str]
 ) -> None:
-    """Its first packet was too large, say: the next is the middle of a body, and may look like a request."""
+    """The first packet of the id was too large, for example.
+
+    The next packet is then the middle of a body, and can look like a request.
+    """
     async with open_house(features=features) as house:
         house.error(3)
         house.data(3, FIRST)
@@ -111,7 +114,7 @@ async def test_what_follows_an_error_for_an_id_that_never_opened_opens_nothing(
         house.data(4, FIRST)
         await until(lambda: 4 in house.peers)
         assert 3 not in house.peers
-        assert house.tunnel.codes(3) == []  # an ERROR is never answered
+        assert house.tunnel.codes(3) == []  # an ERROR never gets a response
         assert house.manager.counters.stray_data == 2
 
 
@@ -358,7 +361,7 @@ async def test_open_connections_are_probed_with_empty_data(open_house: OpenHouse
         await house.opened(2)
         peer.write(b"streams")
         await until(lambda: house.tunnel.codes(1).count(DATA) >= 3 and house.tunnel.codes(2).count(DATA) >= 3)
-        house.error(1)  # the hub's answer: that client is gone
+        house.error(1)  # the hub's response: that client has closed
         await until(lambda: peer.lost)
         before = len(house.tunnel.codes(1))
         probed = house.tunnel.codes(2).count(DATA)

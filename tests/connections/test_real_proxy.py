@@ -87,7 +87,7 @@ def run_proxy(mode: str) -> RunProxy:
 
 
 async def digest(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers an upload with its hash."""
+    """Responds to an upload with its hash."""
     length = 0
     for line in head.split(b"\r\n"):
         if line.lower().startswith(b"content-length:"):
@@ -121,7 +121,10 @@ async def test_an_upgrade_with_bytes_behind_it_is_refused(run_proxy: RunProxy) -
 
 
 async def test_a_base_hubs_upgrade_with_a_body_is_a_plain_request_or_refused(run_proxy: RunProxy) -> None:
-    """The first request's framing is the hub's own there, so nobody can tell the body from what follows the upgrade."""
+    """The hub frames the first request itself.
+
+    The agent therefore can't separate the body from the bytes that follow the upgrade.
+    """
     head = b"POST /exec HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: %b\r\nContent-Length: 2\r\n\r\n{}"
     async with run_proxy(digest) as (house, _, _):
         house.data(1)
@@ -223,7 +226,7 @@ async def test_a_drain_ends_idle_connections_and_lets_the_answer_in_flight_finis
         drain = asyncio.create_task(house.manager.drain(30.0))
         await house.ended(1)
         assert not drain.done()
-        assert ERROR in house.tunnel.codes(1)  # idle: the hub is told to close its client
+        assert ERROR in house.tunnel.codes(1)  # idle: the agent asks the hub to close its client
         assert ERROR not in house.tunnel.codes(2)
         house.tunnel.on_send = lambda conn_id, code: asyncio.get_running_loop().call_soon(house.error, conn_id)
         go_on.set()

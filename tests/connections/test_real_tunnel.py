@@ -23,7 +23,7 @@ from .conftest import DATA, ERROR, Peer, WordyPeer, until
 
 
 class Hub:
-    """What one session says to the hub."""
+    """The hub's side of one session, which records what it receives."""
 
     def __init__(self, tunnel: Tunnel) -> None:
         self.tunnel = tunnel
@@ -42,7 +42,7 @@ class Hub:
 
 
 class Digester(WordyPeer):
-    """Answers each upload of a known length with its hash, and ends."""
+    """Responds to each upload of a known length with its hash, and closes."""
 
     LENGTH = 40 * 32 * 1024
 

@@ -1,4 +1,4 @@
-"""The Unix socket: where it lies, who is let in, and what happens when the kernel says not now."""
+"""The Unix socket: its place, its permitted peers, and its behaviour if the kernel's backlog is full."""
 
 from __future__ import annotations
 
