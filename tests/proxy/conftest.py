@@ -1,4 +1,4 @@
-"""A proxy on each kind of carrier, clients that read answers strictly (h11), and targets that do as a test scripts."""
+"""A proxy on each kind of carrier, clients that read responses strictly (h11), and scripted targets."""
 
 from __future__ import annotations
 
@@ -308,7 +308,10 @@ def origin() -> Callable[..., contextlib.AbstractAsyncContextManager[Origin]]:
 
 
 def strict_echo(here: Origin) -> Handler:
-    """Reads requests with h11, which is strict; answers a GET with OK and anything with a body with that body."""
+    """Reads requests with h11, which is strict.
+
+    The response to a GET is OK. The response to a request with a body is that body.
+    """
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parser = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
@@ -349,7 +352,10 @@ def strict_echo(here: Origin) -> Handler:
 
 @pytest.fixture
 def answering() -> Callable[..., Handler]:
-    """`answering(b"HTTP/1.1 200 OK…", …)`: for each request head on a connection the next answer; None closes it."""
+    """`answering(b"HTTP/1.1 200 OK…", …)`: the next response for each request head on a connection.
+
+    None closes the connection.
+    """
 
     def scripted(*answers: bytes | None, then_close: bool = False, seen: list[bytes] | None = None) -> Handler:
         async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -65,7 +65,7 @@ def names(monkeypatch) -> Names:
 
 @contextlib.asynccontextmanager
 async def target(host: str, number: int) -> AsyncIterator[tuple[str, int]]:
-    """One that says its number to every request; its address."""
+    """A target that responds to every request with its number. Yields its address."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -80,7 +80,7 @@ async def target(host: str, number: int) -> AsyncIterator[tuple[str, int]]:
 
 @contextlib.contextmanager
 def deaf(host: str = "127.0.0.1"):
-    """An address whose connections neither come about nor fail: its queue is full."""
+    """An address with a full queue, so that its connections neither open nor fail."""
     with contextlib.ExitStack() as stack:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = stack.enter_context(socket.socket(family))

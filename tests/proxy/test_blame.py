@@ -1,4 +1,4 @@
-"""The field by which an agent tells its hub whose fault a failure was."""
+"""The field by which an agent reports to its hub whose fault a failure was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The certificate that targets are shown (target_client_cert_file): nginx asks for one, and says whose it got."""
+"""The agent's certificate for targets (target_client_cert_file). nginx asks for one and reports its subject."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def ca() -> trustme.CA:
 
 @pytest.fixture(scope="module")
 def asking(tmp_path_factory: pytest.TempPathFactory, ca: trustme.CA) -> Iterator[str]:
-    """The URL of an nginx that lets nobody in without a certificate of this CA's, and answers with its name."""
+    """The URL of an nginx that requires a certificate of this CA.
+
+    It responds with the certificate's name.
+    """
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     root = tmp_path_factory.mktemp("asking")
     ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(root / "server.pem")
@@ -97,7 +100,7 @@ async def test_targets_are_shown_the_certificate_of_now(house, eventually, askin
         client = await h.open()
         assert b"CN=first" in (await client.get()).body
         certificate, private = issue("second")
-        put(cert, certificate)  # its key is the old one's: the last good pair goes on
+        put(cert, certificate)  # the key is still the old one, so the last good pair stays in use
         await eventually(lambda: trust.generation >= 0 and trust.problem)
         assert b"CN=first" in (await client.get()).body
         said = [record.levelno for record in caplog.records if record.name.startswith("agent.policy")]

@@ -103,7 +103,7 @@ async def test_a_loop_whose_every_turn_is_long_sweeps_all_the_same():
 
 
 class Turns:
-    """A loop whose time passes when it is told to, with one timer."""
+    """A loop with one timer. Its time passes when a test moves it."""
 
     def __init__(self) -> None:
         self.now_s = self.due_s = 100.0
@@ -164,7 +164,7 @@ async def test_what_came_in_time_is_read_before_a_timeout():
 
     async def waits():
         async with timeout(0.05):
-            await asyncio.sleep(0.001)  # until it has stood still
+            await asyncio.sleep(0.001)  # until the loop has stalled
             return await asyncio.get_running_loop().sock_recv(near, 10)
 
     waiting = asyncio.ensure_future(waits())

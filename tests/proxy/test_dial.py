@@ -1,4 +1,4 @@
-"""A dial that comes to nothing leaves nothing in the pool."""
+"""A dial that fails leaves nothing in the pool."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from agent.proxy.upstream import Upstream, Upstreams
 
 
 async def test_a_dial_cancelled_just_as_it_connects_is_not_waited_for() -> None:
-    """On uvloop such a transport is closed without connection_lost; `close` then waited for it for ever."""
+    """uvloop closes such a transport without connection_lost.
+
+    `close` must not wait for that call.
+    """
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
 
     class Cancelling(Upstreams):

@@ -1,4 +1,4 @@
-"""What is read without llhttp is what llhttp reads: both are asked about the same heads, in both twins."""
+"""Each head that the fast parser reads gets the same result from llhttp, in both twins."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ LINES = [
 
 
 def asked(parser: type, head: bytes) -> Lines | None:
-    """What llhttp reads of a head; None where it doesn't take it."""
+    """The lines that llhttp reads of a head. None if llhttp rejects the head."""
     lines = Lines()
     try:
         return lines if ask_llhttp(parser, head, lines) else None

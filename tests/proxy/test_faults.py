@@ -1,6 +1,6 @@
 """The fault matrix at the target's end: where it breaks × how × under which request, and what the client then gets.
 
-All cells of a carrier run at the same time in one proxy, beside a connection that must not notice any of it.
+All cells of a carrier run at the same time in one proxy. A connection beside them must not notice.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ REQUESTS = {
 }
 HOW = ("FIN", "RST", "stall", "garbage")
 
-# Before there is a connection. stage → how → (status, what the answer says). Not every stage can break in every way.
+# Before there is a connection. stage → how → (status, text of the response). Not every stage can break in every way.
 DIALS = {
     "resolve": {"FIN": (502, b"resolved"), "stall": (504, b"too long (connect)"), "garbage": (502, b"resolved")},
     "refuse": {"RST": (502, b"refused")},
@@ -83,8 +83,14 @@ class Cell:
 
     @property
     def expected(self) -> str:
-        """502 or 504: that answer. cut: what the target sent, and no end. open: it waits on. whole: nothing is missing.
-        switched: what becomes of an upgrade is looked at apart."""
+        """The result that the client must see:
+
+        502 or 504: a response with that status.
+        cut: the bytes of the target, and no end.
+        open: the client still waits.
+        whole: nothing is missing.
+        switched: an upgrade, which has its own check.
+        """
         if self.stage == "after a 101":
             return "switched"
         if not STAGES[self.stage][1].endswith(b"\r\n\r\n") and not self.stage.startswith("in a "):
@@ -107,7 +113,7 @@ CELLS = [
 
 
 FIRST = [cell for cell in CELLS if cell.expected == "open" and cell.request in ("GET", "upgrade")]
-"""Stay open under short limits; opened before there is any load."""
+"""Cells that stay open under short limits. The test opens them before there is any load."""
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
@@ -119,7 +125,7 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 
 async def beside(client, until: asyncio.Event) -> int:
-    """Requests to a good target, one after the other; how many were answered as they should be."""
+    """Send requests to a good target one after the other. Returns the number of correct responses."""
     count = 0
     while not until.is_set() or count < 10:
         answer = await client.get("/good")
@@ -130,7 +136,7 @@ async def beside(client, until: asyncio.Event) -> int:
 
 
 async def all_at_once(cells, check) -> list[str]:
-    """Check all of them; what went wrong, by cell."""
+    """Check all cells at the same time. Returns one line for each failed cell."""
     wrong = []
 
     async def one(cell):
@@ -145,7 +151,7 @@ async def all_at_once(cells, check) -> list[str]:
 
 
 def own_warnings(caplog) -> int:
-    """How many failures were logged; each says its stage and connection."""
+    """Returns how many failures the proxy logged. Each has its stage and connection."""
     found = [each for each in caplog.records if each.name.startswith("agent.proxy") and each.levelno >= logging.WARNING]
     found = [each for each in found if each.stage != "idle"]  # bytes that nobody asked for, on no client's behalf
     assert all(each.conn_id for each in found)
@@ -277,7 +283,7 @@ async def test_a_fault_at_the_target(house, origin, authority, scheme, eventuall
 
 @contextlib.asynccontextmanager
 async def deaf() -> AsyncIterator[int]:
-    """A port whose connections are never accepted, nor refused: its queue is full."""
+    """A port with a full queue, so that its connections are neither accepted nor refused."""
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(socket.socket())
         listening.bind(("127.0.0.1", 0))
@@ -359,7 +365,7 @@ async def test_a_fault_before_there_is_a_connection(house, origin, authority, ev
             status, says = DIALS[cell.stage][cell.how]
             assert (answer.status, answer.complete) == (status, True)
             assert says in answer.body or cell.request == "HEAD", answer.body
-            if not body:  # it may go on: nothing of the request is left unread
+            if not body:  # the connection may continue, because the proxy has read the whole request
                 assert (await client.get("/good")).body == b"OK"
             client.writer.transport.abort()
 

@@ -69,7 +69,7 @@ Targets = dict[bytes, list[bytes]]
 
 
 async def naming(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seen: Targets) -> None:
-    """A strict origin: h11 reads each request, and each answer's fields name its target and its connection."""
+    """A strict origin: h11 reads each request, and each response's fields name its target and its connection."""
     parser = h11.Connection(h11.SERVER)
     while True:
         event = parser.next_event()
@@ -121,7 +121,7 @@ async def test_what_the_origin_gets_is_what_was_accepted(house, origin, seed):
         got = await client.read_all()
         client.writer.transport.abort()
         assert got.startswith(b"HTTP/1.1 ")
-        for head in got.split(b"\r\n\r\n"):  # no answer has a body, but the proxy's own, which is the last
+        for head in got.split(b"\r\n\r\n"):  # only the proxy's own response has a body, and it is the last
             if head.startswith(b"HTTP/1.1 200"):
                 fields = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
                 answered.setdefault(fields[b"X-Conn"], []).append(fields[b"X-Target"])

@@ -1,7 +1,8 @@
-"""Heads of a grammar, read each way in both twins and in any split: one verdict, to the last word of the answer.
+"""Heads of a grammar get one verdict and one response, by each parser and twin and in any split.
 
-The four ways are fast_parser.py first and llhttp at once, compiled and as source. The source is loaded here beside the
-extensions, under names of its own; with FASTPIPE_NO_EXTENSIONS both twins are the source, and the ways are two.
+There are four ways to read a head: fast_parser.py first or llhttp at once, compiled or as source. This module loads
+the source beside the extensions, under its own names. With FASTPIPE_NO_EXTENSIONS both twins are the source, so two
+ways remain.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Twin:
         self.rewrite = load("rewrite")
 
     def request(self, data: bytes, fast: bool, parts: list[bytes] | None = None) -> tuple[Any, ...]:
-        """What becomes of a request's bytes: its answer, or all that is known of it and the head for its target."""
+        """The verdict on a request's bytes: a response, or the parsed request and the head for its target."""
         reader = self.readers.RequestHeadReader(LIMITS)
         try:
             head = None
@@ -61,7 +62,7 @@ class Twin:
         return "request", head, target, seen, out
 
     def response(self, data: bytes, fast: bool, parts: list[bytes] | None = None) -> tuple[Any, ...]:
-        """What becomes of the bytes of a response: what the client is told, or what is known and the client's head."""
+        """The verdict on a response's bytes: an error for the client, or the parsed response and the client's head."""
         try:
             if parts is None and fast is not self.plain.USES_FAST_PARSER:
                 end = data.find(b"\r\n\r\n", 0, LIMITS.response_head_bytes)
@@ -109,7 +110,7 @@ def load_source(name: str) -> ModuleType:
 
 SOURCES: dict[str, ModuleType] = {}
 IMPORTED = Twin(lambda name: importlib.import_module(f"agent.proxy.{name}"))
-"""The twin that runs: compiled, unless FASTPIPE_NO_EXTENSIONS says no."""
+"""The twin that runs: compiled, unless FASTPIPE_NO_EXTENSIONS is set."""
 PYTHON = Twin(load_source) if IMPORTED.plain.USES_FAST_PARSER else IMPORTED
 
 

@@ -1,4 +1,7 @@
-"""Heads and bodies at parser level: seeds in the ids, splits that never change a verdict, and h11 as second opinion."""
+"""Heads and bodies at parser level, with h11 as second opinion.
+
+A split never changes a verdict. The test ids have the seeds.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ from agent.syntax import without_plain_dots
 from fastpipe import IMPLEMENTATION
 
 SHARE = 4 if IMPLEMENTATION == "python" else 1
-"""Of the plain twin, a quarter of the inputs: it is the same source as the compiled one, and several times slower."""
+"""The Python twin reads only a quarter of the inputs.
+
+It is the same source as the compiled twin, and several times slower.
+"""
 LIMITS = ProxyLimits(target_bytes=64, request_head_bytes=512, chunk_line_bytes=40, trailer_bytes=100)
 
 SEEDS = [
@@ -93,7 +99,7 @@ def mutated(chance: random.Random, seeds: list[bytes] = SEEDS) -> bytes:
 
 
 def verdict(parts: list[bytes], as_views: bool = False) -> list[object]:
-    """What the proxy makes of bytes that come in these parts: heads, content, and the fault that ends it."""
+    """The proxy's reading of bytes in these parts: heads, content, and the fault at the end."""
     heads = RequestHeadReader(LIMITS)
     body: BodyReader | None = None
     made: list[object] = []
@@ -203,7 +209,7 @@ RESPONSES = [
 
 
 def response_verdict(parts: list[bytes]) -> list[object]:
-    """What the proxy makes of a target's bytes: heads as they go on, content, and whether they are an answer at all."""
+    """The proxy's reading of a target's bytes: forwarded heads, content, and whether they are a response."""
     reader = ResponseHeadReader(LIMITS)
     body: BodyReader | None = None
     made: list[object] = []
@@ -267,7 +273,7 @@ def test_chunks_come_out_as_they_went_in(contents, step, as_views):
 @pytest.mark.parametrize("before", [b"", b"3\r\nabc\r\n"])
 @pytest.mark.parametrize("size", [b"7fffffffffffffff", b"7ffffffffffffff0"])
 def test_the_largest_chunk_begins_as_any(before, size):
-    """Where it begins, plus what it says it holds, is past 2**63."""
+    """The chunk's offset plus its declared size is past 2**63."""
     decoder = ChunkedDecoder(LIMITS)
     assert b"".join(decoder.feed(before + size + b"\r\nhello")) == (b"abc" if before else b"") + b"hello"
     assert decoder.feed(b"more") == [b"more"]
@@ -377,7 +383,7 @@ def test_a_request_is_read_once_only_where_all_but_its_target_is_the_same():
 
 
 def test_llhttp_takes_every_target_that_is_taken_here():
-    """So that a head read once is judged as it would be afresh."""
+    """This ensures that a kept head gets the same verdict as a new one."""
 
     class Nothing:
         pass

@@ -1,4 +1,7 @@
-"""HTTP/1.0 clients of a proxy that owns their connections: bodies of unknown length as they come, ended by closing."""
+"""HTTP/1.0 clients of a proxy that owns their connections.
+
+A body of unknown length passes at once, and ends when the proxy closes the connection.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ TO_EOF = b"HTTP/1.0 200 OK\r\n\r\n"
 
 
 async def read_to_end(client) -> tuple[bytes, bool]:
-    """All until the end; and whether that was in order."""
+    """All bytes until the end, and whether the connection closed without an error."""
     got = bytearray()
     try:
         while data := await client.read():

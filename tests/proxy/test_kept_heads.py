@@ -1,4 +1,4 @@
-"""What a connection keeps of a request that is over: the head of one that may come again, and nothing large."""
+"""A connection keeps the head of an ended request that may be repeated, but no large head."""
 
 from __future__ import annotations
 

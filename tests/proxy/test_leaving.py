@@ -1,4 +1,4 @@
-"""A client's end behind a whole request: it has left, or it only sends no more. The target's bytes tell which."""
+"""A client's end behind a whole request: it has left, or it only sends no more. The target's bytes show which."""
 
 from __future__ import annotations
 

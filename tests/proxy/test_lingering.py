@@ -1,4 +1,4 @@
-"""The end of a connection whose client still sends: it gets its last answer whole."""
+"""A client that still sends at the end of its connection gets its last response whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Every limit that ends a request or a connection: one line says whose fault it was and which setting bounded it."""
+"""Every limit that ends a request or a connection is named in one log line.
+
+The line has the party at fault and the setting of the limit.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ ENDS_NOTHING = {
     "keep_alive_s",
     "upstream_idle_s",
     "idle_upstreams_per_target",  # what they end is idle
-    "linger_s",  # ends what has been said to end
+    "linger_s",  # limits a connection that closes anyway
     "expect_timeout_s",
     "retry_after_s",
     "unanswered_s",
@@ -37,9 +40,20 @@ ENDS_NOTHING = {
 
 @dataclasses.dataclass
 class Case:
-    """limit: what is passed. value: it is set to that. sent: by the client. answered: by the target, to each head.
-    then: sent by the client behind the answer. reads: the client reads. ends: it sends its end. stalls: the target
-    reads nothing. tls: the target should speak TLS. never: there is no connection to it.
+    """A limit, the messages that pass it, and the expected log line.
+
+    limit: the setting that is exceeded.
+    value: the value of the setting.
+    fault: the party at fault.
+    sent: bytes from the client.
+    `answered`: bytes from the target, for each head.
+    then: bytes from the client behind the response.
+    reads: whether the client reads.
+    ends: whether the client sends its end.
+    stalls: whether the target reads nothing.
+    tls: whether the target should speak TLS.
+    never: whether there is no connection to the target.
+    status: the status that the client gets.
     """
 
     limit: str

@@ -1,4 +1,4 @@
-"""What reaches a target and what doesn't: well-formed requests go on in order, anything else gets its answer here."""
+"""Well-formed requests reach the target in order. All else gets a response from the proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a target may answer, and what its client then gets."""
+"""Responses that a target may send, and the bytes that the client then gets."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class KubeletVolume:
 
 
 class Load:
-    """Clients that ask without a pause; each answer has to be right."""
+    """Clients that send requests without a pause. Each response must be right."""
 
     def __init__(self, h) -> None:
         self._h = h
@@ -85,7 +85,7 @@ class Load:
         return self
 
     async def more(self) -> None:
-        """Wait for so many further answers that each client had some."""
+        """Wait for 4 × CLIENTS further responses, so that each client gets some."""
         wanted = self.answers + 4 * CLIENTS
         async with asyncio.timeout(20):
             while self.answers < wanted:

@@ -1,4 +1,7 @@
-"""Each rule that a head can break: what the client is told, and the `rule` that the log names, by each way and twin."""
+"""Each rule that a head can break, with the response to the client and the `rule` in the log.
+
+Both parsers and both twins give the same result.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ LIMITS = ProxyLimits(target_bytes=64, request_head_bytes=512, response_head_byte
 FIRST, ANSWER = b"POST / HTTP/1.1\r\nHost: a\r\n", b"HTTP/1.1 200 OK\r\n"
 UPGRADE = b"Connection: Upgrade\r\nUpgrade: %b\r\n"
 
-# By rule; each with the bytes as they come, which need not be a whole head.
+# By rule. The bytes of each need not be a whole head.
 LINES = {
     "empty-lines": [b"\r\n" * 9 + FIRST],
     "bare-lf": [b"GET / HTTP/1.1\nHost: a\n\n", b"\nGET / HTTP/1.1\r\n", b"\r\n\n"],
@@ -124,7 +127,7 @@ ELSEWHERE = {
 
 
 def request_ends(parts: list[bytes], fast: bool) -> tuple[int, str, str]:
-    """Status, text and rule of the answer to these bytes."""
+    """Status, text and rule of the response to these bytes."""
     reader = RequestHeadReader(LIMITS)
     try:
         for part in parts:
@@ -207,7 +210,7 @@ def test_every_rule_has_its_case_and_its_line_in_the_docs() -> None:
 )
 @pytest.mark.parametrize("split", ["whole", "bytewise"])
 async def test_a_target_whose_head_can_be_none_is_a_502_at_once(house, origin, caplog, head, split):
-    """The target says no more and stays: nothing but the bytes themselves can end the wait."""
+    """The target sends no more and stays connected, so only its bytes can end the wait."""
     caplog.set_level(logging.WARNING, "agent.proxy")
 
     async def target(reader, writer):

@@ -1,4 +1,7 @@
-"""A connection to a target that fails for what this machine lacks is the agent's fault; else it is the target's."""
+"""A failed connection to a target is the agent's fault if this machine lacks a resource.
+
+Otherwise it is the target's fault.
+"""
 
 from __future__ import annotations
 

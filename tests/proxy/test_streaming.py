@@ -20,7 +20,7 @@ def framed(chunked: bool, blocks: int):
 
 
 async def settled(value: Callable[[], int]) -> None:
-    """Wait until nothing moves any more."""
+    """Wait until the value no longer changes."""
     before = -1
     while before != value():
         before = value()

@@ -62,7 +62,10 @@ async def test_a_tls_body_that_ends_with_its_connection(house, origin, authority
 
 @contextlib.contextmanager
 def threaded_tls(context: ssl.SSLContext) -> Iterator[str]:
-    """A TLS server outside the loop, whose handler would hear of each handshake that fails. Gives its URL."""
+    """A TLS server outside the loop. Yields its URL.
+
+    The loop's exception handler would get each failed handshake of a server inside the loop.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -301,8 +304,10 @@ async def test_a_body_that_comes_before_the_connection_waits_in_bounds(house, or
 
 
 async def test_a_body_that_comes_byte_by_byte_before_the_connection_costs_by_the_byte(house, origin, eventually):
-    """Kept as pieces that were counted anew each time, 20,000 of them took 10 s of CPU time; whoever is asked may be
-    slow, and the client chooses the pieces."""
+    """The client chooses the pieces, and a connection to the target may be slow.
+
+    If each new piece counts all pieces again, 20,000 pieces take 10 s of CPU time.
+    """
     took_s: dict[int, float] = {}
 
     async with origin() as o:

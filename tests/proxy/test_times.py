@@ -1,4 +1,4 @@
-"""Who is waited for, how long, and what is said then. Also Expect, whose answer is a matter of time."""
+"""The proxy's waits: for whom, how long, and the response afterwards. Also Expect, which has a time limit."""
 
 from __future__ import annotations
 
@@ -169,7 +169,10 @@ async def test_unused_target_connections_end(house, origin, eventually):
 
 
 async def test_a_generation_that_fails_stops_no_sweep(house, origin, eventually, caplog):
-    """It is a CertificateProvider's of one's own: connections end in their time all the same, and one line says so."""
+    """The generation comes from the user's CertificateProvider.
+
+    Connections still close in time, and one log line reports the failure.
+    """
     fails = False
 
     def generation():
@@ -183,7 +186,7 @@ async def test_a_generation_that_fails_stops_no_sweep(house, origin, eventually,
             fails = False
             caplog.clear()
             assert (await client.get()).status == 200
-            await eventually(lambda: not h.upstreams._generation_failed)  # a sweep was told of it that it works
+            await eventually(lambda: not h.upstreams._generation_failed)  # a sweep found that it works
             fails = True
             await eventually(lambda: h.upstreams.open_connections == 0)
             said = [record for record in caplog.records if "generation" in record.message]

@@ -21,7 +21,7 @@ def switches(token: str) -> bytes:
 
 
 def upgrading(token: str, first: bytes = b"", seen: list | None = None):
-    """Switches, sends `first` along with its head, and echoes until the client's end, then says bye."""
+    """Switches, sends `first` along with its head, echoes until the client's end, then sends bye."""
 
     async def target(reader, writer):
         head = await reader.readuntil(b"\r\n\r\n")
@@ -154,7 +154,7 @@ DOCKER = (
 
 
 def docker(status: str = "101 UPGRADED", body: bytes = START, seen: list | None = None):
-    """`docker exec` as dockerd answers it: the request with its whole body, the head, and raw bytes both ways."""
+    """`docker exec` as in dockerd: the request with its whole body, the response head, and raw bytes both ways."""
 
     async def target(reader, writer):
         while head := await reader.readuntil(b"\r\n\r\n"):
