@@ -21,7 +21,10 @@ def twin(request: pytest.FixtureRequest) -> ModuleType:
 
 
 class Recorder(asyncio.Protocol):
-    """Writes down every callback; `on` names what one does: data_received=lambda protocol, data: …"""
+    """Records every callback.
+
+    `on` gives a callback its action: data_received=lambda protocol, data: …
+    """
 
     def __init__(self, name: str = "", log: list[Any] | None = None, **on: Any) -> None:
         self.name = name

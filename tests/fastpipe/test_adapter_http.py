@@ -46,7 +46,7 @@ class Echo:
 
 
 async def collect(request: Request) -> StreamingResponse:
-    """The same in two steps: httpx reads an answer only when it has sent all."""
+    """The same in two steps, because httpx reads a response only after it has sent the whole request."""
     body = await request.body()
 
     async def parts() -> AsyncIterator[bytes]:
@@ -334,7 +334,7 @@ async def test_connections_can_be_told_to_end_while_the_app_is_served_on(http: s
             app.state.go_on.set()
             assert await (await held).text() == "late"
             assert (await session.get("http://app/hello/later")).status == 200
-    shut_down_connections(listener)  # nothing is served there any more: nothing to be told
+    shut_down_connections(listener)  # no connection is left, so there is nothing to shut down
 
 
 async def test_aiohttps_own_server_protocol_runs_on_a_pipe() -> None:

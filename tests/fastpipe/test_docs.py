@@ -23,7 +23,7 @@ def examples(name: str) -> list[str]:
 
 
 async def typed(source: str, **names: object) -> dict[str, object]:
-    """Run what may await at its top level; gives what it has bound."""
+    """Run source that may await at its top level. Returns the names that it has bound."""
     code = compile(source, "docs", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     names |= {"asyncio": asyncio, "fastpipe": fastpipe}
     result = eval(code, names)

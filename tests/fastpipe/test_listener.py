@@ -12,7 +12,7 @@ from fastpipe import Listener, PipeBrokenError, PipeClosedError, open_streams
 
 
 class Greeter(asyncio.Protocol):
-    """Says hello."""
+    """Sends hello."""
 
     def __init__(self) -> None:
         self.transport: Any = None
@@ -214,7 +214,7 @@ async def test_accept_waits_and_may_be_cancelled() -> None:
     impatient, patient = (asyncio.ensure_future(listener.accept()) for _ in range(2))
     await asyncio.sleep(0)
     reader, writer = await listener.open_connection()
-    impatient.cancel()  # it was woken; the connection goes to the other one
+    impatient.cancel()  # it was woken, so the connection passes to the other one
     end = await patient
     assert impatient.cancelled() or await asyncio.wait([impatient])
     their_reader, their_writer = open_streams(end)

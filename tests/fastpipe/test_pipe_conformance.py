@@ -1,4 +1,7 @@
-"""What others ask of a pipe: Go's nettest and tokio's duplex, as functions that run on sockets too; trio's check."""
+"""The checks of other projects for a pipe: Go's nettest, tokio's duplex and trio's stream check.
+
+The first two are functions that also run on sockets.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,7 @@ async def check_ping_pong(make_pair: MakePair) -> None:
 
 
 async def check_racy_reads(make_pair: MakePair) -> None:
-    """Reading is paused and resumed at any time: nothing is lost, doubled or reordered."""
+    """Pauses and resumes of reading at any time lose, double or reorder nothing."""
     (_, wa), (rb, wb) = await make_pair()
     numbers = random.Random(2)
     blob = numbers.randbytes(300_000)
@@ -88,7 +91,7 @@ async def check_racy_reads(make_pair: MakePair) -> None:
 
     async def meddle() -> None:
         while not done.is_set():
-            with contextlib.suppress(RuntimeError):  # a socket that isn't paused says so
+            with contextlib.suppress(RuntimeError):  # a socket raises if it isn't paused
                 numbers.choice((wb.transport.pause_reading, wb.transport.resume_reading))()
             await asyncio.sleep(0)
         wb.transport.resume_reading()
@@ -205,7 +208,7 @@ async def check_concurrent_methods(make_pair: MakePair) -> None:
 
 
 async def check_disconnect(make_pair: MakePair) -> None:
-    """What was written before the end is read, then EOF for ever."""
+    """The reader gets all bytes written before the end, then EOF for ever."""
     (_, wa), (rb, wb) = await make_pair()
     wa.write(b"ping")
     wa.close()
@@ -216,7 +219,7 @@ async def check_disconnect(make_pair: MakePair) -> None:
 
 
 async def check_disconnect_reader(make_pair: MakePair) -> None:
-    """Who writes to a reader that is gone hears of it."""
+    """A writer gets an error if its reader has closed."""
     (_, wa), (_, wb) = await make_pair()
     wb.transport.abort()
 
@@ -232,7 +235,7 @@ async def check_disconnect_reader(make_pair: MakePair) -> None:
 
 
 async def check_max_write_size(make_pair: MakePair) -> None:
-    """`drain` waits while more than the limit is unread, and goes on when it was read."""
+    """`drain` waits while more than the limit is unread, and returns after the other end has read."""
     (_, wa), (rb, wb) = await make_pair()
     wb.transport.pause_reading()
     wa.transport.set_write_buffer_limits(5)
@@ -289,7 +292,7 @@ CHECKS = [check for name, check in list(globals().items()) if name.startswith("c
 
 
 async def check_pipe(make_pair: MakePair) -> None:
-    """All of them, each on a pair of its own."""
+    """Runs all checks, each on its own pair."""
     for check in CHECKS:
         await check(make_pair)
 
@@ -339,7 +342,7 @@ async def test_a_socket_conforms(check):
 
 
 class TrioStream(trio.abc.HalfCloseableStream):
-    """One end as a trio stream, used by hand: no event loop is behind it, so the two adapters wake each other."""
+    """One end as a trio stream, driven by hand. There is no event loop, so the two adapters wake each other."""
 
     def __init__(self, end: Any, lot: trio.lowlevel.ParkingLot, limit: int) -> None:
         self.end = end

@@ -1,4 +1,4 @@
-"""What is written to one end arrives at the other: when, in what order, in which context."""
+"""Bytes written to one end arrive at the other: when, in what order, in which context."""
 
 from __future__ import annotations
 

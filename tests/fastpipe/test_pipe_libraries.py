@@ -1,4 +1,4 @@
-"""Other people's protocols run on pipe ends unchanged: uvicorn's, aiohttp's, asyncio's own TLS; real HTTP/1.1 bytes."""
+"""Protocols of uvicorn, aiohttp and asyncio's TLS run unchanged on pipe ends, with real HTTP/1.1 bytes."""
 
 from __future__ import annotations
 

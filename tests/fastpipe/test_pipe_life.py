@@ -1,4 +1,4 @@
-"""Backpressure, inline delivery, fairness, garbage, threads, closed loops, and what a pipe tells about itself."""
+"""Backpressure, inline delivery, fairness, garbage, threads, closed loops, and a pipe's reports about itself."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ async def test_an_end_that_is_let_go_of_within_its_inline_callback_lives_until_t
     def let_go(protocol, data):
         if data == b"go":
             transport, protocol.transport = protocol.transport, None
-            transport.set_protocol(None)  # the pipe holds it no longer: nobody does
+            transport.set_protocol(None)  # the pipe no longer holds the end, and nothing else does
             del transport
             for end in twin.create_pipe():  # takes its memory, where that is free already
                 end.close()
@@ -565,7 +565,7 @@ def test_set_protocol_needs_a_loop(twin, recorder):
     assert calls == ["connection_made", "data_received", "eof_received", "connection_lost"]
 
 
-# ---- what it tells about itself
+# ---- facts that a pipe reports about itself
 
 
 async def test_an_end_is_a_transport(twin):

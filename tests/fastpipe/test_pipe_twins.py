@@ -1,8 +1,14 @@
 """The same random scripts on both twins: the whole traces are equal.
 
-A script is a source of numbers. Every number chooses: the next call, its end and its argument; what a callback does;
-when the loop takes a turn; what raises. The trace has each result, exception type and text, callback and its argument,
-and which object it was. The loop is one of ours, so that scripts are repeatable to the letter and cheap.
+A script is a source of numbers. Every number chooses one thing:
+
+- the next call, its end and its argument
+- the action of a callback
+- the moment of a turn of the loop
+- the call that raises
+
+The trace has each result, each exception's type and text, and each callback with its argument. It identifies each
+object. The test has its own loop, so that scripts are cheap and exactly repeatable.
 """
 
 from __future__ import annotations
@@ -28,7 +34,7 @@ PYTHON = importlib.import_module("fastpipe._pipe_py")
 COMPILED = importlib.import_module("fastpipe._pipe_c") if are_enabled() else None
 
 CALLS = 60  # in one script, those of its callbacks not counted
-SCRIPTS = int(os.environ.get("FASTPIPE_SCRIPTS", "1000"))  # 1,000 make about 100,000 steps; there is no upper bound
+SCRIPTS = int(os.environ.get("FASTPIPE_SCRIPTS", "1000"))  # 1,000 make about 100,000 steps, without an upper bound
 BLOCKS = 20
 
 RUNS = re.compile(rb"(?s)(?:(.)(?=\1))*.")
@@ -37,7 +43,10 @@ Choose = Callable[[int], int]
 
 
 class FakeLoop:
-    """What a pipe asks of a loop: call_soon, is_closed, call_exception_handler; it turns when it is told."""
+    """The part of a loop that a pipe uses: call_soon, is_closed and call_exception_handler.
+
+    It takes a turn only when the script asks for one.
+    """
 
     def __init__(self, note: Callable[..., None]) -> None:
         self.ready: collections.deque[Any] = collections.deque()
@@ -69,7 +78,7 @@ class FakeLoop:
 
 
 class Player:
-    """Plays one script on one twin; `trace` is what happened."""
+    """Plays one script on one twin. `trace` records all events."""
 
     def __init__(self, twin: Any, choose: Choose) -> None:
         self.twin = twin
@@ -257,7 +266,7 @@ class Player:
 
 
 def brief(data: bytes) -> str:
-    """Runs of letters as letter and count: all there is to know of what these scripts write."""
+    """Runs of letters, each as letter and count. These scripts write nothing else."""
     return "".join(f"{chr(run[0])}{len(run)}" for run in (match.group() for match in RUNS.finditer(data)))
 
 
@@ -340,7 +349,7 @@ def garbage_is_collected_afterwards():
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
-        while gc.collect():  # an end that is told of its peer's end is garbage only after that
+        while gc.collect():  # an end becomes garbage only after it has learned that its peer closed
             pass
     gc.enable()
 

@@ -1,4 +1,4 @@
-"""The stub says what the built module has, and a user's strict type check passes."""
+"""The stub matches the built module, and a user's strict type check passes."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def streams(twin: ModuleType) -> ModuleType:
 
 @pytest.fixture
 def open_pair(twin: ModuleType, streams: ModuleType) -> Callable[..., Pair]:
-    """What open_pipe_streams does, with one twin throughout."""
+    """Does the same as open_pipe_streams, with one twin throughout."""
 
     def open_pair(limit: int = 65536, *, inline: bool = False) -> Pair:
         def wrap(end: Any) -> tuple[Any, Any]:
@@ -212,7 +212,7 @@ async def test_a_separator_is_at_least_a_byte(open_pair: Any) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_what_sockets_carry_the_pipe_carries(open_pair: Any, seed: int) -> None:
-    """A whole conversation over a socketpair and over a pipe: the same answers."""
+    """A whole conversation over a socketpair and over a pipe gives the same results."""
     rng = random.Random(seed)
     body = b"".join(rng.choice([b"line\n", b"x" * rng.randrange(300), b"a;b;", b"\r\n"]) for _ in range(400))
     plan = [
@@ -359,7 +359,7 @@ async def test_readinto_fills_what_it_is_given(open_pair: Any) -> None:
     assert await reader.readinto(buffer) == 0
     assert reader.at_eof()
     view.release()
-    buffer.append(0)  # nothing holds it any more
+    buffer.append(0)  # no view holds the buffer
     await close(writer, other)
 
 
@@ -397,7 +397,10 @@ async def test_a_cancelled_read_loses_nothing(open_pair: Any, name: str) -> None
 
 
 async def test_cancelled_after_it_was_woken(open_pair: Any) -> None:
-    """The waker is the loop here (an inline pipe delivers on the writer's stack), so there is a moment in between."""
+    """The loop wakes the reader here, so there is a moment in between.
+
+    An inline pipe delivers on the writer's stack.
+    """
     (_, writer), (reader, other) = open_pair(inline=True)
     await asyncio.sleep(0)
     task = asyncio.ensure_future(reader.read(10))
@@ -495,7 +498,7 @@ async def test_an_abort_is_heard_everywhere(open_pair: Any) -> None:
     (reader, writer), (_, other) = open_pair(limit=10)
     writer.write(bytes(1000))
     await asyncio.sleep(0.01)
-    writer.write(bytes(1000))  # what was read ahead is past its limit: this stays in the pipe
+    writer.write(bytes(1000))  # the bytes read ahead exceed their limit, so these stay in the pipe
     reading = asyncio.ensure_future(reader.read(1))
     draining = asyncio.ensure_future(writer.drain())
     closing = asyncio.ensure_future(writer.wait_closed())
