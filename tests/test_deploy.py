@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from agent import Agent, AgentConfig
-from agent.cli.check import IMPERSONATION_RIGHTS, REVIEW_RIGHT
+from agent.cli.checks import IMPERSONATION_RIGHTS, REVIEW_RIGHT
 from agent.config.schema import ProcessConfig
 from agent.config.settings import load
 from agent.connections import ConnectionLimits

@@ -37,7 +37,7 @@ class Changes:
     def __init__(self) -> None:
         self.changed = asyncio.Event()
 
-    async def until(self, reached: Callable[[], Any]) -> None:
+    async def until(self, reached: Callable[..., Any]) -> None:
         async with asyncio.timeout(TIMEOUT_S):
             while not reached():
                 self.changed.clear()

@@ -7,10 +7,11 @@ import os
 from typing import Any
 
 import pytest
-from framing_trace import SETTINGS, Trace
 
 from agent.http2.errors import ErrorCode
 from agent.http2.frames import DATA, END_STREAM, PADDED, frame
+
+from .framing_trace import SETTINGS, Trace
 
 TWINS = ["framing_py"] if os.environ.get("FASTPIPE_NO_EXTENSIONS", "") not in ("", "0") else ["framing_c", "framing_py"]
 """A compiled twin that wasn't built is an error here, not a test less."""

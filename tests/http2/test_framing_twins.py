@@ -7,9 +7,10 @@ import os
 import random
 
 import pytest
-from framing_trace import Trace
 
 from agent.http2.frames import PREFACE, frame
+
+from .framing_trace import Trace
 
 PYTHON = importlib.import_module("agent.http2.framing_py")
 COMPILED = None
@@ -68,6 +69,7 @@ def test_any_bytes_in_any_pieces_have_the_same_verdict_on_both_twins(block: int)
 
 @pytest.mark.parametrize("seed", range(100))
 def test_writers_cut_the_same_frames(seed: int) -> None:
+    assert COMPILED is not None
     rng = random.Random(seed)
     writers = [twin.FrameWriter(2**31 - 1) for twin in (PYTHON, COMPILED)]
     for _ in range(60):

@@ -16,7 +16,7 @@ import trustme
 from api_server import silent
 
 from agent import AgentConfig, HubConfig
-from agent.cli.check import checks
+from agent.cli.checks import run_checks
 from agent.hub.hub import Hub
 
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "HUB_", "KUBERNETES_"))}
@@ -41,7 +41,7 @@ async def running_hub(**config: Any) -> AsyncIterator[int]:
 
 
 async def lines(config: AgentConfig) -> list[str]:
-    return [str(result) async for result in checks(config)]
+    return [str(result) async for result in run_checks(config)]
 
 
 def starts(found: list[str]) -> list[str]:
@@ -242,7 +242,7 @@ async def test_what_is_not_there_fails_and_the_rest_is_tried(clusters: Callable[
 
 
 async def test_a_silent_hub_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.cli.check.PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("agent.cli.checks.PROBE_TIMEOUT_S", 0.2)
     peers: list[asyncio.StreamWriter] = []
     server = await asyncio.start_server(lambda reader, writer: peers.append(writer), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -260,8 +260,8 @@ async def test_a_silent_hub_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> No
 
 async def test_a_silent_api_server_fails_in_time(clusters: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     async with clusters() as (managed, _hub), running_hub() as port:
-        monkeypatch.setattr("agent.cli.check.ACCESS_REVIEWS", "/apis/authentication.k8s.io/v1/tokenreviews")
-        monkeypatch.setattr("agent.cli.check.DIAL_TIMEOUT_S", 0.5)
+        monkeypatch.setattr("agent.cli.checks.ACCESS_REVIEWS", "/apis/authentication.k8s.io/v1/tokenreviews")
+        monkeypatch.setattr("agent.cli.checks.DIAL_TIMEOUT_S", 0.5)
         managed.on_review = silent
         managed.status_of = lambda token: {}  # type: ignore[method-assign]
         config = AgentConfig(

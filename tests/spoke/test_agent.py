@@ -12,7 +12,7 @@ from agent.config.settings import settings_by_reload
 from agent.spoke.agent import Agent
 
 OLD = AgentConfig("127.0.0.1:1", "c1", use_memory_comm=True, routes=["/=http://127.0.0.1:2"])
-OTHERS = {field.name: field.default + 1 for field in dataclasses.fields(TargetLimitsConfig)}
+OTHERS = {name: value + 1 for name, value in dataclasses.asdict(TargetLimitsConfig()).items()}
 NEW = dataclasses.replace(
     OLD,
     hub_address="127.0.0.1:3",

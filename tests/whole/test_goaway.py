@@ -14,6 +14,7 @@ from whole_rig import Rig
 
 import agent.hub.session
 from agent.errors import TargetError, WireError
+from agent.http2.connection import Http2Connection
 from agent.hub.session import AgentSession
 from agent.tunnel.client import HubEndpoint, TunnelClient
 from agent.tunnel.packet import ControlCode
@@ -346,7 +347,9 @@ async def test_a_connection_of_a_lost_agent_names_the_agent() -> None:
         used.write(b"hello")
         await until(lambda: seen.packets)
         assert seen.tunnel._stream is not None
-        seen.tunnel._stream.connection.abort()
+        connection = seen.tunnel._stream.connection
+        assert isinstance(connection, Http2Connection)
+        connection.abort()
         await until(lambda: used.get_extra_info("failure") is not None)
         reason = used.get_extra_info("failure").reason
         assert reason.startswith("the agent of this cluster was lost: ")

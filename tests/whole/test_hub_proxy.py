@@ -22,7 +22,7 @@ from whole_peers import START_TIMEOUT_S, free_port, running_origin, until
 from whole_rig import RunningAgent, running_hub
 
 from agent import AgentConfig
-from agent.cli.check import checks
+from agent.cli.checks import run_checks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="0.0.0.0 is dialled")
 SECRET = "open-sesame"
@@ -244,7 +244,7 @@ async def test_check_names_the_proxy(proxy: ProxyProcess, monkeypatch: pytest.Mo
     monkeypatch.setenv("HTTPS_PROXY", f"http://alibaba:{SECRET}@127.0.0.1:{proxy.port}")
     async with running_hub() as (port, _):
         config = AgentConfig(hub_address=f"0.0.0.0:{port}", cluster_name="c1", insecure=True, routes=("/=http://a",))
-        found = [str(result) async for result in checks(config) if result.what.startswith("hub")]
+        found = [str(result) async for result in run_checks(config) if result.what.startswith("hub")]
     url = f"http://127.0.0.1:{proxy.port}"
     assert found[0] == f"ok   hub 0.0.0.0:{port} proxy: through {url} (HTTPS_PROXY)"
     assert [line[:2] for line in found] == ["ok", "ok", "ok"]
