@@ -28,7 +28,7 @@ test: $(VENV)/.tested ## run the whole suite on both twins (a part: PYTEST_ARGS=
 	@.ci/beside "$(MAKE) --no-print-directory test-python" "$(MAKE) --no-print-directory test-compiled"
 
 # Half of a test's time is waiting, so more processes than cores. WORKERS=0 runs all tests in one process.
-WORKERS ?= 3
+WORKERS ?= 2
 PARALLEL = $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist worksteal)
 # The parts of the suite for code that has one twin. A whole run tests them once, on the compiled twin.
 ONE_TWIN := tests/bench tests/config tests/x509 tests/test_commit_message.py tests/test_contributing.py \

@@ -38,8 +38,8 @@ async def test_an_idle_connection_holds_no_long_head(bytes_in_field: int, kept: 
         answers.answered.clear()
         near.write(b"GET /x HTTP/1.1\r\nHost: a\r\nCookie: " + b"c" * bytes_in_field + b"\r\n\r\n")
         await answers.answered.wait()
-        assert (connection._last is not None) is kept
-        assert bool(connection._last_head) is kept
+        assert (connection._requests._last is not None) is kept
+        assert bool(connection._requests._last_head) is kept
     near.close()
     proxy.close()
     await upstreams.close()

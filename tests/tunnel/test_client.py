@@ -178,7 +178,7 @@ async def test_an_agent_whose_every_turn_is_long_finds_a_dead_hub_too(raw_hub: A
         loop = asyncio.get_running_loop()
         work()
         await ends.until(lambda: ends.lost)
-        assert "no answer to a probe" in str(ends.lost[0][1])
+        assert "no reply to a probe" in str(ends.lost[0][1])
 
 
 async def test_drain_is_forced_where_the_hub_does_not_end_the_stream(raw_hub: Any, tunnels: Any, caplog: Any) -> None:

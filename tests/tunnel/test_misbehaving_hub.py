@@ -226,7 +226,7 @@ async def test_a_probe_s_answer_may_be_late_while_the_hub_lists_a_connection(
         session.tunnel.outbound(1, nothing, nothing)
         began_s = asyncio.get_running_loop().time()
         await session.until(lambda: session.lost)
-        assert "no answer to a probe" in str(session.lost[0])
+        assert "no reply to a probe" in str(session.lost[0])
         assert asyncio.get_running_loop().time() - began_s >= 0.75
 
 
@@ -293,7 +293,7 @@ async def test_a_hub_that_freezes_is_noticed_by_its_probe(raw_hub: Any, tunnels:
         while len(hub.packets()) < 5:
             await hub.frame()
         await ends.until(lambda: ends.lost)
-        assert "no answer to a probe" in str(ends.lost[0][1])
+        assert "no reply to a probe" in str(ends.lost[0][1])
         assert not ends.clients[0].ready
         assert not any(frame[0] == 6 for frame in hub.frames)  # never a PING: a base hub punishes them
 
@@ -646,7 +646,7 @@ async def test_a_hub_that_swallows_everything_is_found_behind_an_open_download(
                 await agent.changed.wait()
         took_s = loop.time() - began_s
         assert took_s <= 20
-        assert "no answer to a probe" in str(agent.lost[0])
+        assert "no reply to a probe" in str(agent.lost[0])
 
 
 @pytest.mark.parametrize(

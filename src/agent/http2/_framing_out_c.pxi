@@ -8,7 +8,7 @@ cdef class FrameWriter:
         self.pieces = []
 
     cpdef append(self, piece):
-        """Put the next piece behind what waits. piece: bytes or a view of single bytes, which is kept and not copied."""
+        """Put the next piece behind what waits. piece: bytes or a view of single bytes, kept and not copied."""
         cdef Py_ssize_t size = len(piece)
         if size:
             self.pieces.append(piece)
