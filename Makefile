@@ -112,8 +112,8 @@ chaos: $(VENV)/.tested ## break links between processes in network namespaces, a
 	$(BIN)/python -m bench.chaos $(CHAOS_ARGS)
 
 # The paths that pass the check of the language. The aim is all of src, tests and bench: add each room that passes.
-CLEAN := cli config policy runtime spoke telemetry x509
-PLAIN := $(filter-out docs/settings.md,$(wildcard *.md docs/*.md)) .ci .github deploy Makefile pyproject.toml \
+CLEAN := cli config http2 policy runtime spoke telemetry x509
+PLAIN := $(wildcard *.md docs/*.md) .ci .github deploy Makefile pyproject.toml \
   MANIFEST.in setup.py bench $(wildcard src/agent/*.py) $(CLEAN:%=src/agent/%) \
   tests/test_language.py tests/test_architecture.py tests/test_contributing.py tests/test_commit_message.py
 

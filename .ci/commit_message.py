@@ -21,7 +21,7 @@ __all__ = ["main", "problems"]
 SUBJECT_COLUMNS = 60
 BODY_COLUMNS = 72
 AREA = r"[a-z0-9][a-z0-9_.\-]*"
-SUBJECT = re.compile(rf"(?P<areas>{AREA}(?:, {AREA})*): (?P<change>\S.*)")
+SUBJECT = re.compile(rf"{AREA}: (?P<change>\S.*)")
 NOT_IMPERATIVE = re.compile(r".*[aeiouy].*(?:ing|(?<!e)ed)|.*[^su']s")
 """A participle ("added", "adding") or a third person ("adds"). The first vowel keeps "bring", the double e "feed"."""
 IMPERATIVE = frozenset({"alias", "bias", "canvas", "embed"})

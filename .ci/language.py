@@ -305,6 +305,8 @@ def python(source: str) -> Iterator[Text]:
         body = token["body"]
         if "b" in token["prefix"].lower():
             continue
+        if source[: token.start()].rstrip().endswith("cdef extern from *:"):  # C code
+            continue
         is_statement = not before.strip() and source[: token.start()].rstrip()[-1:] not in tuple("(,=[{+")
         if len(token["quote"]) == 3 and is_statement and "f" not in token["prefix"].lower():  # a docstring
             yield from docstring(body, line)

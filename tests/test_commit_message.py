@@ -40,7 +40,7 @@ check = loaded()
     [
         "hub: close idle tunnels",
         "hub: close idle tunnels\n",
-        "tests, docs: follow the log's booleans",
+        "tests: follow the log's booleans",
         "commit-msg: check http2.py",
         "pipe: " + "a" * 54,
         "hub: bring feeds back",

@@ -164,3 +164,11 @@ def test_a_clean_file_exits_0_and_a_finding_exits_1(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out == f"{bad}:1: banned 'goes on' (continue): It goes on.\n"
     assert check.main(["--count", str(bad)]) == 1
     assert capsys.readouterr().out.split()[:2] == ["1", str(bad)]
+
+
+def test_c_code_in_cython_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "twin.pxd"
+    path.write_text(
+        'cdef extern from *:\n    """\n    static int gone(void) { return 0; } int anew(void) { return 1; }\n    """\n'
+    )
+    assert findings(path) == []

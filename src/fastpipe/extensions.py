@@ -33,5 +33,5 @@ def select_twins(package_path: Iterable[str]) -> None:
     if are_enabled():
         return
     for folder in package_path:
-        if os.path.isdir(folder):  # an archive holds sources alone, and has an importer of its own
+        if os.path.isdir(folder):  # an archive holds only sources, and has another importer
             sys.path_importer_cache[folder] = FileFinder(folder, (SourceFileLoader, SOURCE_SUFFIXES))

@@ -66,13 +66,17 @@ class PendingPeer:
 
 
 class UDSAcceptor:
-    """Listens for the connection managers of all sessions, and gives each connection a protocol of the proxy's.
+    """Listens for the connection managers of all sessions, and gives each connection one of the proxy's protocols.
 
-    accept: makes the proxy's protocol for one connection. accept_base: the same for connections that come from a hub
-    without features; None: `accept` makes those too. socket_path: where to listen; a socket there that a killed
-    agent of the same user has left is replaced; "" makes a private directory of its own. buffer_bytes: high-water mark
-    of the proxy's side, in bytes; may be changed. abstract_names: bind the managers' sockets in Linux's abstract
-    namespace, else in a private directory. `start` must have returned before managers are made.
+    `start` must have returned before managers are made.
+
+    Args:
+        accept: makes the proxy's protocol for one connection.
+        accept_base: the same for connections from a hub without features. None uses `accept` for them too.
+        socket_path: where to listen. A leftover socket of a killed agent of the same user is replaced. "" makes a new
+            private directory.
+        buffer_bytes: high-water mark of the proxy's side, bytes. It may be changed.
+        abstract_names: bind the managers' sockets in Linux's abstract namespace, else in a private directory.
     """
 
     def __init__(

@@ -186,7 +186,7 @@ class TunnelConnection:
         self.carrier = carrier
         self.inbound = inbound
 
-    # -- what carriers and roles differ in
+    # -- what differs between carriers and roles. A cdef class can't be abstract, so a missing override raises.
 
     def abort_carrier(self) -> None:
         """Close both ends now, dropping what is under way. Again is no error."""

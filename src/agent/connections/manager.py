@@ -114,8 +114,9 @@ class ConnManager:
         return not self.tunnel.features
 
     def make_connection(self, conn_id: int) -> AgentConnection:
-        """A connection with its carrier attached. May raise: then the id is closed and the hub gets an ERROR, which has
-        the words of a FullError.
+        """Make a connection with its carrier attached. A subclass overrides this, since a cdef class can't be abstract.
+
+        If it raises, the id is closed, and the hub gets an ERROR with the text of a FullError.
         """
         raise NotImplementedError
 

@@ -11,9 +11,9 @@ bounds the wait.
          └──── two ticks without a wake-up, or no gain ─────────┘  └────┘
 
 A byte waits for less than two ticks, and only if others arrived just before it. After a tick without a wake-up, the
-waiting bytes are read. If bytes had to wait, the threshold shrinks, or coalescing rests for REST_S. The
-next rest is four times as long. So a peer with few packets in flight stalls rarely. Only Linux, since 4.18, wakes a
-reader as soon as the threshold drops to the bytes that wait.
+waiting bytes are read. If bytes had to wait, the threshold shrinks, or coalescing rests. The first rest is REST_S, and
+each next rest is four times as long. So a peer with few packets in flight stalls rarely. Only Linux, since 4.18, wakes
+a reader as soon as the threshold drops to the bytes that wait.
 
 Cython compiles this file as it is, with the types of `coalescing.pxd` (fastpipe/extensions.py).
 """

@@ -20,7 +20,7 @@ from .frames import (
     frame,
 )
 
-# What a type checker reads is the compiled twin's stub.
+# A type checker reads the compiled twin's stub.
 if TYPE_CHECKING or (are_enabled() and importlib.util.find_spec("agent.http2.framing_c")):
     from .framing_c import FrameReader, FrameWriter, StreamReader
 else:

@@ -288,7 +288,7 @@ class Exchange:
             self.client.target_moved()
 
     def informational(self, response: Response) -> None:
-        """100 once, where it is waited for; 103; nothing else."""
+        """Forward a 100 once if the client expects it, and each 103. Drop all others."""
         self.target_moved()
         if response.status == 100:
             if self.awaits_continue:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class TunnelSide(Protocol):
-    """The role's own part of a session: what is said about the tunnel itself, and how the call ends."""
+    """The role's own part of a session: packets about the tunnel itself, and the end of the call."""
 
     def tunnel_packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
         """A packet that belongs to no connection: an id of 0 or less."""
@@ -87,7 +87,7 @@ class PacketFlow:
     # ------------------------------------------------------------ what connections use
 
     def send(self, conn_id: int, code: int, data: bytes = b"", error_message: str = "") -> None:
-        """Send a small packet ahead of the queued data of other connections; behind that of its own."""
+        """Send a small packet ahead of the queued data of other connections, and behind its connection's data."""
         if self.lost:
             return
         self._scheduler.send(conn_id, code, data, error_message)

@@ -272,7 +272,7 @@ class Scheduler:
         return outbound
 
     def send(self, conn_id: int, code: int, data: bytes = b"", error_message: str = "") -> None:
-        """Queue a small packet ahead of the data of other connections, and behind that of its own (I2)."""
+        """Queue a small packet ahead of the data of other connections, and behind its connection's data (I2)."""
         if self.closed:
             return
         message = encode_packet(conn_id, code, data, error_message)
