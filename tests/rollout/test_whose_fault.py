@@ -79,13 +79,13 @@ async def test_a_target_that_does_not_answer_is_told_as_the_target(tmp_path: pat
                 return answer.status, await answer.text()
 
         found = Counter(await asyncio.gather(*map(ask, range(MANY))))
-        assert found == {(504, "the target did not answer in time\n"): MANY}
-        await agent.logged("did not answer in time")
+        assert found == {(504, "the target did not respond in time\n"): MANY}
+        await agent.logged("did not respond in time")
         assert "fault=target" in agent.log
         assert "limit=limits.first_byte_timeout_s" in agent.log
         assert "fault=agent" not in hub.log
-        await hub.logged("the agent answered a failure")
-        reason, limit = 'reason="the target did not answer in time"', "limit=limits.first_byte_timeout_s"
+        await hub.logged("the agent responded with a failure")
+        reason, limit = 'reason="the target did not respond in time"', "limit=limits.first_byte_timeout_s"
         assert f"status=504 fault=target method=GET {reason} {limit}" in hub.log
 
 

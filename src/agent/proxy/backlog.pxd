@@ -8,7 +8,7 @@ cdef class Backlog:
     cdef public object transport
     cdef public object held
     cdef public Py_ssize_t _limit_bytes
-    # What holds the reading back.
+    # The reasons to pause reading.
     cdef public bint _is_full, is_paused
 
     cpdef hold(self, data)

@@ -1,6 +1,7 @@
-"""Input that waits behind the request in flight, and whether its transport is read at all.
+"""Holds input that waits behind the request in flight, and decides whether its transport is read at all.
 
-Two hold the reading back, each by itself: the backlog when it is full, and the exchange when its target takes no more.
+Two parties pause reading, each independently. The backlog pauses it while it is full. The exchange pauses it while its
+target takes no bytes.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Backlog:
         return data
 
     def drop(self) -> None:
-        """Forget what is held; reading stays as it is."""
+        """Drop the held bytes. Reading stays as it is."""
         self.held = b""
 
     def pause(self) -> None:

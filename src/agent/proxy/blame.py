@@ -39,7 +39,7 @@ def read_fault(value: bytes) -> tuple[Party, str, str]:
 
 
 def log_fault(conn_id: int, value: bytes, status: int, method: bytes) -> None:
-    """Log that an agent has answered a failure itself, and whose fault that was. value: of its field."""
+    """Log that an agent responded with a failure, and whose fault it was. value: the value of its field."""
     fault, limit, reason = read_fault(value)
     extra: dict[str, object] = {
         "conn_id": conn_id,
@@ -51,4 +51,4 @@ def log_fault(conn_id: int, value: bytes, status: int, method: bytes) -> None:
     }
     if limit:
         extra["limit"] = limit
-    logger.warning("the agent answered a failure", extra=extra)
+    logger.warning("the agent responded with a failure", extra=extra)

@@ -34,7 +34,9 @@ SLICE_BYTES = 4096
 class ChunkError(AgentError):
     """A body's chunked coding is malformed or exceeds a limit: the fault of the party that sent the body.
 
-    reason: fit for the client. limit: the name of the limit's setting, for the log; "" for none.
+    Attributes:
+        reason: text that the client may see.
+        limit: the name of the limit's setting, for the log, or "".
     """
 
     def __init__(self, reason: str, *, limit: str = "") -> None:

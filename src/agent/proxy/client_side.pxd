@@ -3,9 +3,9 @@ from agent.proxy.heads cimport Response
 
 
 cdef class ClientSide:
-    # Who it is, for the log.
+    # Names the connection in the log.
     cdef public object conn_id
-    # What the exchange looks at before it writes.
+    # The exchange reads these before it writes.
     cdef public bint writing_paused, is_delivering, may_have_left, response_begun
 
     cpdef pause_request(self)

@@ -1,11 +1,11 @@
-"""What an exchange needs of its client, whichever protocol the client speaks.
+"""The client, as an exchange sees it, whichever protocol the client speaks.
 
     request   ClientSide's owner ──client_data, uncork, client_lost──► Exchange
     response  Exchange ──send_continue | send_informational──► start_response ──send_body──► response_done
-                 └── respond_with (nothing has begun) | abort_response (a response has) | switch_protocols
+                 └── respond_with (no response yet) | abort_response (a response began) | switch_protocols
 
-On HTTP/1.1 the client side is the connection itself (`server.ClientConnection`). On HTTP/2 it would be one stream.
-It is a class and no `Protocol`, so that the compiled exchange calls it through a table of C functions.
+On HTTP/1.1 the client side is the connection (`server.ClientConnection`). On HTTP/2 it is one stream.
+`ClientSide` is a class and no `Protocol`, so that the compiled exchange calls it through a table of C functions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["ClientSide", "ClientTunnel"]
 
 
 class ClientTunnel(Protocol):
-    """What takes the exchange's place behind a 101, as the client side calls it."""
+    """Takes the exchange's place behind a 101, as the client side calls it."""
 
     def client_bytes(self, data: Piece) -> None: ...
     def client_eof(self) -> bool: ...
@@ -33,11 +33,14 @@ class ClientTunnel(Protocol):
 
 
 class ClientSide:
-    """One request's client. Its exchange calls the methods; what a subclass leaves out raises NotImplementedError.
+    """One request's client. Its exchange calls the methods. A method without an override raises NotImplementedError.
 
-    conn_id: for the log. writing_paused: the client takes no more bytes for now. is_delivering: the client side is
-    working on input, and calls `Exchange.uncork` behind it. may_have_left: the client has sent its whole request and
-    its end, so `target_moved` is to be called. response_begun: a byte of the final response's head has gone out.
+    Attributes:
+        conn_id: the connection, for the log.
+        writing_paused: the client takes no further bytes for now.
+        is_delivering: the client side is working on input, and then calls `Exchange.uncork`.
+        may_have_left: the client has sent its whole request and its FIN, so `target_moved` must be called.
+        response_begun: a byte of the final response's head was sent.
     """
 
     __slots__ = ("conn_id", "is_delivering", "may_have_left", "response_begun", "writing_paused")
@@ -52,7 +55,7 @@ class ClientSide:
     # -- the request's way
 
     def pause_request(self) -> None:
-        """Hold the request's body back: the target takes no more for now. More than once is the same as once."""
+        """Pause the request's body, because the target takes no further bytes for now. Repeated calls do nothing."""
         raise NotImplementedError
 
     def resume_request(self) -> None:
@@ -76,21 +79,24 @@ class ClientSide:
     def start_response(
         self, response: Response, length: int, pieces: list[Piece], ended: bool, trailers: Fields
     ) -> None:
-        """Send a final response's head, with what there is of its body.
+        """Send a final response's head, and the body's pieces that are there already.
 
-        length: of the body in bytes; heads.CHUNKED where it isn't known; heads.UNFRAMED where the head says neither.
-        pieces: immutable, kept by reference. ended: the body is whole. trailers: as received; used where `ended`.
+        Args:
+            length: of the body in bytes. heads.CHUNKED: unknown. heads.UNFRAMED: the head has no framing.
+            pieces: immutable, kept by reference.
+            ended: the body is whole.
+            trailers: as received. They are used if `ended`.
 
         A client side that can't relay the body calls `Exchange.fail`, in here or in `send_body`.
         """
         raise NotImplementedError
 
     def send_body(self, pieces: list[Piece], ended: bool, trailers: Fields) -> None:
-        """Send the next pieces of the body; the arguments are those of `start_response`."""
+        """Send the next pieces of the body. The arguments are those of `start_response`."""
         raise NotImplementedError
 
     def response_done(self) -> None:
-        """The response was sent to its end; the exchange is over."""
+        """The whole response was sent. The exchange has ended."""
         raise NotImplementedError
 
     def respond_with(
@@ -103,20 +109,21 @@ class ClientSide:
         fault: Party | None = None,
         limit: str = "",
     ) -> None:
-        """Send a response of the proxy's own, before any other has begun; the exchange is over.
+        """Send a response of the proxy, before any other response has begun. The exchange has ended.
 
-        reason: its text, shown to the client. close: the connection serves no further request. fault, limit: whose
-        fault it is and which setting ended the request, for a hub that reads it.
+        Args:
+            reason: the text that the client gets.
+            close: the connection serves no further request.
+            fault, limit: whose fault it is, and the setting that ended the request, for a hub that reads them.
         """
         raise NotImplementedError
 
     def abort_response(self) -> None:
-        """End the response unfinished, so that the client can tell; the exchange is over."""
+        """Cut the response short, visibly for the client. The exchange has ended."""
         raise NotImplementedError
 
     def truncation(self) -> dict[str, int]:
-        """Log fields of a response that ends here unfinished (`status`, `truncated`, `sent_bytes`); none before its
-        head."""
+        """Return log fields of an unfinished response (`status`, `truncated`, `sent_bytes`). Empty before its head."""
         raise NotImplementedError
 
     # -- a tunnel, where the client's protocol has one

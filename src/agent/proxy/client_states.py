@@ -1,4 +1,4 @@
-"""What the next byte from an HTTP/1.1 client is, and what changes that: the table of `server.ClientConnection`.
+"""The states of an HTTP/1.1 client's connection, and the events that change them: `server.ClientConnection`'s table.
 
     HEAD:       REQUEST ─► WAITING, REQUEST_WITH_BODY ─► BODY, LINGER ─► LINGERING, CLOSE ─► CLOSED, LOST ─► CLOSED
     BODY:       BODY_END ─► WAITING, RESPONSE_END ─► DRAINING, SWITCH ─► UPGRADED, LINGER ─► LINGERING,
@@ -9,8 +9,8 @@
     LINGERING:  CLOSE ─► CLOSED, LOST ─► CLOSED
     CLOSED:     CLOSE ─► CLOSED, LOST ─► CLOSED
 
-A malformed message, a client's end (EOF) and a deadline are no events of the table: the connection judges each by its
-state, and the verdict is LINGER, CLOSE or LOST. What has no entry is a fault of ours: the connection ends at once.
+A malformed message, a client's FIN (EOF) and a deadline are no events of the table. The connection judges each of them
+by its state, and the verdict is LINGER, CLOSE or LOST. A pair without an entry is a bug here, and closes the connection.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["NEXT", "NEXT_BY_STATE", "Event", "State"]
 
 
 class State(enum.Enum):
-    """What the next byte from the client is."""
+    """Decides how the next byte from the client is read."""
 
     __hash__ = object.__hash__  # the table is indexed by both, at C's speed
 
@@ -43,14 +43,14 @@ class State(enum.Enum):
 
 
 class Event(enum.Enum):
-    """What has happened."""
+    """An event that can change the state."""
 
     __hash__ = object.__hash__
 
     REQUEST = "request"
-    """A whole head has come, of a request without a body."""
+    """A whole head arrived, of a request without a body."""
     REQUEST_WITH_BODY = "request with body"
-    """A whole head has come, of a request whose body follows."""
+    """A whole head arrived, of a request with a body."""
     BODY_END = "body end"
     """The request's body was read to its end."""
     RESPONSE_END = "response end"
@@ -58,11 +58,11 @@ class Event(enum.Enum):
     SWITCH = "switch"
     """A 101 was sent."""
     LINGER = "linger"
-    """The connection is to close, and the client may still be sending: malformed, too much, too late, the last one."""
+    """The connection must close, and the client may still send: malformed, too much, too late, the last one."""
     CLOSE = "close"
-    """The connection closes, behind what was written."""
+    """The connection closes once its written bytes are sent."""
     LOST = "lost"
-    """The transport is gone, or is aborted."""
+    """The transport is closed or aborted."""
 
 
 NEXT: Final[dict[tuple[State, Event], State]] = {
@@ -84,4 +84,4 @@ NEXT: Final[dict[tuple[State, Event], State]] = {
 NEXT_BY_STATE: Final[dict[State, dict[Event, State]]] = {
     state: {event: after for (before, event), after in NEXT.items() if before is state} for state in State
 }
-"""The same, for a look-up that makes no tuple: each request has three."""
+"""The same table, for a look-up that makes no tuple. Each request has three look-ups."""

@@ -1,12 +1,11 @@
-"""Deadlines looked at by one coarse timer, rather than a timer for each event.
+"""Checks all deadlines by one coarse timer, rather than by a timer for each event.
 
-Setting a deadline is one addition: on the way of every request and body chunk that is all a timeout costs.
+Setting a deadline is one addition. A request or a body's chunk pays no more than that for its time limit.
 
-A process that was stopped (SIGSTOP, a frozen container, a host that swaps) finds its timers due and its sockets full in
-the same moment. Bytes that came in time must not be late for that: a tick that comes late sweeps nothing, so that a
-tick's length of turns, in which the sockets are read, comes before the next one. Nor does the time in which the loop
-stood still count, for it takes more turns than that until bytes have found their way through a tunnel and its pipes.
-One late tick behind another is load, and its time counts: deadlines come in time where every turn is long, too.
+A process can be stopped: SIGSTOP, a frozen container, a host that swaps. Then its timers are due and its sockets full
+in the same moment. Bytes that arrived in time must not be late for that, so a late tick sweeps nothing. The loop gets a tick's length of turns to read its sockets before the next tick. The stopped time does not count either,
+because bytes need many turns to cross a tunnel and its pipes.
+Two late ticks in a row mean load. Their time counts, so deadlines still pass if every turn is long.
 """
 
 from __future__ import annotations
@@ -18,14 +17,16 @@ __all__ = ["NEVER", "Clock", "Stall"]
 
 NEVER = float("inf")
 LATE_TICKS = 4
-"""A tick that comes later than this was not late by load: the loop stood still. As long as the shortest limit."""
+"""A tick later than this was not late by load. The process was stopped. As long as the shortest limit."""
 
 
 class Clock:
     """The time, at most `tick_s` seconds old, and a sweep every `tick_s` seconds while one is needed.
 
-    now: seconds, only to be compared with what `later` gave: the loop's time, without that in which the loop stood
-    still unless `counts_stops`. sweep: gets it; returns whether there is anything left to look at. It must not raise.
+    Attributes:
+        now: seconds, to compare with results of `later` only. It is the loop's time without the stopped time, unless
+            `counts_stops`.
+        sweep: gets `now`, and returns whether anything is left to check. It must not raise.
     """
 
     __slots__ = (
@@ -54,14 +55,14 @@ class Clock:
         self.now = 0.0
 
     def start(self) -> None:
-        """Sweep from now on, until the sweep says that nothing is left. Needs the running loop."""
+        """Sweep until the sweep returns that nothing is left. Needs the running loop."""
         if self._handle is None:
             self._loop = asyncio.get_running_loop()
             self.now = self._loop.time() - self._stood_still_s
             self._wind()
 
     def later(self, seconds: float) -> float:
-        """The time `seconds` from now; reached at the earliest then, at the latest two ticks later."""
+        """Return the time in `seconds` seconds. It is reached then at the earliest, and two ticks later at the latest."""
         return self.now + self._tick_s + seconds
 
     def stop(self) -> None:
@@ -91,7 +92,7 @@ class Clock:
 
 
 class Stall:
-    """Tells a write buffer that nobody empties from one that is emptied slowly. Asked at each sweep."""
+    """Finds a write buffer that nobody drains. Call it at each sweep. A slowly drained buffer passes."""
 
     __slots__ = ("_since", "_size")
 
@@ -100,7 +101,7 @@ class Stall:
         self._since = 0.0
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Reset the count."""
         self._size = -1
 
     def is_longer_than(self, seconds: float, size: int, now: float) -> bool:

@@ -1,4 +1,4 @@
-"""What exchanges and client connections need of the proxy that has them."""
+"""The proxy, as its exchanges and client connections see it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class StreamPool(Protocol):
     """Where streams to targets come from."""
 
     def take(self, target: Target) -> UpstreamStream | None:
-        """A stream that needs no dial; None where there is none."""
+        """Return a stream that needs no dial, or None."""
 
     async def dial(self, target: Target) -> UpstreamStream:
         """A stream on a new connection. Raises TargetError. Cancelled: nothing stays open."""
 
 
 class ExchangeContext(Protocol):
-    """What all exchanges of a proxy share; read at each request, since some of it may change."""
+    """The settings and pools that all exchanges of a proxy share. Each request reads them, since some can change."""
 
     route: Route
     process: Process | None
@@ -42,7 +42,7 @@ class ExchangeContext(Protocol):
 
 
 class OwnedConnection(Protocol):
-    """What a proxy needs of each of its client connections."""
+    """One client connection, as its proxy sees it."""
 
     carrier: str
     metrics: RequestMetrics | None
@@ -62,7 +62,7 @@ class OwnedConnection(Protocol):
 
 
 class ConnectionOwner(ExchangeContext, Protocol):
-    """What a connection needs of the proxy that made it."""
+    """The proxy, as its client connections see it."""
 
     metrics: Mapping[str, RequestMetrics]
     draining: bool
@@ -77,4 +77,4 @@ class ConnectionOwner(ExchangeContext, Protocol):
         """Count a connection. Returns whether it may have its requests served."""
 
     def forget(self, connection: OwnedConnection) -> None:
-        """A connection is gone."""
+        """Forget a closed connection."""

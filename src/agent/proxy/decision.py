@@ -1,4 +1,4 @@
-"""Asks the policy about a request: where it goes, and as which head. At once where it answers at once."""
+"""Asks the policy about a request: its target, and the head that goes there. It is synchronous if the policy is."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PendingDecision:
         return decided(target, processed)
 
     def forget(self) -> None:
-        """Nobody will await it any more: a coroutine that has not begun is closed."""
+        """Close a coroutine that has not begun, since nobody will await it."""
         if inspect.iscoroutine(self._awaited):
             self._awaited.close()
 

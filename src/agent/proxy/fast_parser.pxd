@@ -4,7 +4,7 @@ cimport cython
 # bytes, and the kinds of places that allow a byte
 cdef int TAB, LF, CR, SPACE, DOT, SLASH, ZERO, COLON
 cdef int NAME, VALUE, BLANK, PATH, HOST, REASON
-# tables: by byte; by a name's length and first letter
+# Two tables: by byte, and by a name's length and first letter.
 cdef bytes KINDS, MAYBE_SPECIAL
 cdef Py_ssize_t LONGEST_SPECIAL
 

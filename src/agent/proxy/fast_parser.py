@@ -1,8 +1,8 @@
-"""Reads what is plain of a head, without llhttp: lines of whose form and meaning nobody can be in doubt.
+"""Reads the plain parts of a head without llhttp: lines whose form and meaning leave no doubt.
 
-Whatever isn't plain is left to llhttp, whose verdict stands: nothing passes here that would not pass there, and what
-passes means the same (the tests ask both about the same heads, in both twins). Each function looks at every byte once.
-The readers of `heads` take `fast`, whose default is USES_FAST_PARSER: the Python twin asks llhttp at once.
+llhttp judges everything else. This parser accepts nothing that llhttp would reject, and both read the same meaning.
+Tests give the same heads to both parsers, in both twins. Each function looks at every byte once.
+The readers of `heads` take `fast`, whose default is USES_FAST_PARSER. The Python twin uses llhttp at once.
 
     request line   METHOD SP target SP HTTP/1.[01]    a common method, a path without `%`, `#`, a backslash and `/.`
     status line    HTTP/1.1 SP ddd SP reason          200 to 599, a reason in visible ASCII
@@ -28,7 +28,7 @@ NAME, VALUE, BLANK, PATH, HOST, REASON = 1, 2, 4, 8, 16, 32
 
 
 def _kind(byte: int) -> int:
-    """Where a byte may stand."""
+    """The places where a byte is allowed, as bits."""
     sign = bytes([byte])
     is_alphanumeric = sign.isalnum() and byte < 0x80
     return (
@@ -42,7 +42,7 @@ def _kind(byte: int) -> int:
 
 
 KINDS = bytes(map(_kind, range(256)))
-# By a name's length and the low bits of its first letter, whether it may be a special one: most need no second look.
+# Indexed by a name's length and the low bits of its first letter: whether the name may be special. Most names are not.
 LONGEST_SPECIAL = max(map(len, SPECIAL))
 MAYBE_SPECIAL = bytes(
     any(len(name) == length and name[0] & 31 == letter for name in SPECIAL)
@@ -52,9 +52,13 @@ MAYBE_SPECIAL = bytes(
 
 
 def plain_request_line(head: bytes, target_bytes: int) -> int:
-    """Where a plain request line's method ends; its target begins one byte further, and ends 9 before the first CRLF.
+    """Return where a plain request line's method ends, or 0 if the line is not plain.
 
-    head: ends with a CRLF. target_bytes: the longest target that may pass. 0 where the line isn't plain.
+    The target begins one byte further, and ends 9 bytes before the first CRLF.
+
+    Args:
+        head: ends with a CRLF.
+        target_bytes: the longest target allowed.
     """
     at = 0
     text = head
@@ -77,7 +81,7 @@ def plain_request_line(head: bytes, target_bytes: int) -> int:
 
 
 def plain_status_line(head: bytes) -> int:
-    """Where a plain status line ends, before its CRLF; 0 where it isn't plain. Its status stands at 9 to 12."""
+    """Return where a plain status line ends, before its CRLF, or 0 if it is not plain. Its status is bytes 9 to 12."""
     if not head.startswith(b"HTTP/1.1 "):
         return 0
     text = head
@@ -104,10 +108,13 @@ def plain_host_end(host: bytes) -> int:
 
 
 class Lines:
-    """The fields of one head. Made for each.
+    """The fields of one head. Made for each head.
 
-    fields: end-to-end, in order. special: lower-case name → values in order. block: the end-to-end ones as they go on,
-    a line each, behind the head's first line; instead of `fields` where it was asked for. count: of all.
+    Attributes:
+        fields: end-to-end fields, in order.
+        special: lower-case name → values in order.
+        block: instead of `fields`, if requested: the end-to-end lines as they are sent on, after the head's first line.
+        count: the number of all fields.
     """
 
     __slots__ = ("block", "count", "fields", "special")
@@ -138,7 +145,7 @@ class Lines:
         kinds = KINDS
         maybe_special = MAYBE_SPECIAL
         fields = self.fields
-        runs: list[bytes] = []  # lines in a row that go on as they came
+        runs: list[bytes] = []  # runs of lines that are sent on unchanged
         run = 0
         at = start
         count = 0
@@ -198,7 +205,7 @@ class Lines:
             values.append(value)
 
     def _is_framing_plain(self) -> bool:
-        """Whether what the lines say of a body leaves no doubt."""
+        """Return whether the lines leave no doubt about the body's length."""
         special = self.special
         if not special:
             return True

@@ -20,7 +20,7 @@ cdef class Request:
     cdef public bytes method
     cdef public bint is_1_0
     cdef public bytes block
-    # the fields: those that go on, and those that the policy gets
+    # The fields that are sent on, and those that the policy gets.
     cdef public list fields
     cdef public str name
     cdef public list received
@@ -40,14 +40,14 @@ cdef class Request:
 cdef class Response:
     # the head as it came, which the next one is compared with
     cdef public bytes block
-    # the lines that go on; `line_bytes` of them are the status line
+    # The lines that are sent on. The first `line_bytes` bytes are the status line.
     cdef public int status
     cdef public bytes lines
     cdef public Py_ssize_t line_bytes
     # the body: bytes, CHUNKED or UNTIL_EOF, and Content-Length as the target gave it
     cdef public long long length, content_length
     cdef public bytes digits
-    # the connection: whether it stays, what it becomes, and what the agent says of a fault
+    # The connection: whether it stays open, its upgrade, and the agent's report of a fault.
     cdef public bint keep_alive
     cdef public bytes upgrade, fault
     # the head for the client, as it was last written, and what it was written for

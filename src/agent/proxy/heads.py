@@ -1,15 +1,17 @@
-"""Reads the heads of requests and responses: llhttp's verdict, and the proxy's own stricter one on top.
+"""Reads the heads of requests and responses: llhttp's verdict, and then the proxy's stricter verdict.
 
-Both functions get one whole head, from its first byte to the empty line, so how the bytes were split on their way can't
-change what comes out. Nothing here keeps state or touches a connection.
+Both functions get one whole head, from its first byte to the empty line. So the result never depends on how the bytes
+were split. Nothing here keeps state or touches a connection.
 
-What llhttp would let pass and this does not: other protocols and versions in the request line, targets that are not in
-origin-form, dot segments, missing or odd `Host` fields, transfer codings, statuses outside 100 to 599 (http.md, "What
-the proxy adds", 1 to 3, 6 to 8).
+llhttp accepts the following, and this module rejects it:
 
-Two ways lead through a head, with the same result: fast_parser.py reads what is plain, llhttp all else. `fast` says
-whether fast_parser.py is asked first. Each twin's default is the way that is faster in it, and the tests take both
-ways in both.
+- other protocols and versions in the request line
+- targets that are not in origin-form, and dot segments
+- missing or odd `Host` fields, and transfer codings
+- statuses outside 100 to 599
+
+A head can be read in two ways, with the same result: fast_parser.py reads plain heads, llhttp all others. If `fast` is
+true, fast_parser.py is asked first. Each twin's default is its faster way, and the tests run both ways in both twins.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ CHUNKED = -1
 UNTIL_EOF = -2
 """A response body's length: all until the connection ends."""
 UNFRAMED = -3
-"""The length that a head says nothing of."""
+"""A body's length, if the head has no framing."""
 
 METHODS = frozenset(
     {
@@ -98,18 +100,18 @@ METHODS = frozenset(
         b"QUERY",
     }
 )
-# CONNECT asks for a tunnel that a gateway doesn't give; TRACE would show its sender the credentials that the agent puts
-# in (RFC 9110, section 9.3.8).
+# CONNECT asks for a tunnel that a gateway doesn't give. TRACE would show its sender the credentials that the agent adds
+# (RFC 9110, section 9.3.8).
 REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110, section 9.2.2
-# They turn a connection into another kind of HTTP, or TLS, for the next hop alone.
+# These protocols turn a connection into another kind of HTTP, or TLS, for the next hop alone.
 NEVER_UPGRADED = re.compile(rb"h2c|(?:http|tls)/.*", re.IGNORECASE)
-# Refused where they can't be had, since what follows such a request is never HTTP; others then are plain requests.
+# If these upgrades are impossible, the request is rejected, since its next bytes are never HTTP.
 STRICT_UPGRADES = frozenset({b"websocket", b"spdy/3.1"})
 UPGRADE_BODY_BYTES = 65536
-"""The longest body that an upgrade may follow (http.md, "What the proxy adds", 6)."""
-PLAIN_OPTIONS = frozenset({b"keep-alive", b"close", b"upgrade", b"te"})  # they name no field that went on anyway
-# Not framing here, but for what hands names on as a CGI does, with "-" and "_" the same.
+"""The longest body before an upgrade. docker exec sends one of some hundred bytes."""
+PLAIN_OPTIONS = frozenset({b"keep-alive", b"close", b"upgrade", b"te"})  # these options name no end-to-end field
+# These names are no framing here. A CGI target would read them as framing, since it maps "-" to "_".
 DISGUISED = frozenset({b"content_length", b"transfer_encoding"})
 ZERO = b"0"[0]
 MAX_LENGTH = 2**63 - 1
@@ -126,8 +128,8 @@ NOT_IN_LINE = re.compile(rb"[^ -~]")
 HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)(?=:|\Z)")
 MAX_PORT = 65535
 PROTOCOL = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?")  # RFC 9110, section 7.8
-# llhttp takes a tab at a value's end for a part of it; by RFC 9110, section 5.6.3, it is none. Not at a line's
-# beginning: a line of white space alone must not become the empty line.
+# llhttp keeps a tab at a value's end, against RFC 9110, section 5.6.3. A line's beginning is left alone, because a line
+# of white space must not become the empty line.
 TRAILING_SPACE = re.compile(rb"(?<=[^\r\n\t ])[\t ]+(?=\r\n)")
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t -~\x80-\xff]*))?\r\n")
 
@@ -135,8 +137,10 @@ STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t -~\x80-\xff
 class Fault(AgentError):
     """The proxy rejects a request's head: the fault of the client. The proxy's response closes the connection.
 
-    status, reason, fields: of that response. rule: the name of the rule that the head broke, for the log; "" for none.
-    limit: the setting that the head exceeded, for the log; "" for none.
+    Attributes:
+        status, reason, fields: of that response.
+        rule: the name of the rule that the head broke, for the log, or "".
+        limit: the setting that the head exceeded, for the log, or "".
     """
 
     def __init__(
@@ -157,12 +161,12 @@ class Fault(AgentError):
 
 
 def malformed_head(rule: Rule) -> Fault:
-    """The answer to a request head that breaks `rule`."""
+    """Return the response to a request head that breaks `rule`."""
     return Fault(400, f"malformed request head: {rule.text}", rule=rule.name)
 
 
 def malformed_line(rule: Rule) -> Fault:
-    """The answer to a request line that breaks `rule`."""
+    """Return the response to a request line that breaks `rule`."""
     return Fault(400, f"malformed request line: {rule.text}", rule=rule.name)
 
 
@@ -171,7 +175,7 @@ class _Collector:
 
     __slots__ = ("complete", "lines")
 
-    # What httptools looks for in vain costs it an exception each.
+    # If httptools misses one of these callbacks, it pays for an exception.
     on_message_begin = on_url = on_status = on_body = on_message_complete = on_chunk_header = on_chunk_complete = None
 
     def __init__(self, lines: Lines) -> None:
@@ -199,7 +203,7 @@ def ask_llhttp(parser_type: type, head: bytes, lines: Lines) -> bool:
             for start in range(0, len(head), FEED_BYTES):
                 parser.feed_data(head[start : start + FEED_BYTES])
     except httptools.HttpParserUpgrade:
-        pass  # the head was taken whole; upgrading is decided by its fields
+        pass  # the whole head was read, and its fields decide about an upgrade
     except httptools.HttpParserError as error:
         if not collector.complete:
             raise ValueError("malformed head") from error
@@ -208,16 +212,21 @@ def ask_llhttp(parser_type: type, head: bytes, lines: Lines) -> bool:
 
 
 class Request:
-    """A checked request head, but for its target: kept-alive clients send the same one again and again, so it is
-    immutable, and read once where it repeats.
+    """A checked request head without its target. It is immutable, because kept-alive clients send the same one again.
 
-    method, is_1_0: of the request line. block: all behind that line, b"" where that is too much to keep. host: its
-    `Host` value, b"" where an HTTP/1.0 client gave none. fields: end-to-end, in order, without Host and Content-Length.
-    length: bytes of body, or CHUNKED. has_length: whether there was a Content-Length. keep_alive: the client means to
-    go on afterwards. upgrade: the protocols that it may become, in order and spelling, joined by ", ", or b"".
-    expects_continue: it waits for a 100. takes_trailers: it said `TE: trailers`. name, received: method and fields as
-    the policy gets them, the latter with `Host`. given, tail: the fields that the policy left last, and what a target
-    gets of them behind its `Host`, once that was written; None before.
+    Attributes:
+        method, is_1_0: of the request line.
+        block: all bytes after that line, or b"" if they are too long to keep.
+        host: its `Host` value, or b"" if an HTTP/1.0 client sent none.
+        fields: end-to-end, in order, without Host and Content-Length.
+        length: bytes of body, or CHUNKED.
+        has_length: the head has a Content-Length.
+        keep_alive: the client wants to send further requests.
+        upgrade: the protocols of its `Upgrade`, in order and spelling, joined by ", ", or b"".
+        expects_continue: it waits for a 100.
+        takes_trailers: it has `TE: trailers`.
+        name, received: method and fields as the policy gets them, the latter with `Host`.
+        given, tail: the policy's last fields, and the bytes that a target gets of them after its `Host`. None before.
     """
 
     __slots__ = (
@@ -256,16 +265,19 @@ class Request:
 
 
 class Response:
-    """A checked response head. Targets send the same one again and again within a second, so it is immutable, and read
-    once where it repeats.
+    """A checked response head. It is immutable, because a target sends the same one many times per second.
 
-    status: of the status line. lines: status line and end-to-end fields as they go on, in order, a CRLF behind each;
-    without Content-Length. line_bytes: how long the first of them is. length: bytes of body, CHUNKED or UNTIL_EOF, by
-    the head alone: whether there is a body at all also depends on the request. content_length: as the target gave it,
-    -1 where it didn't; digits: in canonical form. keep_alive: the target means to go on afterwards. upgrade: the
-    protocol it switches to, as the target spells it. block: the whole head as it came, b"" where that is too much to
-    keep. framing, closing, written: what a client was last sent of it, and for which length and `Connection`; b""
-    before. fault: the value of `Tunnel-Fault` on a failure, b"" where there is none.
+    Attributes:
+        status: of the status line.
+        lines: status line and end-to-end fields as they are sent on, in order, each with its CRLF. No Content-Length.
+        line_bytes: the length of the status line.
+        length: bytes of body, CHUNKED or UNTIL_EOF, by the head alone. The request also decides whether there is a body.
+        content_length: the target's value, or -1. digits: its canonical form.
+        keep_alive: the target keeps the connection open.
+        upgrade: the protocol of a 101, as the target spells it.
+        block: the whole head as received, or b"" if it is too long to keep.
+        framing, closing, written: the bytes last written to a client, with their length and `Connection`, or b"".
+        fault: the value of `Tunnel-Fault` on a failure, or b"".
     """
 
     __slots__ = (
@@ -356,11 +368,16 @@ ALLOW = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 def parse_request(
     head: bytes, limits: ProxyLimits, last: Request | None = None, fast: bool = USES_FAST_PARSER
 ) -> tuple[Request, bytes]:
-    """Check one request head, from its request line to its empty line. Returns it and its target, without its `.`
-    segments. Raises Fault.
+    """Check one request head, from its request line to its empty line. Return it, and its target without `.` segments.
 
-    last: the one before on this connection, given back where all but the target is the same. What is checked behind the
-    request line depends on nothing in it but method and version. fast: ask fast_parser.py first.
+    The checks after the request line use only its method and version, so a repeated head is checked once.
+
+    Args:
+        last: the connection's previous head. It is returned if all but the target is the same.
+        fast: ask fast_parser.py first.
+
+    Raises:
+        Fault: the head breaks a rule or exceeds a limit.
     """
     text = head
     line_end = head.index(b"\r\n")
@@ -418,7 +435,7 @@ def _is_disguised(fields: Fields) -> bool:
 
 
 def _set_connection(request: Request, special: dict[bytes, list[bytes]]) -> None:
-    """What the request says about its connection: what ends here, whether it stays, what it may become."""
+    """Read the request's connection fields: hop-by-hop names, keep-alive, upgrade."""
     options = _options(special)
     if options:
         if any(map(is_protected, options)):
@@ -447,7 +464,7 @@ def _set_connection(request: Request, special: dict[bytes, list[bytes]]) -> None
 
 
 def bound_upgrade(request: Request, body_bytes: int, rule: str) -> None:
-    """Take the upgrade off a request whose body is chunked or longer than `body_bytes`: it is then a plain request.
+    """Remove the upgrade if the request's body is chunked or longer than `body_bytes`. It is then a plain request.
 
     Raises Fault with `rule` if the request may become a WebSocket or SPDY.
     """
@@ -505,7 +522,7 @@ def _set_framing(request: Request, special: dict[bytes, list[bytes]]) -> None:
 
 
 def _body_length(lengths: list[bytes] | None, codings: list[bytes] | None, is_1_0: bool) -> int:
-    """The body's length by the values of its framing fields, or CHUNKED; UNFRAMED where they break a rule."""
+    """Return the body's length by the values of its framing fields, CHUNKED, or UNFRAMED if they break a rule."""
     if codings is not None:
         if lengths is None and not is_1_0 and len(codings) == 1 and codings[0].lower() == b"chunked":
             return CHUNKED
@@ -556,7 +573,7 @@ def parse_response(head: bytes, fast: bool = USES_FAST_PARSER) -> Response:
 
 
 def _options(special: dict[bytes, list[bytes]]) -> frozenset[bytes]:
-    """What all `Connection` lines name, lower-case."""
+    """Return all names in `Connection` lines, in lower case."""
     values = special.get(b"connection")
     if values is None:
         return NO_OPTIONS
@@ -565,7 +582,7 @@ def _options(special: dict[bytes, list[bytes]]) -> frozenset[bytes]:
 
 
 def _ask_about_response(head: bytes, response: Response) -> tuple[Lines, bool]:
-    """What llhttp reads of a response's head, and whether it is HTTP/1.0's. Raises HeadError."""
+    """Read a response's head by llhttp, with its version. Raises HeadError."""
     lines = Lines()
     match = STATUS_LINE.match(head)
     taken = False

@@ -1,6 +1,6 @@
-"""What the proxy measures of its requests where somebody asked for it: how long each stage took, and what was answered.
+"""Measures a proxy's requests if metrics are on: how long each stage took, and which responses were sent.
 
-An exchange notes the time where it goes from one stage to the next; without metrics it doesn't look at the clock.
+An exchange notes the time at each change of stage. Without metrics it never reads the clock.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ __all__ = ["RequestMetrics"]
 
 
 class RequestMetrics:
-    """Of all requests of a proxy, since it was made.
+    """Counts all requests of a proxy since its start.
 
-    policy: where it had to be waited for, as for a review. connect: a new connection to the target, TLS included; none
-    for a pooled one. head: from there to the response's head, so with the request's body. body: to the response's last
-    byte, where that didn't come with the head. whole: from the request's head to the response's last byte, of whole
-    responses only. at_once: of 2xx responses that came whole at once, and waited for neither policy nor connection:
-    head and whole are the same for these, and they are most of all.
-    from_target, own: answers by the first digit of their status: targets' responses but for those of `at_once`, and the
-    proxy's own answers.
-    cut: responses that ended unfinished. upgraded: 101s.
+    Attributes:
+        policy: seconds of a policy that did not decide at once, such as a review.
+        connect: seconds of a new connection to the target, with TLS. A pooled connection counts nothing.
+        head: seconds from there to the response's head, including the request's body.
+        body: seconds to the response's last byte, if the byte came after the head.
+        whole: seconds from the request's head to the response's last byte, of whole responses only.
+        at_once: seconds of most requests: a 2xx that arrived whole, without a wait for policy or connection. Here head
+            and whole are the same.
+        from_target: responses of targets by the first digit of their status, except those in `at_once`.
+        own: responses of the proxy, by the same digit.
+        cut: truncated responses. upgraded: 101s.
     """
 
     __slots__ = ("at_once", "body", "connect", "cut", "from_target", "head", "own", "policy", "upgraded", "whole")

@@ -27,17 +27,23 @@ LOOKS = 32
 class Proxy:
     """An HTTP/1.1 reverse proxy without a listener: `connection()` makes the protocol for one client connection.
 
-    route: names a request's target. process: gives the head that goes there (identity headers); None leaves it as it
-    is. Both may return awaitables and raise Refused. upstreams: where connections to targets come from; not closed by
-    this. cluster: given to `route` with each head. max_connections: past it a connection that was never
-    used is closed, or else the new one's first request gets a 503.
-    connections_limit: the setting that this is, for the log. party: which one this proxy is, for the log and its
-    answers. owns_clients: whether its connections are its clients' own, so that closing one ends a body: an agent's are
-    a hub's, which may be another's and then knows no such end.
-    metrics: by carrier, where times and answers of its requests are counted. refused: connections not served, by
-    (carrier, why).
+    Args:
+        route: returns a request's target. It may return an awaitable, and raise Refused.
+        process: returns the head for the target (identity headers), or None for no change. As `route` otherwise.
+        upstreams: the pool of connections to targets. The proxy does not close it.
+        cluster: passed to `route` with each head.
+        max_connections: at this limit a new connection replaces one that was never used, or its first request gets a
+            503.
+        connections_limit: the name of that setting, for the log.
+        party: this proxy's name, for the log and its responses.
+        owns_clients: its connections belong to its clients, so closing one ends a body. An agent's connections belong
+            to a hub, perhaps a base hub, which has no such end.
+        metrics: by carrier, counts the times and responses of its requests.
 
-    route, limits and max_connections may be changed at any time; what is in flight goes on by the old ones or the new.
+    Attributes:
+        refused: counts rejected connections, by (carrier, reason).
+
+    route, limits and max_connections may change at any time. A request in flight uses the old or the new value.
     Everything happens on the loop that runs the transports.
     """
 
@@ -82,28 +88,33 @@ class Proxy:
     def connection(
         self, conn_id: int, outcome: Outcome, carrier: str = "", is_base_hubs: bool = False
     ) -> asyncio.Protocol:
-        """The protocol for one client connection. outcome: told once how it ended, before its transport is closed.
+        """Return the protocol for one client connection.
 
-        carrier: what it is counted as, where it is refused. is_base_hubs: it comes from a hub without features, which
-        writes the first request's framing itself: no upgrade follows a body there.
+        Args:
+            outcome: called once with the connection's end, before its transport is closed.
+            carrier: its name in the counters.
+            is_base_hubs: it belongs to a hub without features, which writes the first request's framing itself. So no
+                upgrade follows a body there.
         """
         made = ClientConnection(self, conn_id, outcome, carrier, is_base_hubs)
         return cast(asyncio.Protocol, made)  # by its methods, not its base
 
     def bound_requests(self, each: int) -> None:
-        """From now on close each connection behind so many more answers, and say so on the last; 0 for no bound."""
+        """From now on close each connection after this many responses, and announce it on the last. 0: no limit."""
         if each != self.requests_per_connection:
             self.requests_per_connection = each
             for connection in self._connections:
                 connection.requests_left = each
 
     def close_after_responses(self) -> None:
-        """Say `Connection: close` on every answer from now on, and close behind it. Who is idle or new is served still:
-        a request may be on its way."""
+        """Send `Connection: close` on every response from now on, and then close.
+
+        Idle and new connections are still served, because a request may be on its way.
+        """
         self.leaving = True
 
     def start_draining(self) -> None:
-        """End idle connections, and the others with the answer in flight. New connections get a 503."""
+        """Close idle connections now, and the others after the response in flight. New connections get a 503."""
         self.draining = True
         for connection in list(self._connections):
             connection.close_if_idle()
@@ -153,7 +164,7 @@ class Proxy:
         return False
 
     def forget(self, connection: OwnedConnection) -> None:
-        """A connection is gone."""
+        """Forget a closed connection."""
         self._connections.pop(connection, None)
         if not self._connections and self._empty is not None:
             self._empty.set()

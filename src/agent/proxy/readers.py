@@ -1,6 +1,7 @@
-"""Gathers heads and bodies from bytes as they come: what is whole goes out, what isn't is held, within its limits.
+"""Collects heads and bodies from bytes as they arrive. A part that is not whole is held, within its limits.
 
-Heads are judged whole, so how the bytes were split never changes the verdict; what no rest could mend is found at once.
+Heads are judged whole, so the split of the bytes never changes the verdict. A fault that no further byte can mend is
+raised at once.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ class ResponseHeadReader:
 
 
 class BodyReader:
-    """Takes a body of known length, or a chunked one, as it comes. ended: it was read to its end."""
+    """Reads a body of known length, or a chunked one, as it arrives. ended: it was read to its end."""
 
     __slots__ = ("_left", "decoder", "ended")
 

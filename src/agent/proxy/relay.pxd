@@ -12,7 +12,7 @@ cdef double NEVER
 @cython.final
 @cython.freelist(64)
 cdef class Exchange:
-    # What it was given.
+    # The constructor's arguments.
     cdef public ClientSide client
     cdef public object _context
     cdef public object metrics
@@ -25,7 +25,7 @@ cdef class Exchange:
     cdef public bytearray _unsent
     cdef public object _task
     cdef public bint _request_done, _retried
-    # What has come of the response.
+    # The received part of the response.
     cdef public object _state
     cdef public int _status
     # When something is late, by the context's clock.

@@ -1,19 +1,19 @@
-"""One exchange: a request to its target, the response back, both bodies streamed.
+"""Relays one exchange: a request to its target, the response back, both bodies streamed.
 
-It speaks no protocol: its client is a `ClientSide`, its target an `UpstreamStream`, and these read and write HTTP.
-Everything happens in callbacks of the two sides; a task exists only while the policy or a dial is awaited.
+It knows no protocol. Its client is a `ClientSide`, its target an `UpstreamStream`, and these two read and write HTTP.
+Everything happens in callbacks of the two sides. A task exists only while the policy or a dial is awaited.
 
     request    head built ─► (route, process, connect awaited) ─► head + body as it comes ─► sent whole
     response   AWAITED ──final head──► RELAYED ──body whole──► DONE   (1xx stay in AWAITED; 101 leaves for upgrade.py)
 
-Both halves run at the same time: a target may answer, and stream its answer, before it has read the request to its end.
+Both halves run at the same time. A target may stream its response before it has read the whole request.
 
 Invariants:
-E1. Nothing of a response goes out before its head was checked whole; the head goes out before its body.
-E2. After the first byte of a response head there is no other answer: the rest follows, or the connection is cut.
-E3. The stream is finished, rather than aborted, only when the response was read to its end.
-E4. A request is sent again once at most, only if it is idempotent, has no body and no byte of a response has come, and
-    either a reused connection broke, or the way to its target is suspected to be dead and there is another.
+E1. Nothing of a response is sent before its whole head was checked. The head is sent before its body.
+E2. After the first byte of a response head no other response follows. The rest is sent, or the connection is cut.
+E3. The stream is finished, rather than aborted, only if the response was read to its end.
+E4. A request is sent at most twice. It must be idempotent, without a body, and without a byte of response. And a reused
+    connection broke, or the path to its target is probably dead and another path exists.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 class State(enum.Enum):
-    """What has come of the response."""
+    """The progress of the response."""
 
     AWAITED = enum.auto()
     RELAYED = enum.auto()
@@ -59,12 +59,17 @@ AWAITED, RELAYED, DONE = State  # looked up once: until Python 3.12 an enum's at
 
 
 class Exchange:
-    """Relays one request and its response. The client side tells it what the client does; it responds through that.
+    """Relays one request and its response. The client side reports what the client does, and gets the response.
 
-    client: where the request comes from. metrics: where it is counted, None: nowhere. request, own_target: its checked
-    head. target: where it goes, once known. corked: the head, while it waits for body to go out with. deadline: when
-    the target is late with its response head. waits_at: when the way to it is asked whether it is alive.
-    continue_at: when the proxy says 100 itself.
+    Attributes:
+        client: the side that the request came from.
+        metrics: counts the request, unless None.
+        request, own_target: its checked head.
+        target: chosen by the route, None before.
+        corked: the head waits for the first piece of body, so that both are sent together.
+        deadline: for the target's response head.
+        waits_at: the time to ask whether the path to the target is alive.
+        continue_at: the time at which the proxy sends a 100.
     """
 
     __slots__ = (
@@ -116,7 +121,7 @@ class Exchange:
         self._state = AWAITED
         self._status = 0  # the final response's
         self._body_came_later = False  # than the response's head
-        self._began_s = self._mark_s = 0.0  # when it began, and the stage that is on; kept only where measured
+        self._began_s = self._mark_s = 0.0  # the start of the exchange and of the current stage, if measured
 
     @property
     def awaits_continue(self) -> bool:
@@ -154,7 +159,7 @@ class Exchange:
         self._send(decision)
 
     def _run(self, work: Coroutine[Any, Any, None], pending: PendingDecision | None = None) -> None:
-        """Do `work` in a task: its errors become answers, and it is cancelled when the client goes."""
+        """Run `work` in a task. Its errors become responses. The task is cancelled if the client leaves."""
         self._task = task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(functools.partial(self._work_done, pending))
 
@@ -237,8 +242,8 @@ class Exchange:
             self._write_upstream([], False)
 
     def client_data(self, pieces: list[Piece], ended: bool) -> None:
-        """Send the next pieces of the request's body on; `ended`: they are the last."""
-        self.continue_at = NEVER  # it comes without waiting for a 100
+        """Send the next pieces of the request's body. ended: they are the last."""
+        self.continue_at = NEVER  # the client sends without waiting for a 100
         if ended:
             self._request_done = True
         if self._upstream is not None:
@@ -283,7 +288,7 @@ class Exchange:
     # -- the response's way
 
     def target_moved(self) -> None:
-        """Bytes have come of which nothing can be told yet."""
+        """Note the arrival of bytes that are no whole head yet."""
         if self.client.may_have_left:
             self.client.target_moved()
 
@@ -378,15 +383,15 @@ class Exchange:
         self.client.response_done()
 
     def upstream_lost(self, error: Exception | None) -> None:
-        """The connection to the target is gone before the response was whole."""
+        """Handle the loss of the connection to the target before the response was whole."""
         upstream = self._upstream
         if upstream is not None and self._may_retry():
             path = upstream.path
             if path is not None and path.waits():
-                self._retry("the agent was lost in silence: the request goes to another")
+                self._retry("the request goes to another agent, since this one went silent and was lost")
                 return
             if upstream.reused:
-                self._retry("a pooled connection had gone stale")
+                self._retry("the target had closed a pooled connection")
                 return
         stage = "response head" if self._state is AWAITED else "response body"
         failure = upstream.failure if upstream is not None else None
@@ -397,7 +402,7 @@ class Exchange:
         if upstream is not None and upstream.has_answered:
             reason = f"the {party} closed the connection before its response was whole"
         elif error is None:
-            reason = f"the {party} closed the connection before it answered"
+            reason = f"the {party} closed the connection before it responded"
         else:
             reason = f"the connection to the {party} was lost"
         self.fail(502, reason, stage, fault=party)
@@ -430,11 +435,11 @@ class Exchange:
 
     @property
     def _party(self) -> Party:
-        """Who is at the other end of the connection that the request goes out on."""
+        """The party at the other end of the upstream connection."""
         return "target" if self.target is None else self.target.party
 
     def client_lost(self) -> None:
-        """The client is gone: stop at once."""
+        """Stop at once, because the client left."""
         self._end_upstream()
 
     def fail(
@@ -447,11 +452,14 @@ class Exchange:
         limit: str = "",
         rule: str = "",
     ) -> None:
-        """End the exchange: with an answer of the proxy's own where none has begun, by cutting it short otherwise.
+        """End the exchange: by a response of the proxy if none has begun, and otherwise by cutting the response short.
 
-        fault: the party that the log names; `reason` names it to the client. limit: the setting that ended the request.
-        rule: the one that the party's head broke (rules.py).
-        The log has the status that the client got, which is the response's own where its head is out.
+        The log has the status that the client got. If the response's head was sent, that is the response's status.
+
+        Args:
+            reason: names the party to the client. fault: names it in the log.
+            limit: the setting that ended the request, or "".
+            rule: the rule that the party's head broke (rules.py), or "".
         """
         client, target = self.client, self.target
         extra: dict[str, object] = {
@@ -491,7 +499,7 @@ class Exchange:
         if now >= self.deadline:
             self.deadline = NEVER
             limit, party = "limits.first_byte_timeout_s", self._party
-            self.fail(504, f"the {party} did not answer in time", "response head", fault=party, limit=limit)
+            self.fail(504, f"the {party} did not respond in time", "response head", fault=party, limit=limit)
         elif self._upstream is not None and self._upstream.takes_nothing(now):
             limit, party = "limits.write_timeout_s", self._party
             self.fail(504, f"the {party} takes nothing", "request body", fault=party, limit=limit)
@@ -504,4 +512,4 @@ class Exchange:
         if self._state is not AWAITED or upstream is None or upstream.path is None:
             self.waits_at = NEVER
         elif upstream.path.waits() and self._may_retry():
-            self._retry("the agent is silent: the request goes to another")
+            self._retry("the request goes to another agent, since this one is silent")

@@ -7,10 +7,10 @@ from agent.proxy.readers cimport RequestHeadReader
 
 @cython.final
 cdef class RequestReader:
-    # What was found last.
+    # The last result.
     cdef public Request request
     cdef public bytes own_target
-    # What looks for it.
+    # The parts that find it.
     cdef public RequestHeadReader _heads
     cdef public bint _is_base_hubs
     # The request before, for a head that repeats.

@@ -31,9 +31,10 @@ class RequestReader:
         return bool(self._heads.begun)
 
     def take(self, data: Piece, limits: ProxyLimits) -> Piece:
-        """Take the next bytes, at least one. Returns what follows the head; `request` is None until the head is whole.
+        """Read the next bytes, at least one. Return the bytes after the head. `request` is None until then.
 
-        Raises heads.Fault where no rest could make it a head that may pass.
+        Raises:
+            heads.Fault: no further byte can make it an acceptable head.
         """
         self.request = None
         head, rest = self._heads.take(data)
