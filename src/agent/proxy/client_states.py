@@ -10,7 +10,7 @@
     CLOSED:     CLOSE ─► CLOSED, LOST ─► CLOSED
 
 A malformed message, a client's FIN (EOF) and a deadline are no events of the table. The connection judges each of them
-by its state, and the verdict is LINGER, CLOSE or LOST. A pair without an entry is a bug here, and closes the connection.
+by its state, and the verdict is LINGER, CLOSE or LOST. A pair without an entry is a bug. It closes the connection.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Setting a deadline is one addition. A request or a body's chunk pays no more than that for its time limit.
 
 A process can be stopped: SIGSTOP, a frozen container, a host that swaps. Then its timers are due and its sockets full
-in the same moment. Bytes that arrived in time must not be late for that, so a late tick sweeps nothing. The loop gets a tick's length of turns to read its sockets before the next tick. The stopped time does not count either,
-because bytes need many turns to cross a tunnel and its pipes.
+in the same moment. Bytes that arrived in time must not be late for that, so a late tick sweeps nothing. The loop gets a
+tick's length of turns to read its sockets before the next tick. The stopped time does not count either, because bytes
+need many turns to cross a tunnel and its pipes.
 Two late ticks in a row mean load. Their time counts, so deadlines still pass if every turn is long.
 """
 
@@ -62,7 +63,7 @@ class Clock:
             self._wind()
 
     def later(self, seconds: float) -> float:
-        """Return the time in `seconds` seconds. It is reached then at the earliest, and two ticks later at the latest."""
+        """Return the time in `seconds` seconds, or up to two ticks more."""
         return self.now + self._tick_s + seconds
 
     def stop(self) -> None:

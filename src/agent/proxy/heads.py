@@ -271,7 +271,7 @@ class Response:
         status: of the status line.
         lines: status line and end-to-end fields as they are sent on, in order, each with its CRLF. No Content-Length.
         line_bytes: the length of the status line.
-        length: bytes of body, CHUNKED or UNTIL_EOF, by the head alone. The request also decides whether there is a body.
+        length: bytes of body, CHUNKED or UNTIL_EOF, by the head alone. The request may rule out a body.
         content_length: the target's value, or -1. digits: its canonical form.
         keep_alive: the target keeps the connection open.
         upgrade: the protocol of a 101, as the target spells it.

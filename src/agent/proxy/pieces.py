@@ -9,7 +9,7 @@ __all__ = ["JOIN_BYTES", "Piece", "write_pieces"]
 Piece = bytes | memoryview
 
 JOIN_BYTES = 65536
-"""Pieces up to this many bytes are joined into one write. In the tunnel that is one packet, on a socket one system call."""
+"""Pieces up to this many bytes are joined into one write. That is one packet, or one system call."""
 
 
 def write_pieces(writer: Any, pieces: list[Piece]) -> None:

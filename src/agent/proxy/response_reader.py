@@ -1,4 +1,4 @@
-"""Reads the responses of one HTTP/1.1 connection to a target, and tells them to the exchange that uses it.
+"""Reads the responses of one HTTP/1.1 connection to a target, and passes them to the exchange that uses it.
 
 HEAD ──final head──► SIZED | CHUNKED | UNTIL_EOF ──body whole──► DONE ──next request──► HEAD
   └─ 1xx stays in HEAD; a 101 leaves to the tunnel
@@ -24,7 +24,7 @@ __all__ = ["ResponseReader"]
 
 
 class State(enum.Enum):
-    """What the next byte from the target is."""
+    """Decides how the next byte from the target is read."""
 
     HEAD = enum.auto()
     SIZED = enum.auto()
@@ -57,7 +57,7 @@ class ResponseReader:
         self.is_reusable = False
 
     def expect(self, is_head_only: bool) -> None:
-        """A request goes out: its response is next. is_head_only: it was a HEAD request."""
+        """Expect the response to a new request. is_head_only: it was a HEAD request."""
         self._state = HEAD
         self._is_head_only = is_head_only
         self._informational = 0
@@ -118,7 +118,7 @@ class ResponseReader:
             user.informational(response)
 
     def _start(self, user: StreamUser, response: Response, rest: Piece) -> None:
-        """A final head: tell it with what has come of its body."""
+        """Pass a final head on, with the first bytes of its body."""
         length = declared = response.length
         self.is_reusable = response.keep_alive
         if self._is_head_only or response.status == 204 or response.status == 304:
@@ -143,7 +143,7 @@ class ResponseReader:
         user.response_started(response, declared, [rest] if rest else [], True, NO_TRAILERS)
 
     def _read_body(self, user: StreamUser, data: Piece, response: Response | None = None) -> None:
-        """Tell the next bytes of a body that has no Content-Length, behind `response` where its head is new."""
+        """Pass on the next bytes of a body without Content-Length, after `response` if its head is new."""
         decoder = self._decoder
         pieces: list[Piece]
         ended, trailers = False, NO_TRAILERS

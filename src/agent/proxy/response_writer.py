@@ -1,8 +1,8 @@
 """Writes a response to an HTTP/1.1 client: its head, and its body in the framing that the client understands.
 
-A body of unknown length goes out in chunks. To an HTTP/1.0 client it goes out as it comes, ended by closing (RFC 9112,
-section 6.3), where the connection is the client's own. Where the connection is a hub's the body is collected, and goes
-out with its length.
+A body of unknown length is sent in chunks. An HTTP/1.0 client understands none. If the connection is the client's, the
+body is sent as it arrives. Closing ends it (RFC 9112, section 6.3). If the connection is a hub's, the body is
+collected, and sent with its length.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ResponseWriter:
         self._status = 0
 
     def expect(self) -> None:
-        """A request has come: its response is next."""
+        """Prepare for the response to a new request."""
         self.stage = BEFORE_HEAD
         self.collecting = self._collected = None
 
@@ -116,7 +116,7 @@ class ResponseWriter:
         return body
 
     def truncation(self) -> dict[str, int]:
-        """Log fields of a response that ends here with its head out and its body not whole; none before its head."""
+        """Return log fields of a response whose head was sent and whose body is not whole. Empty before its head."""
         if self.stage is BEFORE_HEAD:
             return {}
         return {"status": self._status, "truncated": True, "sent_bytes": self._sent_bytes}

@@ -7,7 +7,7 @@ from agent.proxy.heads cimport Request, Response
 cdef long long CHUNKED  # a length, as in `heads`
 
 
-# Each gives the bytes of one head; `_tail` is what a request that repeats has written already.
+# Each function returns the bytes of one head. `_tail` reuses the bytes written for an equal earlier request.
 @cython.locals(tail=bytes)
 cpdef bytes head_for_target(Request request, bytes own_target, object fields, object target)
 

@@ -21,13 +21,13 @@ cdef int HEADS_PER_TURN
 
 @cython.final
 cdef class ClientConnection(ClientSide):
-    # Whose it is, and where it is counted.
+    # The proxy that owns it, and its counters.
     cdef public object owner
     cdef public object carrier
     cdef public object metrics
     cdef public long long requests_left
     cdef public object _outcome
-    # What carries it.
+    # The transport.
     cdef public object _transport
     cdef public bint _is_tls, _is_base_hubs
     # Where it is: the table's state, and by when the next byte is due.
@@ -48,6 +48,8 @@ cdef class ClientConnection(ClientSide):
 
     cpdef data_received(self, data)
     cpdef bint eof_received(self)
+
+    @cython.locals(row=dict)
     cpdef bint _move(self, event) except -1
 
     @cython.locals(exchange=Exchange, heads=int)

@@ -1,16 +1,16 @@
 """One client's HTTP/1.1 connection, on any asyncio transport: requests in, one at a time, responses in order.
 
-What the next byte from the client is, and what changes that, is the table of `client_states`.
+`client_states` has the table of its states and events.
 
 Invariants:
-C1. One request is in flight. Bytes behind it wait unread, and past `pipelined_bytes` reading pauses.
-C2. What is left of a body is never read as a request: a connection that can't reach a body's end closes.
-C3. In one turn of the loop at most `HEADS_PER_TURN` requests are taken: each may be answered at once.
-C4. Once the request is whole, a client's end without TLS may be a half-close: its exchange then lasts as long as the
+C1. One request is in flight. Bytes after it wait unread, and past `pipelined_bytes` reading pauses.
+C2. The rest of a body is never read as a request. A connection that can't reach a body's end closes.
+C3. One turn of the loop takes at most `HEADS_PER_TURN` requests, because the proxy may respond to each at once.
+C4. Once the request is whole, a client's FIN without TLS may be a half-close. Its exchange then lasts as long as the
     target sends something every `half_closed_s`. Time in which the client takes nothing does not count.
-C5. `outcome` is called once, before the transport is closed, or when the client is gone.
-C6. `_advance` is the only loop over input. It is never entered again from within: what comes of its input changes the
-    state, and the loop looks at that.
+C5. `outcome` is called once, before the transport is closed, or when the client has left.
+C6. `_advance` is the only loop over input, and nothing enters it twice. The effects of its input change the state, and
+    the loop reads the state.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ logger = logging.getLogger(__name__)
 HEAD, BODY, WAITING, DRAINING, UPGRADED, LINGERING, CLOSED = State
 REQUEST, REQUEST_WITH_BODY, BODY_END, RESPONSE_END, SWITCH, LINGER, CLOSE, LOST = Event
 HEADS_PER_TURN = 4
-"""Of one connection's pipelined requests, so many are answered in one turn of the loop by the proxy itself: no more
-than a few times what a proxied request costs, so others wait no longer than for those."""
+"""The most pipelined requests of one connection that the proxy itself responds to in one turn of the loop. They cost no
+more than a few proxied requests, so other connections wait no longer."""
 
 
 class ClientConnection(ClientSide):
@@ -117,7 +117,7 @@ class ClientConnection(ClientSide):
         self._half_closed = False
         self._closing = False  # the response in flight is the last one
         self._ends_by_closing = False  # and has no other end
-        self._explained = False  # a line has said why the request whose body is drained ended
+        self._explained = False  # a log line has the reason that ended the request whose body is drained
         self._served = True
         self._silent = True  # no request has come yet
         self._in_hand = False  # there is input behind the head that is begun
@@ -207,7 +207,8 @@ class ClientConnection(ClientSide):
 
     def _move(self, event: Event) -> bool:
         """Go to the next state by the table. Where it has no entry the connection ends, and this returns False."""
-        state = NEXT_BY_STATE[self._state].get(event)
+        row = NEXT_BY_STATE[self._state]
+        state = row.get(event)
         if state is None:
             extra = {"conn_id": self.conn_id, "stage": "connection", "fault": self.owner.party}
             logger.error(f"a client's connection has no way from {self._state.name} by {event.name}", extra=extra)
@@ -347,7 +348,7 @@ class ClientConnection(ClientSide):
         return rest
 
     def _refuse(self, fault: Fault) -> None:
-        """Answer a head that can't be served, and close."""
+        """Respond to a head that can't be served, and close."""
         extra = {"conn_id": self.conn_id, "stage": "request head", "status": fault.status, "fault": "client"}
         if fault.rule:
             extra["rule"] = fault.rule
@@ -395,7 +396,7 @@ class ClientConnection(ClientSide):
     def _start(
         self, request: Request, response: Response, length: int, pieces: list[Piece], ended: bool, trailers: Fields
     ) -> None:
-        """Write the head, and say in it whether the connection closes."""
+        """Write the head. It announces whether the connection closes."""
         self.response_begun = True
         connection = b"close" if self._announce_close(request) else b"keep-alive" if request.is_1_0 else b""
         self._writer.start(response, length, connection, pieces, ended, trailers)
@@ -416,7 +417,7 @@ class ClientConnection(ClientSide):
             self._start(exchange.request, response, len(body), [body], True, trailers)
 
     def _announce_close(self, request: Request | None) -> bool:
-        """Decide, as a response's head is written, whether the connection ends behind it; the head then says so."""
+        """Decide, before a response's head is written, whether the connection closes after it."""
         exchange = self._exchange
         if (
             request is None
@@ -481,7 +482,7 @@ class ClientConnection(ClientSide):
             self._next()
 
     def abort_response(self) -> None:
-        """What was written still goes out, unless closing ends the body (`_end_by_closing`)."""
+        """Close once the written bytes are sent, unless closing ends the body (`_end_by_closing`)."""
         stage = Stage.UPGRADED if self._upgraded is not None else self._writer.stage
         self._drop_exchange()
         if self.metrics is not None:
@@ -506,7 +507,7 @@ class ClientConnection(ClientSide):
             return
         self._exchange = None
         self._upgraded = upgraded
-        self._body = None  # what is left of it goes first, as it comes
+        self._body = None  # the rest of the body is sent first, as it arrives
         self.may_have_left = False
         self._deadline = NEVER
         if self.writing_paused:
@@ -533,13 +534,15 @@ class ClientConnection(ClientSide):
     # -- ends
 
     def _end_by_closing(self) -> None:
-        """The head of a response that closing ends has gone out. Until the body is whole the connection is set to end
-        by a reset, also where this process is killed: what was truncated must not look whole (RFC 9112, section 8)."""
+        """Set the connection to end by a reset until the body is whole. The head of a body that closing ends was sent.
+
+        A killed process resets it too, since a truncated body must not look whole (RFC 9112, section 8).
+        """
         self._ends_by_closing = True
         reset_when_closed(self._transport, True)
 
     def _next(self) -> None:
-        """Nothing is outstanding: the next request, or the end; also where the head went out before a drain began."""
+        """Take the next request, or close. It covers a head that was sent before a drain began."""
         if self._closing or self.owner.draining:
             self._finish()
             return
@@ -554,15 +557,15 @@ class ClientConnection(ClientSide):
             self._finish()
 
     def _finish(self) -> None:
-        """Close after a whole answer, or idle."""
+        """Close after a whole response, or an idle connection."""
         if (self._backlog.held or self._in_hand) and not self._half_closed:
-            self._linger()  # closing on unread bytes would reset the connection, and the answer with it
+            self._linger()  # closing on unread bytes would reset the connection, and lose the response
         else:
             self._tell(Kind.COMPLETE, Stage.IDLE)
             self._shut()
 
     def _stop_draining(self, reason: str, limit: str) -> None:
-        """The rest of an answered request's body isn't read."""
+        """Stop reading the rest of a body whose request has its response."""
         if not self._explained:
             extra = {"conn_id": self.conn_id, "stage": "request body", "fault": "client"}
             if limit:
@@ -571,7 +574,7 @@ class ClientConnection(ClientSide):
         self._linger()  # C2
 
     def _linger(self) -> None:
-        """Close, but let a client that still sends read its answer: end our half, ignore what comes for a while."""
+        """Close, but let a client that still sends read its response: half-close, and ignore input for a while."""
         self._tell(Kind.COMPLETE, Stage.IDLE)
         self._backlog.drop()
         if self._half_closed or self._transport.is_closing():
@@ -615,7 +618,7 @@ class ClientConnection(ClientSide):
             self._upgraded.end_if_left()
 
     def _abort_transport(self) -> None:
-        """End the transport at once, by a reset where bytes are lost and nothing else would tell the client."""
+        """Close the transport at once, by a reset if bytes are lost and the framing would not show it."""
         if self._ends_by_closing and self._transport.get_write_buffer_size():
             reset_when_closed(self._transport, True)
         self._transport.abort()
@@ -680,7 +683,7 @@ class ClientConnection(ClientSide):
                 self._abort_transport()
         elif state is DRAINING:
             self._stop_draining("the request's body did not end soon behind its response", "limits.drain_s")
-        elif self._transport.get_write_buffer_size():  # LINGERING, CLOSED: it still reads its answer
+        elif self._transport.get_write_buffer_size():  # LINGERING, CLOSED: it still reads its response
             self._deadline = self.owner.clock.later(self.owner.limits.linger_s)
         elif state is LINGERING:
             self._shut()
@@ -688,7 +691,7 @@ class ClientConnection(ClientSide):
             self._abort_transport()
 
     def _log_end(self, level: int, reason: str, stage: str, limit: str) -> None:
-        """Say why the client's connection ends, and what it has got of a response that isn't whole."""
+        """Log why the client's connection ends, and how much the client got of an unfinished response."""
         exchange = self._exchange
         extra: dict[str, object] = {"conn_id": self.conn_id, "stage": stage, "fault": "client", "limit": limit}
         if exchange is not None:

@@ -1,10 +1,10 @@
-"""After a 101: bytes both ways between a client and its target, each direction ended on its own.
+"""Relays bytes both ways between a client and its target after a 101. Each direction ends independently.
 
     both open ──client's end──► target → client only ──target's end──► done
         └──────target's end───► client → target only ──client's end──► done
 
-A direction's end is passed on as a half-close where the carrier has one. TLS on asyncio has none: there the connection
-ends once the other direction has been silent for `half_closed_idle_s`.
+A direction's end becomes a half-close if the carrier has one. TLS on asyncio has none. There the connection closes once
+the other direction has been silent for `half_closed_idle_s`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Upgraded:
             self._end()
 
     def client_lost(self) -> None:
-        """The client is gone: the target's connection ends at once."""
+        """Close the target's connection at once, because the client left."""
         self._drop_upstream()
 
     def pause_receiving(self) -> None:
@@ -120,7 +120,7 @@ class Upgraded:
         return True
 
     def upstream_lost(self, error: Exception | None) -> None:
-        """The connection to the target is gone: in order, as both directions end at once by TLS, or by a failure."""
+        """Handle the end of the connection to the target: in order (by TLS both directions end), or by a failure."""
         self._upstream = None
         if error is None:
             self._end()
@@ -140,7 +140,7 @@ class Upgraded:
     # -- the end
 
     def _lose(self, failure: TargetError) -> None:
-        """The connection to the target has ended by a failure that is known: the client's is cut."""
+        """Cut the client's connection, because the target's ended by a known failure."""
         extra = {"conn_id": self._client.conn_id, "stage": "upgraded", "fault": failure.fault}
         logger.warning(failure.reason, extra=extra)
         self._cut()

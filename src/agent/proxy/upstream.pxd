@@ -32,7 +32,7 @@ cdef class Upstream(UpstreamStream):
 
 
 cdef class Upstreams:
-    # What it was given.
+    # The constructor's arguments.
     cdef public object limits
     cdef public object _ssl_context, _generation
     # Connections by key, all of them, and the `connect`s whose connections are used no more.

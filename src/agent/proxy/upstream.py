@@ -36,7 +36,7 @@ TURNS_TO_CLOSE = 4
 
 
 class UpstreamKey(NamedTuple):
-    """What two requests must share to share a connection (U3). generation: of the trust roots."""
+    """The key of the pool: requests with equal keys may share a connection (U3). generation: of the trust roots."""
 
     scheme: str
     host: str
@@ -234,8 +234,9 @@ class Upstream(UpstreamStream):
 class Upstreams:
     """The pool.
 
-    ssl_context: gives the context for an https target, its client certificate included; required where there are any.
-    generation: the number of the trust roots in force; connections made under another one are used no more.
+    Args:
+        ssl_context: returns the context for an https target, with its client certificate. Required for https targets.
+        generation: returns the number of the trust roots in force. Connections with another number are not reused.
     """
 
     def __init__(
@@ -248,12 +249,12 @@ class Upstreams:
         self.limits = limits or ProxyLimits()
         self._ssl_context = ssl_context
         self._generation = generation
-        self._swept_generation: int | None = None  # the last one that a sweep was told
+        self._swept_generation: int | None = None  # the generation at the last sweep
         self._generation_failed = False
         self._idle: dict[UpstreamKey, list[Upstream]] = {}
         self._ended: set[Connect] = set()
         self._open: set[Upstream] = set()
-        self._clock = Clock(self.limits.tick_s, self._sweep, counts_stops=True)  # the far side's clock went on
+        self._clock = Clock(self.limits.tick_s, self._sweep, counts_stops=True)  # a far side's clock never stops
         self._closed = asyncio.Event()
         self._closed.set()
         self._closing = False
@@ -268,13 +269,13 @@ class Upstreams:
         return sum(map(len, self._idle.values()))
 
     def key(self, target: Target) -> UpstreamKey:
-        """What two requests must share to share a connection (U3)."""
+        """Return the key of the pool: requests with equal keys may share a connection (U3)."""
         return UpstreamKey(
             target.scheme, target.host, target.port, self._generation(), target.client_identity, target.connect
         )
 
     def take(self, target: Target) -> Upstream | None:
-        """An idle connection to the target, the one used last; None where there is none."""
+        """Return the idle connection to the target that was used last, or None."""
         # Equal to `key(target)`, without a call of a Python class on the way of each request.
         key = (target.scheme, target.host, target.port, self._generation(), target.client_identity, target.connect)
         idle: list[Upstream] | None = self._idle.get(key)  # type: ignore[call-overload]  # a NamedTuple is its tuple
@@ -313,7 +314,7 @@ class Upstreams:
 
     async def _dial(self, target: Target) -> Upstream:
         context = None
-        upstream = Upstream(self, self.key(target))  # before its context: roots read anew in between make it no newer
+        upstream = Upstream(self, self.key(target))  # before its context, so that new roots never make it look newer
         if target.scheme == "https" and target.connect is None:
             if self._ssl_context is None:
                 raise ValueError("an https target needs Upstreams(ssl_context=...)")
@@ -351,7 +352,7 @@ class Upstreams:
         idle.append(upstream)
 
     def end_connect(self, connect: Connect) -> None:
-        """What was opened by this `connect` serves no further request: end what is idle, and the rest when it is."""
+        """Retire connections that this `connect` opened: close idle ones now, the others after their exchange."""
         self._ended.add(connect)
         for key, idle in self._idle.items():
             if key.connect == connect:
@@ -371,13 +372,13 @@ class Upstreams:
             upstream.abort()
 
     def retire(self, upstream: Upstream) -> None:
-        """An idle connection is about to go: nobody may take it."""
+        """Take a connection out of the pool before it closes."""
         idle = self._idle.get(upstream.key)
         if idle is not None and upstream in idle:
             idle.remove(upstream)
 
     def lost(self, upstream: Upstream) -> None:
-        """A connection is gone."""
+        """Forget a closed connection."""
         self.retire(upstream)
         self._open.discard(upstream)
         if not self._open:
@@ -389,7 +390,7 @@ class Upstreams:
         try:
             generation = self._swept_generation = self._generation()
             self._generation_failed = False
-        except Exception:  # it is the user's own; what is idle must still end in its time
+        except Exception:  # it is the user's function, and idle connections must still time out
             if not self._generation_failed:
                 self._generation_failed = True
                 said = {"stage": "idle"}
@@ -408,7 +409,7 @@ class Upstreams:
         return bool(self._idle)
 
     async def close(self) -> None:
-        """End every connection and wait until they are gone. Cancelled: they end all the same."""
+        """Close every connection and wait for the end of each. If cancelled, they still close."""
         self._closing = True
         self._clock.stop()
         self._idle.clear()

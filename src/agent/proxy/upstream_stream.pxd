@@ -3,10 +3,10 @@ from agent.proxy.heads cimport Request
 
 
 cdef class UpstreamStream:
-    # Who uses it, and the way it goes.
+    # The stream's user, and the path it takes.
     cdef public object user
     cdef public object path
-    # What the exchange decides a retry and a pause by.
+    # The exchange decides retries and pauses by these.
     cdef public bint reused, has_answered, writing_paused
 
     cpdef bint start(self, user, Request request) except -1

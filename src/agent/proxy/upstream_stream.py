@@ -1,7 +1,7 @@
-"""What an exchange needs of its target's side: one request and its response, whatever carries them.
+"""The target's side, as an exchange sees it: one request and its response, whatever carries them.
 
-On HTTP/1.1 the stream is a connection (`upstream.Upstream`). On HTTP/2 it would be one stream of a connection that
-others share. Only the pool knows which it is.
+On HTTP/1.1 the stream is a connection (`upstream.Upstream`). On HTTP/2 it is one stream of a shared connection. Only
+the pool knows which of the two it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["StreamUser", "TunnelUser", "UpstreamStream"]
 
 
 class StreamUser(Protocol):
-    """What a stream tells the exchange that uses it. None of these may raise, and none comes after `abort`."""
+    """The exchange that uses a stream, as the stream calls it. No call may raise, and none follows `abort`."""
 
     def response_started(
         self, response: Response, length: int, pieces: list[Piece], ended: bool, trailers: Fields
@@ -32,7 +32,7 @@ class StreamUser(Protocol):
         """The target broke its protocol or passed a limit. stage, limit, rule: for the log."""
 
     def target_moved(self) -> None:
-        """Bytes have come of which nothing can be told yet."""
+        """Note the arrival of bytes that are no whole head yet."""
 
     def informational(self, response: Response) -> None:
         """A 1xx, other than a 101."""
@@ -41,7 +41,7 @@ class StreamUser(Protocol):
         """A 101, with the bytes behind it."""
 
     def upstream_lost(self, error: Exception | None) -> None:
-        """The stream is gone before the response was whole."""
+        """The stream closed before the response was whole."""
 
     def pause_sending(self) -> None:
         """The target takes no more for now."""
@@ -51,7 +51,7 @@ class StreamUser(Protocol):
 
 
 class TunnelUser(Protocol):
-    """What a stream tells the user of its tunnel, behind a 101. None of these may raise."""
+    """The user of an upgraded stream, as the stream calls it behind a 101. No call may raise."""
 
     def tunnel_data(self, data: Piece) -> None:
         """Bytes of the tunnel."""
@@ -60,7 +60,7 @@ class TunnelUser(Protocol):
         """The target's end. Returns whether the stream stays open for what is still sent on it."""
 
     def upstream_lost(self, error: Exception | None) -> None:
-        """The stream is gone."""
+        """The stream closed."""
 
     def pause_sending(self) -> None:
         """The target takes no more for now."""
@@ -70,11 +70,14 @@ class TunnelUser(Protocol):
 
 
 class UpstreamStream:
-    """One request's way to a target. What a subclass leaves out raises NotImplementedError.
+    """One request's way to a target. A method without an override raises NotImplementedError.
 
-    user: who uses it now. reused: it is on a connection that has served an exchange before, and may have gone stale.
-    path: the way its connection was opened on, where that can fall silent. has_answered: a byte of the response has
-    come. writing_paused: the target takes no more for now.
+    Attributes:
+        user: the current user.
+        reused: its connection has served an exchange before, so the target may have closed it.
+        path: the path of its connection, if that can fall silent, else None.
+        has_answered: a byte of the response arrived.
+        writing_paused: the target takes no further bytes for now.
     """
 
     __slots__ = ("has_answered", "path", "reused", "user", "writing_paused")
@@ -96,14 +99,16 @@ class UpstreamStream:
         raise NotImplementedError
 
     def send(self, head: bytes, pieces: list[Piece], ended: bool) -> None:
-        """Send the request's head, b"" where it has gone out, and the next pieces of its body.
+        """Send the request's head, b"" if it was sent, and the next pieces of its body.
 
-        pieces: content, immutable, kept by reference. ended: the request is whole.
+        Args:
+            pieces: content, immutable, kept by reference.
+            ended: the request is whole.
         """
         raise NotImplementedError
 
     def pause_reading(self) -> None:
-        """Hold the response back: the client takes no more for now."""
+        """Pause the response, because the client takes no further bytes for now."""
         raise NotImplementedError
 
     def resume_reading(self) -> None:
@@ -122,13 +127,13 @@ class UpstreamStream:
         raise NotImplementedError
 
     def abort(self) -> None:
-        """End the stream at once, dropping what is unsent; its user hears no more of it."""
+        """Close the stream at once, and drop unsent bytes. Its user gets no further call."""
         raise NotImplementedError
 
     # -- a tunnel, behind a 101
 
     def switch(self, user: TunnelUser) -> None:
-        """From now on `user` has the target's bytes as they come."""
+        """From now on `user` gets the target's bytes as they arrive."""
         raise NotImplementedError
 
     def write(self, data: Piece) -> None:
