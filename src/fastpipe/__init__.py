@@ -15,7 +15,7 @@ select_twins(__path__)
 from fastpipe._errors import PipeBrokenError, PipeBusyError, PipeClosedError, PipeError  # noqa: E402 - after the choice
 from fastpipe._socket import PipeSocket  # noqa: E402 - as above
 
-# What a type checker reads is the compiled twin's stub.
+# A type checker reads the compiled twin's stub.
 if TYPE_CHECKING or (are_enabled() and importlib.util.find_spec("fastpipe._pipe_c")):
     from fastpipe._pipe_c import Chunk, ChunkPool, PipeEnd, PipeStatistics, create_pipe
 else:

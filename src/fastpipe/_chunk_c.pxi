@@ -1,9 +1,9 @@
-# Receive buffers, as `_chunk_py` has them: a part of `_pipe_c.pyx`, which includes it.
+# Receive buffers, like those of `_chunk_py`. `_pipe_c.pyx` includes this file.
 
 @cython.final
-@cython.no_gc  # in no cycle, since a Chunk refers to nothing; and cleared by the collector it would count on None
+@cython.no_gc  # never part of a cycle, because a Chunk refers to nothing. A cleared Tail would count on None
 cdef class Tail:
-    """The free rest of a Chunk, as an exporter of its own: what is written into is no view of the Chunk."""
+    """The free rest of a Chunk, as a separate exporter. The buffer that users write into is no view of the Chunk."""
 
     cdef Chunk chunk
 
@@ -18,11 +18,14 @@ cdef class Tail:
 
 @cython.final
 cdef class Chunk:
-    """A receive buffer that is filled from the front and read-only behind that.
+    """A receive buffer. It is filled from the front, and its committed bytes are read-only.
 
-    size: bytes it holds, at least 1. Received bytes go into `writable()`, then `commit(n)` makes the first n of them
-    permanent and gives their read-only view. What has been committed doesn't change while any view of the chunk lives;
-    `clear()` makes it empty again, and refuses while one does. Views of it pass through a pipe by reference.
+    Received bytes go into `writable()`. `commit(n)` then makes the first n of them permanent and returns their
+    read-only view. Committed bytes don't change while any view of the chunk is alive. `clear()` empties the chunk, and
+    raises BufferError while a view is alive. Views of a chunk pass through a pipe by reference.
+
+    Args:
+        size: capacity in bytes, at least 1.
     """
 
     def __cinit__(self, size, /):
@@ -59,12 +62,12 @@ cdef class Chunk:
         return PyMemoryView_FromObject(tail)
 
     def commit(self, n, /):
-        """Keep the first n bytes of the free rest, 0 to what is free; gives a read-only view of them."""
+        """Commit the first n bytes of the free rest, 0 to all. Return a read-only view of them. Raises ValueError."""
         cdef Py_ssize_t start = self.used
         cdef Py_ssize_t free = self.capacity - start
         n = PyNumber_Index(n)
         if not 0 <= n <= free:
-            raise ValueError(f"cannot commit {n} bytes: {free} are free")
+            raise ValueError(f"cannot commit {n} bytes, only {free} are free")
         self.used = start + <Py_ssize_t>n
         return PyMemoryView_FromObject(self)[start:self.used]
 
@@ -73,7 +76,7 @@ cdef class Chunk:
         return PyMemoryView_FromObject(self)[start:stop]
 
     def clear(self):
-        """Forget what was committed, to receive anew. Raises BufferError while a view is alive."""
+        """Discard the committed bytes, so that the chunk can be filled again. Raises BufferError for a view alive."""
         if self.exports:
             raise BufferError("a view of this Chunk is alive")
         self.used = 0
@@ -102,6 +105,6 @@ cdef class Chunk:
 
 
 class ChunkPool(Pool):
-    """Chunks of one size, each given out again only when its last view has gone."""
+    """Chunks of one size. The pool reuses a chunk only after its last view is released."""
 
     make = Chunk

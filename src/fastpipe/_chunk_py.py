@@ -1,9 +1,9 @@
-"""Bytes nobody can change: what a write keeps by reference, what it copies, and the Chunk, whose views it keeps.
+"""Immutable bytes: the objects that a write keeps by reference, its copies of others, and the Chunk.
 
-How the Python twin knows that no view of a Chunk is left: its storage is a `bytearray`, which refuses to change its
-length while anything exports its buffer (BufferError), and a memoryview of any slice is such an export until it is
-gone or released. So `append` and `pop` are the question, and raise or change nothing. (`__buffer__`, which could count,
-is there from Python 3.12 only.) The compiled twin counts exports in the buffer protocol.
+The Python twin must detect whether a view of a Chunk is alive. The storage of a Chunk is a `bytearray`. It raises
+BufferError for a change of its length while anything exports its buffer. A memoryview of any slice is such an export
+until it is freed or released. So `append` and `pop` test for views. They raise, or change nothing. `__buffer__` could
+count views, but exists only since Python 3.12. The compiled twin counts exports in the buffer protocol.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from fastpipe._pool import Pool
 
 
 class Storage(bytearray):
-    """The bytes of one Chunk; the type by which `immutable` knows a view of a Chunk."""
+    """The bytes of one Chunk. `immutable` recognizes a view of a Chunk by this type."""
 
     __slots__ = ()
 
 
 @final
 class Chunk:
-    """A receive buffer that is filled from the front and read-only behind that.
+    """A receive buffer. It is filled from the front, and its committed bytes are read-only.
 
-    size: bytes it holds, at least 1. Received bytes go into `writable()`, then `commit(n)` makes the first n of them
-    permanent and gives their read-only view. What has been committed doesn't change while any view of the chunk lives;
-    `clear()` makes it empty again, and refuses while one does. Views of it pass through a pipe by reference.
+    Received bytes go into `writable()`. `commit(n)` then makes the first n of them permanent and returns their
+    read-only view. Committed bytes don't change while any view of the chunk is alive. `clear()` empties the chunk, and
+    raises BufferError while a view is alive. Views of a chunk pass through a pipe by reference.
+
+    Args:
+        size: capacity in bytes, at least 1.
     """
 
     __slots__ = ("_filled", "_storage")
@@ -64,11 +67,11 @@ class Chunk:
         return memoryview(self._storage)[self._filled :]
 
     def commit(self, n: int, /) -> memoryview:
-        """Keep the first n bytes of the free rest, 0 to all; gives a read-only view of them. Raises ValueError."""
+        """Commit the first n bytes of the free rest, 0 to all. Return a read-only view of them. Raises ValueError."""
         n = index(n)
         start, free = self._filled, len(self._storage) - self._filled
         if not 0 <= n <= free:
-            raise ValueError(f"cannot commit {n} bytes: {free} are free")
+            raise ValueError(f"cannot commit {n} bytes, only {free} are free")
         self._filled = start + n
         return memoryview(self._storage).toreadonly()[start : start + n]
 
@@ -77,7 +80,7 @@ class Chunk:
         return memoryview(self._storage).toreadonly()[: self._filled][start:stop]
 
     def clear(self) -> None:
-        """Forget what was committed, to receive anew. Raises BufferError while a view is alive."""
+        """Discard the committed bytes, so that the chunk can be filled again. Raises BufferError for a view alive."""
         if self.in_use:
             raise BufferError("a view of this Chunk is alive")
         self._filled = 0
@@ -94,16 +97,19 @@ class Chunk:
 
 @final
 class ChunkPool(Pool[Chunk]):
-    """Chunks of one size, each given out again only when its last view has gone."""
+    """Chunks of one size. The pool reuses a chunk only after its last view is released."""
 
     make = Chunk
 
 
 def immutable(data: Any) -> bytes | memoryview:
-    """`data` as exact bytes or as a flat read-only view (1-D, format B) of bytes that never change.
+    """Return `data` as exact bytes or as a flat read-only view (1-D, format B) of bytes that never change.
 
-    Exact `bytes`, views of them and read-only views of a Chunk: by reference. All else with a buffer: one copy. The
-    view is the pipe's own: the caller may release his. Raises TypeError for an object without a buffer.
+    Exact `bytes`, views of them and read-only views of a Chunk are kept by reference. All other buffers are copied
+    once. The pipe owns the returned view, so the caller may release its view.
+
+    Raises:
+        TypeError: for an object without a buffer.
     """
     if type(data) is bytes:
         return data

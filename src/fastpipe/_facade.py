@@ -1,7 +1,7 @@
-"""What `isinstance(end, asyncio.Transport)` finds in the compiled twin.
+"""The class that `isinstance(end, asyncio.Transport)` finds in the compiled twin.
 
-An extension type can't inherit from asyncio's Python classes (their slots lie where its fields would), so the compiled
-end says that its `__class__` is this one; `type(end)` is the truth.
+An extension type can't inherit from asyncio's Python classes, because their slots occupy the place of its fields. So
+the compiled end reports this class as its `__class__`. `type(end)` is the real class.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 # The compiled pipe's data, and what Cython callers may use of it without Python's dispatch (the functions at the end).
 #
-# Fields are written by this module alone. `peer` is borrowed: whoever of two ends is freed first clears the other's.
+# Only this module writes the fields. `peer` is borrowed. The end that is freed first clears the other's `peer`.
 
 from libc.stdint cimport uint8_t
 
 cdef struct Piece:              # bytes that wait to be taken, kept by reference
     void* owner                 # strong: bytes, or a flat memoryview that exports a Chunk
-    const char* start           # inside what the owner holds; it never changes (I2)
+    const char* start           # inside the owner's bytes, which never change (I2)
     Py_ssize_t length           # > 0
     Piece* next
 
@@ -26,9 +26,9 @@ cdef class DeliveryQueue:       # the pipes of one event loop, or one pipe witho
     cdef uint8_t scheduled      # the loop has a Drain to call
     cdef uint8_t draining       # that Drain is making callbacks
 
-cdef class PipeStatistics:      # of one end, since somebody asked
+cdef class PipeStatistics:      # of one end, since collect_statistics
     cdef readonly long long bytes_written, chunks_written, bytes_read, chunks_read, pauses
-    cdef double past_s          # seconds of the pauses that are over
+    cdef double past_s          # seconds of finished pauses
     cdef double paused_at       # time.monotonic(), or < 0: not paused
 
 cdef class Chunk:               # a receive buffer that is read-only behind what was committed
@@ -39,7 +39,7 @@ cdef class Chunk:               # a receive buffer that is read-only behind what
 
 cdef class PipeEnd:             # one end: what its peer wrote and nobody took, and its protocol
     cdef object __weakref__
-    cdef dict __dict__          # what users set on it, as tests do that replace `write`; none until then
+    cdef dict __dict__          # attributes that users set, such as a test's `write`. Not made before
     cdef void* peer             # PipeEnd, borrowed; NULL when it was freed
     cdef PipeEnd strong_peer    # the peer, kept alive while it has a protocol (I7)
     cdef DeliveryQueue queue    # of its loop, or its pipe's while there is no loop
@@ -47,10 +47,10 @@ cdef class PipeEnd:             # one end: what its peer wrote and nobody took, 
     cdef object protocol        # None: read by hand
     cdef object receive         # protocol.data_received, looked up by the first delivery
     cdef object context         # in which the protocol is called
-    cdef object error           # what connection_lost will say
+    cdef object error           # the argument of connection_lost
     cdef dict extra             # for get_extra_info; None until one is set
     cdef object detach          # of the server whose connection this is
-    cdef PipeStatistics stats   # None until somebody asks
+    cdef PipeStatistics stats   # None until collect_statistics
     cdef Piece* first           # the first of what the peer wrote and nobody took
     cdef Piece* last            # both NULL where nothing waits
     cdef Py_ssize_t size        # bytes in them (I1)
@@ -60,15 +60,15 @@ cdef class PipeEnd:             # one end: what its peer wrote and nobody took, 
     cdef uint8_t linked         # the peer takes what this end writes (I8)
     cdef uint8_t fast_path      # nothing but bytes can be due, and how they are delivered (I9)
     cdef uint8_t made           # connection_made was called
-    cdef uint8_t eof_sent, eof_in, eof_delivered  # by write_eof; the peer's; eof_received was called
-    cdef uint8_t reading_paused, protocol_paused  # by pause_reading; it has had pause_writing
+    cdef uint8_t eof_sent, eof_in, eof_delivered  # sent by write_eof, by the peer, passed to eof_received
+    cdef uint8_t reading_paused, protocol_paused  # by pause_reading, by pause_writing
     cdef uint8_t queued         # in the queue, or deferred (I4)
     cdef uint8_t busy           # a callback is on the stack, in its context
     cdef uint8_t deferred       # its EOF or loss was due a turn ago, and is delivered in this one
     cdef uint8_t inline_        # data is delivered within the peer's write
-    cdef uint8_t buffered, accepts_views  # kinds of protocol: BufferedProtocol; one that takes memoryviews
+    cdef uint8_t buffered, accepts_views  # the protocol is a BufferedProtocol, or takes memoryviews
 
-# For Cython callers; each as the method of its name, in the pipe's own thread.
+# For Cython callers, in the pipe's thread. Each function is like the method of its name.
 cdef int pipe_write(PipeEnd end, object data) except -1
 cdef int pipe_close(PipeEnd end) except -1
 cdef int pipe_abort(PipeEnd end) except -1

@@ -1,11 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, nonecheck=False, initializedcheck=False
 # cython: binding=False, embedsignature=False, freethreading_compatible=True
-"""The fast twin of `_pipe_py`, which explains what happens here and why; the names I1 to I10 are its invariants.
+"""The fast twin of `_pipe_py`. The docstring of `_pipe_py` explains the mechanism and the invariants I1 to I10.
 
-The same calls make the same callbacks in the same order, with the same errors. What differs is how the books are kept:
-pieces are C structs that point into the bytes they hold a reference to, the queue of due ends is threaded through the
-ends themselves, and an idle end owns nothing but its fields. The fields are in `_pipe_c.pxd`. What stands in files of
-its own for the Python twin stands in a .pxi here: they are one module, so calls across them cost nothing.
+The same calls make the same callbacks in the same order, with the same errors. Only the data structures differ. Pieces
+are C structs that hold a reference to bytes and point into them. The queue of due ends is linked through the ends. An
+idle end owns nothing except its fields, which are in `_pipe_c.pxd`. The Python twin has separate modules. Here each of
+them is a .pxi file of one module, so calls between them cost nothing.
 """
 
 cimport cython
@@ -65,7 +65,7 @@ cdef enum Event:                # the callback that is due: see `_next` in the P
     TELL_LOST = 5
     LOST_UNHEARD = 6
 
-cdef enum FastPath:                # how bytes get to the protocol where nothing is to be asked any more: I9
+cdef enum FastPath:                # how bytes reach the protocol without further checks (I9)
     NOT = 0
     BY_TURN = 1
     INLINE = 2
@@ -81,12 +81,12 @@ cdef object BufferedProtocol = asyncio.BufferedProtocol
 cdef object monotonic = time.monotonic
 cdef bytes NO_BYTES = b""
 
-# What a debug build counts; never touched in others.
+# The counts of a debug build. Other builds never change them.
 cdef long long pairs_made = 0, ends_freed = 0, pieces_made = 0, pieces_freed = 0, views_made = 0, views_freed = 0
 
 
 def debug_counts():
-    """What a FASTPIPE_DEBUG=1 build has made and freed, as a dict; None in other builds."""
+    """Return how many objects a FASTPIPE_DEBUG=1 build has made and freed, as a dict. Other builds return None."""
     if not DEBUG:
         return None
     return {
@@ -96,7 +96,7 @@ def debug_counts():
 
 
 cdef int check(PipeEnd end) except -1:
-    """Assert the invariants of an end that no call is at work on: in debug builds after every call and callback."""
+    """Assert the invariants of an end outside of calls. Debug builds do this after every call and callback."""
     cdef Py_ssize_t size = 0
     cdef Piece* piece = end.first
     while piece != NULL:
@@ -290,7 +290,7 @@ cdef int resume_protocol(PipeEnd end) except -1:
 
 
 cdef int deliver_inline(PipeEnd end, PyObject* data) except -1:
-    """Deliver what waits within the peer's write; or `data`, NULL for none, which I9 lets through as it is."""
+    """Deliver `data` directly (I9) and then waiting pieces, within the peer's write. `data` may be NULL."""
     cdef DeliveryQueue queue = end.queue
     if end.busy or end.queued:
         return 0
@@ -392,7 +392,7 @@ cdef inline bint receive(PipeEnd end, PyObject* data) noexcept:
 
 
 cdef FastPath fast_path_of(PipeEnd end) noexcept:
-    """What I9 allows: nothing but bytes can be due here, and nobody is to be told that they were taken."""
+    """Return the fast path that I9 allows. On it, only bytes can be due, and no writer waits for space."""
     if (
         end.state == OPEN and end.made and end.receive is not None and not end.accepts_views and not end.buffered
         and not end.reading_paused and not end.eof_in and not end.protocol_paused and end.stats is None
@@ -606,7 +606,7 @@ cdef int pipe_write(PipeEnd end, object data) except -1:
 
 cdef int write_inline(PipeEnd end, PipeEnd borrowed, object data) except -1:
     cdef DeliveryQueue queue = end.queue
-    cdef PipeEnd peer = borrowed  # a callback may let go of it: the link's is no reference
+    cdef PipeEnd peer = borrowed  # strong, because a callback may free the peer
     if peer.busy or peer.queued:
         append_piece(peer, bytes_piece(queue, data))
     elif (
@@ -687,7 +687,7 @@ cdef int pipe_consume(PipeEnd end, Py_ssize_t n) except -1:
 
 
 cdef int writable(object buffer, Py_buffer* view) except -1:
-    """Acquire a writable, C-contiguous buffer; the caller releases it. Raises TypeError."""
+    """Acquire a writable, C-contiguous buffer. The caller releases it. Raises TypeError."""
     if not PyObject_CheckBuffer(buffer):
         raise _errors.not_writable(buffer)
     PyObject_GetBuffer(buffer, view, PyBUF_FULL_RO)
@@ -706,7 +706,7 @@ cdef int writable(object buffer, Py_buffer* view) except -1:
 
 @cython.final
 cdef class PipeStatistics:
-    """What one end has sent and taken since `collect_statistics` was first called; counts on by itself."""
+    """Counts of one end since the first call of `collect_statistics`. The object stays current."""
 
     def __cinit__(self):
         self.paused_at = -1
@@ -795,7 +795,7 @@ cdef class PipeEnd:
         return True
 
     def write_eof(self):
-        """Half-close: the peer gets eof_received after all bytes; this end still reads."""
+        """Half-close. The peer gets eof_received after all bytes. This end can still read."""
         cdef PipeEnd peer
         check_thread(self)
         if self.state != OPEN or self.eof_sent:
@@ -816,7 +816,7 @@ cdef class PipeEnd:
         return self.low_water, self.high_water
 
     def set_write_buffer_limits(self, high=None, low=None):
-        """Set the marks in bytes; asyncio's defaults: 64 KiB, and a quarter of high."""
+        """Set the marks in bytes. Defaults of asyncio: 64 KiB, and a quarter of high."""
         check_thread(self)
         self.high_water, self.low_water = water_marks(high, low)
         if not self.protocol_paused and unread(self) > self.high_water:
@@ -831,7 +831,7 @@ cdef class PipeEnd:
         return self.state != OPEN
 
     def close(self):
-        """End both directions: what was written arrives, then EOF; what waits here is dropped."""
+        """Close both directions. The peer gets the written bytes, then EOF. Bytes that wait here are dropped."""
         pipe_close(self)
 
     def abort(self):
@@ -861,7 +861,7 @@ cdef class PipeEnd:
     # protocol
 
     def set_protocol(self, protocol, /):
-        """Have `protocol` called from now on, in a copy of this context; the first one gets connection_made."""
+        """Call `protocol` from now on, in a copy of this context. The first protocol gets connection_made."""
         cdef PipeEnd peer
         if self.queue is None or self.queue is no_queue:
             raise RuntimeError(_errors.WRONG_THREAD)
@@ -920,7 +920,7 @@ cdef class PipeEnd:
         self.detach = detach
 
     def set_extra_info(self, name, value, /):
-        """Have get_extra_info(name) give `value`; for whoever makes the pipe."""
+        """Set the value that `get_extra_info(name)` returns. For the creator of the pipe."""
         if self.extra is None:
             self.extra = {}
         self.extra[name] = value
@@ -937,7 +937,7 @@ cdef class PipeEnd:
     # reading by hand
 
     def peek(self):
-        """The next bytes, in place: valid and unchanged for as long as the view is held. Empty where nothing waits."""
+        """Return a view of the next bytes, in place. Valid and unchanged until released. Empty if nothing waits."""
         return pipe_peek(self)
 
     def consume(self, n, /):
@@ -950,7 +950,7 @@ cdef class PipeEnd:
             taken(self, n, 1)
 
     def read(self, n=-1, /):
-        """Take up to n bytes (-1: all that wait) and give them; the very object where it is one."""
+        """Take and return up to n bytes. -1: all that wait. A whole written `bytes` is returned as it is."""
         cdef Py_ssize_t count = PyNumber_AsSsize_t(n, NULL)
         cdef object data
         check_reader(self)
@@ -967,7 +967,7 @@ cdef class PipeEnd:
         return data
 
     def readinto(self, buffer, /):
-        """Take as many bytes as wait and fit, into `buffer` (writable, C-contiguous); their count."""
+        """Take as many bytes as wait and fit into `buffer` (writable, C-contiguous). Return their count."""
         cdef Py_buffer view
         writable(buffer, &view)
         try:
@@ -1006,7 +1006,7 @@ cdef void sever(PipeEnd end) noexcept:
 
 
 cdef void free_waiting(PipeEnd end) noexcept:
-    """`drop_waiting` for an end that is being freed: its queue may be gone before it."""
+    """Like `drop_waiting`, for an end that is being freed. Its queue may already be freed."""
     global pieces_freed
     cdef Piece* piece
     while end.first != NULL:
@@ -1028,7 +1028,7 @@ cdef int move_in(PipeEnd end, object loop) except -1:
     return 0
 
 
-cdef DeliveryQueue no_queue = DeliveryQueue()  # where an end is that create_pipe has not made: no thread may call it
+cdef DeliveryQueue no_queue = DeliveryQueue()  # of an end not made by create_pipe, which no thread may call
 no_queue.thread = 0
 
 
@@ -1046,12 +1046,20 @@ cdef inline PipeEnd new_end(DeliveryQueue queue, object loop, Py_ssize_t high, b
 
 
 def create_pipe(*, limit=65536, inline=False, max_chunk=262144, loop=None):
-    """Two connected transports in memory; what is written to one arrives at the other.
+    """Create two connected transports in memory. Bytes written to one arrive at the other.
 
-    limit: high-water mark of each direction in bytes, 0 to sys.maxsize; low is a quarter. inline: deliver within
-    `write`. max_chunk: the most one data_received brings, in bytes, at least 1; None: every write whole. loop: the loop
-    that calls protocols; None: the running one, or none until `set_protocol`. Raises TypeError, ValueError;
-    RuntimeError where the loop is closed. The pipe belongs to this thread (or the loop's, once it runs).
+    The pipe belongs to this thread, or to the loop's thread once the loop runs.
+
+    Args:
+        limit: high-water mark of each direction in bytes, 0 to `sys.maxsize`. The low-water mark is a quarter of it.
+        inline: deliver data within `write`.
+        max_chunk: the most bytes of one `data_received`, at least 1. None: every write whole.
+        loop: the loop that calls protocols. None: the running loop, or no loop until `set_protocol`.
+
+    Raises:
+        TypeError: for a value of the wrong type.
+        ValueError: for a value out of range.
+        RuntimeError: if the loop is closed.
     """
     global pairs_made
     cdef Py_ssize_t high = checked_limit(limit) if limit is not 65536 else 65536  # who leaves the default asks nothing

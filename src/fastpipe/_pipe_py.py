@@ -1,24 +1,30 @@
-"""An in-memory pipe for asyncio: the reference twin. What it does is the specification; `_pipe_c` is the same, faster.
+"""An in-memory pipe for asyncio: the reference twin. It is the specification. `_pipe_c` is only faster.
 
-A pipe is two ends, and each end is a transport. There is no object between them: an end keeps what its peer wrote and
-nobody took yet, so a write puts the bytes where they are read.
+A pipe is two ends, and each end is a transport. There is no object between the ends. An end keeps the bytes that its
+peer wrote and nobody took yet. So a write puts the bytes at the place where they are read.
 
         a.write(data) ──► [ b's waiting pieces ] ──► b's protocol, or b.read() by hand
         a's protocol, or a.read() by hand ◄── [ a's waiting pieces ] ◄── b.write(data)
 
-States of one end, and what leads from one to the next:
+States of one end and their transitions:
 
                  close(), abort(), collected as garbage          connection_lost(None) made,
         OPEN ───────────────────────────────────────► CLOSING ─────────────────────────────► LOST
-          │                                                      or no protocol to tell        ▲
+          │                                                      or no protocol is set         ▲
           │  the peer aborts; a write into a closed peer;                                      │
           └───────────────────────────────────────────► BROKEN ────────────────────────────────┘
-             a callback of ours raises                            connection_lost(error) made
+             a callback of its protocol raises                    connection_lost(error) made
 
-Beside the state an end knows: `made` (connection_made was called), `eof_sent` (write_eof), `eof_in` (the peer will
-write no more), `eof_delivered` (eof_received was called), `paused` (pause_reading), `protocol_paused` (pause_writing).
+An end has these flags beside its state:
 
-What a call does in each state (nothing: returns and changes nothing):
+    made              connection_made was called
+    eof_sent          write_eof was called
+    eof_in            the peer will write no more
+    eof_delivered     eof_received was called
+    paused            pause_reading was called
+    protocol_paused   the protocol had pause_writing
+
+The effect of each call in each state (nothing: returns and changes nothing):
 
     call               OPEN                           BROKEN                        CLOSING        LOST
     write, writelines  queued at the peer;            dropped                       dropped        dropped
@@ -34,41 +40,43 @@ What a call does in each state (nothing: returns and changes nothing):
       reading          EOF; twice: nothing
     set_protocol       takes over from here; first:   as OPEN                       as OPEN        nothing
                        connection_made follows
-    peek, read,        what waits; nothing at EOF     what waits, then              PipeClosedError: it is over
+    peek, read,        what waits; nothing at EOF     what waits, then              PipeClosedError
       readinto,                                       PipeBrokenError               (PipeBrokenError, if it broke)
       consume          with a protocol set: PipeBusyError, in every state
     at_eof             whether all was taken and      False                         False          False
                        nothing can follow
-    get_… , is_…       answer in every state; is_closing() is `state is not OPEN`
+    get_… , is_…       return in every state; is_closing() is `state is not OPEN`
 
-The queue (`_queue_py`) makes callbacks, one an end at a time: the first of these that is due (`_next`):
+The queue (`_queue_py`) makes one callback of an end at a time, the first that is due (`_next`):
 
     connection_made    a protocol is set and has not had it
     resume_writing     it had pause_writing, and the peer has taken the rest down to the low-water mark
     data_received /    pieces wait, reading is not paused; OPEN or BROKEN
       buffer_updated
-    eof_received       the peer writes no more, nothing waits, reading is not paused; a false answer closes the end
+    eof_received       the peer writes no more, nothing waits, reading is not paused; a false result closes the end
     connection_lost    BROKEN or CLOSING: the last callback
 
-pause_writing alone is made inside the call that passes the mark, as in all of asyncio; and data of an `inline` pipe
-inside the write that brings it, unless a callback of its receiver is on the stack: then that one returns first.
+Two callbacks are made inside a call. pause_writing is made inside the call that passes the mark, as in all of asyncio.
+Data of an `inline` pipe is delivered inside the write that brings it. If a callback of the receiver is on the stack,
+that callback returns first.
 
 Invariants, named where the code keeps them:
 
-    I1  `size` is the sum of the lengths of the pieces that wait; no piece is empty; without pieces none is allocated.
-    I2  a piece never changes: it is exact bytes, or a view of bytes or of a Chunk (which keeps while a view lives).
-    I3  after connection_lost, and without a protocol, no callback is made; connection_made is the first, made once.
-    I4  an end is in its queue at most once, and is there, or reading is by hand or paused, while one is due.
-    I5  no callback but pause_writing (and inline data) is made inside a call of the same pipe.
-    I6  all books are kept before a callback is made: it may call anything.
-    I7  an end with a protocol lives as long as its peer is open; one that is read by hand belongs to whoever holds it.
-    I8  a link from a to b is there until a is LOST or b has finished: so no link means that nobody takes what a writes.
-    I9  an end with a fast path is open, made, linked and has a plain Protocol; neither it nor its peer is paused, at
-        EOF or counts. Nothing but bytes can be due, so they are passed on without another question. What waits there is
-        one whole `bytes` that max_chunk allows, or nothing. Any call that changes one of these ends the fast path. A
-        delivery by the long way, having asked, begins it.
-    I10 eof_received and connection_lost come in a turn of their own where a turn has brought bytes, or an EOF: a task
-        that those woke runs first, as on a socket, whose end is another event of the loop.
+    I1  `size` is the sum of the lengths of the waiting pieces. No piece is empty. Without pieces none is allocated.
+    I2  A piece never changes. It is exact bytes, or a view of bytes or of a Chunk, which keeps them for its views.
+    I3  After connection_lost, and without a protocol, no callback is made. connection_made is the first, made once.
+    I4  An end is in its queue at most once. If a callback is due, the end is in the queue, or reading is by hand or
+        paused.
+    I5  Only pause_writing and inline data are delivered inside a call of the same pipe.
+    I6  All state is updated before a callback is made, because the callback may call anything.
+    I7  An end with a protocol lives as long as its peer is open. An end that is read by hand belongs to its holder.
+    I8  The link from a to b exists until a is LOST or b has finished. Without a link, nobody takes what a writes.
+    I9  An end with a fast path is open, made, linked and has a plain Protocol. Neither the end nor its peer is paused,
+        at EOF or counting. Only bytes can be due, so they are delivered without further checks. One whole `bytes` that
+        max_chunk allows waits there, or nothing. A call that changes one of these facts ends the fast path. A delivery
+        with all checks begins it.
+    I10 If a turn has brought bytes or an EOF, eof_received and connection_lost wait for the next turn. So a task that
+        this turn woke runs first. A socket does the same, because its EOF is another event of the loop.
 """
 
 from __future__ import annotations
@@ -102,12 +110,20 @@ def create_pipe(
     max_chunk: int | None = DEFAULT_MAX_CHUNK,
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> tuple[PipeEnd, PipeEnd]:
-    """Two connected transports in memory; what is written to one arrives at the other.
+    """Create two connected transports in memory. Bytes written to one arrive at the other.
 
-    limit: high-water mark of each direction in bytes, 0 to sys.maxsize; low is a quarter. inline: deliver within
-    `write`. max_chunk: the most one data_received brings, in bytes, at least 1; None: every write whole. loop: the loop
-    that calls protocols; None: the running one, or none until `set_protocol`. Raises TypeError, ValueError;
-    RuntimeError where the loop is closed. The pipe belongs to this thread (or the loop's, once it runs).
+    The pipe belongs to this thread, or to the loop's thread once the loop runs.
+
+    Args:
+        limit: high-water mark of each direction in bytes, 0 to `sys.maxsize`. The low-water mark is a quarter of it.
+        inline: deliver data within `write`.
+        max_chunk: the most bytes of one `data_received`, at least 1. None: every write whole.
+        loop: the loop that calls protocols. None: the running loop, or no loop until `set_protocol`.
+
+    Raises:
+        TypeError: for a value of the wrong type.
+        ValueError: for a value out of range.
+        RuntimeError: if the loop is closed.
     """
     high = checked_limit(limit)
     chunk = checked_max_chunk(max_chunk)
@@ -260,7 +276,7 @@ class PipeEnd(Waiting):
         return True
 
     def write_eof(self) -> None:
-        """Half-close: the peer gets eof_received after all bytes; this end still reads. Raises RuntimeError."""
+        """Half-close. The peer gets eof_received after all bytes. This end can still read. Raises RuntimeError."""
         self._check_thread()
         if self._state != OPEN or self._eof_sent:
             return
@@ -281,7 +297,7 @@ class PipeEnd(Waiting):
         return self._low_water, self._high_water
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Set the marks in bytes; asyncio's defaults: 64 KiB, a quarter of high. Raises ValueError, RuntimeError."""
+        """Set the marks in bytes. Defaults of asyncio: 64 KiB, a quarter of high. Raises ValueError, RuntimeError."""
         self._check_thread()
         self._high_water, self._low_water = water_marks(high, low)
         self._leave_fast_path()
@@ -313,7 +329,7 @@ class PipeEnd(Waiting):
         return self._state != OPEN
 
     def close(self) -> None:
-        """End both directions: the peer gets what was written, then EOF; what waits here is dropped."""
+        """Close both directions. The peer gets the written bytes, then EOF. Bytes that wait here are dropped."""
         self._check_thread()
         if self._state == OPEN:
             self._finish(CLOSING, None, aborting=False)
@@ -382,7 +398,7 @@ class PipeEnd(Waiting):
             self._loop.call_soon_threadsafe(self._abandon)
 
     def _abandon(self) -> None:
-        """Nobody holds this end any more: the peer gets what was written, then EOF; no callback of ours."""
+        """Close an end without a holder. The peer gets the written bytes, then EOF. This end makes no callback."""
         self._protocol = self._receive = self._fast_path = self._context = None
         if self._state == OPEN:
             self._finish(CLOSING, None, aborting=False)
@@ -390,10 +406,15 @@ class PipeEnd(Waiting):
     # ---- protocol
 
     def set_protocol(self, protocol: Any, /) -> None:
-        """Have `protocol` called from now on, in a copy of this context; the first one gets connection_made.
+        """Call `protocol` from now on, in a copy of this context. The first protocol gets connection_made.
 
-        protocol: Protocol, BufferedProtocol, or None to read by hand again. Bytes that wait go to it. Raises
-        RuntimeError from another thread, without any loop, and where the loop is closed.
+        Bytes that wait go to the new protocol.
+
+        Args:
+            protocol: Protocol, BufferedProtocol, or None to read by hand again.
+
+        Raises:
+            RuntimeError: from another thread, without any loop, or if the loop is closed.
         """
         if self._loop is None:
             self._move_in(asyncio.get_running_loop())
@@ -413,7 +434,7 @@ class PipeEnd(Waiting):
         self._wake()
 
     def _move_in(self, loop: asyncio.AbstractEventLoop) -> None:
-        """This pipe had no loop: now it has."""
+        """Give the pipe its loop."""
         self._queue, self._loop = queue_of(loop), loop
         peer = self._peer()
         if peer is not None:
@@ -453,7 +474,7 @@ class PipeEnd(Waiting):
         return default
 
     def set_extra_info(self, name: str, value: Any, /) -> None:
-        """Have get_extra_info(name) give `value`; for whoever makes the pipe."""
+        """Set the value that `get_extra_info(name)` returns. For the creator of the pipe."""
         if self._extra is None:
             self._extra = {}
         self._extra[name] = value
@@ -495,7 +516,7 @@ class PipeEnd(Waiting):
             self._queue.wake(self, self._loop)
 
     def _wake_quietly(self) -> None:
-        """The same where this call is not about that callback: with the loop closed nobody is left to tell."""
+        """Like `_wake`, for a call with another purpose than the callback. Ignore a closed loop."""
         try:
             self._wake()
         except RuntimeError:
@@ -572,7 +593,7 @@ class PipeEnd(Waiting):
     def _deliver_inline(self) -> None:
         """Deliver what waits now, within the peer's write, or leave it to the loop's turn if now it can't be."""
         queue = self._queue
-        if self._busy or self._queued:  # its callback, or a turn that is due, delivers it: the order is kept
+        if self._busy or self._queued:  # its callback or the due turn delivers the data, in order
             return
         if not queue.draining and not queue.depth:
             queue.calls = queue.bytes = 0
@@ -712,7 +733,11 @@ class PipeEnd(Waiting):
             self._tell_server()
 
     def _attach(self, detach: Callable[[PipeEnd], None]) -> None:
-        """For the server whose connection this is: `detach(end)` is called once, when it is LOST; it must not raise."""
+        """Set the callback of the server that owns this connection.
+
+        Args:
+            detach: called once with this end when it is LOST. Must not raise.
+        """
         self._detach = detach
 
     def _tell_server(self) -> None:
@@ -726,7 +751,7 @@ class PipeEnd(Waiting):
         self._loop.call_exception_handler(context)
 
     def _fatal(self, error: BaseException, message: str) -> None:
-        """A callback raised: say so, and end as if the pipe had broken here; the peer sees an abort."""
+        """Report the error that a callback raised, and break this end. The peer sees an abort."""
         self._report(error, message)
         if self._state == OPEN:
             self._finish(BROKEN, error, aborting=True)

@@ -1,4 +1,4 @@
-"""A pool of receive buffers, the same for both twins' Chunks: it asks each one whether a view of it is alive."""
+"""A pool of receive buffers for the Chunks of both twins. It asks each Chunk whether a view of it is alive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastpipe._limits import DEFAULT_MAX_CHUNK
 
 
 class Reusable(Protocol):
-    """What the pool has to know of a Chunk."""
+    """The part of a Chunk that the pool uses."""
 
     def __init__(self, size: int, /) -> None: ...
 
@@ -23,10 +23,14 @@ Buffer = TypeVar("Buffer", bound=Reusable)
 
 
 class Pool(Generic[Buffer]):
-    """Gives out buffers of one size, `chunk_bytes`, and takes them back; keeps at most `spare`, 0 or more, of them.
+    """Lends buffers of one size and takes them back.
 
-    Whoever took a buffer owns it until `give_back`. Views of it may live on after that, anywhere, for as long as they
-    like: the buffer is given out again only when none does, and where that never happens it is freed with the last.
+    The caller of `take` owns the buffer until `give_back`. Views of the buffer may stay alive after that, without a
+    limit. The pool reuses the buffer only when no view is alive. Otherwise the buffer is freed with its last view.
+
+    Args:
+        chunk_bytes: size of each buffer in bytes, at least 1.
+        spare: how many returned buffers the pool keeps, 0 or more.
     """
 
     make: ClassVar[type]
@@ -39,7 +43,7 @@ class Pool(Generic[Buffer]):
         self._resting: deque[Buffer] = deque(maxlen=spare)  # oldest first; a full one forgets its oldest
 
     def take(self) -> Buffer:
-        """An empty buffer: one that rests here and of which no view is left, else a new one."""
+        """Return an empty buffer: a returned one without a live view, or a new one."""
         for _ in range(len(self._resting)):
             chunk = self._resting.popleft()
             if not chunk.in_use:
@@ -50,5 +54,5 @@ class Pool(Generic[Buffer]):
         return new
 
     def give_back(self, chunk: Buffer) -> None:
-        """The caller writes no more into it. Its views, alive or not, are nobody's concern but its own."""
+        """Return a buffer to the pool. The caller must no longer write into it. Its views may stay alive."""
         self._resting.append(chunk)

@@ -1,7 +1,7 @@
-# Whose callback is next, as `_queue_py` has it: a part of `_pipe_c.pyx`, which includes it.
+# Orders the callbacks of pipes, like `_queue_py`. `_pipe_c.pyx` includes this file.
 
 cdef object queues = WeakKeyDictionary()  # by loop
-cdef void* latest_queue = NULL            # borrowed; the queue that was asked for last, where a GIL guards it
+cdef void* latest_queue = NULL            # borrowed: the last result of queue_of. Set only with a GIL
 
 
 cdef class DeliveryQueue:

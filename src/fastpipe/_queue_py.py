@@ -1,9 +1,9 @@
-"""Whose callback is next: one queue for all pipes on one loop, drained in the loop's turns.
+"""Orders the callbacks of pipes: one queue for all pipes on one loop, drained in the loop's turns.
 
-The first wake-up is one `call_soon`. Everything that its callbacks cause joins the same queue and is made in the same
-turn, in the order in which `call_soon` would have made it, one callback an end at a time, so no pipe waits for a busy
-one. After TURN_CALLS callbacks or TURN_BYTES bytes the rest is left to the next turn, for which timers and sockets
-have not to wait longer. A stream's end alone waits for a turn where this one brought bytes or another's end (I10).
+The first wake-up is one `call_soon`. Callbacks that follow from it join the same queue and are made in the same turn.
+Their order is that of `call_soon`. Each end gets one callback at a time, so no pipe waits for a busy one. After
+TURN_CALLS callbacks or TURN_BYTES bytes, the rest waits for the next turn. So timers and sockets wait no longer than
+one turn. If a turn brought bytes or an EOF, eof_received and connection_lost wait for the next turn (I10).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastpipe._limits import TURN_BYTES, TURN_CALLS
 
 
 class Deliverable(Protocol):
-    """What the queue knows of a pipe's end."""
+    """The part of a pipe's end that the queue uses."""
 
     _queued: bool  # in the queue, or deferred: set and cleared with that
 
@@ -29,8 +29,8 @@ class Deliverable(Protocol):
 class DeliveryQueue:
     """The ends that have a callback due, and the thread that they belong to.
 
-    A pipe without a loop has one of its own; with a loop all pipes there share one, which lives as long as the loop.
-    (It doesn't hold the loop, or neither would ever be freed: the ends do.)
+    A pipe without a loop has its own queue. All pipes on one loop share a queue, which lives as long as the loop. The
+    queue holds no reference to the loop, because then neither would ever be freed. The ends hold the loop.
     """
 
     __slots__ = ("bytes", "calls", "deferred", "depth", "draining", "due", "eof_delivered", "scheduled", "thread")
@@ -53,7 +53,7 @@ class DeliveryQueue:
             self.schedule(loop)
 
     def schedule(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Ask the loop for a turn. Where it is closed nobody is due any more, and RuntimeError is raised."""
+        """Request a turn of the loop. If the loop is closed, empty the queue and raise RuntimeError."""
         assert loop is not None, "an end without a loop has no protocol, so no callback is due"
         self.scheduled = True
         try:
@@ -68,7 +68,7 @@ class DeliveryQueue:
         self.deferred.append(end)
 
     def forget(self) -> None:
-        """The loop won't give another turn: it was closed."""
+        """Empty the queue, because the loop is closed."""
         self.scheduled = False
         self._release_deferred()
         while self.due:
@@ -81,7 +81,7 @@ class DeliveryQueue:
     def drain(self, loop: asyncio.AbstractEventLoop) -> None:
         """One turn: callbacks in the order they came due, until none is or the budget is spent."""
         self.scheduled = False
-        if self.draining:  # a loop run inside a callback: that callback's turn goes on when it returns
+        if self.draining:  # a loop run inside a callback, whose turn continues when it returns
             return
         self.thread = get_ident()
         self.draining = True
@@ -107,7 +107,7 @@ class DeliveryQueue:
 
 
 class Drain:
-    """What the loop is handed. A loop that is closed drops it uncalled: then its queue hears of it."""
+    """The callback for the loop. A closed loop drops it uncalled, which empties the queue."""
 
     __slots__ = ("loop", "queue")
 

@@ -1,6 +1,6 @@
-"""What `get_extra_info("socket")` gives: the addresses of a socket without the socket.
+"""The object behind `get_extra_info("socket")`: a socket's addresses without a socket.
 
-Libraries ask a transport's socket who its peer is and set TCP options on it, and don't expect that there is none.
+Libraries read the peer's address from a transport's socket and set TCP options on it. They do not expect None.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import socket
 from asyncio import constants
 from typing import Any, Final
 
-SENDFILE_FALLBACK: Final = constants._SendfileMode.FALLBACK  # what a transport without sendfile(2) tells loop.sendfile
+SENDFILE_FALLBACK: Final = constants._SendfileMode.FALLBACK  # the mode of a transport without sendfile(2)
 
 
 class PipeSocket:
-    """A stand-in for a connected stream socket: addresses, family, options; no descriptor, no bytes."""
+    """A stand-in for a connected stream socket. It has addresses, family and options, but no descriptor or bytes."""
 
     __slots__ = ("_peername", "_sockname")
 
@@ -33,19 +33,19 @@ class PipeSocket:
         return getattr(socket, "AF_UNIX", socket.AF_INET)
 
     def getsockname(self) -> Any:
-        """This end's address; '' as for an unnamed Unix socket unless the creator set one."""
+        """Return this end's address. Without one from the creator: '', as for an unnamed Unix socket."""
         return self._sockname
 
     def getpeername(self) -> Any:
-        """The other end's address; '' as for an unnamed Unix socket unless the creator set one."""
+        """Return the other end's address. Without one from the creator: '', as for an unnamed Unix socket."""
         return self._peername
 
     def fileno(self) -> int:
-        """-1, as a socket without a descriptor says."""
+        """Return -1, like a closed socket."""
         return -1
 
     def setsockopt(self, *_: object) -> None:
-        """Accepts any option; there is nothing it could change."""
+        """Accept any option without an effect."""
 
     def getsockopt(self, level: int, option: int, length: int = 0) -> int | bytes:
         """0, or `length` zero bytes: every option is off."""

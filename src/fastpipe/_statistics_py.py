@@ -1,4 +1,4 @@
-"""What one end has sent and taken; nobody counts until somebody asks."""
+"""Counts of the bytes that one end sent and received. Counting starts with the first request for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import final
 
 @final
 class PipeStatistics:
-    """What one end has sent and taken since `collect_statistics` was first called; counts on by itself."""
+    """Counts of one end since the first call of `collect_statistics`. The object stays current."""
 
     __slots__ = ("_paused_at", "_paused_s", "bytes_read", "bytes_written", "chunks_read", "chunks_written", "pauses")
 

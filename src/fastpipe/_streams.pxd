@@ -1,7 +1,7 @@
 # The types that `_streams.py` has when it is compiled: C fields, which nobody outside sees.
 cimport cython
 
-# states of an Arrival; bounds in bytes, and in steps
+# states of an Arrival, bounds in bytes, and a bound in steps
 cdef int FRESH, WAITING, WOKEN, SPENT, CANCELLED
 cdef Py_ssize_t SMALL_BYTES, JOINED_BYTES, STEPS_IN_A_ROW
 
@@ -30,7 +30,7 @@ cdef class PipeReader:
     cdef object _pieces
     cdef Py_ssize_t _start
     cdef Py_ssize_t _length
-    # the longest line in bytes; past twice that, reading is paused
+    # the longest line in bytes. Past twice that, reading is paused
     cdef Py_ssize_t _limit
     cdef bint _paused
     # the end
@@ -61,4 +61,4 @@ cdef class PipeReader:
 cdef class PipeWriter:
     cdef object __weakref__
     cdef object _transport
-    cdef PipeReader _reader     # the protocol of the same end, which hears of its pauses and its end
+    cdef PipeReader _reader     # the protocol of the same end, which gets pause_writing and connection_lost

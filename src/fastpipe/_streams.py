@@ -1,22 +1,22 @@
 """Awaitable reader and writer over a pipe's end. Cython compiles this file with the types of `_streams.pxd`.
 
-asyncio's StreamReader copies what arrives into one bytearray, and copies out of it again. This one keeps what arrives
-as it is and counts; a read takes from the front. What was written as one `bytes` and is read whole is the very object.
+asyncio's StreamReader copies arriving bytes into one bytearray, and copies them out again. PipeReader keeps the pieces
+and counts bytes. A read takes from the front. A `bytes` that is written and read whole is the same object.
 
-Who waits for bytes is woken in the turn that brings them: a pipe's turn calls `data_received`, which takes one step of
-the waiting task there and then, where asyncio's Future would ask the loop for another turn. That is the same-turn
-delivery of the pipe carried on to tasks, under its budget; and every STEPS_IN_A_ROW-th step goes by the loop anyway.
+A waiting task is woken in the turn that brings the bytes. A pipe's turn calls `data_received`, which immediately takes
+one step of the waiting task. asyncio's Future would need another turn of the loop. So tasks get the pipe's same-turn
+delivery, within the pipe's budget. Every STEPS_IN_A_ROW-th step goes through the loop anyway.
 
       task A                      the pipe's turn                          task B
       writer.write(data) ───────► reader.data_received(data)
                                     Arrival.wake() ──────────────────────► `await reader.read()` returns
 
-Semantics are asyncio's (`IncompleteReadError`, `LimitOverrunError`, texts, limits, when reading pauses), but for these:
+Semantics are asyncio's (`IncompleteReadError`, `LimitOverrunError`, texts, limits, pauses of reading), except for:
 
-    a cancelled read takes nothing, `read(-1)` included, whose bytes asyncio drops with the task;
-    two reads at once raise PipeBusyError, a RuntimeError in asyncio;
-    a cancelled `wait_closed` harms no other;
-    `readinto` is there besides, and tuples of separators on every Python.
+- A cancelled read takes nothing. This includes `read(-1)`, whose bytes asyncio drops with the task.
+- Two reads at once raise PipeBusyError. asyncio raises a RuntimeError.
+- A cancelled `wait_closed` does not affect another one.
+- `readinto` exists, and every Python version accepts tuples of separators.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from fastpipe._errors import PipeBusyError
 if TYPE_CHECKING:
     from fastpipe._pipe_c import PipeEnd
 
-# Arrivals shorter than this are joined where they queue up behind others, so that 64 KiB that came byte by byte are not
-# 65,536 objects; and no joined one grows longer than the other, so that what was read of it is freed.
+# Arrivals shorter than SMALL_BYTES are joined if others wait before them. So 64 KiB that arrived byte by byte are not
+# 65,536 objects. A joined arrival of JOINED_BYTES or more grows no further, so that its memory is freed once read.
 SMALL_BYTES = 256
 JOINED_BYTES = 16384
 MOST_BYTES = sys.maxsize // 4  # of a limit, so that sums with it stay within a C integer
 
-# A step of a task is user code of any length, so the loop has its turn after this many of one reader; a turn costs
-# about as much as two short steps, which is hardly felt.
+# A step of a task is user code of any length. So the loop gets a turn after this many steps of one reader. A turn
+# costs about as much as two short steps, which is negligible.
 STEPS_IN_A_ROW = 32
 
 FRESH, WAITING, WOKEN, SPENT, CANCELLED = range(5)
 
 
 class Arrival:
-    """What a waiting read awaits: a future as far as a Task looks, which steps the task itself instead of by the loop.
+    """The awaitable of a waiting read. It looks like a future to a Task, but steps the task without the loop.
 
     FRESH ── awaited ──► WAITING ── wake() ──► WOKEN ── resumed ──► SPENT: the reader may use it again, as FRESH.
                             └────── cancel() ──► CANCELLED
@@ -80,7 +80,7 @@ class Arrival:
         return self
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
-        """The reader's loop; a task of another one is refused by Task."""
+        """Return the reader's loop. Task rejects an Arrival of another loop."""
         return self._loop
 
     def add_done_callback(self, callback: Any, *, context: Any = None) -> None:
@@ -102,7 +102,7 @@ class Arrival:
             raise self._error
 
     def cancel(self, msg: Any = None) -> bool:
-        """Have the task hear of CancelledError in the loop's next turn. False where that is too late."""
+        """Raise CancelledError in the task in the loop's next turn. Return False if it was already woken."""
         if self._state >= WOKEN:
             return False
         self._state = CANCELLED
@@ -113,7 +113,10 @@ class Arrival:
         return True
 
     def wake(self, error: BaseException | None, now: bool) -> None:
-        """Let the task go on: here, where `now`, else by the loop. Calls user code then: the caller's last act."""
+        """Continue the task: here if `now`, otherwise through the loop.
+
+        This may call user code, so it must be the caller's last step.
+        """
         if self._state >= WOKEN:
             return
         self._state = WOKEN
@@ -184,7 +187,7 @@ class PipeReader:
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Keep what arrived, and wake whoever waits for it."""
+        """Keep the data and wake the read that waits."""
         pieces = self._pieces
         if pieces and len(data) < SMALL_BYTES:
             last = pieces[-1]
@@ -210,7 +213,10 @@ class PipeReader:
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The end is over: readers see EOF or the error, drains a ConnectionResetError, `wait_closed` its answer."""
+        """Wake the calls that wait. They return, or raise `error`.
+
+        Later reads see EOF or the error. Later drains raise the error or ConnectionResetError.
+        """
         self._lost = True
         if error is None:
             self._eof = True
@@ -229,7 +235,7 @@ class PipeReader:
         self._writing_paused = True
 
     def resume_writing(self) -> None:
-        """`drain` goes on."""
+        """Wake each waiting `drain`."""
         self._writing_paused = False
         for drainer in self._drainers:
             if not drainer.done():
@@ -294,9 +300,10 @@ class PipeReader:
         return self._take(n)
 
     async def readline(self) -> bytes:
-        r"""Up to and with the next b"\n"; what there is before EOF; b"" at EOF.
+        r"""Read up to and with the next b"\n", or up to EOF. Return b"" at EOF.
 
-        Raises ValueError for a line longer than the limit, which is dropped (as far as it has arrived).
+        Raises:
+            ValueError: for a line longer than the limit. The part that has arrived is dropped.
         """
         line = self._at_hand(b"\n")
         if line is not None:
@@ -306,15 +313,21 @@ class PipeReader:
         except IncompleteReadError as error:
             return error.partial
         except LimitOverrunError as error:
-            found = error.consumed < self._length  # then it is the newline that stands there
+            found = error.consumed < self._length  # then the newline is there
             self._drop(error.consumed + 1 if found else self._length)
             raise ValueError(error.args[0]) from None
 
     async def readuntil(self, separator: bytes | tuple[bytes, ...] = b"\n") -> bytes:
-        """Up to and with the separator; of several, in a tuple, the one that ends first.
+        """Read up to and with the separator. Of several separators, the one that ends first counts.
 
-        Raises IncompleteReadError where EOF comes first, and LimitOverrunError where more than the limit would come
-        before it: `consumed` bytes are certainly no part of it, nothing was taken. ValueError for an empty separator.
+        Args:
+            separator: bytes, or a tuple of them.
+
+        Raises:
+            IncompleteReadError: if EOF arrives first.
+            LimitOverrunError: if more bytes than the limit precede the separator. Nothing was taken. The first
+                `consumed` bytes are certainly no part of the separator.
+            ValueError: for an empty separator.
         """
         if type(separator) is bytes and separator:
             found = self._at_hand(separator)
@@ -348,7 +361,10 @@ class PipeReader:
         return self._eof and not self._length
 
     def exception(self) -> BaseException | None:
-        """What ended the connection, which every read raises from then on; None while it is well or was closed."""
+        """Return the error that ended the connection, or None. Every later read raises this error.
+
+        None: the connection is open, or was closed without an error.
+        """
         return self._error
 
     def __aiter__(self) -> PipeReader:
@@ -373,7 +389,7 @@ class PipeReader:
             raise PipeBusyError(f"{name}() called while another coroutine is already waiting for incoming data")
         if self._error is not None:
             raise self._error
-        if self._paused:  # more than the limits is asked for
+        if self._paused:  # the read needs more than the limits
             self._paused = False
             self._transport.resume_reading()
         waiter = self._spare
@@ -385,7 +401,7 @@ class PipeReader:
         return waiter
 
     def _at_hand(self, separator: bytes) -> bytes | None:
-        """Up to and with the separator, if the first piece has all of it within the limit; else None: it takes more."""
+        """Take up to and with the separator, if the first piece has all of it within the limit. Otherwise: None."""
         if not self._length or self._error is not None:
             return None
         start = self._start
@@ -458,10 +474,14 @@ class PipeReader:
         self._took(n)
 
     def _find(self, separators: list[bytes], searched: int) -> tuple[int, int]:
-        """Begin and end, from the first byte that waits, of the separator that ends first. (0, 0): none is there.
+        """Return (begin, end) of the separator that ends first, or (0, 0) if there is none.
 
-        separators: shortest first. searched: none begins before it. Each piece is searched by itself, and where two
-        meet in a window of both; so what was found ends in the piece at hand, and all before it was searched.
+        Both count from the first byte that waits. Each piece is searched alone, and each border of two pieces in a
+        window of both. So a match ends in the current piece, and all pieces before were searched.
+
+        Args:
+            separators: shortest first.
+            searched: no separator begins before this offset.
         """
         overlap = len(separators[-1]) - 1
         base = -self._start  # where the piece begins
@@ -492,7 +512,7 @@ class PipeReader:
 
 
 class PipeWriter:
-    """The writing half. Its methods are asyncio.StreamWriter's; `bytes` go through by reference."""
+    """The writing half, with the methods of asyncio.StreamWriter. `bytes` pass through by reference."""
 
     __slots__ = ("__weakref__", "_reader", "_transport")
 
@@ -516,13 +536,13 @@ class PipeWriter:
     async def drain(self) -> None:
         """Wait while more than the high-water mark is unread, until a quarter of it is left. Harmless to cancel.
 
-        Raises what ended the connection, or ConnectionResetError where it is over.
+        Raises the error that ended the connection, or ConnectionResetError if the connection was closed.
         """
         reader = self._reader
         if reader._error is not None:
             raise reader._error
         if self._transport.is_closing():
-            await asyncio.sleep(0)  # asyncio's: lets connection_lost come, for whoever writes and drains in a loop
+            await asyncio.sleep(0)  # as asyncio: lets connection_lost run during a loop of writes and drains
         if reader._lost:
             raise ConnectionResetError("Connection lost")
         if reader._writing_paused:
@@ -538,11 +558,11 @@ class PipeWriter:
         return True
 
     def write_eof(self) -> None:
-        """Half-close: the peer reads EOF after all bytes; this side still reads."""
+        """Half-close. The peer reads EOF after all bytes. This side can still read."""
         self._transport.write_eof()
 
     def close(self) -> None:
-        """End both directions; what was written arrives."""
+        """Close both directions. The written bytes arrive."""
         self._transport.close()
 
     def is_closing(self) -> bool:
@@ -550,7 +570,7 @@ class PipeWriter:
         return self._transport.is_closing()
 
     async def wait_closed(self) -> None:
-        """Wait until the end is over; `close` it first, or leave that to the peer's abort. Raises what broke it."""
+        """Wait until the connection is closed by `close` or by the peer's abort. Raises the error that broke it."""
         reader = self._reader
         if reader._lost:
             if reader._error is not None:

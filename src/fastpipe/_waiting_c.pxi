@@ -1,4 +1,4 @@
-# What waits at an end, as `_waiting_py` has it: a part of `_pipe_c.pyx`, which includes it.
+# Keeps the pieces that wait at an end, like `_waiting_py`. `_pipe_c.pyx` includes this file.
 
 cdef inline Piece* new_piece(DeliveryQueue queue) except NULL:
     global pieces_made
@@ -18,7 +18,7 @@ cdef inline Piece* new_piece(DeliveryQueue queue) except NULL:
 
 
 cdef inline void keep_piece(DeliveryQueue queue, Piece* piece) noexcept:
-    """A piece is no more; its owner is the caller's."""
+    """Free a piece, or keep it as a spare one. The reference to its owner passes to the caller."""
     global pieces_freed
     if queue.spares < SPARE_PIECES:
         piece.next = queue.spare
@@ -46,7 +46,7 @@ cdef inline Piece* bytes_piece(DeliveryQueue queue, object data) except NULL:
 
 
 cdef Piece* piece_of(DeliveryQueue queue, object data) except? NULL:
-    """`immutable` of the Python twin: NULL for empty data; one copy of what may change. Raises TypeError."""
+    """Like `immutable` of the Python twin, but NULL for empty data. Copies mutable data once. Raises TypeError."""
     cdef Py_buffer buffer
     cdef Piece* piece
     cdef object base, owner

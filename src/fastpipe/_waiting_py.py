@@ -1,6 +1,6 @@
-"""What waits at an end: the pieces its peer wrote, and how they are taken, by hand or for a protocol.
+"""Keeps the pieces that wait at an end, until they are taken by hand or for a protocol.
 
-I1 and I2 are kept here: `size` is the sum of what waits; without pieces nothing is allocated; no piece ever changes.
+This module keeps I1 and I2. `size` is the sum of the pieces. Without pieces nothing is allocated. No piece changes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OPEN, BROKEN, CLOSING, LOST = range(4)  # the states of an end
 
 
 class Waiting(asyncio.transports._FlowControlMixin):  # a Transport; the mixin is what loop.sendfile asks for
-    """The reading half of an end. Most ends have one piece waiting or none: the `_head`; `_rest` is rarely made."""
+    """The reading half of an end. Most ends have one waiting piece (`_head`) or none. `_rest` is rarely made."""
 
     __slots__ = ("_eof_in", "_error", "_head", "_protocol", "_queue", "_rest", "_size", "_state", "_stats")
 
@@ -36,7 +36,7 @@ class Waiting(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
     _stats: PipeStatistics | None
 
     def _space_freed(self) -> None:
-        """Bytes have left: an end overrides this to wake the writer that waits for it."""
+        """React to taken bytes. An end overrides this to wake the writer that waits for space."""
 
     def _check_thread(self) -> None:
         if get_ident() != self._queue.thread:
@@ -57,16 +57,22 @@ class Waiting(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         self._size = 0
 
     def peek(self) -> memoryview:
-        """The next bytes, in place: valid and unchanged for as long as the view is held. Empty where nothing waits.
+        """Return a view of the next bytes, in place. The view is valid and unchanged until released.
 
-        What follows them is seen after `consume`. Raises PipeBusyError with a protocol set, PipeClosedError and
-        PipeBrokenError when this end is over, RuntimeError from another thread; so do all reads by hand.
+        The view is empty if nothing waits. The bytes behind it appear after `consume`. All reads by hand raise the same
+        errors.
+
+        Raises:
+            PipeBusyError: with a protocol set.
+            PipeClosedError: if this end was closed.
+            PipeBrokenError: if this end broke.
+            RuntimeError: from another thread.
         """
         self._check_reader()
         return memoryview(self._head or b"")
 
     def consume(self, n: int, /) -> None:
-        """Take n bytes, 0 to all that wait. Raises ValueError for another count; the errors of `peek`."""
+        """Take n bytes, 0 to all that wait. Raises ValueError for another count, and the errors of `peek`."""
         n = index(n)
         self._check_reader()
         if not 0 <= n <= self._size:
@@ -75,9 +81,9 @@ class Waiting(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
             self._taken(n)
 
     def read(self, n: int = -1, /) -> bytes:
-        """Take up to n bytes (-1: all that wait); the very object where it is one. b"" where nothing waits.
+        """Take and return up to n bytes. -1: all that wait. Return b"" if nothing waits.
 
-        Raises the errors of `peek`.
+        A read of exactly one whole written `bytes` returns that object. Raises the errors of `peek`.
         """
         n = index(n)
         self._check_reader()
@@ -94,9 +100,13 @@ class Waiting(asyncio.transports._FlowControlMixin):  # a Transport; the mixin i
         return bytes(data)
 
     def readinto(self, buffer: Any, /) -> int:
-        """Take what waits and fits into `buffer` (writable, C-contiguous); gives its length, 0 where nothing waits.
+        """Take as many bytes as wait and fit into `buffer`. Return their count, 0 if nothing waits.
 
-        Raises TypeError for another buffer, and the errors of `peek`.
+        Args:
+            buffer: writable and C-contiguous. The caller keeps it.
+
+        Raises:
+            TypeError: for another buffer. The errors of `peek` apply too.
         """
         view = writable(buffer)
         self._check_reader()

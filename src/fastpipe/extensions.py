@@ -1,10 +1,10 @@
-"""Which twin of a compiled module is imported: the one place that reads FASTPIPE_NO_EXTENSIONS.
+"""Selects the imported twin of a compiled module. Only this module reads FASTPIPE_NO_EXTENSIONS.
 
 `pyproject.toml` lists the compiled modules. An extension lies beside its source under the same name, and Python's
 import takes the extension first. `select_twins` hides the extensions if FASTPIPE_NO_EXTENSIONS=1 (0 and empty mean no).
 A few modules are written twice, as NAME_c and NAME_py. The module that selects one of them asks `are_enabled`.
 
-An extension that exists but cannot be imported raises ImportError: nobody is slowed in silence.
+An extension that exists but cannot be imported raises ImportError. So no process is slow without an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["are_enabled", "select_twins"]
 
 
 def are_enabled() -> bool:
-    """Whether compiled twins are imported where they were built; False if FASTPIPE_NO_EXTENSIONS=1."""
+    """Whether Python imports the compiled twins that were built. False if FASTPIPE_NO_EXTENSIONS=1."""
     return os.environ.get("FASTPIPE_NO_EXTENSIONS", "") in ("", "0")
 
 

@@ -28,24 +28,35 @@ class StreamPairs(tuple[tuple[PipeReader, PipeWriter], tuple[PipeReader, PipeWri
 
 
 def open_streams(end: fastpipe.PipeEnd, *, limit: int = DEFAULT_LIMIT) -> tuple[PipeReader, PipeWriter]:
-    """Reader and writer over a pipe's end; limit: the longest line in bytes, and half of what is read ahead.
+    """Return a reader and a writer over a pipe's end. The reader becomes the end's protocol.
 
-    The end's protocol is from now on the reader. Raises ValueError; RuntimeError without a running loop.
+    Args:
+        end: one end of a pipe.
+        limit: the longest line in bytes. The reader reads ahead twice as much.
+
+    Raises:
+        ValueError: for a limit out of range.
+        RuntimeError: without a running loop.
     """
     return join_streams(end, PipeReader(limit, asyncio.get_running_loop()))
 
 
 def join_streams(end: fastpipe.PipeEnd, reader: PipeReader) -> tuple[PipeReader, PipeWriter]:
-    """The reader, now the end's protocol, and a writer to go with it."""
-    end.set_protocol(cast(asyncio.Protocol, reader))  # by its methods; an extension type has no Python base
+    """Make the reader the end's protocol. Return the reader with its writer."""
+    end.set_protocol(cast(asyncio.Protocol, reader))  # it has the methods, but an extension type has no Python base
     return reader, PipeWriter(end, reader)
 
 
 def open_pipe_streams(*, limit: int = DEFAULT_LIMIT) -> StreamPairs:
-    """Two (reader, writer) pairs: what one writer writes, the other pair's reader reads.
+    """Return two (reader, writer) pairs. Each reader reads the bytes of the other pair's writer.
 
-    limit: as in asyncio.open_connection, the longest line in bytes, and half of what a reader reads ahead; also the
-    high-water mark of the pipe, past which `drain` waits. Raises ValueError; RuntimeError without a running loop.
+    Args:
+        limit: the longest line in bytes, as in `asyncio.open_connection`. A reader reads ahead twice as much. The
+            limit is also the high-water mark of the pipe, past which `drain` waits.
+
+    Raises:
+        ValueError: for a limit out of range.
+        RuntimeError: without a running loop.
     """
     loop = asyncio.get_running_loop()
     one, other = PipeReader(limit, loop, True), PipeReader(limit, loop, True)

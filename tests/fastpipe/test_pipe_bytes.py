@@ -297,7 +297,7 @@ def test_a_chunk_is_read_only_behind_what_it_receives(twin):
         first[0] = 0
     assert (chunk.size, chunk.filled, len(chunk), bytes(chunk)) == (10, 10, 10, b"firstsecon")
     assert chunk.view(3, 7) == b"stse"
-    with pytest.raises(ValueError, match="cannot commit 1 bytes: 0 are free"):
+    with pytest.raises(ValueError, match="cannot commit 1 bytes, only 0 are free"):
         chunk.commit(1)
     with pytest.raises(ValueError, match="at least 1 byte, not 0"):
         twin.Chunk(0)
