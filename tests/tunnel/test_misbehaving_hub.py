@@ -339,11 +339,15 @@ async def test_a_flood_for_id_0_means_replaced(raw_hub: Any, tunnels: Any, caplo
 @pytest.mark.parametrize(
     ("head", "text", "delay_s"),
     [
-        ([(":status", "401"), ("content-type", "text/plain")], "UNAUTHENTICATED: the answer is HTTP 401", 60),
-        ([(":status", "502"), ("content-type", "text/html"), ("content-length", "9")], "UNAVAILABLE: the answer", 0.5),
-        ([(":status", "200"), ("content-type", "text/html")], "UNKNOWN: the answer is HTTP 200, but not gRPC", 0.5),
-        ([(":status", "9" * 5000), OK_HEAD[1]], "UNKNOWN: the answer has a :status that is none", 0.5),
-        ([(":status", "-200"), OK_HEAD[1]], "UNKNOWN: the answer has a :status that is none", 0.5),
+        ([(":status", "401"), ("content-type", "text/plain")], "UNAUTHENTICATED: the response is HTTP 401", 60),
+        (
+            [(":status", "502"), ("content-type", "text/html"), ("content-length", "9")],
+            "UNAVAILABLE: the response",
+            0.5,
+        ),
+        ([(":status", "200"), ("content-type", "text/html")], "UNKNOWN: the response is HTTP 200, but not gRPC", 0.5),
+        ([(":status", "9" * 5000), OK_HEAD[1]], "UNKNOWN: the response has an invalid :status", 0.5),
+        ([(":status", "-200"), OK_HEAD[1]], "UNKNOWN: the response has an invalid :status", 0.5),
     ],
 )
 async def test_an_answer_that_is_not_grpc(

@@ -191,9 +191,9 @@ async def test_a_proxy_that_is_not_there(
 
 
 ANSWERS = [
-    (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "did not answer CONNECT in HTTP/1"),
-    (b"HTTP/1.1 200", "closed the connection without an answer to CONNECT"),
-    (b"HTTP/1.1 200 OK\r\nX: " + bytes(20_000), "answered CONNECT with a head without end"),
+    (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "did not respond to CONNECT in HTTP/1"),
+    (b"HTTP/1.1 200", "closed the connection without a response to CONNECT"),
+    (b"HTTP/1.1 200 OK\r\nX: " + bytes(20_000), "responded to CONNECT with a head that is too long"),
     (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "did not open a connection to the hub (403 Forbidden)"),
 ]
 

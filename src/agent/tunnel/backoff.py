@@ -35,14 +35,14 @@ class BackOff:
         self._next_s = first_s
 
     def next_s(self, most_s: float | None = None) -> float:
-        """The next delay, in seconds. most_s: an upper limit of this one delay; it is spread below the limit."""
+        """Return the next delay, in seconds. most_s: the upper limit of this delay, with its jitter."""
         delay_s = self._grow()
         if most_s is not None:
             delay_s = min(delay_s, most_s / (1 + self._jitter))
         return min(self._max_s, self.spread_s(delay_s))
 
     def spread_s(self, delay_s: float) -> float:
-        """This delay, spread by ± jitter, so that agents that lost one hub don't come back to it as one."""
+        """Return this delay, spread by ± jitter, so that the agents of a lost hub don't all reconnect at once."""
         return delay_s * (1 + self._jitter * (2 * self._random() - 1))
 
     def between_s(self, low_s: float, high_s: float) -> float:

@@ -1,19 +1,19 @@
-"""How much memory unfinished messages may hold, over all calls of all connections.
+"""Limits the memory of unfinished messages, over all calls of all connections.
 
-A gRPC message is kept until its last byte has come. Nothing makes its sender go on: 100 calls of one connection, each
-4 MiB into a message, were 400 MiB of the hub's memory.
+A gRPC message is kept until its last byte arrives. Its sender may stop in the middle. Without a limit, 100 calls of one
+connection that each stop after 4 MiB hold 400 MiB of the hub's memory.
 
     MessageReader ──take──► account of its stream ──► MessageBudget
                   ◄──no───                              ends the call that holds most, on the connection that holds most
 
-What is charged are the bytes that have come of an unfinished message. They are given back when it is whole, or its
+The received bytes of an unfinished message are charged. They are given back when the message is whole, or when its
 stream or connection ends.
 
-The hub ends a call where the bytes of another would pass the budget. If it were always the call that asks, a peer that
-holds the whole budget would have all others ended. So it is the call that holds most of the connection that holds most.
+The hub ends one call if more bytes would exceed the budget. If the hub always ended the call that asks, a peer that
+holds the whole budget would end all others. So the hub takes the connection that holds most, and ends its largest call.
 
-An agent's hub is one peer with few streams, and other people's requests: there the message is passed over, and its
-connection fails (`SparedAccount`).
+For an agent, the hub is the only peer. It has few streams, and they carry the requests of many users. So an agent skips
+the message, and only the message's connection fails (`SparedAccount`).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from .messages import ByteAccount, MessageReader
 __all__ = ["MessageBudget", "SharedBudget", "SparedAccount"]
 
 MESSAGE_BUDGET_BYTES = 64 * 1024 * 1024
-"""What a hub holds of unfinished messages: sixteen of the longest, or a thousand of those that agents of ours send."""
+"""The limit of a hub: sixteen of the longest messages, or a thousand of those that our agents send."""
 
 SPARED_BYTES = 1024 * 1024
-"""What an agent takes of each session's unfinished message though its budget is spent: other requests go on."""
+"""The bytes of each session's unfinished message that need no budget. With a spent budget, other requests continue."""
 
 
 class SharedBudget(ByteAccount, Protocol):
-    """What an agent's accounts take from: it also holds what waits for slow targets."""
+    """The budget of an agent's accounts. It also holds the bytes that wait for slow targets."""
 
 
 class MessageBudget:
@@ -44,15 +44,15 @@ class MessageBudget:
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
         self.ended_calls = 0
-        """Calls that were ended for want of room so far."""
+        """The number of calls that the budget ended so far."""
         self._holding: dict[object, dict[_Account, None]] = {}  # by connection
 
     def account(self, stream: Http2Stream) -> ByteAccount:
-        """What this stream's unfinished message is charged to."""
+        """Return the account for this stream's unfinished messages."""
         return _Account(self, stream)
 
     def take(self, account: _Account, size_bytes: int) -> bool:
-        """Charge these bytes to an account of ours; False where its call is the one to end."""
+        """Charge these bytes to one of this budget's accounts. Returns False if its call must end."""
         while self.held_bytes + size_bytes > self.limit_bytes:
             victim = self._largest(account, size_bytes)
             if victim is account:
@@ -80,7 +80,7 @@ class MessageBudget:
                 del self._holding[connection]
 
     def _largest(self, asking: _Account, size_bytes: int) -> _Account:
-        """The account that holds most of the connection that holds most, `asking` with what it asks for."""
+        """Return the largest account of the connection that holds most. `asking` counts with its new bytes."""
 
         def held(account: _Account) -> int:
             return account.held_bytes + (size_bytes if account is asking else 0)
@@ -116,7 +116,7 @@ class _Account:
 
 
 class SparedAccount:
-    """An agent's session: charges a budget that it shares with others for what is beyond SPARED_BYTES."""
+    """An agent's session. It charges a shared budget only for its bytes beyond SPARED_BYTES."""
 
     __slots__ = ("_budget", "_charged_bytes", "held_bytes")
 

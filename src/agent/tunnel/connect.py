@@ -15,11 +15,15 @@ from ..syntax import Address
 __all__ = ["Endpoint", "Proxy", "connect"]
 
 MAX_ANSWER_BYTES = 16 * 1024
-_UNAUTHENTICATED = (407, 401)  # the second is what tinyproxy says to wrong credentials
+_UNAUTHENTICATED = (407, 401)  # tinyproxy returns the second for wrong credentials
 
 
 class Proxy(Protocol):
-    """What is used of a proxy. str(): its URL, without credentials. variable: what it is configured by."""
+    """The parts of a proxy that this module uses.
+
+    str(): the proxy's URL, without credentials.
+    variable: the name of the setting or environment variable that configures it.
+    """
 
     @property
     def scheme(self) -> str: ...
@@ -34,7 +38,7 @@ class Proxy(Protocol):
 
 
 class Endpoint(Protocol):
-    """What is used of a hub's endpoint."""
+    """The parts of a hub's endpoint that this module uses."""
 
     @property
     def host(self) -> str: ...
@@ -53,12 +57,18 @@ class Endpoint(Protocol):
 async def connect(
     endpoint: Endpoint, protocol: asyncio.BufferedProtocol, *, dial_timeout_s: float, tls_timeout_s: float
 ) -> None:
-    """Connect `protocol` to the hub; returns when its `connection_made` has been called.
+    """Connect `protocol` to the hub. Returns after the call of its `connection_made`.
 
-    dial_timeout_s: until TCP stands, through a proxy until the proxy has opened it. tls_timeout_s: for the handshake
-    with the hub from then on: a hub that takes in thousands of agents at once lets each wait. Raises OSError,
-    ssl.SSLError and UnicodeError as asyncio does, and HubError for what a proxy has to do with and for what takes too
-    long. Cancelled: nothing stays open.
+    If cancelled, nothing stays open.
+
+    Args:
+        dial_timeout_s: until the TCP connection is open, or until the proxy has opened it.
+        tls_timeout_s: for the handshake with the hub, from then on. A hub that accepts thousands of agents at once lets
+            each wait.
+
+    Raises:
+        OSError, ssl.SSLError, UnicodeError: as asyncio raises them.
+        HubError: for every failure of a proxy, and after either timeout.
     """
     loop = asyncio.get_running_loop()
     proxy = endpoint.proxy
@@ -80,7 +90,7 @@ async def connect(
         if endpoint.ssl is not None:
             inner = _Waiting()
             name = endpoint.server_hostname or endpoint.host
-            # What follows a proxy's answer is the hub's, and a TLS server is silent until it is spoken to.
+            # Bytes after the proxy's response belong to the hub. A TLS server never sends first, so no byte is lost.
             async with _within(tls_timeout_s, f"no TLS handshake with {hub}", "tls"):
                 transport = await loop.start_tls(transport, inner, endpoint.ssl, server_hostname=name)
             assert transport is not None
@@ -138,7 +148,7 @@ def _check(head: bytes, proxy: Proxy) -> None:
     version, _, rest = line.partition(" ")
     status, _, phrase = rest.partition(" ")
     if version not in ("HTTP/1.0", "HTTP/1.1") or not (len(status) == 3 and status.isascii() and status.isdigit()):
-        raise HubError(f"the proxy {proxy} did not answer CONNECT in HTTP/1", cause="dial")
+        raise HubError(f"the proxy {proxy} did not respond to CONNECT in HTTP/1", cause="dial")
     if status.startswith("2"):
         return
     said = f"{status} {phrase}".strip()[:100]
@@ -149,7 +159,7 @@ def _check(head: bytes, proxy: Proxy) -> None:
 
 
 class _Waiting(asyncio.Protocol):
-    """Keeps what arrives until somebody takes it: first the proxy's answer, then the connection's own protocol."""
+    """Keeps the received bytes: first for the reader of the proxy's response, then for the connection's protocol."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
@@ -169,12 +179,12 @@ class _Waiting(asyncio.Protocol):
         self._changed.set()
 
     async def answer(self, proxy: Proxy) -> bytes:
-        """The head of the proxy's answer, without the empty line that ends it. Raises HubError."""
+        """Return the head of the proxy's response, without its last empty line. Raises HubError."""
         while (end := self._received.find(b"\r\n\r\n")) < 0:
             if self._lost is not None:
-                raise HubError(f"the proxy {proxy} closed the connection without an answer to CONNECT", cause="dial")
+                raise HubError(f"the proxy {proxy} closed the connection without a response to CONNECT", cause="dial")
             if len(self._received) > MAX_ANSWER_BYTES:
-                raise HubError(f"the proxy {proxy} answered CONNECT with a head without end", cause="dial")
+                raise HubError(f"the proxy {proxy} responded to CONNECT with a head that is too long", cause="dial")
             self._changed.clear()
             await self._changed.wait()
         head = bytes(self._received[:end])
@@ -182,7 +192,7 @@ class _Waiting(asyncio.Protocol):
         return head
 
     def hand_over(self, protocol: asyncio.BufferedProtocol) -> None:
-        """Give this protocol the connection, with what has come already. Raises OSError where it is lost."""
+        """Give this protocol the connection and the received bytes. Raises OSError if the connection is lost."""
         if self._lost is not None:
             raise OSError("the connection was closed")
         assert self.transport is not None

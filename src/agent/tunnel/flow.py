@@ -1,11 +1,11 @@
-"""The path that every packet takes through a session, in both directions; what is rare is in `session`.
+"""The path of every packet through a session, in both directions. Rare events are in `session`.
 
     http2 ──► MessageReader ──► PacketFlow ──► receiver
                messages, packets    which connection it is for
     http2 ◄── PacketWriter ◄── PacketFlow ◄── Scheduler ◄── outbounds
                messages                   whose turn it is
 
-Cython compiles this file as it stands, with the types of `flow.pxd` (fastpipe/extensions.py).
+Cython compiles this same file, with the types of `flow.pxd` (fastpipe/extensions.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .scheduler import Scheduler
 __all__ = ["NOBODY", "PacketFlow", "TunnelSide"]
 
 _MAX_CONTROL_BYTES = 4 * 2**20
-"""Control packets waiting to go out: past it the peer asks for answers it doesn't read, and the session ends."""
+"""The limit of waiting control packets. Above it the session ends, because the peer reads no replies to its packets."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class TunnelSide(Protocol):
         """A packet that belongs to no connection: an id of 0 or less."""
 
     def end_call(self) -> None:
-        """End the call in order: all connections are over, and nothing is to be sent any more."""
+        """End the call in order: all connections have ended, and nothing is left to send."""
 
     def headers_received(self, headers: Headers, ended: bool) -> None:
         """The response's head."""
@@ -50,7 +50,7 @@ class TunnelSide(Protocol):
         """The peer ended its side of the stream without trailers."""
 
     def stream_lost(self, error: Exception) -> None:
-        """The stream is gone."""
+        """The stream is lost."""
 
     def message_refused(self, error: MessageRefused) -> None:
         """The peer's message is too long, or there is no room for it: end the call (hub's side)."""
@@ -96,9 +96,9 @@ class PacketFlow:
             self._stream.connection.fail(WireError(rule, http2_code=ErrorCode.ENHANCE_YOUR_CALM))
 
     def fail(self, conn_id: int, error: WireError) -> None:
-        """End one connection because the peer broke a rule: the peer is told, and so is the receiver.
+        """End one connection because the peer broke a rule. The peer and the receiver each get an ERROR packet.
 
-        What is queued of it is dropped.
+        The connection's queued bytes are dropped.
         """
         logger.warning("the peer broke a rule: its connection ends", extra={"conn_id": conn_id, "reason": error.rule})
         self._scheduler.drop(conn_id)
@@ -113,7 +113,7 @@ class PacketFlow:
         if number > 0 and (0 <= kind <= 1 or (kind == 3 and CLOSE in self.features)):
             self.receiver.packet_received(conn_id, code, data, error_message)
             if kind == 1:
-                self._scheduler.drop(number)  # whoever it was for
+                self._scheduler.drop(number)  # even if no receiver knows this connection
         elif number <= 0 and 0 <= kind <= 2:
             self._side.tunnel_packet(conn_id, code, data, error_message)
         else:
@@ -124,7 +124,7 @@ class PacketFlow:
         if conn_id <= 0 or WINDOW not in self.features:
             self._ignore(conn_id, ControlCode.WINDOW)
         elif not self._scheduler.take_credit(conn_id, increment_bytes):
-            self.fail(conn_id, WireError(f"window: an increment of {increment_bytes} bytes is none, or too much"))
+            self.fail(conn_id, WireError(f"window: an increment of {increment_bytes} bytes is zero or too large"))
 
     def fill(self, writer: PacketWriter) -> bool:
         if not self._scheduler.fill(writer):

@@ -1,4 +1,4 @@
-"""gRPC's part of a call (gRPC over HTTP/2): headers, metadata, statuses, and how a status is told from a response."""
+"""gRPC's part of a call (gRPC over HTTP/2): headers, metadata, statuses, and the status of a response."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = [
 PATH = b"/tunnel.v1.TunnelService/Tunnel"
 
 Metadata = list[tuple[str, str | bytes]]
-"""Names in lower case; values are text, or bytes where the name ends in `-bin`."""
+"""Names are in lower case. Values are text, or bytes if the name ends in `-bin`."""
 
 MIN_PUSHBACK_S, MAX_PUSHBACK_S = 0.1, 60.0
-"""What a hub may ask an agent to wait."""
+"""The shortest and the longest wait that a hub can request from an agent."""
 
 _MILLISECONDS = re.compile(rb"-?[0-9]{1,18}\Z")
-_MAX_MESSAGE_BYTES = 3000  # of a status's words that are read: up to three bytes each; they are for a line of a log
+_MAX_MESSAGE_BYTES = 3000  # of a status message, for a log line. Percent-encoding takes up to three bytes for one.
 _CONTENT_TYPE = b"application/grpc"
 _NAME = re.compile(r"[0-9a-z_.\-]+\Z")
 _VALUE = re.compile(r"[\x20-\x7e]*\Z")
@@ -79,10 +79,12 @@ _FROM_HTTP = {
 
 
 class GrpcStatus(AgentError):
-    """How a call ended, or is to end. code: a Status, or a number that isn't one. message: for a person.
+    """The status with which a call ended, or will end.
 
-    pushback_s: how long the hub asks the agent to wait before it calls again (`grpc-retry-pushback-ms` of gRPC's A6);
-    None where the hub doesn't ask. logged: who raised it has logged why.
+    code: a Status, or an unknown number.
+    message: a text for a person.
+    pushback_s: the wait that the hub requests before the next call (`grpc-retry-pushback-ms` of gRPC's A6), or None.
+    logged: the code that raised this error has logged the reason.
     """
 
     def __init__(self, code: int, message: str = "", *, pushback_s: float | None = None, logged: bool = False) -> None:
@@ -127,7 +129,7 @@ def request_headers(scheme: str, authority: str, user_agent: str, metadata: Meta
 
 
 def metadata_of(headers: Headers) -> Headers:
-    """The metadata in a request's head, as it came: names in lower case; what is HTTP's and gRPC's own is left out."""
+    """Return the metadata in a request's head unchanged, without the fields of HTTP and gRPC. Names are lower-case."""
     return [
         (name, value)
         for name, value in headers
@@ -145,7 +147,7 @@ def is_grpc(headers: Headers) -> bool:
 
 
 def http_status(headers: Headers) -> int:
-    """The `:status` of a response's head; 0 where it has none, -1 where that isn't three digits (RFC 9110, 15)."""
+    """Return a response head's `:status`: 0 if it is missing, -1 if it isn't three digits (RFC 9110, 15)."""
     for name, value in headers:
         if name == b":status":
             return int(value) if value.isdigit() and len(value) == 3 else -1
@@ -153,7 +155,7 @@ def http_status(headers: Headers) -> int:
 
 
 def response_headers() -> Headers:
-    """The head of a hub's answer to a call."""
+    """Return the head of a hub's response to a call."""
     return [(b":status", b"200"), (b"content-type", _CONTENT_TYPE), (b"grpc-accept-encoding", b"identity")]
 
 
@@ -168,9 +170,9 @@ def trailers(code: int, message: str = "") -> Headers:
 
 
 def response_status(headers: Headers) -> GrpcStatus | None:
-    """The status that trailers, or a response that is only a head, tell; None where they tell none.
+    """Return the status in trailers, or in a response that is only a head. Returns None if there is no status.
 
-    A response that isn't gRPC's (a proxy's error page) is mapped from its HTTP status.
+    The HTTP status decides if the response isn't gRPC's, such as a proxy's error page.
     """
     code: int | None = None
     message = ""
@@ -181,14 +183,14 @@ def response_status(headers: Headers) -> GrpcStatus | None:
         elif name == b"grpc-message":
             message = unquote_to_bytes(value[:_MAX_MESSAGE_BYTES]).decode("utf-8", "replace")
         elif name == b"grpc-retry-pushback-ms" and _MILLISECONDS.match(value):
-            # A negative one means "don't retry"; an agent always does, so as late as it may be told to.
+            # A negative value means "don't retry". An agent always retries, so it waits the longest time.
             asked_s = int(value) / 1000 if int(value) >= 0 else MAX_PUSHBACK_S
             pushback_s = min(max(asked_s, MIN_PUSHBACK_S), MAX_PUSHBACK_S)
     if code is not None:
         return GrpcStatus(code, message, pushback_s=pushback_s)
     status = http_status(headers)
     if status and (status != 200 or not is_grpc(headers)):
-        text = f"the answer is HTTP {status}" + ("" if status != 200 else ", but not gRPC")
-        text = text if status > 0 else "the answer has a :status that is none"
+        text = f"the response is HTTP {status}" + ("" if status != 200 else ", but not gRPC")
+        text = text if status > 0 else "the response has an invalid :status"
         return GrpcStatus(_FROM_HTTP.get(status, Status.UNKNOWN), text)
     return None

@@ -1,7 +1,7 @@
-"""Whether an agent lives: the hub's watch over one connection.
+"""Watches one connection for the hub, to find out whether the agent is alive.
 
-Every byte that comes is a sign of life. The hub asks a silent agent by an HTTP/2 PING: after `idle_s` of silence, or at
-once where a request has waited for `unanswered_s` and the agent has been silent as long.
+Every received byte is a sign of life. The hub sends a PING (HTTP/2) to an agent after `idle_s` of silence. The PING
+goes out at once if a request has waited for `unanswered_s` and the agent was silent as long.
 
                ask: a PING goes out               `suspect_s` without a byte
     ┌───────┐ ─────────────────────► ┌───────┐ ──────────────────────────► ┌───────────┐
@@ -14,15 +14,16 @@ once where a request has waited for `unanswered_s` and the agent has been silent
                                      │ ENDED │ ◄───────────────────────────────────┘
                                      └───────┘   `idle_s` + `answer_s` without a byte
 
-A suspected agent gets nothing new while another agent of its cluster serves (`hub`).
+A suspected agent gets no new requests while another agent of its cluster serves (`hub`).
 
 Invariants:
-L1. A byte counts when it comes, not when the timer next looks: `suspected` compares times.
-L2. A timer that is late says nothing about the peer: what the kernel has received meanwhile is read first, and the end
-    is put off by as long as this process stood still. Never twice in a row: a busy hub finds dead agents, too.
-L3. A slow link is no dead one: while more is acknowledged of what still waits to be, the end is put off, up to
-    MAX_SILENCE_S. The PING stands behind it.
-L4. One timer per connection; a received byte moves no timer.
+L1. A byte counts when it arrives, not when the timer next looks, because `suspected` compares times.
+L2. A late timer is no proof against the peer. The bytes that the kernel has received meanwhile are read first. The end
+    is delayed by as long as this process was blocked. That never happens twice in a row, so a busy hub finds dead
+    agents, too.
+L3. A slow link is not a dead link. Until MAX_SILENCE_S, the end is delayed while TCP acknowledges more waiting bytes.
+    The PING is queued behind those bytes.
+L4. Each connection has one timer. A received byte moves no timer.
 """
 
 from __future__ import annotations
@@ -47,11 +48,12 @@ TICK_S: Final = 0.001
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LivenessTimes:
-    """When a hub asks, suspects and ends, in seconds. Raises ValueError where one isn't positive.
+    """The times after which a hub asks, suspects and ends, in seconds. Raises ValueError if one isn't positive.
 
-    idle_s: a connection so long without a byte gets a PING. answer_s: the connection ends where no byte comes for so
-    much longer. unanswered_s: a request so long without a response head makes the hub ask at once, if the agent has
-    been silent as long. suspect_s: an agent that leaves a PING without a byte for so long is suspected.
+    idle_s: silence of a connection before its PING.
+    answer_s: further silence before the connection ends.
+    unanswered_s: wait of a request for its response head before a PING, if the agent has been silent as long.
+    suspect_s: silence after a PING before the agent is suspected.
     """
 
     idle_s: float = 8.0
@@ -104,10 +106,13 @@ class Watched(Protocol):
 
     @property
     def heard_s(self) -> float:
-        """When the last byte came, by the loop's clock."""
+        """The time of the last received byte, by the loop's clock."""
 
     def outgoing(self) -> tuple[int, bool]:
-        """What the peer's TCP has acknowledged so far, which never falls, and whether more waits to be."""
+        """Return the bytes that the peer's TCP has acknowledged so far, and whether more bytes wait.
+
+        The first value never falls.
+        """
 
     def ping(self) -> None: ...
     def fail(self, error: Exception) -> None: ...
@@ -117,8 +122,8 @@ class Watched(Protocol):
 class Liveness:
     """Watches one connection from `start` to `stop`.
 
-    watchers: called when the agent becomes suspected, and when a suspected one was heard again: each within a turn of
-    the timer. state: as it was when the timer last looked, or `ask` was called.
+    watchers: called by the timer when the agent becomes suspected, and when a suspected agent was heard again.
+    state: the state when the timer last looked, or at the last call of `ask`.
     """
 
     def __init__(self, connection: Watched, times: LivenessTimes) -> None:
@@ -141,7 +146,7 @@ class Liveness:
         self._arm(self._connection.heard_s + self.times.idle_s)
 
     def stop(self) -> None:
-        """The connection is over: nothing is called any more."""
+        """The connection has ended. From now on nothing is called."""
         self._was_suspected = self.suspected
         self.state = TRANSITIONS[self.state, Event.OVER]
         if self._timer is not None:
@@ -150,13 +155,14 @@ class Liveness:
 
     @property
     def silent_s(self) -> float:
-        """How long no byte has come."""
+        """The time since the last received byte, in seconds."""
         return self._loop.time() - self._connection.heard_s
 
     @property
     def suspected(self) -> bool:
-        """Whether the agent has left a PING unanswered for too long, and sent nothing since. Of a connection that is
-        over: whether it was so, or ended for its silence.
+        """Whether the agent did not respond to a PING in time, and has sent nothing since.
+
+        If the connection has ended: whether that was so at its end, or its silence ended it.
         """
         return self._was_suspected or (self.state is State.SUSPECTED and not self._is_heard)  # L1
 
@@ -214,12 +220,12 @@ class Liveness:
             return
         if self.state is State.ASKED and now_s >= self._suspect_s:
             self._move(Event.UNANSWERED)
-        # A suspected agent is looked at as often, so that the log says soon when it was heard.
+        # The timer checks a suspected agent as often, so that the log soon shows when it was heard.
         look_s = self._suspect_s if self.state is State.ASKED else now_s + times.suspect_s
         self._arm(min(look_s, self._end_s))
 
     def _is_taking(self, now_s: float) -> bool:
-        """Whether the agent's TCP has taken more since it was asked: then the end is put off."""
+        """Whether the agent's TCP has taken more bytes since the PING. If so, the end is delayed."""
         before = self._taken_bytes
         self._taken_bytes, waits = self._connection.outgoing()
         if self._taken_bytes <= before or not waits or now_s - self._connection.heard_s >= MAX_SILENCE_S:

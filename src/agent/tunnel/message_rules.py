@@ -1,6 +1,6 @@
-"""What both twins of `messages` know of gRPC's messages: sizes, promises, and the words for each broken rule.
+"""The rules of gRPC's messages for both twins of `messages`: sizes, protocols, and the text for each broken rule.
 
-It lives once, so that a compiled reader and a Python one can't say different things of the same bytes.
+They exist once, so that a compiled reader and a Python reader report the same error for the same bytes.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class MessageRefused(WireError):
 
 
 class ByteAccount(Protocol):
-    """What the bytes of unfinished messages are charged to."""
+    """Counts the bytes of unfinished messages."""
 
     def take(self, size_bytes: int) -> bool:
-        """Count these bytes as held; False, and nothing counted, where there is no room for them."""
+        """Count these bytes as held. Returns False, and counts nothing, if there is no room for them."""
 
     def give_back(self, size_bytes: int) -> None:
-        """These bytes are not held any more."""
+        """These bytes are no longer held."""
 
 
 class MessageSink(Protocol):
-    """What one stream's messages are handed to."""
+    """Receives one stream's messages."""
 
     def packet(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
         """The stream's next packet. data: immutable; a memoryview of bytes or bytes."""
@@ -44,12 +44,15 @@ class MessageSink(Protocol):
         """The stream's next packet, of code WINDOW. increment_bytes: its `window`, 0 to 2^32-1, unchecked."""
 
     def bad_packet(self, error: PacketError) -> None:
-        """A message that could not be read or is too large, in the place of its packet; the stream itself goes on."""
+        """A message could not be read or is too large. The call takes the place of its packet.
+
+        The stream itself continues.
+        """
 
     def message_refused(self, error: MessageRefused) -> None:
-        """A message is too long, or there is no room for it: end the call. Nothing more is read of the stream.
+        """A message is too long, or there is no room for it, so the call must end. The reader reads nothing more.
 
-        For readers that were made with `ends`.
+        Only readers made with `ends` call it.
         """
 
 
@@ -72,6 +75,11 @@ def message_crowded_out(held: int) -> MessageRefused:
 
 
 def message_passed_over(length: int, limit: int, head: bytes) -> PacketError:
-    """head: the message's first LARGE_HEAD_BYTES, or all of it. limit: of its length; not below it for want of room."""
+    """Return the error of a message that is not kept.
+
+    length: the message's length in bytes. If it is within the limit, the memory for it was missing.
+    limit: the longest accepted length.
+    head: the message's first LARGE_HEAD_BYTES, or the whole message.
+    """
     error = message_refused(length, limit) if length > limit else message_crowded(length)
     return PacketError(error.rule, decode_conn_id(head))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..http2.framing import IMPLEMENTATION
 from .message_rules import ByteAccount, MessageRefused, MessageSink
 
-# What a type checker reads is the compiled twin's stub.
+# A type checker reads the compiled twin's stub.
 if TYPE_CHECKING or IMPLEMENTATION == "c":
     from .messages_c import MessageReader, PacketWriter
 else:

@@ -3,13 +3,13 @@
 from agent.http2.framing_c cimport FrameWriter, Received, StreamReader
 
 
-cdef struct Head:               # a packet without its payload; positions count from the message's first byte
+cdef struct Head:               # a packet without its payload, with positions from the message's first byte
     long long conn_id
     int code
     Py_ssize_t data_start
     Py_ssize_t data_end
     Py_ssize_t text_start
-    Py_ssize_t text_end         # text_start: there is none
+    Py_ssize_t text_end         # equal to text_start without a text
     unsigned int window
 
 
@@ -19,21 +19,21 @@ cdef class MessageReader(StreamReader):
     cdef object credit
     cdef object bad_packet
     cdef object message_refused
-    # what is taken
+    # the accepted messages
     cdef Py_ssize_t limit       # bytes of the longest message that is kept
-    cdef bint ends              # a longer one, or one without room, is refused; else it is passed over
+    cdef bint ends              # refuse a longer message, or one without room, instead of skipping it
     # the message in hand
     cdef long long length       # up to 2^32 - 1, also where Py_ssize_t has 32 bits
-    cdef long long want         # bytes of it that are still to come; 0: between messages
-    cdef bytes whole            # where it is assembled; None: nothing of it has been kept
-    cdef Py_ssize_t filled      # bytes of `whole` that have come
+    cdef long long want         # its missing bytes, 0 between messages
+    cdef bytes whole            # its buffer, None if nothing was kept
+    cdef Py_ssize_t filled      # bytes of `whole` that have arrived
     cdef bint passed_over       # it is too large, or there is no room for it
     # its memory
-    cdef object account         # what unfinished messages are charged to
+    cdef object account         # counts the bytes of unfinished messages
     cdef Py_ssize_t charged     # bytes of the message in hand that it holds
     # beginnings
-    cdef int prefix_size        # bytes there are of an unfinished prefix, 0 to 4
-    cdef int head_size          # bytes there are of the head of one that is passed over
+    cdef int prefix_size        # bytes of an unfinished prefix, 0 to 4
+    cdef int head_size          # bytes of the head of a skipped message
     cdef unsigned char prefix[5]
     cdef unsigned char head[11]
 

@@ -1,10 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, nonecheck=False, initializedcheck=False
 # cython: binding=False, embedsignature=False, freethreading_compatible=True
-"""The fast twin of `messages_py`, which explains what happens here and why; I1 to I3 are `framing_py`'s invariants.
+"""The fast twin of `messages_py`, which explains the code and its reasons. I1 to I3 are `framing_py`'s invariants.
 
-The same bytes make the same calls in the same order, with the same errors: those are in `message_rules` and `packet`,
-for both. A packet that isn't plain (a field not known, a mistake) is read by `packet.decode_packet`. What differs is
-how an unfinished message is kept: in one place, made as large as the message in few steps, so it is copied once.
+The same bytes make the same calls in the same order, with the same errors. Both twins take their errors from
+`message_rules` and `packet`. `packet.decode_packet` reads each packet that isn't plain (an unknown field, a mistake).
+The twins differ only in how they keep an unfinished message. This twin keeps it in one buffer, which grows to the
+message's size in few steps. So the message is copied once.
 """
 
 cimport cython
@@ -32,7 +33,7 @@ cdef Py_ssize_t FIRST_KEPT_BYTES = 2 ** 20  # set aside for a message before mor
 
 cdef inline int varint(const unsigned char* buffer, Py_ssize_t* position, Py_ssize_t end,
                        unsigned long long* value) noexcept:
-    """The varint at `position`, which moves behind it; -1 for one that is cut or has more than 64 bits."""
+    """Read the varint at `position`, and move `position` behind it. Returns -1 if it is cut or exceeds 64 bits."""
     cdef unsigned long long result = 0
     cdef int shift = 0
     cdef unsigned char byte
@@ -50,7 +51,7 @@ cdef inline int varint(const unsigned char* buffer, Py_ssize_t* position, Py_ssi
 
 
 cdef int decode_plain(const unsigned char* buffer, Py_ssize_t position, Py_ssize_t end, Head* head) noexcept:
-    """Read a packet of known fields in their shortest tags; -1 for every other, which the Python codec judges."""
+    """Read a packet of known fields in their shortest tags. Returns -1 for every other, left to the Python codec."""
     cdef unsigned long long value = 0
     cdef unsigned char tag
     head.conn_id = 0
@@ -98,7 +99,7 @@ cdef class MessageReader(StreamReader):
 
     @property
     def in_message(self):
-        """Whether a message has begun and not ended: the end of the stream now would cut it."""
+        """Whether a message is unfinished, so that an end of the stream would cut it."""
         return self.prefix_size > 0 or self.want > 0
 
     @property
@@ -107,7 +108,7 @@ cdef class MessageReader(StreamReader):
         return self.filled
 
     cpdef close(self):
-        """Forget the unfinished message; nothing goes to the sink from now on."""
+        """Forget the unfinished message. From now on the sink gets nothing."""
         self.closed = True
         self.whole = None
         self.filled = 0
@@ -121,7 +122,7 @@ cdef class MessageReader(StreamReader):
         return 0
 
     cdef int data(self, Received* received, Py_ssize_t start, Py_ssize_t end) except -1:
-        """Take received[start:end], the next bytes of the stream. Raises WireError where gRPC's framing is broken."""
+        """Take received[start:end], the next bytes of the stream. Raises WireError if gRPC's framing is broken."""
         cdef const unsigned char* source = received.octets
         cdef const unsigned char* prefix
         cdef Py_ssize_t take
@@ -180,7 +181,7 @@ cdef class MessageReader(StreamReader):
         cdef bytes whole
         cdef Received received
         if self.filled + size > room:
-            # What has come, at most doubled: a peer that names a length has not sent it.
+            # At most twice the received bytes: a peer that names a length has not sent it.
             room = min(self.length, max(FIRST_KEPT_BYTES, 2 * (self.filled + size)))
             whole = PyBytes_FromStringAndSize(NULL, room)
             if self.filled:
@@ -199,7 +200,7 @@ cdef class MessageReader(StreamReader):
         return 0
 
     cpdef refuse(self, error):
-        """Read nothing more of the stream, and tell the sink why."""
+        """Read nothing more of the stream, and give the sink the reason."""
         self.close()
         self.message_refused(error)
 
@@ -225,7 +226,7 @@ cdef class MessageReader(StreamReader):
         return 0
 
     cdef int pass_over(self, const unsigned char* source, Py_ssize_t size) except -1:
-        """Take the next bytes of a message that is not kept; its head says whose it was."""
+        """Take the next bytes of a message that is not kept. Its head names its connection."""
         cdef int take
         self.want -= size
         if not self.want:
@@ -290,7 +291,7 @@ cdef class PacketWriter(FrameWriter):
     """One stream's way out. See the Python twin."""
 
     cpdef append_packet(self, bytes field, list pieces, Py_ssize_t size):
-        """Put a DATA packet behind what waits. field: its connection's `data_field`; size: of all pieces together."""
+        """Queue a DATA packet. field: its connection's `data_field`. size: the bytes of all pieces together."""
         cdef unsigned char head[64]
         cdef Py_ssize_t position = 5 + PyBytes_GET_SIZE(field), length, left = size
         cdef bytes message

@@ -4,9 +4,11 @@
     gRPC messages    │5│ mes│ │sage │5│ me│ │ … │      MessageReader, one per stream
     packets            └─────────┘                     at the stream's sink, in wire order
 
-I1 to I3 are `http2.framing_py`'s invariants. Here they say: the same bytes give the same packets and the same error,
-however they are cut (I1). What is kept of an unfinished message is what arrived of it, once (I2). A payload is handed
-out as a view only if it is at least a quarter of the buffer that it keeps (I3).
+I1 to I3 are `http2.framing_py`'s invariants. Their meaning here:
+
+I1. The same bytes give the same packets and the same error, wherever they are cut.
+I2. The received bytes of an unfinished message are kept once, and nothing more.
+I3. A payload becomes a view only if it is at least a quarter of the buffer behind it.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ __all__ = ["MessageReader", "PacketWriter"]
 
 
 class MessageReader(StreamReader):
-    """One stream's way in: pieces of DATA frames to packets. Their credit goes back as they come.
+    """Turns the received bytes of one stream's DATA frames into packets. It gives their credit back on arrival.
 
-    max_message_bytes: a longer message is passed over without being kept, and the sink hears of it in its place.
-    account: what the bytes of an unfinished message are charged to, from when they come until the message is whole or
-    the reader is closed; a message that it has no room for is passed over as a longer one. ends: either is refused in
-    place of that, as soon as the message's length is known: the reader closes, and the sink hears `message_refused`.
+    max_message_bytes: the longest accepted message. A longer one is skipped, and the sink gets a `bad_packet` for it.
+    account: counts an unfinished message's bytes, from their arrival until the message is whole or the reader closed.
+        A message without room in the account is skipped, like a longer one.
+    ends: refuse both kinds of message instead of skipping them. A longer one is refused as soon as its length is known.
+        Then the reader closes, and calls `message_refused`.
     """
 
     __slots__ = (
@@ -62,14 +65,14 @@ class MessageReader(StreamReader):
         self._charged = 0  # bytes of the message in hand that the account holds
         self._prefix = b""  # an unfinished prefix, 0 to 4 bytes
         self._length = 0  # of the message in hand
-        self._want = 0  # bytes still to come of the message in hand; 0: between messages
-        self._pieces: list[memoryview] = []  # what came of it in this feed
-        self._assembled = bytearray()  # and before it
+        self._want = 0  # missing bytes of the message in hand, 0 between messages
+        self._pieces: list[memoryview] = []  # its bytes that arrived in this feed
+        self._assembled = bytearray()  # its bytes that arrived before this feed
         self._head: bytearray | None = None  # the first bytes of a message that is not kept
 
     @property
     def in_message(self) -> bool:
-        """Whether a message has begun and not ended: the end of the stream now would cut it."""
+        """Whether a message is unfinished, so that an end of the stream would cut it."""
         return bool(self._prefix) or self._want > 0
 
     @property
@@ -78,7 +81,7 @@ class MessageReader(StreamReader):
         return len(self._assembled) + sum(map(len, self._pieces))
 
     def data(self, buffer: bytes | memoryview, kept_bytes: int, start: int, end: int) -> None:
-        """Take buffer[start:end], the next bytes of the stream. Raises WireError where gRPC's framing is broken."""
+        """Take buffer[start:end], the next bytes of the stream. Raises WireError if gRPC's framing is broken."""
         while start < end and not self.closed:
             if self._want:
                 start += self._take(buffer, start, end)
@@ -110,20 +113,20 @@ class MessageReader(StreamReader):
                 self._want = length
 
     def settle(self) -> None:
-        """Keep the unfinished message's bytes without the buffers they came in (I3); called at the end of a feed."""
+        """Keep the unfinished message's bytes without their buffers (I3). The caller calls it at the end of a feed."""
         for piece in self._pieces:
             self._assembled += piece
         self._pieces.clear()
 
     def close(self) -> None:
-        """Forget the unfinished message; nothing goes to the sink from now on."""
+        """Forget the unfinished message. From now on the sink gets nothing."""
         self.closed = True
         self._pieces.clear()
         self._assembled = bytearray()
         self._uncharge()
 
     def refuse(self, error: MessageRefused) -> None:
-        """Read nothing more of the stream, and tell the sink why."""
+        """Read nothing more of the stream, and give the sink the reason."""
         self.close()
         self._messages.message_refused(error)
 
@@ -133,7 +136,7 @@ class MessageReader(StreamReader):
             self._account.give_back(charged)
 
     def _take(self, buffer: bytes | memoryview, start: int, end: int) -> int:
-        """Take what buffer[start:end] has of the message in hand; how many bytes that was."""
+        """Take the bytes of the message in hand from buffer[start:end]. Returns their number."""
         take = min(self._want, end - start)
         self._want -= take
         if self._head is None and self._want and self._account is not None:
@@ -204,9 +207,9 @@ class PacketWriter(FrameWriter):
     __slots__ = ()
 
     def append_packet(self, field: bytes, pieces: Sequence[bytes | memoryview], size: int) -> None:
-        """Put a DATA packet behind what waits. field: its connection's `data_field`; size: of all pieces together.
+        """Queue a DATA packet. field: its connection's `data_field`. size: the bytes of all pieces together.
 
-        Pieces are kept by reference, or copied into one where that costs less than carrying them to the socket.
+        Pieces are kept by reference, or copied into one if the copy costs less than carrying them to the socket.
         """
         head = message_head(field, size)
         if size <= message_rules.JOIN_BYTES:

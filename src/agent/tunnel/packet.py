@@ -1,13 +1,16 @@
-"""Packets: what the two ends of a tunnel say to each other, and how one looks on the wire (wire.md, "Base protocol").
+"""Packets, the messages between the two ends of a tunnel, and their codec (wire.md, "Base protocol").
 
-A packet is a protobuf message of five fields, wrapped in a gRPC message: one byte of flags (0, never compressed), the
-length in four bytes big-endian, the protobuf. The codec is our own: so few fields don't need a library, and the payload
-comes last when we write and stays where it is when we read, so neither side copies it.
+A packet is a protobuf message of five fields. It is the body of a gRPC message. The body follows one byte of flags (0,
+never compressed) and its length in four bytes, big-endian. The codec is our own, because so few fields don't need a
+library. The writer puts the payload last, and the reader leaves it in place, so neither side copies it.
 
-Reading is strict where a mistake would change what a packet means, and forgiving elsewhere: fields that are not known
-are skipped, groups included; the last of a repeated field counts, as protobuf says; a known field with another wire
-type, a varint of more than 64 bits and a field that runs past the message's end are PacketErrors. `window` is
-known only as a varint: a peer that hasn't heard of that extension may use its number otherwise.
+The reader is strict if a mistake would change a packet's meaning, and lenient otherwise:
+
+- It skips unknown fields, groups included.
+- The last of a repeated field counts, as protobuf requires.
+- It raises PacketError for a known field with another wire type, and for a varint of more than 64 bits.
+- It raises PacketError for a field that runs past the message's end.
+- It reads `window` only as a varint, because a peer without that extension may use its number for another purpose.
 """
 
 from __future__ import annotations
@@ -40,28 +43,28 @@ __all__ = [
 ]
 
 PROBE_ID = -1
-"""DATA for this id is a question whether the tunnel is up; ERROR for it is the answer (wire.md, "connected")."""
+"""DATA for this id asks whether the tunnel is up. ERROR for this id is the reply (wire.md, "connected")."""
 
 MAX_SENT_MESSAGE_BYTES = 4 * 2**20 - 1
-"""A base hub ends the whole tunnel for a message of 4 MiB (grpc-go's default receive limit; wire.md, "agent → hub")."""
+"""A message of 4 MiB, grpc-go's default receive limit, ends the whole tunnel at a base hub (wire.md, "agent → hub")."""
 
 MAX_INCREMENT_BYTES = 2**31 - 1
-"""The most that one WINDOW packet credits, and that a connection's credit may come to (wire.md, "window")."""
+"""The largest credit in one WINDOW packet, and the largest total credit of a connection (wire.md, "window")."""
 
 MAX_TEXT_BYTES = 16 * 1024
-"""Of an error's text: it is for a person. So much is sent at most, and so much read: decoded, a text may be four times
-its size."""
+"""The most bytes of an error's text that are sent or read. The text is for a person. Decoded, it may be four times its
+size."""
 
 
 class ControlCode(enum.IntEnum):
-    """What a packet is. Codes not listed here are ignored, for later versions of the protocol."""
+    """The kind of a packet. The reader ignores unknown codes, for later versions of the protocol."""
 
     DATA = 0
     """`data` is the next piece of the connection's byte stream."""
     ERROR = 1
-    """The connection is over; `error_message` says why."""
+    """The connection has ended. `error_message` is the reason."""
     DRAIN = 2
-    """With id 0, from the agent: "I am gone"; with `goaway`, from either side: "open nothing more here"."""
+    """With id 0: the agent leaves, or, with `goaway`, either side accepts no new connections here."""
     CLOSE = 3
     """With `close`: the sender has no more DATA for this connection."""
     WINDOW = 4
@@ -77,8 +80,10 @@ CLOSE: Final[int] = ControlCode.CLOSE.value
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Packet:
-    """One packet as a value, off the hot path. conn_id: -2^63 to 2^63-1; code: a ControlCode or a later one.
+    """One packet as a value, off the hot path.
 
+    conn_id: -2^63 to 2^63-1.
+    code: a ControlCode, or a later code.
     window: an increment in bytes, 0 to 2^32-1.
     """
 
@@ -100,20 +105,20 @@ class Packet:
 
 
 class PacketReceiver(Protocol):
-    """Whom a tunnel tells of what arrives: one object per session."""
+    """Receives the packets of a tunnel. Each session has one receiver."""
 
     def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
-        """The session's next packet, in wire order. code: DATA or ERROR (with id 0: DRAIN), and CLOSE where negotiated.
+        """The session's next packet, in wire order. code: DATA or ERROR (with id 0: DRAIN), and CLOSE if negotiated.
 
         data: immutable, the receiver's to keep. Must not raise, and may call the tunnel it belongs to.
         """
 
     def tunnel_lost(self, error: Exception | None) -> None:
-        """The session is over; called once, as the last call. error: why, None after an orderly end."""
+        """The session has ended. This is the last call, made once. error: the reason, None after an orderly end."""
 
 
 class PacketError(WireError):
-    """A packet broke the format. conn_id: the connection it belongs to, where that could be read, else 0."""
+    """A packet broke the format. conn_id: the packet's connection, or 0 if it could not be read."""
 
     def __init__(self, rule: str, conn_id: int = 0) -> None:
         super().__init__(rule)
@@ -124,7 +129,7 @@ class PacketError(WireError):
 
 
 def encode_varint(value: int) -> bytes:
-    """A protobuf varint: 1 to 10 bytes. value: -2^63 to 2^64-1; negative ones as two's complement in 64 bits."""
+    """Return a protobuf varint, 1 to 10 bytes. value: -2^63 to 2^64-1. Negative: two's complement in 64 bits."""
     if value < 0:
         value += 1 << 64
     if value < 0x80:
@@ -151,7 +156,7 @@ def message_head(field: bytes, payload_bytes: int) -> bytes:
 def encode_packet(
     conn_id: int, code: int, data: bytes | memoryview = b"", error_message: str = "", window: int = 0
 ) -> bytes:
-    """One packet as one gRPC message. For small packets; a payload by reference goes with `message_head`."""
+    """Return one packet as one gRPC message. For small packets: `message_head` avoids the copy of a payload."""
     body = bytearray()
     if conn_id:
         body += b"\x08" + encode_varint(conn_id)
@@ -192,7 +197,7 @@ def _varint(buffer: bytes | memoryview, position: int, end: int, conn_id: int, w
 
 
 def _skip(buffer: bytes | memoryview, position: int, end: int, tag: int, conn_id: int) -> int:
-    """The position behind the unknown field whose tag was just read; a group is skipped whole."""
+    """Return the position behind the unknown field whose tag was just read. It skips a group whole."""
     groups: list[int] = []  # the numbers of the groups we are in
     while True:
         wire_type = tag & 7
@@ -226,8 +231,8 @@ def _skip(buffer: bytes | memoryview, position: int, end: int, tag: int, conn_id
 def decode_packet(buffer: bytes | memoryview, start: int, end: int) -> tuple[int, int, int, int, str, int]:
     """Read the packet in buffer[start:end]: (conn_id, code, its data's start and end, error_message, window).
 
-    The data itself is not touched. Raises PacketError, with the conn_id if it came before the mistake. A text that
-    isn't UTF-8 is read with replacement characters, of a long one the beginning: an ERROR is one whatever its words.
+    The data itself is not touched. Raises PacketError, with the conn_id if it is before the mistake. No text makes an
+    ERROR invalid. Invalid UTF-8 is read with replacement characters, and a long text is truncated.
     """
     conn_id = code = window = 0
     data_start = data_end = start
@@ -270,7 +275,7 @@ def decode_packet(buffer: bytes | memoryview, start: int, end: int) -> tuple[int
 
 
 def decode_conn_id(head: bytes) -> int:
-    """The conn_id of a packet of which the first 11 bytes are known; 0 where it isn't the first field."""
+    """Return the conn_id of a packet from its first 11 bytes, or 0 if it isn't the first field."""
     if not head.startswith(b"\x08"):
         return 0
     try:

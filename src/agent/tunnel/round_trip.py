@@ -1,8 +1,8 @@
-"""The least round trip of the last seconds: what sizes windows.
+"""The least round trip of the last seconds, which sizes the windows.
 
-One sample holds the link's round trip and what waited before it on both hosts; the least of several holds the link's
-alone. A link's round trip changes: a route moves, a laptop changes its network. So only the last WINDOW_S count, as for
-BBR's. Each sample is one exchange between both ends of the session. The kernel's own value would end at a proxy.
+One sample holds the link's round trip plus the queues on both hosts. The least of several samples holds only the link's
+round trip. A link's round trip changes if a route moves or a laptop changes its network. So only the last WINDOW_S
+count, as in BBR. Each sample is one exchange between both ends of the session. The kernel's value would end at a proxy.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class RoundTrip:
 
     @property
     def least_s(self) -> float:
-        """The least sample of the last WINDOW_S; of older ones the newest."""
+        """The least sample of the last WINDOW_S. If all samples are older, the newest."""
         samples = self._samples
         if not samples:
             return GUESS_S

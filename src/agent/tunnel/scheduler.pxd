@@ -20,7 +20,7 @@ cdef class Outbound:
     cdef readonly object _items
     cdef public long long queued_bytes
     cdef public long long credit_bytes
-    # the source: nothing more follows; it was paused; the calls that pause and resume it
+    # the source: whether it has finished, whether it was paused, and the calls that pause and resume it
     cdef public bint finished
     cdef public bint paused
     cdef public object pause

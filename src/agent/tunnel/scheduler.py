@@ -1,11 +1,13 @@
-"""Whose packet goes next: deficit round robin over the connections of one tunnel, and how much goes into a packet.
+"""Chooses the next packet and its size: deficit round robin over the connections of one tunnel.
 
-The bytes of a connection can be cut anywhere, so a connection's turn is exactly one packet of at most its quantum, and
-the deficit that the algorithm's name carries from turn to turn is always nothing (M. Shreedhar, G. Varghese: Efficient
-Fair Queuing using Deficit Round Robin, 1995). Two lists, as in RFC 8290, section 4: a connection that begins to send
-takes one turn ahead of those that have been sending, so that small answers don't queue behind bulk; and it passes
-through the second list before it can do so again, so that many small ones can't starve the bulk. Nor can many new ones,
-each of which answers once: for what the others send, those that begin may be ahead by _PACKETS_AHEAD times as much.
+The algorithm is from M. Shreedhar, G. Varghese: Efficient Fair Queuing using Deficit Round Robin, 1995. A connection's
+bytes can be cut anywhere, so its turn is exactly one packet of at most its quantum. The deficit that the algorithm
+carries from turn to turn is therefore always zero.
+
+There are two lists, as in RFC 8290, section 4. A connection that begins to send takes one turn ahead of those that have
+been sending. So small responses don't queue behind bulk. Before it can do so again, it passes through the second list.
+So many small responses can't starve the bulk. Many new connections with one response each can't starve it either. While
+others send, the starting connections may send at most _PACKETS_AHEAD times as much.
 
             write                  turn taken
     idle ───────────► starting ───────────────► going on ◄──┐
@@ -14,23 +16,23 @@ each of which answers once: for what the others send, those that begin may be ah
                                   credit came    │    │ data next, and no credit for it (`window` only)
                                                  └── parked
 
-Batching, towards a hub that keeps a number of packets for each client and drops the rest (wire.md, "agent → hub,
-DATA"): there every packet counts, whatever its size. The first packets behind each byte of the client's go out as they
-come, so a small response waits for nothing. A connection that sends on is *held* until a whole packet is queued, and no
-longer than that where
+Batching is for a hub that keeps some packets for each client and drops the rest (wire.md, "agent → hub, DATA").
+Such a hub counts every packet, whatever its size. After each byte from the client, the first packets go out at once, so
+a small response never waits. A connection that sends more is *held* until a whole packet is queued. It is released
+earlier if
 
     its source is quiet for a tick, or it was held for _HELD_S    and its packets are not used up
     its source is paused or finished                              nothing more can be gathered
 
-and a packet is given back every _PACKET_S.
+A connection gets one packet back every _PACKET_S.
 
-Invariants
-  I1  An outbound is in at most one list; with something queued in exactly one, or parked, or held.
-  I2  Bytes, and the control packets among them, leave in the order they were given.
-  I3  The books are right before `pause` or `resume` is called: either may write, finish or abort at once.
-  I4  No outbound sends a byte of DATA beyond its credit; control packets need none.
+Invariants:
+I1. An outbound is in at most one list. With something queued it is in exactly one list, or parked, or held.
+I2. Bytes, and the control packets among them, leave in the order in which they were queued.
+I3. The state is right before a call of `pause` or `resume`, because either may write, finish or abort at once.
+I4. No outbound sends a byte of DATA beyond its credit. Control packets need no credit.
 
-Cython compiles this file as it stands, with the types of `scheduler.pxd` (fastpipe/extensions.py).
+Cython compiles this same file, with the types of `scheduler.pxd` (fastpipe/extensions.py).
 """
 
 from __future__ import annotations
@@ -56,23 +58,23 @@ _IDLE, _STARTING, _GOING_ON, _PARKED, _HELD = range(5)
 _PACKETS_AHEAD = 4  # so a fifth of the link is left to those that have been sending
 _CROWDED_BYTES = BATCHED_TOTAL_BYTES
 _UNCROWDED_BYTES = HIGH_WATER_BYTES
-_FREE_PACKETS = 8  # of less than a whole one: they go out as they come
-_MOST_PACKETS = 16  # and so many in all before more is waited for: a sixth of what a hub keeps
-_PACKET_S = 0.1  # a connection gets one more so often: a client may read nothing for seconds
-_TICK_S = 0.002  # a source that writes nothing for so long is quiet; uvloop's timers count whole milliseconds
-_SLOW_TICK_S = 0.02  # where no packet is left to anybody
-_HELD_S = 0.05  # and this is as long as one that trickles is held, while it has packets left
+_FREE_PACKETS = 8  # packets of less than the whole size that go out at once
+_MOST_PACKETS = 16  # such packets in all, before a connection must gather: a sixth of the hub's queue
+_PACKET_S = 0.1  # the time to get one packet back, because a client may read nothing for seconds
+_TICK_S = 0.002  # a source that writes nothing for this long is quiet (uvloop's timers count whole milliseconds)
+_SLOW_TICK_S = 0.02  # the tick if no connection has a packet left
+_HELD_S = 0.05  # the longest hold of a connection that trickles, while it has packets left
 
 
 class Timers(Protocol):
-    """What batching uses of an event loop."""
+    """The parts of an event loop that batching uses."""
 
     def time(self) -> float: ...
     def call_later(self, delay: float, callback: Callable[[], None], /) -> Any: ...
 
 
 class Outbound:
-    """One connection's place in the queue, from `Tunnel.outbound`; forgotten after `finish` or `abort`."""
+    """One connection's place in the queue, from `Tunnel.outbound`. It is forgotten after `finish` or `abort`."""
 
     __slots__ = (
         "_counted_s",
@@ -121,14 +123,17 @@ class Outbound:
         self._watched = False  # in the scheduler's list of those held
 
     def heard(self) -> None:
-        """The client has sent something: so it reads, and what comes next may be a response to it."""
+        """The client has sent something. So it reads, and the next bytes may be a response to it."""
         self.packets = 0
 
     def write(self, data: bytes | memoryview) -> None:
-        """Queue the connection's next bytes. data: bytes, or a view of bytes nobody writes into; kept by reference.
+        """Queue the connection's next bytes.
 
-        Small writes of one turn of the event loop share a packet. Calls `pause` when the queue passes the scheduler's
-        `high_water_bytes`. Dropped silently once the session is lost; RuntimeError after `finish` or `abort`.
+        data: bytes, or a view of bytes that never change. The scheduler keeps a reference.
+
+        Small writes of one turn of the event loop share a packet. Calls `pause` when the queue exceeds the scheduler's
+        `high_water_bytes`. After the session is lost, the bytes are dropped. Raises RuntimeError after `finish` or
+        `abort`.
         """
         if self.finished:
             if self._scheduler.closed:
@@ -149,9 +154,9 @@ class Outbound:
             self.pause()
 
     def finish(self, code: int | None = None, error_message: str = "") -> None:
-        """Say how the connection ended, after what is queued: a packet with `code`, or nothing. A second call is none.
+        """Finish the connection: queue a packet with `code` as its last one, or nothing. A second call does nothing.
 
-        The outbound is forgotten once that has gone; `resume` is not called any more.
+        After the last packet is sent, the scheduler forgets the outbound. It no longer calls `resume`.
         """
         if self.finished:
             return
@@ -164,7 +169,7 @@ class Outbound:
             self._scheduler._release(self)
 
     def abort(self) -> None:
-        """Drop what is queued, and be forgotten. Of a packet that has begun to go out the rest still goes."""
+        """Drop the queue, and be forgotten. The rest of a packet that has begun to go out is still sent."""
         if not self.finished or self._items:
             self.finished = True
             self._scheduler._drop(self)
@@ -208,13 +213,14 @@ class Outbound:
 
 
 class Scheduler:
-    """The queue of one tunnel. wake: called whenever there is something to send where there was nothing.
+    """The queue of one tunnel.
 
-    shared_packet_bytes, alone_packet_bytes: the largest payload of a packet while another connection waits, and while
-    none does; both below 4 MiB.
-    `batch` gathers whole packets; until then each goes out as large as what is queued.
-    initial_credit_bytes: what each new connection may send at first, None where credit isn't counted; may be changed,
-    as shared_packet_bytes may.
+    wake: called when there is something to send and there was nothing before.
+    shared_packet_bytes: the largest payload while another connection waits, below 4 MiB. It may be changed.
+    alone_packet_bytes: the largest payload while no other connection waits, below 4 MiB.
+    initial_credit_bytes: the first credit of each new connection, None if credit isn't counted. It may be changed.
+
+    After a call of `batch` the queue gathers whole packets. Before it, each packet takes the queued bytes.
     """
 
     def __init__(
@@ -228,7 +234,7 @@ class Scheduler:
             raise ValueError("packets must have 1 byte to 4 MiB, and one alone be no smaller than a shared one")
         self.initial_credit_bytes: int | None = None
         self.shared_packet_bytes = shared_packet_bytes
-        self.high_water_bytes = HIGH_WATER_BYTES  # of each outbound's queue; may be changed, too
+        self.high_water_bytes = HIGH_WATER_BYTES  # of each outbound's queue, and may be changed
         self.closed = False
         self.queued_bytes = 0  # of all outbounds and the control packets
         self.control_bytes = 0
@@ -252,7 +258,7 @@ class Scheduler:
         self.high_water_bytes = BATCHED_HIGH_WATER_BYTES
 
     def stop_batching(self) -> None:
-        """Gather nothing from now on; what is held goes out. The sizes stay as they are."""
+        """Stop gathering, and release everything held. The sizes stay the same."""
         self._batch_bytes = 0
         self._cancel_tick()
         held, self._held = self._held, []
@@ -262,7 +268,7 @@ class Scheduler:
                 self._release(outbound)
 
     def outbound(self, conn_id: int, pause: Callable[[], None], resume: Callable[[], None]) -> Outbound:
-        """A place for this connection. ValueError where it has one already."""
+        """Return a new place for this connection. Raises ValueError if it has one already."""
         if conn_id in self.outbounds:
             raise ValueError(f"connection {conn_id} has an outbound already")
         credit_bytes = _UNLIMITED_BYTES if self.initial_credit_bytes is None else self.initial_credit_bytes
@@ -283,19 +289,19 @@ class Scheduler:
         self._say(message)
 
     def give_credit(self, conn_id: int, increment_bytes: int) -> None:
-        """Queue a WINDOW packet ahead of all data, of its own connection too: what waits there may wait for credit."""
+        """Queue a WINDOW packet ahead of all data, its own connection's too, because that data may wait for credit."""
         if not self.closed:
             self._say(encode_packet(conn_id, ControlCode.WINDOW, window=increment_bytes))
 
     def announce(self, conn_id: int) -> None:
-        """Queue an empty DATA packet ahead of all data: it opens this connection for a peer that hasn't heard of it."""
+        """Queue an empty DATA packet ahead of all data. It opens this connection at a peer that doesn't know it."""
         if not self.closed:
             self._say(encode_packet(conn_id, ControlCode.DATA))
 
     def take_credit(self, conn_id: int, increment_bytes: int) -> bool:
-        """The peer gave this connection credit. Returns False, and changes nothing, where it may not be so much.
+        """The peer gave this connection credit. Returns False, and changes nothing, if the increment is not allowed.
 
-        Credit for a connection without an outbound is of no use: it has sent its last byte, or is over.
+        Credit for a connection without an outbound has no use. Such a connection has sent its last byte, or has ended.
         """
         outbound = self.outbounds.get(conn_id)
         if outbound is None:
@@ -316,7 +322,7 @@ class Scheduler:
         self._wake()
 
     def fill(self, writer: PacketWriter) -> bool:
-        """Move the next packet to the writer; False where nothing waits."""
+        """Move the next packet to the writer. Returns False if nothing waits."""
         if self._messages:
             message = self._messages.popleft()
             self.control_bytes -= len(message)
@@ -364,7 +370,7 @@ class Scheduler:
         return False
 
     def drop(self, conn_id: int) -> None:
-        """The connection is over for its peer: forget it, with what is queued. Nothing where it has no outbound."""
+        """Forget a connection that has ended for its peer, with its queue. Does nothing if it has no outbound."""
         outbound = self.outbounds.get(conn_id)
         if outbound is not None:
             outbound.abort()
@@ -391,7 +397,7 @@ class Scheduler:
                 self._release(outbound)
             return
         if len(outbound._items) > 1:
-            return  # whoever sends knows already
+            return  # the sender has been woken already
         self._backlogged += 1
         if outbound._place == _IDLE:
             outbound._place = _STARTING
@@ -420,7 +426,7 @@ class Scheduler:
         return self.high_water_bytes
 
     def _low_mark(self) -> int:
-        """Below so much a paused source is asked to resume; early while batching, for a packet is to be gathered."""
+        """The queued bytes below which a paused source resumes. While batching it resumes early, to gather a packet."""
         return self.high_water_bytes // 2 if self._batch_bytes else self.high_water_bytes // 4
 
     # -- batching

@@ -69,7 +69,7 @@ class Tunnel(PacketFlow):
 
     @property
     def peername(self) -> Any:
-        """The peer's address as asyncio gives it, None where there is none."""
+        """The peer's address as asyncio gives it, or None."""
         return self.get_extra_info("peername")
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -96,7 +96,7 @@ class Tunnel(PacketFlow):
         )
 
     def exceeded(self, conn_id: int) -> None:
-        """More DATA came on this connection than the peer had credit for: it ends."""
+        """End a connection because its DATA exceeded the peer's credit."""
         self.fail(conn_id, WireError("window: DATA beyond the connection's credit"))
 
     def pause_reading(self) -> None:
@@ -160,7 +160,7 @@ class Tunnel(PacketFlow):
     # ------------------------------------------------------------ what its side uses
 
     def open(self, receiver: PacketReceiver) -> None:
-        """Hand what arrives from now on to this receiver."""
+        """Give the next packets to this receiver."""
         self.receiver = receiver
 
     def negotiated(self, features: frozenset[str]) -> None:
@@ -178,7 +178,7 @@ class Tunnel(PacketFlow):
         return self._round_trip.least_s
 
     def measured(self, round_trip_s: float) -> None:
-        """A round trip took so long: an upper bound of what the link takes."""
+        """Take the time of one round trip. It is an upper bound of the link's round trip."""
         self._round_trip.add(round_trip_s)
         if not self._is_far and self._stream is not None and self._round_trip.least_s > FAR_S:
             self._is_far = self._stream.connection.receive_from_afar()

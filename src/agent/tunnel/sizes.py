@@ -1,4 +1,4 @@
-"""The sizes that decide what waits for what in a tunnel, in bytes. What compiles reads them when it is imported."""
+"""The sizes of a tunnel's queues, packets and windows, in bytes. Compiled modules read them at import."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ __all__ = [
 ]
 
 HIGH_WATER_BYTES: Final = 256 * 1024
-"""Queued bytes of one connection past which its source is asked to pause; it resumes below a quarter.
+"""The queued bytes of one connection above which its source pauses. The source resumes below a quarter.
 
-A base hub's queue counts packets, so what makes a large one may wait here (wire.md)."""
+A base hub's queue counts packets, so enough bytes for a large packet may wait here (wire.md)."""
 
 CREDITED_HIGH_WATER_BYTES: Final = 128 * 1024
-"""The same where the peer counts bytes: a packet is begun for what waits here, and a small answer waits for its end."""
+"""The same for a peer that counts bytes. It is smaller, because a small response waits for the packet in progress."""
 
 SHARED_PACKET_BYTES: Final = 256 * 1024
 """A packet's payload while another connection waits. A base hub's queue counts packets, so not smaller (wire.md)."""
 
 CREDITED_PACKET_BYTES: Final = 64 * 1024
-"""The same where the peer has credit for what comes, and so counts bytes and not packets."""
+"""The same for a peer that gives credit, and so counts bytes and not packets."""
 
 ALONE_PACKET_BYTES: Final = 1024 * 1024
 """A packet's payload while nobody else waits (wire.md, "agent → hub, DATA")."""
 
 BATCHED_HIGH_WATER_BYTES: Final = 2 * 1024 * 1024
-"""HIGH_WATER_BYTES towards a hub that counts packets: one of ALONE_PACKET_BYTES goes out, and the next one gathers."""
+"""HIGH_WATER_BYTES for a hub that counts packets. It holds one packet of ALONE_PACKET_BYTES and the next one."""
 
 BATCHED_TOTAL_BYTES: Final = 64 * 1024 * 1024
-"""What all connections of such a tunnel may hold together; past it HIGH_WATER_BYTES is each one's limit again."""
+"""The queued bytes of such a tunnel above which HIGH_WATER_BYTES is the limit of each connection again."""
 
 WINDOW_BYTES: Final = 16 * 2**20
 """Receive window of a session's stream and of its connection: 128 ms of 1 Gbit/s."""

@@ -1,12 +1,12 @@
-"""How much a peer may send on one connection before it is read: credit, given back as the reader takes bytes.
+"""Flow control of one connection: the peer needs credit to send, and gets it back when the reader takes bytes.
 
     peer ── at most `window` bytes ──► arrived, unread ──► read ──┐
       ▲                                                           │
       └──────────── WINDOW packets, in batches ◄──────────────────┘
 
-A window grows while its reader takes more than half of it in a round trip: then the peer has been waiting for credit,
-and not the reader for bytes (as QUIC implementations tune theirs). So it comes to twice what rate × round trip needs,
-and never grows for a reader that doesn't read: what stalled readers can pile up is what they were given before.
+A window grows while its reader takes more than half of it in a round trip, as in QUIC implementations. Then the peer
+waits for credit, and the reader doesn't wait for bytes. So the window becomes twice rate × round trip. It never grows
+for a reader that doesn't read, so stalled readers hold at most their earlier credit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 __all__ = ["INITIAL_WINDOW_BYTES", "MAX_WINDOW_BYTES", "ReceiveWindow", "WindowBudget"]
 
 INITIAL_WINDOW_BYTES: Final = 256 * 1024
-"""What each side may send on a new connection, the opening DATA included (wire.md, "window")."""
+"""The credit of each side on a new connection, the opening DATA included (wire.md, "window")."""
 
 MAX_WINDOW_BYTES: Final = 16 * 1024 * 1024
 """A window grows no further (wire.md, "window")."""
@@ -29,10 +29,10 @@ _MIN_ROUND_TRIP_S = 0.001  # what a busy event loop adds to the fastest link
 
 
 class WindowBudget:
-    """How many bytes the windows of all connections that share it may come to.
+    """Limits the total size of the windows of all connections that share it.
 
-    limit_bytes: past it no window grows; a new connection's first 256 KiB are its right, and are counted.
-    granted_bytes: what they come to now.
+    limit_bytes: above it no window grows. A new connection always gets its first 256 KiB, and they count.
+    granted_bytes: the total size of the windows now.
     """
 
     __slots__ = ("granted_bytes", "limit_bytes")
@@ -42,7 +42,7 @@ class WindowBudget:
         self.granted_bytes = 0
 
     def grow(self, size_bytes: int) -> bool:
-        """Count `size_bytes` more; False, and nothing counted, where that would pass the limit."""
+        """Count `size_bytes` more. Returns False, and counts nothing, if that would exceed the limit."""
         if self.granted_bytes + size_bytes > self.limit_bytes:
             return False
         self.granted_bytes += size_bytes
@@ -52,9 +52,14 @@ class WindowBudget:
 class ReceiveWindow:
     """One connection's window, one direction.
 
-    give: sends the peer an increment, 1 to 2^31-1 bytes. round_trip_s: asks how long one takes at least. now_s: a
-    clock. Invariants. I1: what has arrived never passes what was credited, or `arrived` has said so. I2: what was
-    credited and not read yet is at most `size_bytes`. I3: the budget has `size_bytes` of this window until `close`.
+    give: sends the peer an increment, 1 to 2^31-1 bytes.
+    round_trip_s: returns the least round trip.
+    now_s: a clock.
+
+    Invariants:
+    I1. The arrived bytes never exceed the credited bytes, or `arrived` has returned False.
+    I2. The credited bytes that are not yet read are at most `size_bytes`.
+    I3. The budget counts `size_bytes` for this window until `close`.
     """
 
     __slots__ = (
@@ -95,7 +100,7 @@ class ReceiveWindow:
         return self._arrived_bytes <= self._credited_bytes  # I1
 
     def unread(self, size_bytes: int) -> None:
-        """So much of what has arrived still waits for its reader: credit for the rest goes back once it is a batch."""
+        """Take the number of arrived bytes that wait for their reader. Credit for the rest goes back in batches."""
         read_bytes = self._arrived_bytes - size_bytes
         owed_bytes = read_bytes + self.size_bytes - self._credited_bytes
         if self.closed or owed_bytes < min(self.size_bytes // _BATCHES, _MAX_BATCH_BYTES):
@@ -114,7 +119,7 @@ class ReceiveWindow:
         self._give(owed_bytes)
 
     def close(self) -> None:
-        """No credit goes back any more; again is no error."""
+        """Give no more credit. A second call does nothing."""
         if not self.closed:
             self.closed = True
             self._budget.granted_bytes -= self.size_bytes  # I3
