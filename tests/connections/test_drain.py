@@ -13,7 +13,7 @@ from agent.outcome import Kind, Stage
 from .conftest import CLOSE, DATA, ERROR, House, OpenHouse, until
 
 FIRST = b"GET /c1/ HTTP/1.1\r\nHost: h\r\n\r\n"
-UNCONFIRMED = "the hub did not say that it has closed its clients' connections"
+UNCONFIRMED = "the hub did not confirm that it has closed its clients' connections"
 
 
 def forgets_at_once(house: House) -> None:

@@ -380,7 +380,7 @@ async def test_what_the_hub_ends_a_connection_for_is_in_the_log(
         house.error(1, text)
         await until(lambda: peer.lost)
         [said] = [each for each in caplog.records if each.getMessage() == "connection closed"]
-        assert said.reason == f"the hub says: {reason}"  # type: ignore[attr-defined]
+        assert said.reason == f"the hub reported: {reason}"  # type: ignore[attr-defined]
 
 
 async def test_a_hub_with_close_needs_no_probes(open_house: OpenHouse) -> None:

@@ -1,7 +1,7 @@
-"""The Unix socket that the proxy listens on: one for the whole agent, in a private directory, open to nobody else.
+"""The Unix socket that the proxy listens on. The whole agent has one, in a private directory that only it can open.
 
-Which connection it is that arrives is told by its peer's name: the manager binds each of its sockets to a name with an
-unguessable part, announces it, and then connects. A peer that nobody announced is dropped.
+The peer's name identifies a connection that arrives. The manager announces a name with an unguessable part, binds its
+socket to that name and then connects. The acceptor drops a peer that was not announced.
 
     announce(conn_id) ─► name ── bind, connect ──► listening socket ── peer's name ─► announced? ─► proxy's protocol
 """
@@ -36,8 +36,8 @@ _WARNING_INTERVAL_S = 60.0
 class PendingPeer:
     """One connection that a manager is about to make, or has made. name: what its socket must be bound to.
 
-    An announcement that is withdrawn stays known until its peer has come: it may already wait in the backlog, and is
-    no stranger.
+    A withdrawn announcement stays known until its peer arrives. The peer may already wait in the backlog, so it is no
+    stranger.
     """
 
     __slots__ = ("_acceptor", "conn_id", "is_base_hubs", "name", "outcome", "transport", "withdrawn")
@@ -57,9 +57,11 @@ class PendingPeer:
         return self.transport is not None
 
     def withdraw(self, *, dialled: bool) -> None:
-        """The connection is over. Ends the proxy's side now: the socket alone would only tell it an end of stream.
+        """End the connection, with the proxy's side at once. The socket alone would only signal an end of stream.
 
-        dialled: its socket had reached the listener, so its peer has come or will. Again is no error.
+        A second call does nothing.
+
+        dialled: the connection's socket had reached the listener, so its peer has arrived or will.
         """
         self.withdrawn = True
         self._acceptor._withdrawn(self, dialled)
@@ -96,7 +98,7 @@ class UDSAcceptor:
         self._token = secrets.token_hex(16)
         self._sessions = 0
         self._server: asyncio.AbstractServer | None = None
-        self._directory = ""  # ours alone, with all that is in it; "" where none was needed
+        self._directory = ""  # private, with everything in it, or "" if none is needed
         self._parent_made = ""  # of a configured path
         self._identity: tuple[int, int] | None = None  # device and inode of the socket we made
         self._announced: dict[str, PendingPeer] = {}  # not arrived yet
@@ -109,9 +111,9 @@ class UDSAcceptor:
     # -- its own life
 
     async def start(self) -> None:
-        """Make the socket and listen. Raises ConfigError where it can't; then nothing is left behind.
+        """Make the socket and listen. Raises ConfigError if that fails.
 
-        Cancelled: nothing is left behind.
+        Nothing is left behind after an error or if cancelled.
         """
         sock: socket.socket | None = None
         try:
@@ -203,7 +205,7 @@ class UDSAcceptor:
         return self._sessions
 
     def announce(self, session: int, conn_id: int, outcome: Outcome, is_base_hubs: bool = False) -> PendingPeer:
-        """Expect one connection; its socket must be bound to the result's name before it connects."""
+        """Expect one connection. Its socket must be bound to the result's name before it connects."""
         if self._server is None:
             raise RuntimeError("the acceptor isn't listening")
         if self._abstract:
@@ -214,10 +216,10 @@ class UDSAcceptor:
         return announced
 
     def bind(self, announced: PendingPeer) -> socket.socket:
-        """A non-blocking socket bound to the announced name. Raises OSError; then the announcement is withdrawn.
+        """Return a non-blocking socket bound to the announced name. Raises OSError and withdraws the announcement.
 
-        Abstract names in use are there to be read (/proc/net/unix), and a stranger may take the next ones before they
-        are needed. So where one is taken, it and all that follow have another part that nobody can guess.
+        Any process can read the abstract names in use (/proc/net/unix). A stranger may take the next names before they
+        are needed. So if a name is taken, it and all later names get another unguessable part.
         """
         sock = None
         try:
@@ -247,7 +249,7 @@ class UDSAcceptor:
     def _withdrawn(self, announced: PendingPeer, dialled: bool) -> None:
         if announced.transport is not None:
             self._accepted.discard(announced)
-            if not announced.transport.is_closing():  # else its end comes by itself: its peer is closed
+            if not announced.transport.is_closing():  # else the transport closes by itself, after its peer
                 announced.transport.abort()
         elif not dialled and self._announced.pop(announced.name, None) is not None:
             self._remove_name(announced.name)
@@ -313,7 +315,7 @@ def _locked(directory: str) -> Iterator[None]:
 
 
 def _is_left_behind(path: str) -> bool:
-    """Whether a socket of our own user's is there that no process listens on: its own was killed."""
+    """Whether a socket of our user exists without a listening process, since that process was killed."""
     found = os.lstat(path)
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
         return False

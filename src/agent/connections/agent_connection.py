@@ -1,8 +1,8 @@
-"""The agent's end of a connection: the proxy reports an outcome, and the hub is told an ending by the table of endings.
+"""The agent's end of a connection. The proxy reports an outcome, and the table of endings selects the hub's packet.
 
-*Outcome*: the proxy's `outcome`, given before it closes its transport, so before the carrier's end can be seen here.
-*Abort*: this side gives up (a target too slow, the end of a drain). The carrier is aborted. The proxy finds its client
-gone, and still reports at which stage that was. *Outcome timeout*: the proxy did not report in time.
+*Outcome*: the proxy's `outcome`. The proxy calls it before it closes its transport, so before the carrier closes here.
+*Abort*: this side gives up (a target too slow, the end of a drain). It aborts the carrier. The proxy loses its client
+and still reports the stage. *Outcome timeout*: the proxy did not report in time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OPEN, ENDING, FAILING, CLOSED = State  # looked up once: until Python 3.12 an en
 
 
 class AgentConnectionOwner(ConnectionOwner, Protocol):
-    """What a connection needs of the manager that made it."""
+    """The part of the manager that its connections use."""
 
     @property
     def outcome_timeout_s(self) -> float: ...
@@ -30,17 +30,17 @@ class AgentConnectionOwner(ConnectionOwner, Protocol):
 
 
 class AgentConnection(TunnelConnection):
-    """The agent's role. Subclasses are the carriers: they make a transport and call `attach` with it."""
+    """The agent's role. Each subclass is a carrier. It makes a transport and calls `attach` with it."""
 
     role = "agent"
     mode = ""
-    """What carries it: `memory` or `uds`."""
+    """The carrier's name, `memory` or `uds`."""
 
     def __init__(self, conn_id: int, owner: AgentConnectionOwner) -> None:
         TunnelConnection.__init__(self, conn_id, owner, AGENT_TRANSITIONS)
         self.outcome: tuple[Kind, Stage] | None = None
         self.strayed = False
-        """DATA came after the proxy's outcome: the hub doesn't know yet that the connection is over."""
+        """DATA arrived after the proxy's outcome, because the hub doesn't know yet that the connection has ended."""
         self._owner = owner
         self._owes_answer = False  # aborted with a request that the proxy may not have seen
         self._outcome_deadline: Deadline | None = None
@@ -57,7 +57,7 @@ class AgentConnection(TunnelConnection):
     # -- from the hub
 
     def cancelled(self, reason: str) -> None:
-        """The client or the session is gone: everything of this connection goes at once, and nobody is told."""
+        """Drop everything of this connection at once, without a packet, after the loss of its client or session."""
         if self._move(Event.CANCELLED) is not CLOSED:
             self.reason = reason
             self._end(None)
@@ -67,9 +67,10 @@ class AgentConnection(TunnelConnection):
         self.abort(reason, owes_answer=True)
 
     def abort(self, reason: str, *, owes_answer: bool = False) -> None:
-        """Give up on the connection; what the hub is told depends on how far the proxy says it was.
+        """Give up on the connection. The ending that the hub gets depends on the stage that the proxy reports.
 
-        reason: fit for the client's eyes. owes_answer: a request is outstanding, even if the proxy hasn't seen it.
+        reason: text that the client may see.
+        owes_answer: a request is outstanding, even if the proxy hasn't seen it.
         """
         before = self._move(Event.ABORT)
         if before is not OPEN and before is not ENDING:
@@ -94,13 +95,13 @@ class AgentConnection(TunnelConnection):
     # -- from the proxy
 
     def outcome_received(self, kind: Kind, stage: Stage) -> None:
-        """The proxy reports how the connection ended; the first report counts."""
+        """Take the proxy's report of how the connection ended. Only the first report counts."""
         before = self._move(Event.OUTCOME)
         if before is OPEN:
             self.outcome = kind, stage
             self.inbound.stop()
             self.stop_sending()
-            if self.eof_seen:  # nothing more can come that would have to be waited for
+            if self.eof_seen:  # no more bytes can arrive, so there is no wait
                 self.carrier.close()
         elif before is FAILING:
             self.outcome = kind, stage
@@ -143,7 +144,7 @@ class AgentConnection(TunnelConnection):
         self._end(self._ending_of(None))
 
     def _end(self, ending: Ending | None) -> None:
-        """ending: None where the hub is told nothing and wants nothing more."""
+        """ending: None if the hub gets no packet and expects nothing more."""
         if self._outcome_deadline is not None:
             self._outcome_deadline.cancel()
         outbound = self._release()

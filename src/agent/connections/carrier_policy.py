@@ -1,7 +1,7 @@
-"""What carries an agent's new connections: a share of them pipes, the rest Unix sockets; changed while it runs.
+"""Selects the carrier of each new connection. A percentage uses pipes, and the rest use Unix sockets.
 
-The Unix socket listens from the first moment that a connection may need it until the agent's end: connections that it
-carries live on when no new ones use it.
+The percentage can change while the agent runs. The Unix socket listens from its first possible use until the agent
+stops. Its connections continue even if no new connection uses it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Accept = Callable[[int, Outcome, str], asyncio.Protocol]
 
 
 class Share:
-    """Says yes `percent` times in any hundred answers in a row, evenly spread: no chance is involved.
+    """Returns True `percent` times in any hundred calls in a row, evenly spread and not random.
 
-    percent: 0 to 100; may be changed at any time. After a change the first hundred answers may be off by one.
+    percent: 0 to 100. It may change at any time. The first hundred results after a change may be off by one.
     """
 
     def __init__(self, percent: int) -> None:
         self.percent = percent
-        self._owed = 0  # hundredths of a yes
+        self._owed = 0  # hundredths of a True
 
     def next(self) -> bool:
-        """The next answer."""
+        """Return whether the next connection is a pipe."""
         self._owed += self.percent
         if self._owed < 100:
             return False
@@ -41,15 +41,23 @@ class Share:
 class CarrierPolicy:
     """Shared by all sessions of an agent.
 
-    accept: makes the proxy's protocol for one connection, carried by `memory` or by `uds`. accept_base: the same for
-    connections that come from a hub without features; None: `accept` makes those too. memory_percent: the share of
-    new connections, over all sessions, that pipes carry. buffer_bytes: what each holds in each direction.
-    socket_path: as in UDSAcceptor. Raises ConfigError where a share is left for Unix sockets and there are none.
+    Args:
+        accept: makes the proxy's protocol for one connection, carried by `memory` or by `uds`.
+        accept_base: the same for connections from a hub without features, or None to use `accept` for them too.
+        memory_percent: the percentage of new connections, over all sessions, that pipes carry.
+        buffer_bytes: the bytes that each connection holds in each direction.
+        socket_path: as in UDSAcceptor.
 
-    most_connections: of all sessions together; past it no connection is opened. May be changed at any time; None for no
-    bound. most_sockets: past so many connections of all sessions new ones are pipes, whatever the share is: the process
-    may open no more descriptors, and the proxy refuses what comes then; None for no bound. share: says for each new
-    connection whether it is a pipe. acceptor: where the others connect to, None until needed.
+    Raises:
+        ConfigError: some connections need Unix sockets, and this platform has none.
+
+    Attributes:
+        most_connections: the most connections of all sessions together, or None for no bound. The policy opens none
+            beyond it. It may change at any time.
+        most_sockets: beyond this many connections of all sessions, each new connection is a pipe, whatever the share
+            is. The process may then open no more descriptors, and the proxy rejects further sockets. None: no bound.
+        share: decides for each new connection whether it is a pipe.
+        acceptor: the listener for the other connections, None until needed.
     """
 
     def __init__(
@@ -90,9 +98,10 @@ class CarrierPolicy:
         await self.change(memory_percent=self.share.percent, buffer_bytes=self.buffer_bytes)
 
     async def change(self, *, memory_percent: int, buffer_bytes: int) -> None:
-        """Carry new connections so from now on; those that are open go on as they are.
+        """Change the carriers of new connections. Open connections keep their carrier.
 
-        Raises ConfigError where the Unix socket is needed and can't be made; then, and when cancelled, nothing changes.
+        Raises ConfigError if the Unix socket is needed and can't be made. Nothing changes after that error or if
+        cancelled.
         """
         _check(memory_percent)
         if memory_percent < 100 and self.acceptor is None:

@@ -4,7 +4,8 @@
     peer's packets ◄── outbound ◄── data_received ◄══════╝
 
 The connection is the protocol on the tunnel's end of the carrier. The carrier is a pipe or a Unix socket. Credit,
-back-pressure, CLOSE and the end exist once, here. A role says in which order things end. Its transitions are a table:
+back-pressure, CLOSE and the end exist once, here. A role defines the order in which things end. Its transitions are a
+table:
 
     agent      outcome              carrier lost                  hub       peer ended, or done     carrier lost
       OPEN ───────────► ENDING ─────────────────► CLOSED          OPEN ─────────────────► ENDING ──────────────► CLOSED
@@ -14,13 +15,13 @@ back-pressure, CLOSE and the end exist once, here. A role says in which order th
        └────────► FAILING ────────────────────────────┘
       any ── cancelled ─────────────────────────► CLOSED
 
-ENDING means the same at both ends: the side that responds has finished, and its last bytes are still on their way. At
-the agent, the proxy has finished, and its bytes go to the tunnel. At the hub, the agent has finished, and its bytes go
-to the proxy.
+ENDING has the same meaning at both ends. The side that responds has finished, and its last bytes are still in transit.
+At the agent, the proxy has finished, and its bytes go to the tunnel. At the hub, the agent has finished, and its bytes
+go to the proxy.
 
-Invariants. I1: a response byte that left before the end was known arrives before the end does. I2: the peer is told at
-most one ending. I3: after CLOSED nothing reaches the tunnel or the carrier. I4: an event without an entry is our fault:
-the connection logs it and closes safely.
+Invariants. I1: a response byte that left before the end was known arrives before the end does. I2: the peer gets at
+most one ending. I3: after CLOSED nothing reaches the tunnel or the carrier. I4: an event without an entry is our fault,
+so the connection logs it and closes safely.
 """
 
 from __future__ import annotations
@@ -55,13 +56,13 @@ class Event(enum.Enum):
     OUTCOME_TIMEOUT = "outcome timeout"
     """The agent's proxy reported nothing in time after ABORT."""
     CANCELLED = "cancelled"
-    """At the agent: the hub's client or the session is gone. Nobody wants what is under way."""
+    """At the agent: the hub's client closed, or the session ended. The bytes in transit have no reader."""
     PEER_ENDED = "peer ended"
-    """At the hub: the agent sent ERROR, or the session is lost. What has arrived is still of use."""
+    """At the hub: the agent sent ERROR, or the session is lost. The bytes that arrived are still useful."""
     DONE = "done"
     """At the hub: no more bytes go in either direction."""
     ABORT = "abort"
-    """This side gives up: a peer of it is too slow, or a drain is over."""
+    """This side gives up, after a peer that is too slow or at the end of a drain."""
     CARRIER_LOST = "carrier lost"
 
 
@@ -79,7 +80,7 @@ AGENT_TRANSITIONS: Final[Transitions] = {
     (State.ENDING, Event.ABORT): State.CLOSED,
     (State.ENDING, Event.CANCELLED): State.CLOSED,
     (State.FAILING, Event.OUTCOME): State.CLOSED,
-    (State.FAILING, Event.CARRIER_LOST): State.FAILING,  # our own abort; the outcome is still to come
+    (State.FAILING, Event.CARRIER_LOST): State.FAILING,  # after our abort, before the outcome
     (State.FAILING, Event.ABORT): State.FAILING,
     (State.FAILING, Event.OUTCOME_TIMEOUT): State.CLOSED,
     (State.FAILING, Event.CANCELLED): State.CLOSED,
@@ -124,7 +125,7 @@ class Window(Protocol):
 
 
 class Carrier(Protocol):
-    """What is used of the transport at the tunnel's end of the carrier."""
+    """The part of the transport at the tunnel's end of the carrier that a connection uses."""
 
     def write(self, data: bytes | memoryview, /) -> None: ...
     def write_eof(self) -> None: ...
@@ -136,7 +137,7 @@ class Carrier(Protocol):
 
 
 class ConnectionOwner(Protocol):
-    """What a connection needs of the object that made it, in either role."""
+    """The part of its maker that a connection uses, in either role."""
 
     @property
     def peer_closes(self) -> bool: ...
@@ -163,13 +164,13 @@ class TunnelConnection:
         self._transitions = transitions
         self.state = OPEN
         self.reason = ""
-        """Why it ended, in words fit for the client; "" where nothing went wrong."""
+        """Why the connection failed, as text that the client may see. Empty without a failure."""
         self.sent_bytes = 0
         """Bytes of the carrier that went to the tunnel."""
         self.received_bytes = 0
         """Bytes of the tunnel that this connection took."""
         self.probe_at_s = 0.0
-        """Loop time of the next probe; `Prober` keeps it."""
+        """Loop time of the next probe, set by `Prober`."""
         self.peer_done = False
         """The peer has sent CLOSE: DATA after it is a mistake."""
         self.eof_seen = False
@@ -180,7 +181,7 @@ class TunnelConnection:
         self._window = owner.receive_window(conn_id)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The carrier is up; it was attached before."""
+        """The carrier is up. `attach` has run before."""
 
     def attach(self, carrier: Carrier, inbound: Inbound) -> None:
         self.carrier = carrier
@@ -193,22 +194,22 @@ class TunnelConnection:
         self.carrier.abort()
 
     def peer_closed(self) -> bool:
-        """Whether the proxy's end is closed in both directions; asked once its end of stream has come."""
+        """Whether the proxy's end is closed in both directions. The caller has seen its end of stream."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         raise NotImplementedError
 
     def finish_inbound(self) -> None:
-        """The peer sends no more: the proxy is told behind what waits."""
+        """Send the peer's end of stream to the proxy, after the bytes that wait."""
         self.inbound.finish()
 
     def inbound_overfull(self, reason: str) -> None:
-        """`inbound` took none of a packet, for it may hold no more. reason: fit for the client."""
+        """`inbound` took none of a packet, since it is full. reason: text that the client may see."""
         raise NotImplementedError
 
     def close_safely(self) -> None:
-        """Close after a fault of ours: the peer is told the ending that breaks nothing."""
+        """Close after our fault, with the ending that breaks nothing for the peer."""
         raise NotImplementedError
 
     # -- from the peer
@@ -233,7 +234,7 @@ class TunnelConnection:
         return True
 
     def _return_credit(self) -> None:
-        """What the carrier takes without having enough counts as read: it is no more than the carrier's own buffer."""
+        """Count bytes as read if the carrier takes them without a pause. They fit in the carrier's own buffer."""
         if self._window is not None:
             in_carrier_bytes = self.carrier.get_write_buffer_size() if self.inbound.paused else 0
             self._window.unread(self.inbound.held_bytes + in_carrier_bytes)
@@ -277,7 +278,7 @@ class TunnelConnection:
     # -- the end
 
     def _move(self, event: Event) -> State:
-        """Go where the table says; returns the state before, CLOSED where the connection has to do nothing (I4)."""
+        """Follow the table. Returns the state before, or CLOSED if the connection has nothing to do (I4)."""
         before = self.state
         after = self._transitions.get((before, event))
         if after is not None:
@@ -291,7 +292,7 @@ class TunnelConnection:
         return CLOSED
 
     def _release(self) -> Outbound | None:
-        """Drop what is held and close the carrier. Returns the outbound, where the peer may still be told an ending."""
+        """Drop all held bytes and close the carrier. Returns the outbound if the peer may still get an ending."""
         self.state = CLOSED  # I3
         self._close_window()
         self.inbound.stop()
@@ -311,5 +312,5 @@ class TunnelConnection:
 
     @property
     def waiting_bytes(self) -> int:
-        """What has come from the peer and the proxy has not taken."""
+        """The bytes that arrived from the peer and that the proxy has not taken."""
         return self.inbound.held_bytes + self.carrier.get_write_buffer_size()

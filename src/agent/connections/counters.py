@@ -1,4 +1,4 @@
-"""What the connection managers count, for metrics and for the log; one object serves all sessions of an agent."""
+"""Counters of the connection managers, for metrics and for the log. One object serves all sessions of an agent."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class ConnectionCounters:
     opened: int = 0
     closed: int = 0
     opened_by: Counter[str] = dataclasses.field(default_factory=Counter)
-    """By what carries them, `memory` or `uds`; without those that could not be opened."""
+    """By carrier, `memory` or `uds`. Connections that failed to open are not included."""
     ended_by: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
-    """By what carried them and how they ended: `complete`, `failed`, `truncated`, `client_gone`."""
+    """By carrier and by the way they ended: `complete`, `failed`, `truncated`, `client_gone`."""
     truncated: int = 0
     """Closed in the middle of a response that can't be broken off visibly."""
     failed_inbound: int = 0
-    """Failed because their target took less than came, past the bound of what is held for it."""
+    """Failed because their target read too slowly, and the bytes that waited passed their bound."""
     stray_data: int = 0
     """DATA packets for ids that are closed: dropped."""
     invalid_ids: int = 0

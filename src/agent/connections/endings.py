@@ -1,7 +1,7 @@
-"""What the hub is told when a connection ends: wire.md's table of endings, as a table.
+"""Selects the packet that the hub gets when a connection ends, by wire.md's table of endings.
 
-The rows come from the proxy's `outcome(conn_id, kind, stage)`, never from what happened on the carrier. Without an
-outcome, only what is certain counts: whether any byte of a response has gone to the hub.
+The rows come from the proxy's `outcome(conn_id, kind, stage)`, never from events on the carrier. Without an outcome,
+only one certain fact counts: whether any byte of a response has been sent to the hub.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ __all__ = ["Ending", "choose_ending"]
 
 
 class Ending(NamedTuple):
-    """code: the control packet to send after what is queued, None for nothing.
+    """The packet that ends one connection.
 
-    truncated: the client has a part of a response and is not told that it is one. Nothing may be written to that
-    client any more, not even the ERROR for a packet of a closed id: its text would count as body.
+    code: the control packet to send after the queued bytes, or None for no packet.
+    truncated: the client has a part of a response and can't see that it is only a part. The agent writes nothing more
+        to that client, not even the ERROR for a packet of a closed id. The text of that ERROR would count as body.
     """
 
     code: int | None
@@ -34,7 +35,7 @@ _TRUNCATED = Ending(None, truncated=True)
 _ENDINGS: dict[tuple[Kind, Stage], tuple[Ending, Ending]] = {
     # After a complete response (also the proxy's own error response), or idle, at drain.
     (Kind.COMPLETE, Stage.IDLE): (_NOTHING, _CLOSE),
-    # Both directions of an upgraded connection came to their end.
+    # Both directions of an upgraded connection have ended.
     (Kind.COMPLETE, Stage.UPGRADED): (_NOTHING, _CLOSE),
     # Nothing was outstanding, so nothing is missing.
     (Kind.FAILED, Stage.IDLE): (_NOTHING, _CLOSE),
@@ -49,12 +50,15 @@ _ENDINGS: dict[tuple[Kind, Stage], tuple[Ending, Ending]] = {
 
 
 def choose_ending(outcome: tuple[Kind, Stage] | None, *, response_bytes: int, hub_closes: bool) -> Ending:
-    """The row of the table for one connection whose end the hub doesn't know yet.
+    """Return the ending from the table for one connection whose end the hub doesn't know yet.
 
-    outcome: the proxy's (kind, stage), None where it reported none. response_bytes: how many of the carrier's bytes
-    have been handed to the tunnel. hub_closes: `close` was negotiated. A client that is gone for the proxy, though no
-    hub said so, is a carrier that failed: the hub's client is still there, and the stage says what it has. Combinations
-    that the proxy has no reason to give are treated as failures at their stage: the safe side.
+    If the proxy reports a lost client without a report from the hub, the carrier failed. The hub's client is still
+    there then, and the stage shows how much it has. Unexpected combinations are treated as failures at their stage,
+    which is the safe side.
+
+    outcome: the proxy's (kind, stage), or None without a report.
+    response_bytes: how many of the carrier's bytes the tunnel has taken.
+    hub_closes: `close` was negotiated.
     """
     if outcome is None:
         if response_bytes == 0:

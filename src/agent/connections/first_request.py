@@ -1,18 +1,16 @@
-"""Gives the first request from a base hub the framing that only its packet's border tells.
+"""Adds the framing that the first request from a base hub lacks. Only the border of its packet shows that framing.
 
-A base hub sends the first request of a connection in exactly one packet, re-written: of a chunked upload it drops the
-coding and writes the bare bytes (wire.md, "first request"). Read as a plain byte stream, such a body would be a second
-request, chosen by whoever uploaded it. So before the bytes reach the carrier, where borders vanish:
+A base hub rewrites the first request of a connection and sends it in exactly one packet. It drops the coding of a
+chunked upload and writes the bare bytes (wire.md, "first request"). In a plain byte stream such a body would be read as
+a second request, chosen by the uploader. The borders vanish in the carrier, so this module changes two things before:
 
-- where the head has neither Content-Length nor Transfer-Encoding and bytes follow its blank line, those bytes are its
-  body, and the head is given their number as Content-Length (no upgrade follows a body there: the proxy answers 400 or
-  drops the Upgrade);
-- `Expect: 100-continue`, which the hub has answered already, is dropped.
+- If the head has neither Content-Length nor Transfer-Encoding, the bytes after its blank line are its body. The head
+  gets their number as Content-Length. No upgrade follows a body here. The proxy returns 400 or drops the Upgrade.
+- It drops `Expect: 100-continue`, since the hub has already sent the 100.
 
-Nothing else is touched, and nothing is judged: what is malformed goes on as it is, for the proxy to refuse. In doubt a
-length is added, never left out: a field counts as present only where a line begins with its name and a colon, so a
-spelling that the proxy might not recognise can't hide a body from it; were it recognised after all, two framings are
-a 400.
+Nothing else is changed or judged. The proxy gets malformed requests as they are and rejects them. If in doubt, the
+module adds a length. A field counts as present only if a line begins with its name and a colon. So a spelling that the
+proxy might not recognise can't hide a body. If the proxy recognises it, two framings are a 400.
 """
 
 from __future__ import annotations
@@ -22,20 +20,22 @@ import re
 __all__ = ["HEAD_WINDOW_BYTES", "reframe"]
 
 HEAD_WINDOW_BYTES = 256 * 1024
-"""Where the blank line must lie to be looked for: well past the 64 KiB at which the proxy refuses a head."""
+"""The blank line is searched for up to here, well past the 64 KiB at which the proxy rejects a head."""
 
 _JOINED_BYTES = 64 * 1024  # up to here one copy is cheaper than a second packet through the carrier
 
-# Up to and without the line break that ends it; a line that a folded one continues is another value (RFC 9112, 5.2).
+# The match excludes the line break at the end. A line that a folded line continues has another value (RFC 9112, 5.2).
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n(?![ \t]))", re.IGNORECASE)
 
 
 def reframe(packet: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
-    """The bytes to hand on in place of a connection's first non-empty packet from a base hub.
+    """Return the bytes that replace a connection's first non-empty packet from a base hub.
 
-    packet: bytes-like, 1-D, C-contiguous, n >= 0 bytes. Returns one or two buffers, to be read one after the other; the
-    same object where nothing changes. A long body is a view of the packet, never a copy. Source: wire.md, "first
-    request"; RFC 9112, sections 2.2 (empty lines before a request) and 6.3 (a request's length).
+    The result is one or two buffers, to be read one after the other. If nothing changes, it is the same object. A long
+    body is a view of the packet, never a copy. Sources: wire.md, "first request", and RFC 9112, sections 2.2 (empty
+    lines before a request) and 6.3 (a request's length).
+
+    packet: bytes-like, 1-D, C-contiguous, n >= 0 bytes.
     """
     window = bytes(packet[:HEAD_WINDOW_BYTES])
     start = len(window) - len(window.lstrip(b"\r\n"))  # empty lines before the request line end no head

@@ -1,6 +1,6 @@
-"""The hub's end of a connection: the hub opens it, and the agent's last bytes reach the proxy before the end does.
+"""The hub's end of a connection. The hub opens it, and the agent's last bytes reach the proxy before the end does.
 
-With `close` each direction ends separately. Without, the connection ends with the first.
+With `close` each direction ends separately. Without `close`, the connection ends with its first direction.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ __all__ = ["CLIENT_GONE", "HubConnection", "HubConnectionOwner", "ProxyEnd"]
 
 OPEN, ENDING, _, CLOSED = State
 
-CLIENT_GONE = "the client is gone"
+CLIENT_GONE = "the client closed the connection"
 """The text of the ERROR for a connection whose proxy, or client, has left."""
 
 
 class ProxyEnd(Protocol):
-    """What is used of the carrier's other end, which the hub's proxy has."""
+    """The part of the carrier's other end that is used here. The hub's proxy has that end."""
 
     def set_extra_info(self, name: str, value: object, /) -> None: ...
 
 
 class HubConnectionOwner(ConnectionOwner, Protocol):
-    """What a connection needs of the session that made it."""
+    """The part of the session that its connections use."""
 
     def connection_caught_up(self, connection: HubConnection) -> None: ...
     def connection_closed(self, connection: HubConnection) -> None: ...
@@ -53,10 +53,11 @@ class HubConnection(TunnelConnection):
     # -- from the agent
 
     def peer_ended(self, failure: TargetError) -> None:
-        """The agent is done with this connection, or lost: the proxy gets what had come, then sees its upstream close.
+        """Give the proxy all bytes that arrived, then close its upstream, because the agent finished or is lost.
 
-        A whole response may precede the tunnel's end, as it does when an agent drains. failure: what the proxy says
-        where the response was not whole.
+        A whole response may precede the tunnel's end, for example when an agent drains.
+
+        failure: the proxy's error if the response is not whole.
         """
         if self._move(Event.PEER_ENDED) is CLOSED:
             return
@@ -80,8 +81,8 @@ class HubConnection(TunnelConnection):
     # -- from the carrier
 
     def eof_received(self) -> bool:
-        # Only after a 101. The base protocol has no half-close: with the client's end the connection ends, or an agent
-        # whose target had ended as well would wait for the client for ever, and this hub for the agent.
+        # Only after a 101. The base protocol has no half-close, so the connection ends with the client's end.
+        # Otherwise an agent whose target had ended too would wait for the client forever, and this hub for the agent.
         self.eof_seen = True
         if self.state is not OPEN:
             return self.state is ENDING  # the carrier closes behind what waits
@@ -105,7 +106,7 @@ class HubConnection(TunnelConnection):
             self._owner.connection_caught_up(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The proxy is done with this connection, or its client is gone: either way the agent may forget it."""
+        """Let the agent forget this connection, because the proxy finished with it or its client closed."""
         if self._move(Event.CARRIER_LOST) is CLOSED:
             return
         outbound = self._release()
@@ -123,7 +124,7 @@ class HubConnection(TunnelConnection):
     # -- the end
 
     def abort(self, reason: str) -> None:
-        """Close now, with what the client has not taken yet. reason: what the agent is told."""
+        """Close now, and drop the bytes that the client has not taken. reason: the text of the agent's ERROR."""
         if self._move(Event.ABORT) is not CLOSED:
             self.reason = reason
             self._end_by_error()

@@ -1,4 +1,4 @@
-"""A set of connection ids that costs by the gap, not by the id: closed ids are remembered for a whole session."""
+"""A set of connection ids with a cost per gap, not per id. A session remembers its closed ids until it ends."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MAX_RANGES = 32 * 1024
 class IdRanges:
     """Integers kept as ranges. Those a hub chooses come nearly in order, so the ranges stay few.
 
-    `add` and `in` take the logarithm of the number of ranges; an id that lies between two ranges joins them. Of more
-    than MAX_RANGES, by a hub that leaves gaps on purpose or a session of months, the lower half becomes one range: the
-    ids between them are then in it, too.
+    `add` and `in` take the logarithm of the number of ranges. An id that lies between two ranges joins them. A hub that
+    leaves gaps on purpose, or a session of months, may cause more than MAX_RANGES. The lower half then becomes one
+    range, which includes the ids in its gaps.
     """
 
     __slots__ = ("_firsts", "_lasts")
@@ -30,7 +30,7 @@ class IdRanges:
         return at >= 0 and conn_id <= self._lasts[at]
 
     def add(self, conn_id: int) -> None:
-        """Remember `conn_id`; again is no error."""
+        """Remember `conn_id`. A second call does nothing."""
         after = bisect_right(self._firsts, conn_id)
         before = after - 1
         if before >= 0 and conn_id <= self._lasts[before]:

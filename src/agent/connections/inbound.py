@@ -1,15 +1,15 @@
-"""What the peer sends one connection, on its way into the carrier: in order, and bounded where its reader is slow.
+"""Moves the peer's bytes of one connection into the carrier, in order and with a bound for a slow reader.
 
-The tunnel is never stopped (wire.md, "flow control": a base hub gives up once 1,000 packets wait), so what the carrier
-doesn't take waits here, and past a bound this one connection fails:
+The tunnel is never stopped, since a base hub gives up once 1,000 packets wait (wire.md, "flow control"). So the bytes
+that the carrier doesn't take wait here. Beyond a bound this one connection fails:
 
     packet ──► first_request ──► write to the carrier, while it takes bytes
                                   └► pieces that wait ──► written when it takes bytes again
 
-The first packet holds a whole request and may be larger than that bound: it counts against a budget that all
-connections of the agent share, and doesn't count against the connection's own. What waits behind it counts against
-both its connection's bound and, but for an allowance that each connection has, a second budget of the agent's: a few
-slow targets can fill neither the memory nor the way of the others.
+The first packet holds a whole request and may be larger than that bound. It counts against a budget that all
+connections of the agent share, not against the connection's bound. The bytes behind it count against their connection's
+bound. Beyond an allowance for each connection, they also count against a second budget of the agent. So a few slow
+targets can't fill the memory or block the other connections.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ SLICE_BYTES = 256 * 1024
 """The most that one write ever gives a carrier: past its high-water mark it holds up to this much more."""
 UNBOUNDED_BYTES: Final = 2**31 - 1
 """A limit for what something else bounds: the credit of the peer, or that the tunnel stops reading."""
-_ALLOWANCE_BYTES = 1024 * 1024  # what each connection may have waiting without the other connections mattering
-_SMALL_BYTES = 4096  # below this a waiting packet is copied: it would keep a whole receive buffer alive
+_ALLOWANCE_BYTES = 1024 * 1024  # each connection may hold this much, whatever the others hold
+_SMALL_BYTES = 4096  # smaller packets are copied before they wait, to free their receive buffer
 _JOINED_BYTES = 64 * 1024  # small waiting packets are joined up to here, so that a million of them cost no objects
 
 
 class Writable(Protocol):
-    """What of a carrier's transport is used here."""
+    """The part of a carrier's transport that is used here."""
 
     def write(self, data: bytes | memoryview, /) -> None: ...
     def write_eof(self) -> None: ...
@@ -46,7 +46,7 @@ class ByteBudget:
         self.held_bytes = 0
 
     def take(self, size_bytes: int) -> bool:
-        """Count `size_bytes` as held; False, and nothing counted, where that would pass the limit."""
+        """Count `size_bytes` as held. Returns False and counts nothing if that would pass the limit."""
         if self.held_bytes + size_bytes > self.limit_bytes:
             return False
         self.held_bytes += size_bytes
@@ -57,10 +57,13 @@ class ByteBudget:
 
 
 class FirstPacketBudget(ByteBudget):
-    """For first packets, over all connections and sessions of an agent; `later` is for what waits behind them.
+    """The budget of first packets, over all connections and sessions of an agent.
 
-    limit_bytes: wire.md, "first request", has it 512 MiB. Packets that any carrier takes at once don't wait and aren't
-    counted. later_bytes: the limit of `later`.
+    `later` is the budget of the bytes behind them. A packet that its carrier takes at once doesn't wait and doesn't
+    count.
+
+    limit_bytes: the limit of first packets, 512 MiB in wire.md, "first request".
+    later_bytes: the limit of `later`.
     """
 
     def __init__(self, limit_bytes: int = 512 * 1024 * 1024, later_bytes: int = 512 * 1024 * 1024) -> None:
@@ -71,11 +74,14 @@ class FirstPacketBudget(ByteBudget):
 class Inbound:
     """The half of a connection that leads from the tunnel to the proxy.
 
-    budget: the agent's. limit_bytes: how much may wait beyond the first packet. uncounted_bytes: a first packet up to
-    this size isn't charged. reframes: the first packet is a base hub's and gets its framing. slice_bytes: the most that
-    one write gives the carrier.
-    Invariants: I1 bytes leave in the order they came. I2 nothing is written while the carrier says pause. I3 what a
-    budget was charged is given back exactly once: when it has left, or at `stop`.
+    budget: the agent's budget.
+    limit_bytes: how much may wait beyond the first packet.
+    uncounted_bytes: a first packet up to this size isn't charged.
+    reframes: the first packet is a base hub's and gets its framing.
+    slice_bytes: the most bytes of one write to the carrier.
+
+    Invariants: I1 bytes leave in the order of their arrival. I2 nothing is written while the carrier is paused. I3 each
+    charge to a budget is given back exactly once, after the bytes have left or at `stop`.
     """
 
     __slots__ = (
@@ -111,7 +117,7 @@ class Inbound:
         self._uncounted_bytes = uncounted_bytes
         self._slice_bytes = min(SLICE_BYTES, slice_bytes)
         self._pieces: deque[bytes | memoryview | bytearray] = deque()  # a bytearray: small packets, joined
-        self._first_left_bytes = -1  # -1: the first packet has not come; else what of it still waits
+        self._first_left_bytes = -1  # the waiting bytes of the first packet, -1 before it arrives
         self._charged_bytes = 0
         self._later_charged_bytes = 0
         self._paused = False
@@ -119,13 +125,13 @@ class Inbound:
         self._closes = False
         self.reframes = reframes
         self.held_bytes = 0
-        """What waits here, first packet included."""
+        """The bytes that wait here, with the first packet."""
 
     def feed(self, data: bytes | memoryview) -> str:
         """Hand on one packet's bytes (n >= 1, immutable, kept by reference).
 
-        Returns "", or the reason why nothing of this packet was taken: more would wait for a reader this slow than may.
-        Then the connection has to fail; the reason is fit for the client.
+        Returns "" if the packet was taken. Otherwise nothing of it was taken, since too much would wait for a slow
+        reader. The caller must then fail the connection with the returned reason, which the client may see.
         """
         if self._first_left_bytes < 0:
             return self._feed_first(data)
@@ -138,8 +144,8 @@ class Inbound:
             return f"the target takes less than its client sends: more than {self._limit_bytes} bytes wait for it"
         if not self._charge_later(later_bytes):
             return (
-                "the target takes less than its client sends, and the agent holds as much for slow targets as it may: "
-                f"{self._budget.later.limit_bytes} bytes"
+                "the target takes less than its client sends, and the agent's "
+                f"{self._budget.later.limit_bytes} bytes for slow targets are used up"
             )
         self._hold(data)
         self._pump()
@@ -200,7 +206,7 @@ class Inbound:
                 self._carrier.write_eof()
 
     def _charge_later(self, later_bytes: int) -> bool:
-        """Charge the budget for `later_bytes` waiting behind the first packet; False where it has not as much."""
+        """Charge the budget for `later_bytes` behind the first packet. Returns False if the budget has too little."""
         due = max(later_bytes - _ALLOWANCE_BYTES, 0)
         more = due - self._later_charged_bytes
         if more > 0 and not self._budget.later.take(more):
@@ -229,7 +235,7 @@ class Inbound:
         self._pump()
 
     def finish(self) -> None:
-        """The peer sends no more (CLOSE): the carrier gets the end of stream after what waits."""
+        """Send the carrier the end of stream after the bytes that wait, since the peer sends no more (CLOSE)."""
         self._eof = True
         self._pump()
 
@@ -239,7 +245,7 @@ class Inbound:
         self._pump()
 
     def stop(self) -> None:
-        """Drop what waits; nothing is written from now on."""
+        """Drop the bytes that wait. Nothing is written from now on."""
         self._pieces.clear()
         self._eof = self._closes = False
         self.held_bytes = 0

@@ -13,13 +13,16 @@ __all__ = ["ConnectionLimits", "FullError"]
 class ConnectionLimits:
     """Bounds and times of each connection.
 
-    inbound_bytes: what may wait for a slow target beyond the first packet; past it the connection fails. The base
-    protocol can't slow one client down, so it is also how far an upload of any length may run ahead of its target.
-    probe_interval_s: how often a base hub is asked whether a connection's client is still there. outcome_timeout_s: how
-    long the proxy may take to say how a connection ended that was aborted here. connect_timeout_s: how long a
-    carrier may take to reach the proxy. settle_timeout_s: how long, at the end of a drain, the hub may take to receive
-    what is left. listed_s: how long a base hub may list a connection that ended here (wire.md, "DRAIN to the hub"):
-    its own 30 s, and one for the way.
+    Attributes:
+        inbound_bytes: the bytes that may wait for a slow target beyond the first packet. Beyond it the connection
+            fails. The base protocol can't slow one client down. So this is also how far an upload of any length may
+            run ahead of its target.
+        probe_interval_s: how often a base hub is asked whether a connection's client is still there.
+        outcome_timeout_s: how long the proxy may take to report how an aborted connection ended.
+        connect_timeout_s: how long a carrier may take to reach the proxy.
+        settle_timeout_s: how long the hub may take to receive the remaining bytes at the end of a drain.
+        listed_s: how long a base hub may list a connection that ended here (wire.md, "DRAIN to the hub"). It is the
+            hub's 30 s, and 1 s for the way.
     """
 
     inbound_bytes: int = 64 * 1024 * 1024

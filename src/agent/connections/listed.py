@@ -1,7 +1,7 @@
-"""Which connections that ended here a base hub may still list (wire.md, "DRAIN to the hub").
+"""The connections that ended here and that a base hub may still list (wire.md, "DRAIN to the hub").
 
-A base hub does not say that a client has closed, unless it is asked. It may lock up for good when a session ends under
-a connection that it lists.
+A base hub reports that a client has closed only if it is asked. It may lock up for good if a session ends while it
+lists a connection of that session.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 __all__ = ["ListedConnections"]
 
-_QUESTIONS = 256  # in one round: a base hub keeps 1,000 packets for an agent, answers and requests together
+_QUESTIONS = 256  # in one round, since a base hub keeps 1,000 packets for an agent, replies included
 _PATIENCE_S = 1.0  # how long a client may take to close behind its last response, and how often it gets an ERROR then
 
 
@@ -53,21 +53,24 @@ class ListedConnections:
             self._end_one(conn_id, now_s)
 
     def discard(self, conn_id: int) -> bool:
-        """The hub has said that it does not know this id. Returns whether it was here."""
+        """Remove an id that the hub does not know. Returns whether it was here."""
         return self._listed.pop(conn_id, None) is not None
 
     def clear(self) -> None:
         self._listed.clear()
 
     def forget_expired(self, now_s: float) -> int:
-        """The hub has closed these, whatever it answers: bounds what is kept. Returns how many they are."""
+        """Remove the ids that the hub has certainly closed, even without a reply. Returns how many they are.
+
+        This bounds the number of ids that are kept.
+        """
         expired = list(itertools.takewhile(lambda conn_id: self._listed[conn_id].until_s <= now_s, self._listed))
         for conn_id in expired:
             del self._listed[conn_id]
         return len(expired)
 
     def end_due(self, now_s: float) -> None:
-        """Have the hub close its clients, where that breaks no response; again, for it may have dropped the last."""
+        """Make the hub close its clients if that breaks no response. It repeats, since the hub may drop an ERROR."""
         for conn_id in list(self._listed):
             self._end_one(conn_id, now_s)
 
@@ -78,7 +81,7 @@ class ListedConnections:
             self._end(conn_id)
 
     def ask(self) -> list[int]:
-        """Ask the hub which of the oldest it still lists; returns those it was asked about."""
+        """Ask the hub whether it still lists the oldest ids. Returns the ids that it was asked about."""
         asked = list(itertools.islice(self._listed, _QUESTIONS))
         for conn_id in asked:
             self._ask(conn_id)

@@ -10,7 +10,7 @@ cdef class ConnManager:
     cdef public object _loop
     cdef public bint _lost
 
-    # ids: open, closed, and what DATA for a closed one is answered
+    # ids: open, closed, and the reply to DATA for a closed one
     cdef public dict _open
     cdef public object _closed, _answered, _truncated
 

@@ -4,10 +4,10 @@
     tunnel ◄── outbound ─────────────────────────┘                    │
                                   manager ◄── outcome ────────────────┘
 
-There is one manager for each session, so what a session knows of its connections dies with it (wire.md, "conn ids").
-A manager knows ids, order and endings, and nothing of HTTP; how the bytes are carried is the subclasses' business.
+Each session has one manager, so a session's knowledge of its connections ends with the session (wire.md, "conn ids").
+A manager knows ids, order and endings, but not HTTP. Its subclasses choose the carrier.
 
-An id's life: *unseen*, until its first DATA opens it; *open*; *closed*, until the session ends. Nothing leads back.
+An id is *unseen* until its first DATA opens it, then *open*, then *closed* until the session ends. It never goes back.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SAID_CHARS = 200  # of a peer's words, in the log
 
 
 class Tunnel(Protocol):
-    """What the managers use of a session's tunnel."""
+    """The part of a session's tunnel that the managers use."""
 
     @property
     def features(self) -> frozenset[str]: ...
@@ -59,13 +59,13 @@ class Tunnel(Protocol):
 
 
 class PacketConnManager(Protocol):
-    """What the agent knows of a connection manager; the tunnel's client knows the first two."""
+    """The part of a connection manager that the agent uses. The tunnel's client uses the first two methods."""
 
     def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
         """Handle the session's next packet. data: immutable, kept by reference. Never raises."""
 
     def tunnel_lost(self, error: Exception | None) -> None:
-        """The session is over: every connection of it ends at once, and nothing of it reaches another session."""
+        """End every connection of the session at once. Nothing of it reaches another session."""
 
     def outcome(self, conn_id: int, kind: Kind, stage: Stage) -> None:
         """The proxy reports how a connection ended, before it closes its transport."""
@@ -79,9 +79,11 @@ class PacketConnManager(Protocol):
 
 
 class ConnManager:
-    """A PacketConnManager for one session, but for the carrier: subclasses have `make_connection`.
+    """A PacketConnManager for one session, without a carrier. Each subclass adds one with `make_connection`.
 
-    budget, counters: shared by all sessions of an agent; fresh ones where not given. Must be made on its event loop.
+    It must be made on its event loop.
+
+    budget, counters: shared by all sessions of an agent. The default is a new object each.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class ConnManager:
 
     @property
     def is_base_hubs(self) -> bool:
-        """Whether the hub has no features: it writes the first request of a connection anew (wire.md)."""
+        """Whether the hub has no features. Such a hub rewrites the first request of a connection (wire.md)."""
         return not self.tunnel.features
 
     def make_connection(self, conn_id: int) -> AgentConnection:
@@ -122,7 +124,7 @@ class ConnManager:
 
     @property
     def peer_closes(self) -> bool:
-        """Whether `close` is negotiated: from the hub's answer on, which may come after its first packets."""
+        """Whether `close` is negotiated. It is False until the hub's metadata, which may follow its first packets."""
         return FEATURE_CLOSE in self.tunnel.features
 
     @property
@@ -155,12 +157,12 @@ class ConnManager:
                     self.tunnel.exceeded(conn_id)
         elif code == ERROR:
             if connection is not None:
-                connection.cancelled(f"the hub says: {error_message[:_SAID_CHARS] or 'gone'}")  # never answered
+                connection.cancelled(f"the hub reported: {error_message[:_SAID_CHARS] or 'gone'}")  # no reply
             elif self._listed.discard(conn_id):
                 self._notify()
             elif conn_id > 0 and conn_id not in self._closed:
-                # It ended before it opened: its client is gone, or its first packet was none that could be read. What
-                # still comes of it is the middle of something, and must not open it.
+                # It ended before it opened, because its client closed or its first packet was unreadable. Later packets
+                # of it are the middle of something and must not open it.
                 self._closed.add(conn_id)
                 self._answered.add(conn_id)
         elif code == CLOSE and self.peer_closes:
@@ -171,7 +173,7 @@ class ConnManager:
             logger.debug("a packet with an unknown code was ignored", extra={"conn_id": conn_id, "code": code})
 
     def _admit(self, conn_id: int, size: int) -> AgentConnection | None:
-        """A new connection for a DATA packet of `size` bytes whose id isn't open; None where it is to be dropped."""
+        """Open a connection for a DATA packet of `size` bytes with an id that isn't open. None: drop the packet."""
         if conn_id <= 0:
             self.counters.invalid_ids += 1
             logger.debug("a packet for an id that can't open was dropped", extra={"conn_id": conn_id})
@@ -219,10 +221,12 @@ class ConnManager:
         self.tunnel.send(conn_id, ERROR, error_message=text)
 
     def _answer_stray(self, conn_id: int, *, asked: bool) -> None:
-        """Tell a base hub, once, that an id is closed. It follows what the tunnel still holds of that id's bytes.
+        """Send a base hub one ERROR for a closed id, after the bytes of that id in the tunnel.
 
-        asked: the packet was empty, so it is no client's bytes but the hub's own question. Only that is answered where
-        a response was truncated: a hub that asks knows what it has sent its client, others write the text behind it.
+        If a response was truncated, only the hub's own question gets the ERROR. A hub that asks knows what it has sent
+        its client. Otherwise the hub writes the text behind the response.
+
+        asked: the packet was empty, so it is the hub's own question and not a client's bytes.
         """
         if self.peer_closes or conn_id in self._answered or (conn_id in self._truncated and not asked):
             return
@@ -235,7 +239,7 @@ class ConnManager:
         self._lost = True
         self._prober.cancel()
         for connection in list(self._open.values()):
-            connection.cancelled("its session with the hub is over")
+            connection.cancelled("its session with the hub has ended")
         self._listed.clear()
         self._notify()
 
@@ -243,7 +247,7 @@ class ConnManager:
 
     def outcome(self, conn_id: int, kind: Kind, stage: Stage) -> None:
         connection = self._open.get(conn_id)
-        if connection is not None:  # else it was ended from this side: nobody is left to be told
+        if connection is not None:  # else this side has ended it already
             connection.outcome_received(kind, stage)
 
     # -- from the connections (AgentConnectionOwner)
@@ -259,7 +263,7 @@ class ConnManager:
         return self.tunnel.receive_window(conn_id) if FEATURE_WINDOW in self.tunnel.features else None
 
     def inbound(self, carrier: Writable, buffer_bytes: int) -> Inbound:
-        """What leads from the hub into a new connection's carrier, which holds `buffer_bytes`."""
+        """Make the path from the hub into a new connection's carrier, which holds `buffer_bytes`."""
         credited = FEATURE_WINDOW in self.tunnel.features
         return Inbound(
             carrier,
@@ -278,14 +282,14 @@ class ConnManager:
         self.counters.failed_inbound += 1
 
     def connection_closed(self, connection: AgentConnection, ending: Ending | None) -> None:
-        """Keep the books of an end. ending: what the hub was told, None where nobody was left to be told."""
+        """Record the end of a connection. ending: the hub's ending, or None if the hub needs none."""
         del self._open[connection.conn_id]
         self._closed.add(connection.conn_id)
         self._count_end(connection, ending)
         if ending is not None:
             self._answer_strays(connection, ending)
         _log_end(connection, ending)
-        if ending is not None:  # else the hub said so itself, or has gone
+        if ending is not None:  # else the hub ended the connection, or is lost
             self._list_end(connection, ending)
         self._notify()
 
@@ -298,7 +302,7 @@ class ConnManager:
             counters.truncated += 1
 
     def _answer_strays(self, connection: AgentConnection, ending: Ending) -> None:
-        """Settle what DATA for this id is answered from now on, and answer what strayed before."""
+        """Choose the reply to later DATA for this id, and send the reply to DATA that strayed before."""
         if ending.truncated:
             self._truncated.add(connection.conn_id)
         elif ending.code == ERROR:
@@ -316,7 +320,7 @@ class ConnManager:
         self._list(connection.conn_id, takes_error=whole, idle=idle)
 
     def _list(self, conn_id: int, *, takes_error: bool, idle: bool) -> None:
-        """A connection has ended here; a base hub lists it until its client closes. idle: unused since a drain."""
+        """Record an ended connection. A base hub lists it until its client closes. idle: unused since a drain."""
         if not self.peer_closes and not self._lost:
             self._listed.add(conn_id, self._loop.time(), takes_error=takes_error, idle=idle)
             self._prober.start()
@@ -329,7 +333,7 @@ class ConnManager:
         self.tunnel.send(conn_id, DATA)
 
     def ask_idle(self) -> None:
-        """Find out what a base hub still lists. Called again and again by whoever waits for `is_idle`."""
+        """Find out what a base hub still lists. A caller that waits for `is_idle` repeats this."""
         if self.peer_closes:
             return
         if not self._leaving:  # from now on it is asked about open ones often
@@ -340,18 +344,18 @@ class ConnManager:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no connection is open here, and a base hub lists none as far as is known: the session may end."""
+        """Whether the session may end. No connection is open here, and a base hub lists none as far as is known."""
         return not self._open and not self._listed
 
     # -- probing (wire.md, "vanished clients")
 
     def _on_tick(self, now_s: float) -> bool:
-        """Forget what the hub has closed by now; returns whether there is still something to watch."""
+        """Forget the connections that the hub has closed by now. Returns whether there is still something to watch."""
         expired = self._listed.forget_expired(now_s)
         if expired:
-            if self._leaving:  # it was asked again and again
+            if self._leaving:  # the hub was asked repeatedly
                 extra = {"connections": expired, "waited_s": self.limits.listed_s, "fault": "hub"}
-                logger.warning("the hub did not say that it has closed its clients' connections", extra=extra)
+                logger.warning("the hub did not confirm that it has closed its clients' connections", extra=extra)
             self._notify()
         return bool(self._open or self._listed)
 
@@ -376,21 +380,21 @@ class ConnManager:
             self._changed = None
 
     def begin_drain(self) -> None:
-        """Connections that end unused from now on were idle. Called before the proxy is told to drain."""
+        """Treat connections that end unused from now on as idle. Call it before the proxy drains."""
         self._leave()
         if self._drain_marks is None:
             self._drain_marks = {conn_id: connection.sent_bytes for conn_id, connection in self._open.items()}
 
     async def drain(self, deadline_s: float) -> None:
-        """Wait for what is in flight, at most `deadline_s` seconds; end the rest by the table; then settle.
+        """Wait for requests in flight, at most `deadline_s` seconds, end the rest by the table, then `settle`.
 
-        The proxy is told to drain first, by the agent: it ends the idle connections and puts `Connection: close` on its
-        answers. Probes go out at once, for a client that is gone is not worth a wait. Then as `settle`. Returns early
-        when the session is lost. Cancelled: what was ended stays ended, the rest goes on.
+        The agent drains the proxy first. The proxy closes the idle connections and puts `Connection: close` on its
+        responses. Probes are sent at once, since a closed client is not worth a wait. Returns early if the session is
+        lost. If cancelled, the ended connections stay ended, and the rest continue.
         """
         self._changed = asyncio.Event()
         self.begin_drain()
-        for connection in list(self._open.values()):  # a base hub doesn't say whose client is gone
+        for connection in list(self._open.values()):  # a base hub doesn't report closed clients
             self._prober.ask(connection)
         try:
             await self._wait_until(lambda: not self._open, deadline_s)
@@ -402,11 +406,12 @@ class ConnManager:
             self._changed = None
 
     async def settle(self) -> bool:
-        """Wait until everything is sent and a base hub lists no connection; returns whether that is so.
+        """Wait until everything is sent and a base hub lists no connection. Returns whether that is so.
 
-        A base hub may lock up for good when a session ends under a connection that it lists. So it is asked about each
-        that ended here until it doesn't know it; after a second its client is ended by ERROR, where it has a whole
-        response. A hub that answers nothing is given its own time for a client, and a little. Cancelled: as before.
+        A base hub may lock up for good if a session ends while it lists a connection of that session. So the agent asks
+        about each connection that ended here until the hub doesn't know it. After a second an ERROR ends a client that
+        has a whole response. A base hub that never replies gets `listed_s` beyond `settle_timeout_s`. If cancelled,
+        nothing changes.
         """
         self._leave()
         own = self._changed is None
@@ -443,13 +448,13 @@ class ConnManager:
         return True
 
     def _heard_of(self, asked: list[int]) -> bool:
-        """Whether the hub lists none of these any longer; of none: whether no connection is open."""
+        """Whether the hub lists none of these any longer. For an empty list: whether no connection is open."""
         return self._listed.none_of(asked) if asked else not self._open
 
     async def _wait_until(self, reached: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait for a state that `_notify` is called at, at most `timeout_s`; returns whether it is so.
+        """Wait for a state that `_notify` reports, at most `timeout_s`. Returns whether the state is reached.
 
-        Cancelled: nothing has changed.
+        If cancelled, nothing changes.
         """
         changed = self._changed
         assert changed is not None
@@ -468,7 +473,7 @@ class ConnManager:
 
 
 def _log_end(connection: AgentConnection, ending: Ending | None) -> None:
-    """ending: what the hub was told, None where nobody was left to be told."""
+    """Log the end of a connection. ending: the hub's ending, or None if the hub needs none."""
     level, what = logging.INFO, "connection closed"
     if ending is not None and ending.truncated:
         level, what = logging.WARNING, "connection closed, truncated"
@@ -490,7 +495,7 @@ def _log_end(connection: AgentConnection, ending: Ending | None) -> None:
 
 
 def _how_it_ended(connection: AgentConnection, ending: Ending | None) -> str:
-    """For counting. ending: what the hub was told, None where nobody was left to be told."""
+    """Return the name of an end for the counters. ending: the hub's ending, or None if the hub needs none."""
     if ending is None or (connection.outcome is not None and connection.outcome[0] is Kind.CLIENT_GONE):
         return "client_gone"
     if ending.truncated:

@@ -49,9 +49,9 @@ def make_memory_connection(
 class MemoryConnManager(ConnManager):
     """Connections over pipes. The rest as in ConnManager.
 
-    accept: makes the proxy's protocol for one connection. accept_base: the same for connections that come from a hub
-    without features; None: `accept` makes those too. buffer_bytes: a pipe's high-water mark; may be
-    changed for the connections to come.
+    accept: makes the proxy's protocol for one connection.
+    accept_base: the same for connections from a hub without features, or None to use `accept` for them too.
+    buffer_bytes: a pipe's high-water mark. A change applies to new connections.
     """
 
     def __init__(

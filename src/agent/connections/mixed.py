@@ -1,7 +1,7 @@
-"""Both carriers in one session, picked for each new connection: how an agent is switched over, and back, as it runs.
+"""Both carriers in one session, selected for each new connection. So a running agent can switch over and back.
 
-This is the manager that an agent runs: at 100 % it is a MemoryConnManager, at 0 % a UDSConnManager, and the ids of both
-kinds are one session's.
+An agent runs this manager. At 100 % it is a MemoryConnManager, and at 0 % a UDSConnManager. The ids of both kinds
+belong to one session.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class MixedConnManager(ConnManager):
-    """A manager whose connections are carried as `policy` says, each for its whole life. The rest as in ConnManager.
+    """A manager in which `policy` selects each connection's carrier for its whole life. The rest as in ConnManager.
 
     policy: started, shared by all sessions.
     """

@@ -1,4 +1,4 @@
-"""When the peer is asked whether it still knows a connection (wire.md, "vanished clients"), at either end."""
+"""The schedule of probes, at either end. A probe asks the peer about one connection (wire.md, "vanished clients")."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ _TICKS_PER_PROBE = 10  # connections are probed in turn, not all in one burst
 class Prober:
     """The timer that probes connections, each once per interval.
 
-    interval_s: may become shorter at any time. connections: gives those open now. probe: asks the peer about one.
-    on_tick: called at the end of each tick with the loop's time, in seconds; returns whether there is more to watch.
-    A tick also finds proxies that left behind a half-close. Must be made on the connections' event loop.
+    A tick also finds proxies that left behind a half-close. It must be made on the connections' event loop.
+
+    interval_s: may become shorter at any time.
+    connections: returns the connections that are open now.
+    probe: asks the peer about one connection.
+    on_tick: called at the end of each tick with the loop's time, in seconds. Returns whether there is more to watch.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class Prober:
             self._timer = None
 
     def ask(self, connection: TunnelConnection) -> None:
-        """Probe this connection now; its next turn is one interval from now."""
+        """Probe this connection now. Its next turn is one interval from now."""
         connection.probe_at_s = self._loop.time() + self.interval_s
         self._probe(connection)
 

@@ -1,10 +1,11 @@
-"""The manager's end of a Unix socket: a transport that can lose its way out and still read what is under way to it.
+"""The manager's end of a Unix socket. If its writes fail, this transport still reads the bytes in transit to it.
 
-asyncio's own transports end altogether when a write fails. A proxy that answers early and closes, with the rest of an
-upload still coming, would so lose its answer: over a pipe it arrives, and the two modes may not differ. Here a failed
-write only ends the writing; what the peer wrote before it closed is read to its end. The socket connects at once or,
-where the listener's backlog is full (EAGAIN: for AF_UNIX there is no "in progress", a socket that got it is not
-connected and never will be by waiting), tries again; what is written meanwhile waits in order.
+asyncio's own transports close in both directions if a write fails. A proxy may respond early and close while the rest
+of an upload is in transit. Its response would then be lost. Over a pipe the response arrives, and the two modes may not
+differ. Here a failed write ends only the writing. All bytes that the peer wrote before it closed are read.
+
+The socket connects at once. If the listener's backlog is full (EAGAIN), the socket tries again. For AF_UNIX there is no
+"in progress", so a socket that got EAGAIN never connects by waiting. Bytes written meanwhile wait in order.
 
             connected               end of stream or error
     DIALLING ────────► CONNECTED ────────────────────────► LOST   (`connection_lost` is scheduled, once)
@@ -14,9 +15,9 @@ connected and never will be by waiting), tries again; what is written meanwhile 
     SENDING ────────► FINISHING ──────────────────────────► ENDED   (nothing more is sent)
         └──────────────── failed write, stop_writing ───────┘
 
-A peer that closed with bytes of ours unread leaves an error on the socket. libuv reports such a socket once and then
-watches it no more, so whoever finds the error reads to the end there and then, pause or no pause: what is left is at
-most what a socket holds.
+If a peer closes before it has read all our bytes, the socket gets an error. libuv reports such a socket once and then
+stops watching it. So the code that finds the error reads to the end at once, even if reading is paused. The rest is at
+most the contents of a socket buffer.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Protocol
 
 __all__ = ["SocketEnd", "SocketEndProtocol"]
 
-_READ_MIN_BYTES, _READ_MAX_BYTES = 16 * 1024, 256 * 1024  # small answers need no large buffer, bulk gets large packets
+_READ_MIN_BYTES, _READ_MAX_BYTES = 16 * 1024, 256 * 1024  # small for short responses, large for bulk
 _DIAL_RETRY_MIN_S, _DIAL_RETRY_MAX_S = 0.001, 0.05
 _SEND_PIECES = 64  # well below IOV_MAX (1,024)
 
@@ -42,13 +43,13 @@ class State(enum.Enum):
 
 
 class Output(enum.Enum):
-    """What may still be sent."""
+    """The state of the sending direction."""
 
     SENDING = "sending"
     FINISHING = "finishing"
     """The end of stream follows what is queued."""
     ENDED = "ended"
-    """Shut down, told to stop, or failed."""
+    """Shut down, stopped or failed."""
 
 
 DIALLING, CONNECTED, LOST = State  # looked up once: until Python 3.12 an enum's attribute costs a call
@@ -68,8 +69,9 @@ class SocketEndProtocol(Protocol):
 class SocketEnd:
     """One end of a Unix stream socket, on asyncio and on uvloop alike.
 
-    sock: non-blocking, AF_UNIX, bound to the name that the acceptor will look up; owned from here on. limit_bytes: the
-    high-water mark of what waits to be sent; low is a quarter of it. dial_timeout_s: how long a full backlog is borne.
+    sock: non-blocking, AF_UNIX, bound to the name that the acceptor will look up. This object owns it from now on.
+    limit_bytes: the high-water mark of the bytes that wait to be sent. The low-water mark is a quarter of it.
+    dial_timeout_s: how long the socket tries to connect while the backlog is full.
     """
 
     def __init__(
@@ -153,7 +155,7 @@ class SocketEnd:
             data = self._sock.recv(self._read_bytes)
         except (BlockingIOError, InterruptedError):
             return
-        except OSError as error:  # ECONNRESET: the peer closed with bytes of ours unread; its own were read before
+        except OSError as error:  # ECONNRESET: our bytes were unread at the peer's close, its bytes were read
             self._lose(error)
             return
         if not data:
@@ -191,13 +193,13 @@ class SocketEnd:
             self.close()
 
     def peer_closed(self) -> bool:
-        """Whether the peer is closed in both directions, asked after its end of stream; False before that."""
+        """Whether the peer is closed in both directions. False before its end of stream."""
         if self._state is LOST or not self._eof_seen:
             return False
         if not hasattr(select, "poll"):
             return True
         poll = select.poll()
-        poll.register(self._sock, 0)  # POLLHUP needs no asking; after a half-close there is none
+        poll.register(self._sock, 0)  # POLLHUP is always reported, and a half-close does not set it
         return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
 
     # -- writing
@@ -232,7 +234,7 @@ class SocketEnd:
                 self._shut_down_writing()
 
     def stop_writing(self) -> None:
-        """Send nothing more, and drop what is queued. Reading goes on."""
+        """Send nothing more, and drop the queued bytes. Reading continues."""
         self._output = ENDED
         self._queue.clear()
         self._queued_bytes = 0
@@ -287,7 +289,7 @@ class SocketEnd:
         self._output = ENDED
         try:
             self._sock.shutdown(socket.SHUT_WR)
-        except OSError:  # the peer is gone; reading finds its end
+        except OSError:  # the peer has closed, and reading finds its end
             return
 
     # -- the end

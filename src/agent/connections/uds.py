@@ -1,4 +1,4 @@
-"""Carries each connection over a Unix socket to the agent's own proxy: the default, and the way back from the pipe."""
+"""Carries each connection over a Unix socket to the agent's proxy. UDS is the default and replaces pipes if needed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def make_uds_connection(
 ) -> UDSConnection:
     """A connection whose socket has reached the acceptor, or tries to. Raises OSError.
 
-    session: from `acceptor.next_session`. buffer_bytes: a quarter of it may wait here; the kernel holds the rest.
+    session: from `acceptor.next_session`.
+    buffer_bytes: a quarter of it may wait here. The kernel holds the rest.
     """
     announced = acceptor.announce(session, conn_id, manager.outcome, manager.is_base_hubs)
     sock = acceptor.bind(announced)
@@ -64,8 +65,8 @@ def make_uds_connection(
 class UDSConnManager(ConnManager):
     """Connections over Unix sockets. The rest as in ConnManager.
 
-    acceptor: started, shared by all sessions; has the kernel hold its own `buffer_bytes` of what is sent. buffer_bytes:
-    what waits beyond that, here, is a quarter of it; may be changed for the connections to come.
+    acceptor: started, shared by all sessions. It sets the kernel's buffer to its own `buffer_bytes`.
+    buffer_bytes: a quarter of it may wait here, beyond the kernel's buffer. A change applies to new connections.
     """
 
     def __init__(
