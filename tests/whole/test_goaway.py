@@ -282,11 +282,11 @@ async def test_what_an_agent_says_of_a_connection_reaches_the_proxy_and_the_log(
         await until(lambda: used.get_extra_info("failure") is not None)
         failure = used.get_extra_info("failure")
         assert (failure.status, failure.fault) == (502, "agent")
-        assert failure.reason.startswith("the agent says: no descriptors  level=ERROR  [31mxxx")
+        assert failure.reason.startswith("the agent reported: no descriptors  level=ERROR  [31mxxx")
         assert failure.reason.isprintable()
         assert len(failure.reason) < 250
         record = next(record for record in caplog.records if record.message == "agent ended a connection")
-        assert record.__dict__["reason"] == failure.reason.removeprefix("the agent says: ")
+        assert record.__dict__["reason"] == failure.reason.removeprefix("the agent reported: ")
         assert record.__dict__["fault"] == "agent"
 
 

@@ -1,10 +1,10 @@
-"""One agent's tunnel, seen from the hub: opens connections to the agent's proxy and carries their bytes.
+"""Opens connections to one agent's proxy over its tunnel, and carries their bytes.
 
     hub's proxy ── transport ══ pipe ══ HubConnection ── outbound ──► tunnel ──► agent
                                                ◄── packet_received ◄──
 
 `AgentSession.connect` gives the hub's proxy a pipe end that behaves as a TCP connection to the agent would. All state
-belongs to one session and dies with it (wire.md, "conn ids"): nothing here is handed to the next one.
+belongs to one session (wire.md, "conn ids"). The next session inherits nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..tunnel.window import ReceiveWindow
 __all__ = ["AgentSession"]
 
 SAID_BYTES = 200
-"""Of an agent's words, in an answer and in the log."""
+"""The most characters of an agent's error message that a response and the log contain."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,21 +42,31 @@ OPEN = State.OPEN
 
 PIPE_LIMIT_BYTES = 65536
 BEHIND_BYTES = 4 * 1024 * 1024
-"""A client this far behind what its agent has sent makes the hub stop reading the tunnel of a base agent; others have
-credit for no more than is held here."""
+"""The most bytes that a client may lag behind its base agent. Beyond them the hub stops reading the tunnel.
+
+Other agents have no credit for more than the hub holds.
+"""
 BEHIND_TIMEOUT_S = 3.0
-"""How long a client may keep the hub from reading; then its connection is ended, for the others' sake. Below the 5 s in
-which agents expect the answer to their probe (wire.md, "connected")."""
+"""How long a client may keep the hub from reading. Then the hub closes the client's connection, to spare the others.
+The time is below the 5 s in which agents expect the reply to their probe (wire.md, "connected")."""
 LEFT_OPEN_TIMEOUT_S = 10.0
-"""How long an agent that has said DRAIN may leave its stream open behind its last connection; then the hub ends it."""
+"""How long the stream may stay open after DRAIN and the last connection. Then the hub ends the stream."""
 PROBE_INTERVAL_S = 10.0
-"""wire.md, "vanished clients": an empty DATA makes the other side say whether it still knows the connection."""
+"""The time between two empty DATA for a connection. If the other side has forgotten the connection, it sends ERROR
+(wire.md, "vanished clients")."""
 
 
 class _Opening(asyncio.Protocol):
-    """The first protocol of the proxy's end: hands it on when it is connected, unless the session is lost by then.
+    """The first protocol of the proxy's end. Once connected, it passes the end to the real protocol.
 
-    opened: done then; whether it was handed on.
+    If the session is lost by then, it keeps the end.
+
+    Args:
+        protocol: the real protocol.
+        is_lost: whether the session is lost.
+
+    Attributes:
+        opened: whether the real protocol got the end. Done once the end is connected.
     """
 
     def __init__(self, protocol: asyncio.Protocol, is_lost: Callable[[], bool]) -> None:
@@ -66,7 +76,7 @@ class _Opening(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if self.opened.done():
-            return  # nobody waits for it any more
+            return  # `connect` was cancelled
         lost = self._is_lost()
         if not lost:
             cast(asyncio.Transport, transport).set_protocol(self._protocol)
@@ -75,13 +85,15 @@ class _Opening(asyncio.Protocol):
 
 
 class AgentSession:
-    """The connections of one tunnel.
+    """The connections of one tunnel. It is also the `Path` of each connection.
 
-    tunnel: the tunnel's hub role. cluster: the name its agent gave. identity: whom the agent was authenticated as, ""
-    where none was asked for. on_lost: called once, when the tunnel has ended, with the error unless that was in order.
-    on_draining: called once, when nothing
-    more is opened here. successor: the session that connections go to then; None where there is none. It is also the
-    `Path` of each connection.
+    Args:
+        tunnel: the tunnel's hub role.
+        cluster: the cluster name that the agent sent.
+        identity: the authenticated identity of the agent, "" if the hub requires none.
+        on_lost: called once, when the tunnel has ended. Its second argument is the error, None after an orderly end.
+        on_draining: called once, when the session stops opening connections.
+        successor: returns the session that then opens connections, None without one.
     """
 
     def __init__(
@@ -118,12 +130,12 @@ class AgentSession:
 
     @property
     def peer_closes(self) -> bool:
-        """Whether each side says that it is done with a connection: `close` was negotiated."""
+        """Whether each side reports that it is done with a connection (`close` was negotiated)."""
         return FEATURE_CLOSE in self.tunnel.features
 
     @property
     def _counts_credit(self) -> bool:
-        """Whether the agent sends no more than it has credit for: `window` was negotiated."""
+        """Whether credit limits what the agent sends (`window` was negotiated)."""
         return FEATURE_WINDOW in self.tunnel.features
 
     @property
@@ -141,33 +153,40 @@ class AgentSession:
 
     @property
     def suspected(self) -> bool:
-        """Whether the agent is silent though it was asked (tunnel/liveness.py). Of a lost one: whether that is why."""
+        """Whether the agent did not reply to a probe (tunnel/liveness.py). It stays True if that ended the session."""
         return self._liveness is not None and self._liveness.suspected
 
     @property
     def silent_s(self) -> float:
-        """How long no byte has come from the agent; 0 where nobody watches."""
+        """The time since the agent's last byte, 0 if no `Liveness` watches."""
         return 0.0 if self._liveness is None else self._liveness.silent_s
 
     def waits(self) -> bool:
-        """A request has waited for its response's head: ask whether the agent lives. Part of `Path`.
+        """Probe the agent, since a request has waited for its response's head. Part of `Path`.
 
-        Returns whether the agent is suspected, and another session of the cluster serves.
+        Returns:
+            Whether the agent is suspected and another session of the cluster serves.
         """
         return self._liveness is not None and self._liveness.ask() and self._other is not None
 
     @property
     def _other(self) -> AgentSession | None:
-        """Another session that serves; None where there is none that isn't suspected too."""
+        """Another session that serves and is not suspected, None without one."""
         other = self._successor(self)
         return None if other is None or other is self or other.suspected else other
 
     async def connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         """Open a connection to the agent's proxy and give it to `protocol`.
 
-        Returns its transport when `connection_made` has been called. Where the session drains, is lost or suspected,
-        another one of the cluster opens it: nothing of the request has been sent. Raises TargetError (502, 503) where
-        there is none; a session that is only suspected opens it then. Cancelled: the connection is aborted.
+        If the session drains, is lost or is suspected, another session of the cluster opens the connection. That is
+        safe, since nothing of the request has been sent. If there is no other, a suspected session still opens it.
+        If cancelled, the connection is aborted.
+
+        Returns:
+            The connection's transport, after `connection_made` was called.
+
+        Raises:
+            TargetError: 502 if the session is lost, 503 if it drains, and no other session serves.
         """
         if self._lost or self.draining:
             other = self._successor(self)
@@ -185,7 +204,7 @@ class AgentSession:
         connection = HubConnection(next(self._ids), self, near)
         connection.attach(far, Inbound(far, self._budget, limit_bytes=UNBOUNDED_BYTES, uncounted_bytes=UNBOUNDED_BYTES))
         self._connections[connection.conn_id] = connection
-        if not self.peer_closes:  # else the agent says when it is done
+        if not self.peer_closes:  # else the agent reports when it is done
             self._prober.watch(connection)
         far.set_protocol(cast(asyncio.Protocol, connection))  # by its methods, not its base
         opening = _Opening(protocol, lambda: self._lost)
@@ -201,9 +220,9 @@ class AgentSession:
         return cast(asyncio.Transport, near)
 
     def drain(self) -> None:
-        """Open nothing more here, and tell the agent, where it knows what that means (`goaway`); nothing else changes.
+        """Stop opening connections, and send DRAIN to the agent. Without `goaway` it does nothing.
 
-        The agent then goes elsewhere; what is in flight finishes, and the agent ends the stream.
+        The agent then dials another hub. Requests in flight finish, and the agent ends the stream.
         """
         if FEATURE_GOAWAY in self.tunnel.features and not self._lost:
             self._start_draining()
@@ -221,7 +240,7 @@ class AgentSession:
         self._watch_end()
 
     def _watch_end(self) -> None:
-        """The agent ends the stream behind the last connection; this side does, where it doesn't."""
+        """End the stream LEFT_OPEN_TIMEOUT_S after the last connection, if the agent has not ended it."""
         if self.draining and not self._lost and not self._connections and self._left_open is None:
             self._left_open = self._loop.call_later(LEFT_OPEN_TIMEOUT_S, self.tunnel.finish_when_sent)
 
@@ -232,8 +251,8 @@ class AgentSession:
         if code == DRAIN and conn_id == 0:
             self._start_draining()
         elif connection is None:
-            # The agent's probe of a connection this hub has forgotten (wire.md, "vanished clients"); bytes that were on
-            # their way when it was forgotten need no answer, for the agent has been told then.
+            # Only a probe of a forgotten connection needs a reply (wire.md, "vanished clients"). Late bytes need none,
+            # because the agent got the connection's end before.
             if code == DATA and not data and not self.peer_closes:
                 self.tunnel.send(conn_id, ERROR, error_message=f"unknown packet connection {conn_id}")
         elif code == DATA:
@@ -245,13 +264,13 @@ class AgentSession:
             reason = readable(error_message)
             extra = {"conn_id": conn_id, "cluster": self.cluster, "reason": reason, "fault": "agent"}
             logger.info("agent ended a connection", extra=extra)
-            said = f"the agent says: {reason}" if reason else "the agent ended the connection"
+            said = f"the agent reported: {reason}" if reason else "the agent ended the connection"
             connection.peer_ended(TargetError(502, said, stage="response head", fault="agent"))
         else:
             logger.debug("packet with an unknown code", extra={"conn_id": conn_id, "code": code})
 
     def _deliver(self, connection: HubConnection, data: bytes | memoryview) -> None:
-        if not data:  # a probe of a connection that is open needs no answer
+        if not data:  # a probe of an open connection needs no reply
             return
         if not connection.feed(data):
             self.tunnel.exceeded(connection.conn_id)
@@ -279,7 +298,7 @@ class AgentSession:
         extra = {"cluster": self.cluster, "peer": self.tunnel.peername}
         if self.suspected:
             extra["silent_s"] = round(self.silent_s, 1)
-            logger.warning("agent is suspected: it is silent though it was asked", extra=extra)
+            logger.warning("agent is suspected: no byte since the probe", extra=extra)
         else:
             logger.info("agent was heard again", extra=extra)
 
@@ -302,7 +321,7 @@ class AgentSession:
         self._watch_end()
 
     def _fell_behind(self, connection: HubConnection) -> None:
-        """Stop reading the tunnel until this client has caught up, or its time is over."""
+        """Stop reading the tunnel until this client has caught up or its time has passed."""
         if connection not in self._behind and not self._lost:
             self._behind[connection] = Deadline(BEHIND_TIMEOUT_S, functools.partial(self._too_slow, connection))
             if len(self._behind) == 1:
@@ -317,14 +336,14 @@ class AgentSession:
 
     def _too_slow(self, connection: HubConnection) -> None:
         extra = {"conn_id": connection.conn_id, "cluster": self.cluster, "fault": "client"}
-        logger.warning("client too slow: its connection is ended", extra=extra)
+        logger.warning("client too slow, connection closed", extra=extra)
         connection.abort("the client is too slow")
 
     def _watches(self, now_s: float) -> bool:
         return bool(self._connections)
 
     def _probe(self, connection: TunnelConnection) -> None:
-        """Ask about a connection that the agent has sent nothing on since its last turn."""
+        """Probe a connection on which the agent has sent nothing since the last turn."""
         assert isinstance(connection, HubConnection)
         if connection.probed_at_bytes == connection.received_bytes:
             self.tunnel.send(connection.conn_id, DATA)
@@ -332,15 +351,15 @@ class AgentSession:
 
 
 def why_lost(error: Exception | None) -> tuple[Party, str]:
-    """Whose fault the end of a session is, and what may be said of it to users and in the log."""
+    """Return who caused the end of a session, and a reason that users and the log may show."""
     if error is None:
         return "agent", "it ended its session"
     if isinstance(error, (AgentError, OSError)):
         said = (error.strerror if isinstance(error, OSError) else "") or str(error)
         return "agent", readable(said) or type(error).__name__
-    return "hub", f"the hub failed ({type(error).__name__})"  # the log has it; its text may hold anything
+    return "hub", f"the hub failed ({type(error).__name__})"  # its text may hold anything, and the log has it
 
 
 def readable(text: str) -> str:
-    """A peer's words, fit for a log line and for an answer: one line of printable characters, bounded."""
+    """Return a peer's text for the log and a response: one line of at most SAID_BYTES printable characters."""
     return "".join(char if char.isprintable() else " " for char in text[:SAID_BYTES]).strip()
