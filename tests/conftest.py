@@ -47,7 +47,7 @@ def pytest_sessionstart() -> None:
     if path := stale(source, names):
         pytest.exit(f"{path} is newer than what was built of it: run make .venv/.tested", returncode=4)
     if path := left_over(source, names):
-        pytest.exit(f"{path} is not listed in pyproject.toml any more: delete it", returncode=4)
+        pytest.exit(f"{path} is no longer listed in pyproject.toml: delete it", returncode=4)
 
 
 def pytest_sessionfinish() -> None:

@@ -24,7 +24,7 @@ import pytest
 
 CHECKOUT = Path(__file__).parent.parent
 if not (CHECKOUT / "setup.py").exists() or not (CHECKOUT / "src").exists():
-    pytest.skip("the tests stand without the source they would build", allow_module_level=True)
+    pytest.skip("the source that the tests build is missing", allow_module_level=True)
 
 pytestmark = pytest.mark.timeout(300)  # a compiler on a busy machine
 

@@ -29,7 +29,7 @@ RATE = measuring.Metric("rate", "1/s", more_is_better=True)
 
 
 def case(times: Mapping[str, Sequence[float]], order: list[str] | None = None) -> measuring.Case:
-    """A case whose variants take the times given, one a round; their rate is one over it."""
+    """A case whose variants take the given times, one per round. The rate is 1 divided by the time."""
 
     def turn(name: str) -> measuring.Turn:
         left = iter(times[name])
@@ -347,7 +347,9 @@ def test_a_failure_in_one_round_of_many_is_told() -> None:
 def test_users_stay_connected_while_ten_of_them_ask(path: str) -> None:
     from bench import users
 
-    found = users.measured_with("memory", path, 20, 100)  # looks at every answer, and whether all are there at the end
+    found = users.measured_with(
+        "memory", path, 20, 100
+    )  # it checks each response, and that all users are connected at the end
     assert set(found) == {users.MEMORY, users.HUB_MEMORY, users.CPU, users.HUB_CPU}
 
 

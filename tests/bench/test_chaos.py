@@ -27,7 +27,7 @@ HEADS_BYTES = 40
 
 
 def packet(size: int = 100, *, ports: tuple[int, int] = (1000, 8443), flags: int = ACK, tag: int = 0) -> bytes:
-    """A TCP packet of IPv4 from 10.0.0.1 to 10.0.0.2; the other way where the first port is the smaller one's peer."""
+    """A TCP packet of IPv4 from 10.0.0.1 to 10.0.0.2, or back unless the second port is 8443."""
     ends = (b"\x0a\0\0\1", b"\x0a\0\0\2")
     source, destination = ends if ports[1] == 8443 else ends[::-1]
     ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, size, 0, 0, 64, 6, 0, source, destination)
@@ -147,8 +147,8 @@ def test_log_times_are_the_first_since_a_moment(tmp_path: pathlib.Path) -> None:
 
 def test_row_says_what_was_missed() -> None:
     row = Row("blackhole", "both", hub_s=46.2, lost="3 of 5 (502: 3)", first_s=0.25)
-    row.bind("both know within 20 s", False)
-    row.bind("first success in 12 s", True)
+    row.bind("both know", False)
+    row.bind("first success", True)
     assert not row.ok
     lines = table([row]).splitlines()
     assert [cell.strip() for cell in lines[2].strip("|").split("|")] == [
@@ -157,7 +157,7 @@ def test_row_says_what_was_missed() -> None:
         "3 of 5 (502: 3)",
         "0.25 s",
         "–",
-        "both know within 20 s (MISSED); first success in 12 s",
+        "both know (MISSED); first success",
         "NO",
     ]
     assert len({len(line) for line in lines}) == 1

@@ -146,7 +146,7 @@ def happen(connection: TunnelConnection, event: Event) -> None:
         if event is Event.OUTCOME:
             connection.outcome_received(Kind.COMPLETE, Stage.IDLE)
         elif event is Event.CANCELLED:
-            connection.cancelled("the client is gone")
+            connection.cancelled("the client left")
         else:
             connection.outcome_timeout()
     elif isinstance(connection, (AgentConnection, HubConnection)) and event is Event.ABORT:

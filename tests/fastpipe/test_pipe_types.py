@@ -83,7 +83,7 @@ def test_a_users_strict_check_passes(tmp_path):
 
 
 def test_pyright_finds_nothing_in_a_users_module(tmp_path):
-    pytest.importorskip("basedpyright", reason="in the extra `lint`: pyright with a node of its own")
+    pytest.importorskip("basedpyright", reason="in the extra `lint`: pyright with its own node")
     (tmp_path / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "strict"}))
     (tmp_path / "user.py").write_text(USER)
     (tmp_path / "wrong.py").write_text("import fastpipe\n\nend: int = fastpipe.create_pipe()[0]\n")

@@ -19,7 +19,7 @@ from agent.tunnel.packet import Packet
 FRAME, FRAMES = 16_000, 256
 """Payload bytes of a packet, which has its own frame, and how many packets arrive at once."""
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells how near a peer is")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows how near a peer is")
 
 
 class Above:

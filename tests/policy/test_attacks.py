@@ -135,7 +135,7 @@ CREDENTIALS = [
     Attack("another scheme", (b"Authorization: Basic Ym9iOmJvYg==",), 401, ""),
     Attack("no scheme", (b"Authorization: bob",), 401, ""),
     Attack("the scheme glued to the token", (b"Authorization: Bearerbob",), 401, ""),
-    Attack("the scheme in lower case is a bearer all the same", (b"Authorization: bearer bob",)),
+    Attack("the scheme in lower case is still a bearer", (b"Authorization: bearer bob",)),
     Attack("the scheme in upper case", (b"authorization: BEARER bob",)),
     Attack("an unknown token", (bearer("mallory"),), 401, ""),
     Attack("a token with bytes outside ASCII", (b"Authorization: Bearer b\xf6b",), 401, ""),

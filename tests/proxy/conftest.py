@@ -202,7 +202,7 @@ class House:
             shutil.rmtree(self._directory)
         await asyncio.sleep(0)
         ids = [conn_id for conn_id, _, _ in self.outcomes]
-        assert len(ids) == len(set(ids)), "an outcome was told twice"
+        assert len(ids) == len(set(ids)), "an outcome was reported twice"
 
 
 async def eventually(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None:

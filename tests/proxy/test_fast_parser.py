@@ -150,7 +150,7 @@ def test_llhttp_reads_the_same_whatever_byte_stands_where() -> None:
                 head = b"%b\r\nHost: a\r\n%b\r\n\r\n" % (first, line % sign)
                 if assert_read_alike(parser, head[: head.find(b"\r\n\r\n") + 4]):
                     plain.add(byte)
-    assert plain >= {*range(0x20, 0x7F), *range(0x80, 0x100)}, "what may stand in a value"
+    assert plain >= {*range(0x20, 0x7F), *range(0x80, 0x100)}, "the bytes that a value may contain"
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -258,7 +258,7 @@ async def test_an_early_final_response_is_relayed_and_the_rest_of_the_body_drain
         assert (answer.status, answer.body) == (413, b"big")
         client.send(b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n".ljust(200_000))
         client.send(b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert (await client.answer()).status == 204, "the connection goes on behind the body's end"
+        assert (await client.answer()).status == 204, "the connection continues after the body's end"
         assert [head.target for head in h.heads] == [b"/"]
 
 

@@ -125,7 +125,7 @@ async def test_roots_rotate_under_load_without_a_failed_request(house, origin, t
         await eventually(lambda: trust.problem)
         await load.more()
         errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
-        assert [str(file.path) in record.files for record in errors] == [True], "said once, and loudly"
+        assert [str(file.path) in record.files for record in errors] == [True], "one error in the log"
         assert trust.generation == 1, "the last good ones stay in force"
 
         second = o.connections
@@ -133,7 +133,7 @@ async def test_roots_rotate_under_load_without_a_failed_request(house, origin, t
         await eventually(lambda: trust.generation == 2)
         await load.more()
         assert trust.problem is None
-        assert o.connections > second, "connected anew, and by the new roots: the server's certificate is theirs by now"
+        assert o.connections > second, "connected again, with the new roots, which have issued the server's certificate"
         await eventually(lambda: o.open <= CLIENTS)
 
 

@@ -48,7 +48,7 @@ async def test_a_large_download_waits_for_a_slow_reader(house, origin, chunked):
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         await client.read_until(b"\r\n\r\n")
         await settled(lambda: sent[0])
-        assert sent[0] < SIZE // 2, "nobody reads: only the buffers on the way are filled"
+        assert sent[0] < SIZE // 2, "without a reader, the sender fills only the buffers on the way"
         if not chunked:
             digest, left = hashlib.sha256(), SIZE
             while left:
@@ -108,7 +108,9 @@ async def test_a_large_upload_waits_for_a_slow_target(house, origin, chunked):
 
         sending = asyncio.ensure_future(send())
         await settled(lambda: sent)
-        assert sent < SIZE // 2, "the target reads nothing: only the kernel's buffers and the proxy's one are filled"
+        assert sent < SIZE // 2, (
+            "if the target reads nothing, the client fills only the kernel's buffers and the proxy's"
+        )
         (upstream,) = h.upstreams._open
         assert upstream.transport.get_write_buffer_size() < 1 << 20
         go.set()

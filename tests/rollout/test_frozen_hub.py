@@ -25,7 +25,7 @@ async def test_an_agent_whose_hub_is_frozen_ends_without_using_up_its_grace(
             agent.signal("SIGTERM")
             assert await agent.ends() == 0
             assert time.monotonic() - began_s < within_s, agent.log
-            assert agent.log.count("did not answer DRAIN") == 1
+            assert agent.log.count("did not respond to DRAIN") == 1
     finally:
         hub.signal("SIGCONT")
         hub.close()

@@ -14,7 +14,7 @@ from agent.telemetry.metrics import Metric
 
 PAGE = Path(__file__).parents[2] / "docs" / "operating.md"
 if not PAGE.exists():
-    pytest.skip("the tests stand without the page", allow_module_level=True)
+    pytest.skip("the page of metrics is missing", allow_module_level=True)
 
 pytestmark = pytest.mark.loops("asyncio")
 

@@ -212,7 +212,7 @@ class Peer:
                     if one["event"] == event:
                         return self.events.pop(index)
                 line = await self._lines.readline()
-                assert line, f"the peer has gone; it was to say {event!r}"
+                assert line, f"the peer ended before it reported {event!r}"
                 one = json.loads(line)
                 if "data" in one:
                     one["data"] = base64.b64decode(one["data"])

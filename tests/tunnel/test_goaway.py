@@ -132,7 +132,7 @@ async def test_a_hub_that_does_not_answer_is_left_all_the_same(
             await ends.clients[0].drain(0.05)
         await task
         messages = [record.getMessage() for record in caplog.records]
-        assert messages == ["the hub did not answer DRAIN within 0.05 s"]  # waited for once, not at each step
+        assert messages == ["the hub did not respond to DRAIN within 0.05 s"]  # waited for once, not at each step
         assert len(ends.lost) == 1
 
 

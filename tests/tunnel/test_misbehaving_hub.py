@@ -455,7 +455,7 @@ CONNECTION_ERRORS = {
     "GOAWAY on a stream": (lambda hub: hub.send(7, 0, 1, bytes(8)), PROTOCOL_ERROR, "on stream 1"),
     "PUSH_PROMISE": (lambda hub: hub.send(5, 4, 1, struct.pack(">I", 2) + b"\x88"), PROTOCOL_ERROR, ""),
     "a stream of the hub's": (lambda hub: hub.headers((":method", "GET"), stream_id=2), PROTOCOL_ERROR, "stream 2"),
-    "an answer to nothing": (lambda hub: hub.headers((":status", "200"), stream_id=3), PROTOCOL_ERROR, "stream 3"),
+    "a response to nothing": (lambda hub: hub.headers((":status", "200"), stream_id=3), PROTOCOL_ERROR, "stream 3"),
     "broken HPACK": (lambda hub: hub.send(1, 5, 1, b"\xff\xff\xff\xff\xff"), None, "HPACK"),
     "beyond the window": (lambda hub: hub.send(0, 0, 1, bytes(65536)), FLOW_CONTROL_ERROR, "exceeds the connection's"),
 }

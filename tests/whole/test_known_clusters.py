@@ -76,7 +76,7 @@ async def test_a_clusters_name_alone_is_redirected_to_its_root(
             async with client.request(method, f"{whole.url}{query}", allow_redirects=False) as answer:
                 assert (answer.status, answer.headers["Location"]) == (308, location.format(whole.cluster))
             async with client.get(f"{whole.url}/below", allow_redirects=False) as answer:
-                assert answer.status == 200, "the connection goes on"
+                assert answer.status == 200, "the connection continues"
         assert origin.seen == ["GET /below"]
 
 

@@ -68,7 +68,7 @@ def unreachable() -> Iterator[int]:
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(("127.0.0.1", port))
-        until(lambda: sockets_to(port, "02"), "a SYN that is not answered")
+        until(lambda: sockets_to(port, "02"), "a SYN without a reply")
         yield port
 
 

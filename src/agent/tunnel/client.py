@@ -235,7 +235,7 @@ class TunnelClient:
                 for call in waiting:
                     await asyncio.wait((call.drained, call.ended), return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
-            logger.warning("the hub did not answer DRAIN within %g s", timeout_s)
+            logger.warning("the hub did not respond to DRAIN within %g s", timeout_s)
         return bool(asked)
 
     async def drain(self, timeout_s: float) -> None:
