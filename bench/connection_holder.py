@@ -22,7 +22,7 @@ import uvloop
 
 from agent.messages import Target
 
-from .hop import KEPT, Client, Clients, Packets, Receiver, house, in_process
+from .hop import KEPT, Client, Clients, Packets, Receiver, in_process, stack
 from .processes import SMALL
 
 SETTLE_S = 0.2
@@ -73,7 +73,7 @@ class OneRequest(Client):
 
 async def main(mode: str, connections: int) -> None:
     target = Target("http://in-process/1k", connect=in_process)
-    async with house(mode, lambda _: target) as made:
+    async with stack(mode, lambda _: target) as made:
         holding = Holding(made.manager, made.packets, connections)
         await holding.open(1)
         await asyncio.sleep(SETTLE_S)

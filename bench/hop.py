@@ -43,17 +43,17 @@ __all__ = [
     "RATIOS",
     "SPEED",
     "Clients",
-    "House",
     "Packets",
     "Receiver",
+    "Stack",
     "TinyTarget",
     "Yardstick",
     "YardstickConnection",
     "YardstickTarget",
     "counted",
-    "house",
     "in_process",
     "requests",
+    "stack",
     "turns",
 ]
 
@@ -216,7 +216,7 @@ class Client:
 # -- what is measured
 
 
-class House:
+class Stack:
     """Manager and proxy, as the agent puts them together. manager: takes packets."""
 
     def __init__(self, packets: Packets) -> None:
@@ -226,7 +226,7 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house(
+async def stack(
     mode: str,
     route: Callable[[RequestHead], Target | Awaitable[Target]],
     *,
@@ -234,9 +234,9 @@ async def house(
     buffer_bytes: int = DEFAULT_LIMIT,
     packets: Packets | None = None,
     upstreams: Upstreams | None = None,
-) -> AsyncIterator[House]:
+) -> AsyncIterator[Stack]:
     """mode: "memory" or "UDS". buffer_bytes: of the pipe. packets, upstreams: instead of the usual ones."""
-    made = House(packets or Packets())
+    made = Stack(packets or Packets())
     limits = limits or ProxyLimits()
     upstreams = upstreams or Upstreams(limits=limits)
     made.proxy = Proxy(
@@ -402,7 +402,7 @@ async def yardstick(port: int) -> AsyncIterator[tuple[Yardstick, Packets]]:
 
 @contextlib.asynccontextmanager
 async def receiver(mode: str, server: Nginx | None, **options: Any) -> AsyncIterator[tuple[Receiver, Packets]]:
-    """mode: memory, UDS, yardstick. server: the target, None for one in this process. options: of the house."""
+    """mode: memory, UDS, yardstick. server: the target, None for one in this process. options: of the stack."""
     if mode == "yardstick":
         assert server is not None
         async with yardstick(server.port) as found:
@@ -413,7 +413,7 @@ async def receiver(mode: str, server: Nginx | None, **options: Any) -> AsyncIter
         route: Callable[[RequestHead], Any] = lambda _: target  # noqa: E731 - or the router's, below
     else:
         route = StaticRouter([("/", server.url)], "c1").route
-    async with house(mode, route, **options) as made:
+    async with stack(mode, route, **options) as made:
         yield made.manager, made.packets
 
 

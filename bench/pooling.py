@@ -13,7 +13,7 @@ from agent.policy.router import StaticRouter
 from agent.proxy import Upstreams
 from agent.proxy.upstream import Upstream
 
-from .hop import KEPT, counted, house
+from .hop import KEPT, counted, stack
 from .measuring import Case, Samples, Scale, Turn
 from .pipe import on_loop
 from .processes import Nginx, nginx
@@ -38,7 +38,7 @@ async def requests(kind: type[Upstreams], server: Nginx, n: int) -> Samples:
     context = ssl.create_default_context(cafile=str(server.ca_file))
     upstreams = kind(ssl_context=lambda _: context)
     router = StaticRouter([("/", server.tls_url)], "c1")
-    async with house("memory", router.route, upstreams=upstreams) as made:
+    async with stack("memory", router.route, upstreams=upstreams) as made:
         return await counted(made.manager, made.packets, itertools.repeat(KEPT % b"1k"), n, CLIENTS, False)
 
 

@@ -31,7 +31,7 @@ from .hop import (
     Yardstick,
     YardstickConnection,
     YardstickTarget,
-    house,
+    stack,
     turns,
 )
 from .measuring import Case, Metric, Samples, Scale, Turn
@@ -210,7 +210,7 @@ async def receiver(mode: str, port: int) -> AsyncIterator[tuple[Receiver, Packet
             await asyncio.sleep(0)
         return
     router = StaticRouter([("/", f"http://127.0.0.1:{port}")], "c1")
-    async with house(mode, router.route, packets=packets) as made:
+    async with stack(mode, router.route, packets=packets) as made:
         yield made.manager, packets
 
 

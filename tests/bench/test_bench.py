@@ -257,9 +257,9 @@ def test_without_a_pool_each_request_dials() -> None:
             return await hop.in_process(protocol)
 
         target = Target("http://in-process/1k", connect=connect)
-        async with hop.house("memory", lambda _: target, upstreams=kind()) as made_house:
+        async with hop.stack("memory", lambda _: target, upstreams=kind()) as made_stack:
             sent = itertools.repeat(hop.KEPT % b"1k")
-            await hop.counted(made_house.manager, made_house.packets, sent, 20, 2, False)
+            await hop.counted(made_stack.manager, made_stack.packets, sent, 20, 2, False)
         return made
 
     assert pipe.on_loop("uvloop", dials(Upstreams)) == 2

@@ -142,7 +142,7 @@ class SlowPeer(WordyPeer):
 
 
 @dataclasses.dataclass
-class House:
+class Stack:
     """One session: the manager under test, the tunnel before it and the proxy's ends behind it."""
 
     mode: str
@@ -190,7 +190,7 @@ async def turns(count: int = 20) -> None:
     await asyncio.sleep(0.01)
 
 
-OpenHouse = Callable[..., contextlib.AbstractAsyncContextManager[House]]
+StackFactory = Callable[..., contextlib.AbstractAsyncContextManager[Stack]]
 
 
 @pytest.fixture(params=["memory", "uds"])
@@ -199,17 +199,17 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def open_house(mode: str) -> OpenHouse:
-    """`async with open_house(peer=…, features=…, limits=…, budget=…) as house`: one session in either mode."""
+def open_stack(mode: str) -> StackFactory:
+    """`async with open_stack(peer=…, features=…, limits=…, budget=…) as stack`: one session in either mode."""
 
     @contextlib.asynccontextmanager
-    async def house(
+    async def stack(
         peer: Callable[[int, Outcome], Peer] = WordyPeer,
         features: frozenset[str] = frozenset(),
         limits: ConnectionLimits | None = None,
         acceptor_options: dict[str, Any] | None = None,
         **options: Any,
-    ) -> AsyncIterator[House]:
+    ) -> AsyncIterator[Stack]:
         peers: dict[int, Peer] = {}
 
         def accept(conn_id: int, outcome: Outcome) -> asyncio.Protocol:
@@ -227,7 +227,7 @@ def open_house(mode: str) -> OpenHouse:
         else:
             manager = MemoryConnManager(tunnel, accept, limits=limits, **options)
         try:
-            yield House(mode, tunnel, manager, peers, acceptor)
+            yield Stack(mode, tunnel, manager, peers, acceptor)
         finally:
             manager.tunnel_lost(None)
             assert manager.open_connections == 0
@@ -237,4 +237,4 @@ def open_house(mode: str) -> OpenHouse:
             if acceptor is not None:
                 await acceptor.close()
 
-    return house
+    return stack

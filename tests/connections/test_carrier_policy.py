@@ -159,40 +159,40 @@ async def test_on_windows_unix_sockets_are_said_to_be_unavailable(monkeypatch: p
 
 @pytest.mark.parametrize("buffer_bytes", [16384, 65536, 262144])
 async def test_a_stalled_proxy_holds_about_the_buffer_and_the_rest_waits_outside(
-    open_house: Any, buffer_bytes: int
+    open_stack: Any, buffer_bytes: int
 ) -> None:
     limits = ConnectionLimits(inbound_bytes=8 * 1024 * 1024)
     options = {"buffer_bytes": buffer_bytes, "acceptor_options": {"buffer_bytes": buffer_bytes}}
-    async with open_house(SlowPeer, features=frozenset({"close"}), limits=limits, **options) as house:
-        peer = await house.opened(1)
+    async with open_stack(SlowPeer, features=frozenset({"close"}), limits=limits, **options) as stack:
+        peer = await stack.opened(1)
         sent = 0
         for size in (1, 1000, 32768, 300_000, 1024 * 1024):
-            house.data(1, b"x" * size)
+            stack.data(1, b"x" * size)
             sent += size
         for _ in range(20):
-            house.data(1, b"x" * 32768)
+            stack.data(1, b"x" * 32768)
             sent += 32768
             await asyncio.sleep(0)
         await asyncio.sleep(0.05)
-        (connection,) = house.manager.connections
+        (connection,) = stack.manager.connections
         assert connection.paused == (True, False)
-        in_carrier = sent - house.held_bytes
+        in_carrier = sent - stack.held_bytes
         assert buffer_bytes // 4 < in_carrier <= 2 * buffer_bytes + 8192, in_carrier
-        assert house.held_bytes == sent - in_carrier
+        assert stack.held_bytes == sent - in_carrier
         peer.transport.resume_reading()
         await until(lambda: len(peer.received) == sent)
-        assert house.held_bytes == 0
+        assert stack.held_bytes == 0
         assert connection.paused == (False, False)
 
 
 @pytest.mark.parametrize("buffer_bytes", [16384, 65536, 262144])
-async def test_a_stalled_hub_pauses_the_proxy_at_about_the_buffer(open_house: Any, buffer_bytes: int) -> None:
+async def test_a_stalled_hub_pauses_the_proxy_at_about_the_buffer(open_stack: Any, buffer_bytes: int) -> None:
     options = {"buffer_bytes": buffer_bytes, "acceptor_options": {"buffer_bytes": buffer_bytes}}
-    async with open_house(WritingPeer, features=frozenset({"close"}), **options) as house:
-        peer = await house.opened(1)
+    async with open_stack(WritingPeer, features=frozenset({"close"}), **options) as stack:
+        peer = await stack.opened(1)
         peer.transport.set_write_buffer_limits(high=buffer_bytes, low=buffer_bytes // 4)  # as the proxy does
-        house.tunnel.outbounds[1].pause()
-        (connection,) = house.manager.connections
+        stack.tunnel.outbounds[1].pause()
+        (connection,) = stack.manager.connections
         assert connection.paused == (False, True)
         piece, written = b"y" * 4096, 0
         while not peer.paused:
@@ -200,10 +200,10 @@ async def test_a_stalled_hub_pauses_the_proxy_at_about_the_buffer(open_house: An
             written += len(piece)
             assert written <= 8 * buffer_bytes, "the writer was never paused"
             await asyncio.sleep(0)
-        in_carrier = written - len(house.tunnel.sent(1))
+        in_carrier = written - len(stack.tunnel.sent(1))
         assert buffer_bytes // 4 < in_carrier <= 2 * buffer_bytes + 8192, in_carrier
-        house.tunnel.outbounds[1].resume()
-        await until(lambda: len(house.tunnel.sent(1)) == written)
+        stack.tunnel.outbounds[1].resume()
+        await until(lambda: len(stack.tunnel.sent(1)) == written)
         assert not peer.paused
 
 

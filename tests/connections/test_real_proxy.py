@@ -17,7 +17,7 @@ from agent.messages import RequestHead, Target
 from agent.outcome import Kind, Outcome, Stage
 from agent.proxy import Proxy, Upstreams
 
-from .conftest import ERROR, House, RecordingTunnel, until
+from .conftest import ERROR, RecordingTunnel, Stack, until
 
 Handler = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 RunProxy = Callable[..., contextlib.AbstractAsyncContextManager[Any]]
@@ -25,7 +25,7 @@ RunProxy = Callable[..., contextlib.AbstractAsyncContextManager[Any]]
 
 @pytest.fixture
 def run_proxy(mode: str) -> RunProxy:
-    """`async with run_proxy(handler) as (house, proxy, words)`: handler(head, reader, writer) is the target."""
+    """`async with run_proxy(handler) as (stack, proxy, words)`: handler(head, reader, writer) is the target."""
 
     @contextlib.asynccontextmanager
     async def run(handler: Handler, **limits: Any) -> AsyncIterator[Any]:
@@ -70,7 +70,7 @@ def run_proxy(mode: str) -> RunProxy:
         else:
             manager = MemoryConnManager(tunnel, accept, accept_base=accept_base, limits=ConnectionLimits(**limits))
         try:
-            yield House(mode, tunnel, manager, {}, acceptor), proxy, words
+            yield Stack(mode, tunnel, manager, {}, acceptor), proxy, words
         finally:
             manager.tunnel_lost(None)
             await until(lambda: proxy.open_connections == 0)
@@ -98,26 +98,26 @@ async def digest(head: bytes, reader: asyncio.StreamReader, writer: asyncio.Stre
 
 
 async def test_what_a_base_hub_sends_of_a_chunked_upload_is_one_request(run_proxy: RunProxy) -> None:
-    async with run_proxy(digest) as (house, _, _):
+    async with run_proxy(digest) as (stack, _, _):
         body = b"GET /c1/admin HTTP/1.1\r\nHost: h\r\n\r\n"
-        house.data(1)
-        house.data(1, b"POST /up HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n\r\n" + body)
+        stack.data(1)
+        stack.data(1, b"POST /up HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n\r\n" + body)
         expected = hashlib.sha256(body).hexdigest().encode()
-        await until(lambda: house.tunnel.sent(1).endswith(expected))
-        assert house.tunnel.sent(1).count(b"HTTP/1.1 ") == 1
-        house.data(1, b"POST /up HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx")
-        await until(lambda: house.tunnel.sent(1).count(b"HTTP/1.1 200") == 2)
+        await until(lambda: stack.tunnel.sent(1).endswith(expected))
+        assert stack.tunnel.sent(1).count(b"HTTP/1.1 ") == 1
+        stack.data(1, b"POST /up HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx")
+        await until(lambda: stack.tunnel.sent(1).count(b"HTTP/1.1 200") == 2)
 
 
 async def test_an_upgrade_with_bytes_behind_it_is_refused(run_proxy: RunProxy) -> None:
-    async with run_proxy(digest) as (house, _, words):
+    async with run_proxy(digest) as (stack, _, words):
         upgrade = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
-        house.data(1, upgrade + b"GET / HTTP/1.1\r\n")
-        await house.ended(1)
-        assert house.tunnel.sent(1).startswith(b"HTTP/1.1 400 ")
-        assert house.tunnel.sent(1).count(b"HTTP/1.1 ") == 1
+        stack.data(1, upgrade + b"GET / HTTP/1.1\r\n")
+        await stack.ended(1)
+        assert stack.tunnel.sent(1).startswith(b"HTTP/1.1 400 ")
+        assert stack.tunnel.sent(1).count(b"HTTP/1.1 ") == 1
         assert words == [(1, Kind.COMPLETE, Stage.IDLE)]
-        assert house.tunnel.codes(1) == []
+        assert stack.tunnel.codes(1) == []
 
 
 async def test_a_base_hubs_upgrade_with_a_body_is_a_plain_request_or_refused(run_proxy: RunProxy) -> None:
@@ -126,23 +126,23 @@ async def test_a_base_hubs_upgrade_with_a_body_is_a_plain_request_or_refused(run
     The agent therefore can't separate the body from the bytes that follow the upgrade.
     """
     head = b"POST /exec HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: %b\r\nContent-Length: 2\r\n\r\n{}"
-    async with run_proxy(digest) as (house, _, _):
-        house.data(1)
-        house.data(1, head % b"tcp")
-        await until(lambda: house.tunnel.sent(1).endswith(hashlib.sha256(b"{}").hexdigest().encode()))
-        assert house.tunnel.sent(1).startswith(b"HTTP/1.1 200 ")
-        house.data(1, head % b"tcp, SPDY/3.1")
-        await house.ended(1)
-        assert b"HTTP/1.1 400 " in house.tunnel.sent(1)
+    async with run_proxy(digest) as (stack, _, _):
+        stack.data(1)
+        stack.data(1, head % b"tcp")
+        await until(lambda: stack.tunnel.sent(1).endswith(hashlib.sha256(b"{}").hexdigest().encode()))
+        assert stack.tunnel.sent(1).startswith(b"HTTP/1.1 200 ")
+        stack.data(1, head % b"tcp, SPDY/3.1")
+        await stack.ended(1)
+        assert b"HTTP/1.1 400 " in stack.tunnel.sent(1)
 
 
 async def test_a_large_first_packet_passes_whole(run_proxy: RunProxy) -> None:
-    async with run_proxy(digest) as (house, _, _):
+    async with run_proxy(digest) as (stack, _, _):
         body = bytes(range(256)) * 40_000
-        house.data(1, memoryview(b"PUT /up HTTP/1.1\r\nHost: h\r\n\r\n" + body))
+        stack.data(1, memoryview(b"PUT /up HTTP/1.1\r\nHost: h\r\n\r\n" + body))
         expected = hashlib.sha256(body).hexdigest().encode()
-        await until(lambda: house.tunnel.sent(1).endswith(expected))
-        assert house.manager.budget.held_bytes == 0
+        await until(lambda: stack.tunnel.sent(1).endswith(expected))
+        assert stack.manager.budget.held_bytes == 0
 
 
 async def test_an_answer_before_the_upload_has_ended_reaches_the_hub(run_proxy: RunProxy) -> None:
@@ -152,13 +152,13 @@ async def test_an_answer_before_the_upload_has_ended_reaches_the_hub(run_proxy: 
         await asyncio.sleep(0.05)
         raise ConnectionError
 
-    async with run_proxy(refuse) as (house, _, words):
-        house.data(1, b"PUT /up HTTP/1.1\r\nHost: h\r\nContent-Length: 50000000\r\n\r\n")
+    async with run_proxy(refuse) as (stack, _, words):
+        stack.data(1, b"PUT /up HTTP/1.1\r\nHost: h\r\nContent-Length: 50000000\r\n\r\n")
         for _ in range(300):
-            house.data(1, bytes(32 * 1024))
-        await house.ended(1)
-        assert house.tunnel.sent(1).startswith(b"HTTP/1.1 413 ")
-        assert house.tunnel.sent(1).endswith(bytes(100_000))
+            stack.data(1, bytes(32 * 1024))
+        await stack.ended(1)
+        assert stack.tunnel.sent(1).startswith(b"HTTP/1.1 413 ")
+        assert stack.tunnel.sent(1).endswith(bytes(100_000))
         assert words[0][1:] == (Kind.COMPLETE, Stage.IDLE)
 
 
@@ -177,12 +177,12 @@ async def test_a_target_that_breaks_off_is_told_by_the_table(
         await writer.drain()
         raise ConnectionError
 
-    async with run_proxy(rude) as (house, _, words):
-        house.data(1, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
-        await house.ended(1)
-        assert b"hello" in house.tunnel.sent(1)
+    async with run_proxy(rude) as (stack, _, words):
+        stack.data(1, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        await stack.ended(1)
+        assert b"hello" in stack.tunnel.sent(1)
         assert words == [(1, Kind.FAILED, stage)]
-        assert house.tunnel.codes(1) == told
+        assert stack.tunnel.codes(1) == told
 
 
 @pytest.mark.parametrize("how", ["error", "session"])
@@ -195,17 +195,17 @@ async def test_a_client_that_goes_ends_its_request_at_the_target(run_proxy: RunP
         gone.set()
         raise ConnectionError
 
-    async with run_proxy(stream) as (house, _, words):
-        house.data(1, b"GET /watch HTTP/1.1\r\nHost: h\r\n\r\n")
-        await until(lambda: b"hello" in house.tunnel.sent(1))
+    async with run_proxy(stream) as (stack, _, words):
+        stack.data(1, b"GET /watch HTTP/1.1\r\nHost: h\r\n\r\n")
+        await until(lambda: b"hello" in stack.tunnel.sent(1))
         if how == "error":
-            house.error(1)
+            stack.error(1)
         else:
-            house.manager.tunnel_lost(None)
+            stack.manager.tunnel_lost(None)
         async with asyncio.timeout(5):
             await gone.wait()
         assert words == [(1, Kind.CLIENT_GONE, Stage.CHUNKED)]
-        assert house.tunnel.codes(1) == []
+        assert stack.tunnel.codes(1) == []
 
 
 async def test_a_drain_ends_idle_connections_and_lets_the_answer_in_flight_finish(run_proxy: RunProxy) -> None:
@@ -216,25 +216,25 @@ async def test_a_drain_ends_idle_connections_and_lets_the_answer_in_flight_finis
             await go_on.wait()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
-    async with run_proxy(answer) as (house, proxy, words):
-        house.data(1, b"GET /quick HTTP/1.1\r\nHost: h\r\n\r\n")
-        await until(lambda: house.tunnel.sent(1).endswith(b"ok"))
-        house.data(2, b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n")
+    async with run_proxy(answer) as (stack, proxy, words):
+        stack.data(1, b"GET /quick HTTP/1.1\r\nHost: h\r\n\r\n")
+        await until(lambda: stack.tunnel.sent(1).endswith(b"ok"))
+        stack.data(2, b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n")
         await until(lambda: proxy.requests_in_flight == 1)
-        house.manager.begin_drain()
+        stack.manager.begin_drain()
         proxy.start_draining()
-        drain = asyncio.create_task(house.manager.drain(30.0))
-        await house.ended(1)
+        drain = asyncio.create_task(stack.manager.drain(30.0))
+        await stack.ended(1)
         assert not drain.done()
-        assert ERROR in house.tunnel.codes(1)  # idle: the agent asks the hub to close its client
-        assert ERROR not in house.tunnel.codes(2)
-        house.tunnel.on_send = lambda conn_id, code: asyncio.get_running_loop().call_soon(house.error, conn_id)
+        assert ERROR in stack.tunnel.codes(1)  # idle: the agent asks the hub to close its client
+        assert ERROR not in stack.tunnel.codes(2)
+        stack.tunnel.on_send = lambda conn_id, code: asyncio.get_running_loop().call_soon(stack.error, conn_id)
         go_on.set()
         await drain
-        assert house.tunnel.sent(2).endswith(b"ok")
-        assert b"connection: close" in house.tunnel.sent(2).lower()
+        assert stack.tunnel.sent(2).endswith(b"ok")
+        assert b"connection: close" in stack.tunnel.sent(2).lower()
         assert words == [(1, Kind.COMPLETE, Stage.IDLE), (2, Kind.COMPLETE, Stage.IDLE)]
-        assert ERROR not in house.tunnel.codes(2)
+        assert ERROR not in stack.tunnel.codes(2)
 
 
 async def test_a_slow_target_fails_its_own_upload_with_a_clear_error(run_proxy: RunProxy) -> None:
@@ -245,18 +245,18 @@ async def test_a_slow_target_fails_its_own_upload_with_a_clear_error(run_proxy: 
             await hold.wait()
         await digest(head, reader, writer)
 
-    async with run_proxy(stuck, inbound_bytes=1024 * 1024) as (house, _, words):
-        house.data(1, b"PUT /stuck HTTP/1.1\r\nHost: h\r\nContent-Length: 100000000\r\n\r\n")
-        house.data(2, b"PUT /up HTTP/1.1\r\nHost: h\r\nContent-Length: 3200000\r\n\r\n")
+    async with run_proxy(stuck, inbound_bytes=1024 * 1024) as (stack, _, words):
+        stack.data(1, b"PUT /stuck HTTP/1.1\r\nHost: h\r\nContent-Length: 100000000\r\n\r\n")
+        stack.data(2, b"PUT /up HTTP/1.1\r\nHost: h\r\nContent-Length: 3200000\r\n\r\n")
         for _ in range(100):
-            house.data(2, bytes(32_000))
-            await until(lambda: house.manager._open[2].inbound.held_bytes < 500_000)
-        while not house.manager.counters.failed_inbound:
-            house.data(1, bytes(32 * 1024))
+            stack.data(2, bytes(32_000))
+            await until(lambda: stack.manager._open[2].inbound.held_bytes < 500_000)
+        while not stack.manager.counters.failed_inbound:
+            stack.data(1, bytes(32 * 1024))
             await asyncio.sleep(0)
-        await house.ended(1)
-        assert house.tunnel.codes(1) == [ERROR]
+        await stack.ended(1)
+        assert stack.tunnel.codes(1) == [ERROR]
         assert words[0] == (1, Kind.CLIENT_GONE, Stage.HEAD)
         expected = hashlib.sha256(bytes(3_200_000)).hexdigest().encode()
-        await until(lambda: house.tunnel.sent(2).endswith(expected))
+        await until(lambda: stack.tunnel.sent(2).endswith(expected))
         hold.set()

@@ -11,69 +11,81 @@ from agent.connections import ConnectionLimits, MemoryConnManager, UDSConnManage
 from agent.connections.manager import ConnManager
 from agent.outcome import Kind, Outcome, Stage
 
-from .conftest import DATA, ERROR, EchoPeer, House, OpenHouse, Peer, RecordingTunnel, SlowPeer, WordyPeer, turns, until
+from .conftest import (
+    DATA,
+    ERROR,
+    EchoPeer,
+    Peer,
+    RecordingTunnel,
+    SlowPeer,
+    Stack,
+    StackFactory,
+    WordyPeer,
+    turns,
+    until,
+)
 
 FIRST = b"GET /c1/ HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
-async def nothing(house: House) -> None:
+async def nothing(stack: Stack) -> None:
     pass
 
 
-async def just_opened(house: House) -> None:
-    house.data(1)
+async def just_opened(stack: Stack) -> None:
+    stack.data(1)
 
 
-async def first_packet_on_its_way(house: House) -> None:
-    house.data(1)
-    house.data(1, FIRST)
+async def first_packet_on_its_way(stack: Stack) -> None:
+    stack.data(1)
+    stack.data(1, FIRST)
 
 
-async def large_first_packet_held(house: House) -> None:
-    house.data(1, bytes(2_000_000))
+async def large_first_packet_held(stack: Stack) -> None:
+    stack.data(1, bytes(2_000_000))
     await turns()
 
 
-async def request_taken(house: House) -> None:
-    peer = await house.opened(1)
-    house.data(1, FIRST)
+async def request_taken(stack: Stack) -> None:
+    peer = await stack.opened(1)
+    stack.data(1, FIRST)
     await until(lambda: peer.received == FIRST)
 
 
-async def response_streams(house: House) -> None:
-    await request_taken(house)
-    house.peers[1].write(bytes(1_000_000))
-    await until(lambda: house.tunnel.sent(1))
+async def response_streams(stack: Stack) -> None:
+    await request_taken(stack)
+    stack.peers[1].write(bytes(1_000_000))
+    await until(lambda: stack.tunnel.sent(1))
 
 
-async def response_paused(house: House) -> None:
-    await request_taken(house)
-    house.tunnel.outbounds[1].pause()
-    house.peers[1].write(bytes(1_000_000))
+async def response_paused(stack: Stack) -> None:
+    await request_taken(stack)
+    stack.tunnel.outbounds[1].pause()
+    stack.peers[1].write(bytes(1_000_000))
     await turns()
 
 
-async def word_given(house: House) -> None:
-    await response_paused(house)
-    house.peers[1].end()
+async def word_given(stack: Stack) -> None:
+    await response_paused(stack)
+    stack.peers[1].end()
     await turns()
 
 
-async def half_closed(house: House) -> None:
-    await request_taken(house)
-    house.peers[1].transport.write_eof()
+async def half_closed(stack: Stack) -> None:
+    await request_taken(stack)
+    stack.peers[1].transport.write_eof()
     await turns()
 
 
-async def broken_off(house: House) -> None:
-    await request_taken(house)
-    next(iter(house.manager._open.values())).abort("a reason")
+async def broken_off(stack: Stack) -> None:
+    await request_taken(stack)
+    next(iter(stack.manager._open.values())).abort("a reason")
 
 
-async def ended(house: House) -> None:
-    await request_taken(house)
-    house.peers[1].end()
-    await house.ended(1)
+async def ended(stack: Stack) -> None:
+    await request_taken(stack)
+    stack.peers[1].end()
+    await stack.ended(1)
 
 
 STAGES = [
@@ -98,27 +110,27 @@ CASES = [(stage, peer) for stage in STAGES for peer in (WordyPeer, Peer)] + [(st
 @pytest.mark.parametrize("error", [None, ConnectionResetError("gone")], ids=["orderly", "reset"])
 @pytest.mark.parametrize(("stage", "peer_class"), CASES)
 async def test_everything_dies_with_the_session_at_once(
-    open_house: OpenHouse, stage: Callable[[House], object], peer_class: type[Peer], error: Exception | None
+    open_stack: StackFactory, stage: Callable[[Stack], object], peer_class: type[Peer], error: Exception | None
 ) -> None:
-    async with open_house(peer_class, limits=ConnectionLimits(outcome_timeout_s=0.05)) as house:
-        await stage(house)  # type: ignore[misc]
-        sent = list(house.tunnel.packets)
-        house.manager.tunnel_lost(error)
-        assert house.manager.open_connections == 0
-        assert house.manager.budget.held_bytes == 0
-        house.manager.tunnel_lost(error)
-        house.data(1, b"after the end")
-        house.data(2, FIRST)
-        house.error(1)
-        await until(lambda: all(peer.lost for peer in house.peers.values() if peer.transport is not None))
-        for peer in house.peers.values():
+    async with open_stack(peer_class, limits=ConnectionLimits(outcome_timeout_s=0.05)) as stack:
+        await stage(stack)  # type: ignore[misc]
+        sent = list(stack.tunnel.packets)
+        stack.manager.tunnel_lost(error)
+        assert stack.manager.open_connections == 0
+        assert stack.manager.budget.held_bytes == 0
+        stack.manager.tunnel_lost(error)
+        stack.data(1, b"after the end")
+        stack.data(2, FIRST)
+        stack.error(1)
+        await until(lambda: all(peer.lost for peer in stack.peers.values() if peer.transport is not None))
+        for peer in stack.peers.values():
             peer.outcome(1, Kind.CLIENT_GONE, Stage.SIZED)
         await turns()
-        assert house.tunnel.packets == sent
-        assert 2 not in house.peers
+        assert stack.tunnel.packets == sent
+        assert 2 not in stack.peers
 
 
-async def test_no_byte_of_a_session_reaches_the_next_one(open_house: OpenHouse) -> None:
+async def test_no_byte_of_a_session_reaches_the_next_one(open_stack: StackFactory) -> None:
     """The same ids again, while the old session's proxies still write."""
     second_peers: dict[int, Peer] = {}
     first_peers: dict[int, Peer] = {}
@@ -128,21 +140,21 @@ async def test_no_byte_of_a_session_reaches_the_next_one(open_house: OpenHouse) 
         current[conn_id] = EchoPeer(conn_id, outcome)
         return current[conn_id]
 
-    async with open_house(peer) as house:
+    async with open_stack(peer) as stack:
         for conn_id in range(1, 21):
-            house.data(conn_id, b"first session %d" % conn_id)
+            stack.data(conn_id, b"first session %d" % conn_id)
         await until(lambda: len(first_peers) == 20 and all(p.received for p in first_peers.values()))
         for p in first_peers.values():
             p.write(b"old bytes" * 1000)
-        house.manager.tunnel_lost(None)
+        stack.manager.tunnel_lost(None)
         current = second_peers
-        house.peers.clear()
+        stack.peers.clear()
         tunnel = RecordingTunnel()
         manager: ConnManager
-        if house.acceptor is None:
+        if stack.acceptor is None:
             manager = MemoryConnManager(tunnel, peer)
         else:
-            manager = UDSConnManager(tunnel, house.acceptor)
+            manager = UDSConnManager(tunnel, stack.acceptor)
         for conn_id in range(1, 21):
             manager.packet_received(conn_id, DATA, b"second session %d" % conn_id, "")
         for p in first_peers.values():
@@ -160,22 +172,22 @@ async def test_no_byte_of_a_session_reaches_the_next_one(open_house: OpenHouse) 
         await until(lambda: all(p.lost for p in second_peers.values()))
 
 
-async def test_a_thousand_connections_die_at_once(open_house: OpenHouse) -> None:
-    async with open_house(EchoPeer) as house:
+async def test_a_thousand_connections_die_at_once(open_stack: StackFactory) -> None:
+    async with open_stack(EchoPeer) as stack:
         for conn_id in range(1, 1001):
-            house.data(conn_id, FIRST)
-        await until(lambda: house.tunnel.sent(1000))
-        house.manager.tunnel_lost(None)
-        assert house.manager.open_connections == 0
-        await until(lambda: all(peer.lost for peer in house.peers.values()))
+            stack.data(conn_id, FIRST)
+        await until(lambda: stack.tunnel.sent(1000))
+        stack.manager.tunnel_lost(None)
+        assert stack.manager.open_connections == 0
+        await until(lambda: all(peer.lost for peer in stack.peers.values()))
 
 
-async def test_a_proxy_that_writes_on_after_its_client_has_gone_reaches_nobody(open_house: OpenHouse) -> None:
-    async with open_house() as house:
-        peer = await house.opened(1)
-        house.error(1)
+async def test_a_proxy_that_writes_on_after_its_client_has_gone_reaches_nobody(open_stack: StackFactory) -> None:
+    async with open_stack() as stack:
+        peer = await stack.opened(1)
+        stack.error(1)
         peer.write(b"too late")
         await until(lambda: peer.lost)
         await asyncio.sleep(0)
-        assert house.tunnel.packets == []
-        assert ERROR not in house.tunnel.codes(1)
+        assert stack.tunnel.packets == []
+        assert ERROR not in stack.tunnel.codes(1)

@@ -132,7 +132,7 @@ class Client:
         return await self.read_all() == b""
 
 
-class House:
+class Stack:
     """A proxy on one kind of carrier."""
 
     def __init__(self, carrier: str, proxy: Proxy, upstreams: Upstreams) -> None:
@@ -224,8 +224,8 @@ def carrier(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def house(carrier: str) -> Callable[..., contextlib.AbstractAsyncContextManager[House]]:
-    """`async with house(target_url_or_route, **proxy_arguments) as h`: a proxy on the carrier under test."""
+def stack(carrier: str) -> Callable[..., contextlib.AbstractAsyncContextManager[Stack]]:
+    """`async with stack(target_url_or_route, **proxy_arguments) as h`: a proxy on the carrier under test."""
 
     @contextlib.asynccontextmanager
     async def opened(
@@ -235,7 +235,7 @@ def house(carrier: str) -> Callable[..., contextlib.AbstractAsyncContextManager[
         ssl_context: Callable[[Target], ssl.SSLContext] | None = None,
         generation: Callable[[], int] = int,
         **arguments: Any,
-    ) -> AsyncIterator[House]:
+    ) -> AsyncIterator[Stack]:
         bounds = ProxyLimits(**(limits or {}))
         upstreams = Upstreams(ssl_context=ssl_context, generation=generation, limits=bounds)
 
@@ -244,7 +244,7 @@ def house(carrier: str) -> Callable[..., contextlib.AbstractAsyncContextManager[
             return Target(to + head.target.decode()) if isinstance(to, str) else to(head)
 
         proxy = Proxy(route=route, upstreams=upstreams, limits=bounds, **arguments)
-        running = House(carrier, proxy, upstreams)
+        running = Stack(carrier, proxy, upstreams)
         await running.start()
         try:
             yield running

@@ -101,9 +101,9 @@ def refusing(host: str = "127.0.0.1") -> tuple[str, int]:
 
 @needs_ipv6
 @pytest.mark.parametrize("stalls", ["::1", "127.0.0.1"])
-async def test_a_first_address_that_stalls_costs_a_quarter_of_a_second(house, names, stalls):
+async def test_a_first_address_that_stalls_costs_a_quarter_of_a_second(stack, names, stalls):
     other = "127.0.0.1" if ":" in stalls else "::1"
-    async with target(other, 7) as there, house("http://name.test") as h:
+    async with target(other, 7) as there, stack("http://name.test") as h:
         with deaf(stalls) as first:
             names.addresses = [first, first, there]  # families alternate: the second of the first one's waits
             client = await h.open()
@@ -114,16 +114,16 @@ async def test_a_first_address_that_stalls_costs_a_quarter_of_a_second(house, na
 
 
 @needs_ipv6
-async def test_a_first_address_that_refuses_costs_nothing(house, names):
-    async with target("127.0.0.1", 7) as there, house("http://name.test") as h:
+async def test_a_first_address_that_refuses_costs_nothing(stack, names):
+    async with target("127.0.0.1", 7) as there, stack("http://name.test") as h:
         names.addresses = [refusing("::1"), *[refusing("::1")] * 3, there]
         client = await h.open()
         assert (await client.get()).body == b"7"
 
 
 @needs_ipv6
-async def test_where_all_addresses_fail_it_is_the_first_ones_failure(house, names):
-    async with house("http://name.test") as h:
+async def test_where_all_addresses_fail_it_is_the_first_ones_failure(stack, names):
+    async with stack("http://name.test") as h:
         names.addresses = [refusing("::1"), refusing(), refusing()]
         client = await h.open()
         answer = await client.get()
@@ -138,8 +138,8 @@ async def test_where_all_addresses_fail_it_is_the_first_ones_failure(house, name
             assert time.monotonic() - began >= 0.59  # uvloop's timers count whole milliseconds
 
 
-async def test_a_name_that_moves_is_followed_by_the_next_connection(house, names):
-    async with target("127.0.0.1", 1) as first, target("127.0.0.1", 2) as second, house("http://name.test") as h:
+async def test_a_name_that_moves_is_followed_by_the_next_connection(stack, names):
+    async with target("127.0.0.1", 1) as first, target("127.0.0.1", 2) as second, stack("http://name.test") as h:
         client = await h.open()
         names.addresses = [first]
         assert [(await client.get()).body for _ in range(3)] == [b"1"] * 3
@@ -152,9 +152,9 @@ async def test_a_name_that_moves_is_followed_by_the_next_connection(house, names
 
 
 @pytest.mark.parametrize("error", [None, socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")])
-async def test_a_name_without_addresses_is_a_502(house, names, error):
+async def test_a_name_without_addresses_is_a_502(stack, names, error):
     names.error = error
-    async with house("http://name.test") as h:
+    async with stack("http://name.test") as h:
         client = await h.open()
         answer = await client.get()
         assert answer.status == 502

@@ -82,7 +82,7 @@ def test_the_key_may_be_in_the_certificates_file(tmp_path, ca):
     assert caught.value.field == "target_client_cert_file"
 
 
-async def test_targets_are_shown_the_certificate_of_now(house, eventually, asking, ca, tmp_path, caplog):
+async def test_targets_are_shown_the_certificate_of_now(stack, eventually, asking, ca, tmp_path, caplog):
     roots, cert, key = tmp_path / "ca.pem", tmp_path / "cert.pem", tmp_path / "key.pem"
     ca.cert_pem.write_to_path(roots)
 
@@ -93,10 +93,10 @@ async def test_targets_are_shown_the_certificate_of_now(house, eventually, askin
     for path, content in zip((cert, key), issue("first"), strict=True):
         path.write_bytes(content)
     bare = FileTrust([roots], system_roots=False)
-    async with house(asking, ssl_context=bare.ssl_context) as h:
+    async with stack(asking, ssl_context=bare.ssl_context) as h:
         assert (await (await h.open()).get()).status == 400, "nginx: no required certificate was sent"
     trust = FileTrust([roots], system_roots=False, cert_file=str(cert), key_file=str(key), check_interval_s=CHECK_S)
-    async with house(asking, ssl_context=trust.ssl_context, generation=lambda: trust.generation) as h:
+    async with stack(asking, ssl_context=trust.ssl_context, generation=lambda: trust.generation) as h:
         client = await h.open()
         assert b"CN=first" in (await client.get()).body
         certificate, private = issue("second")

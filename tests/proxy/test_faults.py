@@ -165,7 +165,7 @@ def own_warnings(caplog) -> int:
 @pytest.mark.parametrize(
     ("carrier", "scheme"), [("pipe", "http"), ("unix", "http"), ("tcp", "http"), ("pipe", "https")]
 )
-async def test_a_fault_at_the_target(house, origin, authority, scheme, eventually, caplog):
+async def test_a_fault_at_the_target(stack, origin, authority, scheme, eventually, caplog):
     broken_now = {number: asyncio.Event() for number in range(len(CELLS))}  # set: the client has seen what there is
 
     async def bad(reader, writer):
@@ -210,8 +210,8 @@ async def test_a_fault_at_the_target(house, origin, authority, scheme, eventuall
     async with (
         origin(bad, size=2 * BODY, **tls) as broken,
         origin() as good,
-        house(route, ssl_context=lambda _: trusting) as patient,
-        house(route, limits=HASTY, ssl_context=lambda _: trusting) as hasty,
+        stack(route, ssl_context=lambda _: trusting) as patient,
+        stack(route, limits=HASTY, ssl_context=lambda _: trusting) as hasty,
     ):
 
         async def check(cell):
@@ -306,7 +306,7 @@ async def broken_handshake(reader: asyncio.StreamReader, writer: asyncio.StreamW
 
 
 @pytest.mark.loops("uvloop")
-async def test_a_fault_before_there_is_a_connection(house, origin, authority, eventually, monkeypatch, caplog):
+async def test_a_fault_before_there_is_a_connection(stack, origin, authority, eventually, monkeypatch, caplog):
     real = dial.look_up
 
     async def look_up(host, port):
@@ -333,8 +333,8 @@ async def test_a_fault_before_there_is_a_connection(house, origin, authority, ev
     def handshake(how: str) -> Callable[..., object]:
         return lambda reader, writer: broken_handshake(reader, writer, how)
 
-    async with contextlib.AsyncExitStack() as stack:
-        enter = stack.enter_async_context
+    async with contextlib.AsyncExitStack() as exits:
+        enter = exits.enter_async_context
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
             refusing = unused.getsockname()[1]
@@ -353,7 +353,7 @@ async def test_a_fault_before_there_is_a_connection(house, origin, authority, ev
             cell = DIAL_CELLS[int(request.target[1:])]
             return Target(urls[cell.stage, cell.how] + "/")
 
-        h = await enter(house(route, limits=HASTY, ssl_context=lambda _: trusting))
+        h = await enter(stack(route, limits=HASTY, ssl_context=lambda _: trusting))
         done = asyncio.Event()
 
         async def check(cell):

@@ -95,7 +95,7 @@ async def naming(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, see
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_what_the_origin_gets_is_what_was_accepted(house, origin, seed):
+async def test_what_the_origin_gets_is_what_was_accepted(stack, origin, seed):
     chance = random.Random(seed)
     seen: Targets = {}
     answered: Targets = {}
@@ -127,7 +127,7 @@ async def test_what_the_origin_gets_is_what_was_accepted(house, origin, seed):
                 answered.setdefault(fields[b"X-Conn"], []).append(fields[b"X-Target"])
 
     limits = {"head_timeout_s": 0.5, "body_timeout_s": 0.5, "keep_alive_s": 0.5}
-    async with origin(handler) as o, house(o.url, limits=limits, process=process) as h:
+    async with origin(handler) as o, stack(o.url, limits=limits, process=process) as h:
         work = []
         for _ in range(ROUNDS):
             sent = connection(chance)

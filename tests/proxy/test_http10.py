@@ -32,7 +32,7 @@ async def read_to_end(client) -> tuple[bytes, bool]:
 
 
 @pytest.mark.parametrize("keep_alive", [b"", b"Connection: keep-alive\r\n"])
-async def test_a_stream_comes_as_it_comes(house, origin, keep_alive):
+async def test_a_stream_comes_as_it_comes(stack, origin, keep_alive):
     go_on = asyncio.Event()
 
     async def target(reader, writer):
@@ -42,7 +42,7 @@ async def test_a_stream_comes_as_it_comes(house, origin, keep_alive):
         writer.write(b"6\r\nsecond\r\n0\r\nTrailer: dropped\r\n\r\n")
         await reader.read()
 
-    async with origin(target) as o, house(o.url, owns_clients=True) as h:
+    async with origin(target) as o, stack(o.url, owns_clients=True) as h:
         client = await h.open()
         client.send(b"GET / HTTP/1.0\r\n" + keep_alive + b"\r\n")
         head, _, _ = (await client.read_until(b"first")).lower().partition(b"\r\n\r\n")
@@ -54,10 +54,10 @@ async def test_a_stream_comes_as_it_comes(house, origin, keep_alive):
         assert await h.outcome() == (Kind.COMPLETE, Stage.IDLE)
 
 
-async def test_a_body_past_the_collecting_limit_arrives_whole(house, origin, answering):
+async def test_a_body_past_the_collecting_limit_arrives_whole(stack, origin, answering):
     size = 3_000_000
     answer = CHUNKED + b"%x\r\n" % size + bytes(size) + b"\r\n0\r\n\r\n"
-    async with origin(answering(answer)) as o, house(o.url, owns_clients=True, limits={"collect_bytes": 10}) as h:
+    async with origin(answering(answer)) as o, stack(o.url, owns_clients=True, limits={"collect_bytes": 10}) as h:
         client = await h.open()
         client.send(GET)
         got, whole = await read_to_end(client)
@@ -65,18 +65,18 @@ async def test_a_body_past_the_collecting_limit_arrives_whole(house, origin, ans
 
 
 @pytest.mark.parametrize("answer", [CHUNKED + b"4\r\nbody\r\n0\r\n\r\n", TO_EOF + b"body"])
-async def test_a_short_body_is_whole_by_its_end(house, origin, answering, answer):
-    async with origin(answering(answer, then_close=True)) as o, house(o.url, owns_clients=True) as h:
+async def test_a_short_body_is_whole_by_its_end(stack, origin, answering, answer):
+    async with origin(answering(answer, then_close=True)) as o, stack(o.url, owns_clients=True) as h:
         client = await h.open()
         client.send(GET)
         got, whole = await read_to_end(client)
         assert (got.partition(b"\r\n\r\n")[2], whole) == (b"body", True)
 
 
-async def test_what_has_a_length_or_no_body_keeps_its_connection(house, origin, answering):
+async def test_what_has_a_length_or_no_body_keeps_its_connection(stack, origin, answering):
     none = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     sized = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"
-    async with origin(answering(sized, none)) as o, house(o.url, owns_clients=True) as h:
+    async with origin(answering(sized, none)) as o, stack(o.url, owns_clients=True) as h:
         client = await h.open()
         client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
         assert (await client.answer()).body == b"OK"
@@ -85,8 +85,8 @@ async def test_what_has_a_length_or_no_body_keeps_its_connection(house, origin, 
         assert (answer.status, answer.headers[b"connection"]) == (200, b"keep-alive")
 
 
-async def test_requests_behind_a_body_that_closing_ends_are_not_answered(house, origin, answering):
-    async with origin(answering(CHUNKED + b"4\r\nbody\r\n0\r\n\r\n")) as o, house(o.url, owns_clients=True) as h:
+async def test_requests_behind_a_body_that_closing_ends_are_not_answered(stack, origin, answering):
+    async with origin(answering(CHUNKED + b"4\r\nbody\r\n0\r\n\r\n")) as o, stack(o.url, owns_clients=True) as h:
         client = await h.open()
         client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" * 3)
         got, whole = await read_to_end(client)
@@ -102,7 +102,7 @@ ENDS = {
 
 @pytest.mark.parametrize("carrier", ["tcp"], indirect=True)
 @pytest.mark.parametrize("kind", ENDS)
-async def test_a_truncated_body_ends_by_a_reset(house, origin, kind):
+async def test_a_truncated_body_ends_by_a_reset(stack, origin, kind):
     go_on = asyncio.Event()
     first, rest = ENDS[kind][: ENDS[kind].index(b"half") + 4], ENDS[kind][ENDS[kind].index(b"half") + 4 :]
 
@@ -112,7 +112,7 @@ async def test_a_truncated_body_ends_by_a_reset(house, origin, kind):
         await go_on.wait()
         writer.write(rest)
 
-    async with origin(target) as o, house(o.url, owns_clients=True) as h:
+    async with origin(target) as o, stack(o.url, owns_clients=True) as h:
         client = await h.open()
         client.send(GET)
         await client.read_until(b"half")
@@ -123,7 +123,7 @@ async def test_a_truncated_body_ends_by_a_reset(house, origin, kind):
 
 @pytest.mark.parametrize("carrier", ["tcp"], indirect=True)
 @pytest.mark.parametrize("how", ["the proxy is closed", "the client half-closed", "the client takes nothing"])
-async def test_whatever_ends_an_unfinished_body_ends_it_by_a_reset(house, origin, eventually, how):
+async def test_whatever_ends_an_unfinished_body_ends_it_by_a_reset(stack, origin, eventually, how):
     many = how == "the client takes nothing"
 
     async def target(reader, writer):
@@ -134,7 +134,7 @@ async def test_whatever_ends_an_unfinished_body_ends_it_by_a_reset(house, origin
         await reader.read()
 
     limits = {"half_closed_s": 0.2, "write_timeout_s": 0.3}
-    async with origin(target) as o, house(o.url, owns_clients=True, limits=limits) as h:
+    async with origin(target) as o, stack(o.url, owns_clients=True, limits=limits) as h:
         client = await h.open(limit=1024)
         client.send(GET)
         await client.read_until(b"half")
@@ -148,7 +148,7 @@ async def test_whatever_ends_an_unfinished_body_ends_it_by_a_reset(house, origin
 
 
 @pytest.mark.parametrize("carrier", ["tcp"], indirect=True)
-async def test_a_truncated_body_over_tls_ends_without_close_notify(house, origin, authority):
+async def test_a_truncated_body_over_tls_ends_without_close_notify(stack, origin, authority):
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(serving)
     trusting = ssl.create_default_context()
@@ -170,7 +170,7 @@ async def test_a_truncated_body_over_tls_ends_without_close_notify(house, origin
                 got += data
             return got
 
-    async with origin(target) as o, house(o.url, owns_clients=True) as h:
+    async with origin(target) as o, stack(o.url, owns_clients=True) as h:
         server = await asyncio.get_running_loop().create_server(h.connection, "127.0.0.1", 0, ssl=serving)
         port = server.sockets[0].getsockname()[1]
         assert (await asyncio.to_thread(fetch, port, b"/whole")).endswith(b"\r\n\r\nbody")
@@ -179,7 +179,7 @@ async def test_a_truncated_body_over_tls_ends_without_close_notify(house, origin
         server.close()
 
 
-async def test_backpressure_holds_the_target_back(house, origin, eventually):
+async def test_backpressure_holds_the_target_back(stack, origin, eventually):
     sent = 0
 
     async def target(reader, writer):
@@ -194,7 +194,7 @@ async def test_backpressure_holds_the_target_back(house, origin, eventually):
             writer.write(b"0\r\n\r\n")
         await reader.read()
 
-    async with origin(target) as o, house(o.url, owns_clients=True) as h:
+    async with origin(target) as o, stack(o.url, owns_clients=True) as h:
         client = await h.open(limit=16384)
         client.send(GET)
         await client.read_until(b"\r\n\r\n")

@@ -16,13 +16,13 @@ MORE = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 100_000
 
 @pytest.mark.parametrize("carrier", ["tcp"], indirect=True)
 @pytest.mark.parametrize("answered_by", ["the proxy", "the target"])
-async def test_the_last_answer_is_followed_by_an_end_and_no_reset(house, origin, answered_by):
+async def test_the_last_answer_is_followed_by_an_end_and_no_reset(stack, origin, answered_by):
     def route(head):
         if answered_by == "the proxy":
             raise Refused(404, "no route for this path")
         return Target(o.url)
 
-    async with origin() as o, house(route, limits={"linger_s": 30}) as h:
+    async with origin() as o, stack(route, limits={"linger_s": 30}) as h:
         client = await h.open()
         client.send(LAST % b"1.1" + MORE)
         assert (await client.answer()).headers[b"connection"] == b"close"
@@ -31,7 +31,7 @@ async def test_the_last_answer_is_followed_by_an_end_and_no_reset(house, origin,
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-async def test_a_client_that_reads_slowly_gets_all_though_it_sent_more(house, origin, version):
+async def test_a_client_that_reads_slowly_gets_all_though_it_sent_more(stack, origin, version):
     size = 600_000
 
     async def target(reader, writer):
@@ -39,7 +39,7 @@ async def test_a_client_that_reads_slowly_gets_all_though_it_sent_more(house, or
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(size))
 
     limits = {"linger_s": 0.05, "buffer_bytes": 2 * size}
-    async with origin(target) as o, house(o.url, owns_clients=True, limits=limits) as h:
+    async with origin(target) as o, stack(o.url, owns_clients=True, limits=limits) as h:
         client = await h.open(limit=1024)
         client.send(LAST % version + b"\r\n")  # the CRLF that some clients send behind a request
         await client.read_until(b"\r\n\r\n")
@@ -51,13 +51,13 @@ async def test_a_client_that_reads_slowly_gets_all_though_it_sent_more(house, or
 
 
 @pytest.mark.parametrize("carrier", ["unix", "pipe"], indirect=True)
-async def test_a_client_that_reads_nothing_of_its_last_answer_is_given_up(house, origin):
+async def test_a_client_that_reads_nothing_of_its_last_answer_is_given_up(stack, origin):
     async def target(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(4_000_000))
 
     limits = {"linger_s": 0.05, "write_timeout_s": 0.3, "buffer_bytes": 8_000_000}
-    async with origin(target) as o, house(o.url, limits=limits) as h:
+    async with origin(target) as o, stack(o.url, limits=limits) as h:
         client = await h.open(limit=1024)
         client.send(LAST % b"1.1" + b"\r\n")
         await client.read_until(b"\r\n\r\n")

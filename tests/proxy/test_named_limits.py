@@ -113,7 +113,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[Any]:
 
 @pytest.mark.parametrize("carrier", ["tcp", "pipe"], indirect=True)
 @pytest.mark.parametrize("case", CASES, ids=str)
-async def test_the_line_names_fault_and_setting(house, origin, eventually, caplog, case):
+async def test_the_line_names_fault_and_setting(stack, origin, eventually, caplog, case):
     caplog.set_level(logging.INFO, "agent.proxy")
 
     async def target(reader, writer):
@@ -134,7 +134,7 @@ async def test_the_line_names_fault_and_setting(house, origin, eventually, caplo
 
         limits = {case.limit: case.value}
         context = ssl.create_default_context()
-        async with house(route, limits=limits, ssl_context=lambda target: context) as h:
+        async with stack(route, limits=limits, ssl_context=lambda target: context) as h:
             client = await h.open(limit=1024)
             client.send(case.sent)
             if case.then:
@@ -157,7 +157,7 @@ async def test_the_line_names_fault_and_setting(house, origin, eventually, caplo
 
 
 @pytest.mark.parametrize("carrier", ["tcp"], indirect=True)
-async def test_silence_behind_a_half_closed_upgrade_names_its_setting(house, origin, authority, eventually, caplog):
+async def test_silence_behind_a_half_closed_upgrade_names_its_setting(stack, origin, authority, eventually, caplog):
     caplog.set_level(logging.INFO, "agent.proxy")
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(serving)
@@ -170,7 +170,7 @@ async def test_silence_behind_a_half_closed_upgrade_names_its_setting(house, ori
         await reader.read()
 
     limits = {"half_closed_idle_s": 0.1}
-    async with origin(target, ssl=serving) as o, house(o.url, limits=limits, ssl_context=lambda _: trusting) as h:
+    async with origin(target, ssl=serving) as o, stack(o.url, limits=limits, ssl_context=lambda _: trusting) as h:
         client = await h.open()
         client.send(WANTS)
         assert (await client.switched()).status == 101
@@ -181,7 +181,7 @@ async def test_silence_behind_a_half_closed_upgrade_names_its_setting(house, ori
 
 
 @pytest.mark.parametrize("party", ["target", "agent"])
-async def test_an_upgraded_connection_names_the_party_that_takes_nothing(house, origin, eventually, caplog, party):
+async def test_an_upgraded_connection_names_the_party_that_takes_nothing(stack, origin, eventually, caplog, party):
     caplog.set_level(logging.INFO, "agent.proxy")
 
     async def target(reader, writer):
@@ -194,7 +194,7 @@ async def test_an_upgraded_connection_names_the_party_that_takes_nothing(house, 
         def route(head):
             return Target(o.url, party=party)
 
-        async with house(route, limits={"write_timeout_s": 0.2}) as h:
+        async with stack(route, limits={"write_timeout_s": 0.2}) as h:
             client = await h.open()
             client.send(WANTS)
             assert (await client.switched()).status == 101
@@ -207,9 +207,9 @@ async def test_an_upgraded_connection_names_the_party_that_takes_nothing(house, 
 
 
 @pytest.mark.parametrize(("party", "setting"), [("agent", "memory_comm.max_connections"), ("hub", "max_clients")])
-async def test_too_many_connections_name_their_setting(house, origin, caplog, party, setting):
+async def test_too_many_connections_name_their_setting(stack, origin, caplog, party, setting):
     caplog.set_level(logging.INFO, "agent.proxy")
-    async with origin() as o, house(o.url, max_connections=1, connections_limit=setting, party=party) as h:
+    async with origin() as o, stack(o.url, max_connections=1, connections_limit=setting, party=party) as h:
         first, second = await h.open(), await h.open()
         assert (await first.get()).status == 200
         assert (await second.get()).body == b"too many connections\n"
@@ -222,9 +222,9 @@ async def test_too_many_connections_name_their_setting(house, origin, caplog, pa
 
 
 @pytest.mark.parametrize("sized", [True, False])
-async def test_a_truncated_response_is_logged_as_the_client_got_it(house, origin, answering, caplog, sized):
+async def test_a_truncated_response_is_logged_as_the_client_got_it(stack, origin, answering, caplog, sized):
     head = b"HTTP/1.1 206 Partial Content\r\nContent-Length: 1000\r\n\r\n" if sized else CHUNKED + b"3e8\r\n"
-    async with origin(answering(head + bytes(400), then_close=True)) as o, house(o.url) as h:
+    async with origin(answering(head + bytes(400), then_close=True)) as o, stack(o.url) as h:
         client = await h.open()
         answer = await client.get()
         assert (len(answer.body), answer.complete) == (400, False)
@@ -233,8 +233,8 @@ async def test_a_truncated_response_is_logged_as_the_client_got_it(house, origin
     assert line.levelname == "WARNING"
 
 
-async def test_a_response_that_failed_before_its_head_is_not_truncated(house, origin, answering, caplog):
-    async with origin(answering(b"HTTP/1.1 200 OK\r\nCont", then_close=True)) as o, house(o.url) as h:
+async def test_a_response_that_failed_before_its_head_is_not_truncated(stack, origin, answering, caplog):
+    async with origin(answering(b"HTTP/1.1 200 OK\r\nCont", then_close=True)) as o, stack(o.url) as h:
         assert (await (await h.open()).get()).status == 502
     (line,) = lines(caplog)
     assert (line.status, hasattr(line, "truncated")) == (502, False)

@@ -36,8 +36,8 @@ def big_digest() -> str:
 
 
 @pytest.mark.loops("uvloop")
-async def test_curl_to_nginx(house, nginx, tmp_path, big_digest):
-    async with house(nginx["url"]) as h:
+async def test_curl_to_nginx(stack, nginx, tmp_path, big_digest):
+    async with stack(nginx["url"]) as h:
         url = f"http://127.0.0.1:{h.port}"
         assert (await curl(url + "/", url + "/1k"))[0] == b"OK" + b"x" * 1024
         assert (await curl("-o", "/dev/null", "-w", "%{http_code}", url + "/missing"))[0] == b"404"
@@ -53,8 +53,8 @@ async def test_curl_to_nginx(house, nginx, tmp_path, big_digest):
             stored.unlink()
 
 
-async def test_httpx_and_aiohttp_to_nginx(house, nginx):
-    async with house(nginx["url"]) as h:
+async def test_httpx_and_aiohttp_to_nginx(stack, nginx):
+    async with stack(nginx["url"]) as h:
         url = f"http://127.0.0.1:{h.port}"
         async with httpx.AsyncClient(trust_env=False) as client:
             answers = await asyncio.gather(*(client.get(url + "/1k") for _ in range(20)))
@@ -87,12 +87,12 @@ class Plain(http.server.BaseHTTPRequestHandler):
         pass
 
 
-async def test_http_server_answers_until_its_end(house):
+async def test_http_server_answers_until_its_end(stack):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Plain) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
-            async with house(f"http://127.0.0.1:{server.server_address[1]}") as h:
+            async with stack(f"http://127.0.0.1:{server.server_address[1]}") as h:
                 url = f"http://127.0.0.1:{h.port}"
                 async with httpx.AsyncClient(trust_env=False) as client:
                     for _ in range(3):

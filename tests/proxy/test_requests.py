@@ -11,8 +11,8 @@ from agent.messages import Target
 from agent.outcome import Kind, Stage
 
 
-async def test_a_get_goes_through_and_the_connection_stays(house, origin):
-    async with origin() as o, house(o.url) as h:
+async def test_a_get_goes_through_and_the_connection_stays(stack, origin):
+    async with origin() as o, stack(o.url) as h:
         client = await h.open()
         for _ in range(3):
             answer = await client.get("/a?b=c")
@@ -21,8 +21,8 @@ async def test_a_get_goes_through_and_the_connection_stays(house, origin):
         assert [request.target for request, _ in o.requests] == [b"/a?b=c"] * 3
 
 
-async def test_bodies_go_through_sized_and_chunked(house, origin):
-    async with origin() as o, house(o.url) as h:
+async def test_bodies_go_through_sized_and_chunked(stack, origin):
+    async with origin() as o, stack(o.url) as h:
         client = await h.open()
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 05\r\n\r\nhello")
         assert (await client.answer()).body == b"hello"
@@ -37,8 +37,8 @@ async def test_bodies_go_through_sized_and_chunked(house, origin):
         assert (b"content-length", b"0") in empty.headers
 
 
-async def test_pipelined_requests_are_answered_in_order(house, origin):
-    async with origin() as o, house(o.url, limits={"pipelined_bytes": 100}) as h:
+async def test_pipelined_requests_are_answered_in_order(stack, origin):
+    async with origin() as o, stack(o.url, limits={"pipelined_bytes": 100}) as h:
         client = await h.open()
         count = 200
         head = b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n%04d"
@@ -48,11 +48,11 @@ async def test_pipelined_requests_are_answered_in_order(house, origin):
         assert [body for _, body in o.requests] == [b"%04d" % i for i in range(count)]
 
 
-async def test_thousands_of_requests_answered_here_in_one_write(house):
+async def test_thousands_of_requests_answered_here_in_one_write(stack):
     def refuse(head):
         raise Refused(404, "no such route")
 
-    async with house(refuse) as h:
+    async with stack(refuse) as h:
         client = await h.open()
         count = 3000
         client.send(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\nOPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n" * count)
@@ -102,8 +102,8 @@ OTHER_DOTS = [
 ]
 
 
-async def test_a_plain_dot_segment_is_removed_before_anybody_sees_the_path(house, origin):
-    async with origin() as o, house(o.url) as h:
+async def test_a_plain_dot_segment_is_removed_before_anybody_sees_the_path(stack, origin):
+    async with origin() as o, stack(o.url) as h:
         client = await h.open()
         for sent, path in PLAIN_DOTS * 2:
             assert (await client.get(sent)).status == 200, sent
@@ -111,8 +111,8 @@ async def test_a_plain_dot_segment_is_removed_before_anybody_sees_the_path(house
             assert o.requests[-1][0].target == path.encode(), "what the target gets"
 
 
-async def test_every_other_dot_segment_is_a_400(house):
-    async with house("http://127.0.0.1:9") as h:
+async def test_every_other_dot_segment_is_a_400(stack):
+    async with stack("http://127.0.0.1:9") as h:
         for sent in OTHER_DOTS:
             client = await h.open()
             answer = await client.get(sent)
@@ -120,9 +120,9 @@ async def test_every_other_dot_segment_is_a_400(house):
         assert h.heads == []
 
 
-async def test_a_tab_around_a_value_is_white_space(house, origin):
+async def test_a_tab_around_a_value_is_white_space(stack, origin):
     """RFC 9110, section 5.6.3: OWS is SP or HTAB, also behind what frames the body."""
-    async with origin() as o, house(o.url) as h:
+    async with origin() as o, stack(o.url) as h:
         client = await h.open()
         for framing, body in (
             (b"Transfer-Encoding: chunked\t", b"2\r\nhi\r\n0\r\n\r\n"),
@@ -282,8 +282,8 @@ REFUSED += [
 
 
 @pytest.mark.parametrize("split", ["whole", "bytewise"])
-async def test_what_is_wrong_gets_its_answer_and_the_end(house, eventually, split):
-    async with house("http://127.0.0.1:9") as h:
+async def test_what_is_wrong_gets_its_answer_and_the_end(stack, eventually, split):
+    async with stack("http://127.0.0.1:9") as h:
         for number, (sent, status) in enumerate(REFUSED):
             client = await h.open()
             if split == "whole":
@@ -336,7 +336,7 @@ BROKEN_CHUNKS = [
 ]
 
 
-async def test_a_broken_chunk_is_a_400_and_never_completes_at_the_target(house, origin):
+async def test_a_broken_chunk_is_a_400_and_never_completes_at_the_target(stack, origin):
     got = []
 
     async def target(reader, writer):
@@ -346,7 +346,7 @@ async def test_a_broken_chunk_is_a_400_and_never_completes_at_the_target(house, 
         except ConnectionError:
             pass
 
-    async with origin(target) as o, house(o.url) as h:
+    async with origin(target) as o, stack(o.url) as h:
         for body in BROKEN_CHUNKS:
             client = await h.open()
             client.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n" + body)
@@ -356,8 +356,8 @@ async def test_a_broken_chunk_is_a_400_and_never_completes_at_the_target(house, 
     assert b"0\r\n\r\n" not in b"".join(got)
 
 
-async def test_http_1_0_clients_are_served_and_closed(house, origin):
-    async with origin() as o, house(o.url) as h:
+async def test_http_1_0_clients_are_served_and_closed(stack, origin):
+    async with origin() as o, stack(o.url) as h:
         client = await h.open()
         client.send(b"GET / HTTP/1.0\r\n\r\n")
         answer = await client.answer()
@@ -370,8 +370,8 @@ async def test_http_1_0_clients_are_served_and_closed(house, origin):
             assert (answer.body, answer.headers[b"connection"]) == (b"OK", b"keep-alive")
 
 
-async def test_hop_by_hop_fields_end_here(house, origin):
-    async with origin() as o, house(o.url) as h:
+async def test_hop_by_hop_fields_end_here(stack, origin):
+    async with origin() as o, stack(o.url) as h:
         client = await h.open()
         more = (
             "Connection: keep-alive, X-Mine\r\nX-Mine: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: x\r\n"
@@ -387,15 +387,15 @@ async def test_hop_by_hop_fields_end_here(house, origin):
         assert (b"connection", b"TE") in request.headers
 
 
-async def test_the_clients_host_is_kept_where_the_target_says_so(house, origin):
-    async with origin() as o, house(lambda head: Target(o.url + "/x", preserve_host=True)) as h:
+async def test_the_clients_host_is_kept_where_the_target_says_so(stack, origin):
+    async with origin() as o, stack(lambda head: Target(o.url + "/x", preserve_host=True)) as h:
         client = await h.open()
         await client.get("/y")
         request, _ = o.requests[0]
         assert (request.target, dict(request.headers)[b"host"]) == (b"/x", b"client")
 
 
-async def test_route_and_process_may_be_awaited_and_may_refuse(house, origin):
+async def test_route_and_process_may_be_awaited_and_may_refuse(stack, origin):
     async def process(head, target):
         await asyncio.sleep(0)
         if b"no" in head.target:
@@ -411,7 +411,7 @@ async def test_route_and_process_may_be_awaited_and_may_refuse(house, origin):
                 raise Refused(421, "another cluster")
             return Target(o.url)
 
-        async with house(route, process=process) as h:
+        async with stack(route, process=process) as h:
             client = await h.open()
             assert (await client.get()).status == 200
             assert (b"x-identity", b"agent") in o.requests[0][0].headers
@@ -423,11 +423,11 @@ async def test_route_and_process_may_be_awaited_and_may_refuse(house, origin):
             assert len(o.requests) == 1
 
 
-async def test_an_error_in_the_policy_is_a_503_without_its_text(house, caplog):
+async def test_an_error_in_the_policy_is_a_503_without_its_text(stack, caplog):
     def route(head):
         raise RuntimeError("secret")
 
-    async with house(route) as h:
+    async with stack(route) as h:
         client = await h.open()
         answer = await client.get()
         assert answer.status == 503
@@ -435,8 +435,8 @@ async def test_an_error_in_the_policy_is_a_503_without_its_text(house, caplog):
         assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
-async def test_past_max_connections_the_first_request_is_a_503(house, origin):
-    async with origin() as o, house(o.url, max_connections=1) as h:
+async def test_past_max_connections_the_first_request_is_a_503(stack, origin):
+    async with origin() as o, stack(o.url, max_connections=1) as h:
         first = await h.open()
         assert (await first.get()).status == 200
         second = await h.open()
@@ -446,7 +446,7 @@ async def test_past_max_connections_the_first_request_is_a_503(house, origin):
         assert (await first.get()).status == 200
 
 
-async def test_draining_ends_idle_connections_and_lets_the_rest_finish(house, origin, eventually):
+async def test_draining_ends_idle_connections_and_lets_the_rest_finish(stack, origin, eventually):
     gate = asyncio.Event()
 
     async def target(reader, writer):
@@ -455,7 +455,7 @@ async def test_draining_ends_idle_connections_and_lets_the_rest_finish(house, or
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
         await reader.read()
 
-    async with origin(target) as o, house(o.url) as h:
+    async with origin(target) as o, stack(o.url) as h:
         idle, busy = await h.open(), await h.open()
         busy.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         await eventually(lambda: o.connections == 1 and h.proxy.open_connections == 2)
@@ -473,8 +473,8 @@ async def test_draining_ends_idle_connections_and_lets_the_rest_finish(house, or
         assert {outcome[1:] for outcome in h.outcomes} == {(Kind.COMPLETE, Stage.IDLE)}
 
 
-async def test_a_half_closed_client_still_gets_its_answers(house, origin):
-    async with origin() as o, house(o.url) as h:
+async def test_a_half_closed_client_still_gets_its_answers(stack, origin):
+    async with origin() as o, stack(o.url) as h:
         client = await h.open()
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n")
         client.writer.write_eof()
@@ -492,8 +492,8 @@ async def test_a_half_closed_client_still_gets_its_answers(house, origin):
         b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
     ],
 )
-async def test_a_request_cut_short_is_a_400(house, origin, sent):
-    async with origin() as o, house(o.url) as h:
+async def test_a_request_cut_short_is_a_400(stack, origin, sent):
+    async with origin() as o, stack(o.url) as h:
         client = await h.open()
         client.send(sent)
         client.writer.write_eof()

@@ -12,7 +12,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-async def test_chunked_bodies_arrive_chunk_by_chunk_with_their_trailers(house, origin):
+async def test_chunked_bodies_arrive_chunk_by_chunk_with_their_trailers(stack, origin):
     turns: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def target(reader, writer):
@@ -22,7 +22,7 @@ async def test_chunked_bodies_arrive_chunk_by_chunk_with_their_trailers(house, o
             writer.write(data)
         await reader.read()
 
-    async with origin(target) as o, house(o.url) as h:
+    async with origin(target) as o, stack(o.url) as h:
         client = await h.open()
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         head = await client.read_until(b"\r\n\r\n")
@@ -37,8 +37,8 @@ async def test_chunked_bodies_arrive_chunk_by_chunk_with_their_trailers(house, o
         assert h.upstreams.idle_connections == 1
 
 
-async def test_a_body_that_ends_with_its_connection_is_re_framed(house, origin, answering):
-    async with origin(answering(b"HTTP/1.0 200 OK\r\n\r\nsome", then_close=True)) as o, house(o.url) as h:
+async def test_a_body_that_ends_with_its_connection_is_re_framed(stack, origin, answering):
+    async with origin(answering(b"HTTP/1.0 200 OK\r\n\r\nsome", then_close=True)) as o, stack(o.url) as h:
         client = await h.open()
         for _ in range(2):
             answer = await client.get()
@@ -53,15 +53,15 @@ async def test_a_body_that_ends_with_its_connection_is_re_framed(house, origin, 
         assert await client.closed()
 
 
-async def test_a_chunked_body_is_collected_for_an_http_1_0_client(house, origin, answering):
+async def test_a_chunked_body_is_collected_for_an_http_1_0_client(stack, origin, answering):
     body = b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
-    async with origin(answering(CHUNKED + body, CHUNKED + body)) as o, house(o.url, limits={"collect_bytes": 5}) as h:
+    async with origin(answering(CHUNKED + body, CHUNKED + body)) as o, stack(o.url, limits={"collect_bytes": 5}) as h:
         client = await h.open()
         client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
         answer = await client.answer()
         assert (answer.body, answer.headers[b"content-length"]) == (b"abcde", b"5")
         assert b"transfer-encoding" not in answer.headers
-    async with origin(answering(CHUNKED + body)) as o, house(o.url, limits={"collect_bytes": 4}) as h:
+    async with origin(answering(CHUNKED + body)) as o, stack(o.url, limits={"collect_bytes": 4}) as h:
         client = await h.open()
         client.send(b"GET / HTTP/1.0\r\n\r\n")
         assert (await client.answer()).status == 502
@@ -78,8 +78,8 @@ async def test_a_chunked_body_is_collected_for_an_http_1_0_client(house, origin,
         ("GET", b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", 200, b"0"),
     ],
 )
-async def test_responses_without_a_body(house, origin, answering, method, sent, status, length):
-    async with origin(answering(sent, OK)) as o, house(o.url) as h:
+async def test_responses_without_a_body(stack, origin, answering, method, sent, status, length):
+    async with origin(answering(sent, OK)) as o, stack(o.url) as h:
         client = await h.open()
         answer = await client.get(method=method)
         assert (answer.status, answer.body, answer.headers.get(b"content-length")) == (status, b"", length)
@@ -87,22 +87,22 @@ async def test_responses_without_a_body(house, origin, answering, method, sent, 
         assert o.connections == 1
 
 
-async def test_hop_by_hop_fields_of_a_response_end_here(house, origin, answering):
+async def test_hop_by_hop_fields_of_a_response_end_here(stack, origin, answering):
     sent = (
         b"HTTP/1.1 200 Fine, thanks\r\nConnection: X-Mine\r\nX-Mine: 1\r\nKeep-Alive: timeout=5\r\nUpgrade: h2c\r\n"
         b"Proxy-Authenticate: x\r\nTrailer: X\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nContent-Length: 2\r\n\r\nOK"
     )
-    async with origin(answering(sent)) as o, house(o.url) as h:
+    async with origin(answering(sent)) as o, stack(o.url) as h:
         client = await h.open()
         answer = await client.get()
         assert answer.fields == [(b"set-cookie", b"a"), (b"set-cookie", b"b"), (b"content-length", b"2")]
 
 
-async def test_1xx_responses_pass_where_they_may(house, origin, answering):
+async def test_1xx_responses_pass_where_they_may(stack, origin, answering):
     early = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: x\r\n\r\n"
     others = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
     answers = (early + others + OK, early + OK, early * 5 + OK, early * 6 + OK)
-    async with origin(answering(*answers)) as o, house(o.url) as h:
+    async with origin(answering(*answers)) as o, stack(o.url) as h:
         client = await h.open()
         answer = await client.get()
         assert [(i.status_code, list(i.headers)) for i in answer.informational] == [(103, [(b"link", b"</a>")])]
@@ -136,9 +136,9 @@ GARBAGE = [
 ]
 
 
-async def test_what_is_no_response_is_a_502_and_the_client_may_go_on(house, origin, answering):
+async def test_what_is_no_response_is_a_502_and_the_client_may_go_on(stack, origin, answering):
     for sent in GARBAGE:
-        async with origin(answering(sent, then_close=True)) as o, house(o.url) as h:
+        async with origin(answering(sent, then_close=True)) as o, stack(o.url) as h:
             client = await h.open()
             for _ in range(2):
                 answer = await client.get()
@@ -155,15 +155,15 @@ async def test_what_is_no_response_is_a_502_and_the_client_may_go_on(house, orig
         (CHUNKED + b"4\r\nhalf\r\n0\r\n", Stage.CHUNKED),
     ],
 )
-async def test_a_body_cut_short_is_cut_short(house, origin, answering, sent, stage):
-    async with origin(answering(sent, then_close=True)) as o, house(o.url) as h:
+async def test_a_body_cut_short_is_cut_short(stack, origin, answering, sent, stage):
+    async with origin(answering(sent, then_close=True)) as o, stack(o.url) as h:
         client = await h.open()
         answer = await client.get()
         assert (answer.status, answer.body, answer.complete) == (200, b"half", False)
         assert await h.outcome() == (Kind.FAILED, stage)
 
 
-async def test_a_chunk_broken_later_cuts_the_response(house, origin):
+async def test_a_chunk_broken_later_cuts_the_response(stack, origin):
     async def target(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(CHUNKED + b"4\r\nhalf\r\n")
@@ -171,15 +171,15 @@ async def test_a_chunk_broken_later_cuts_the_response(house, origin):
         writer.write(b"garbage\r\n")
         await reader.read()
 
-    async with origin(target) as o, house(o.url) as h:
+    async with origin(target) as o, stack(o.url) as h:
         client = await h.open()
         answer = await client.get()
         assert (answer.body, answer.complete) == (b"half", False)
         assert await h.outcome() == (Kind.FAILED, Stage.CHUNKED)
 
 
-async def test_bytes_that_nobody_asked_for_close_the_targets_connection(house, origin, answering, eventually):
-    async with origin(answering(OK + OK)) as o, house(o.url) as h:
+async def test_bytes_that_nobody_asked_for_close_the_targets_connection(stack, origin, answering, eventually):
+    async with origin(answering(OK + OK)) as o, stack(o.url) as h:
         client = await h.open()
         assert (await client.get()).body == b"OK"
         assert (await client.get()).body == b"OK"
@@ -192,7 +192,7 @@ async def test_bytes_that_nobody_asked_for_close_the_targets_connection(house, o
         writer.write(OK)
         await reader.read()
 
-    async with origin(late) as o, house(o.url) as h:
+    async with origin(late) as o, stack(o.url) as h:
         client = await h.open()
         assert (await client.get()).body == b"OK"
         await eventually(lambda: not h.upstreams.idle_connections)
@@ -200,9 +200,9 @@ async def test_bytes_that_nobody_asked_for_close_the_targets_connection(house, o
         assert o.connections == 2
 
 
-async def test_a_target_that_closes_is_not_reused(house, origin, answering):
+async def test_a_target_that_closes_is_not_reused(stack, origin, answering):
     closing = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nOK"
-    async with origin(answering(closing)) as o, house(o.url) as h:
+    async with origin(answering(closing)) as o, stack(o.url) as h:
         client = await h.open()
         for _ in range(2):
             answer = await client.get()
@@ -221,9 +221,9 @@ async def test_a_target_that_closes_is_not_reused(house, origin, answering):
         (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", False),
     ],
 )
-async def test_one_retry_where_a_pooled_connection_had_gone_stale(house, origin, answering, sent, retried):
+async def test_one_retry_where_a_pooled_connection_had_gone_stale(stack, origin, answering, sent, retried):
     seen = []
-    async with origin(answering(OK, None, seen=seen)) as o, house(o.url) as h:
+    async with origin(answering(OK, None, seen=seen)) as o, stack(o.url) as h:
         client = await h.open()
         assert (await client.get()).body == b"OK"
         client.send(sent)
@@ -234,15 +234,15 @@ async def test_one_retry_where_a_pooled_connection_had_gone_stale(house, origin,
             assert (answer.status, o.connections, len(seen)) == (502, 1, 2)
 
 
-async def test_never_two_retries_and_none_on_a_fresh_connection(house, origin, answering):
+async def test_never_two_retries_and_none_on_a_fresh_connection(stack, origin, answering):
     seen = []
-    async with origin(answering(None, seen=seen)) as o, house(o.url) as h:
+    async with origin(answering(None, seen=seen)) as o, stack(o.url) as h:
         client = await h.open()
         assert (await client.get()).status == 502
         assert len(seen) == 1
 
 
-async def test_an_early_final_response_is_relayed_and_the_rest_of_the_body_drained(house, origin):
+async def test_an_early_final_response_is_relayed_and_the_rest_of_the_body_drained(stack, origin):
     early = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig"
 
     async def target(reader, writer):
@@ -251,7 +251,7 @@ async def test_an_early_final_response_is_relayed_and_the_rest_of_the_body_drain
         await reader.read()
 
     request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n"
-    async with origin(target) as o, house(o.url) as h:
+    async with origin(target) as o, stack(o.url) as h:
         client = await h.open()
         client.send(request)
         answer = await client.answer("POST")
@@ -263,13 +263,13 @@ async def test_an_early_final_response_is_relayed_and_the_rest_of_the_body_drain
 
 
 @pytest.mark.parametrize("more", [300_000, 10])
-async def test_a_body_that_is_not_drained_in_bounds_ends_the_connection(house, origin, more):
+async def test_a_body_that_is_not_drained_in_bounds_ends_the_connection(stack, origin, more):
     async def target(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
         await reader.read()
 
-    async with origin(target) as o, house(o.url, limits={"drain_s": 0.05}) as h:
+    async with origin(target) as o, stack(o.url, limits={"drain_s": 0.05}) as h:
         client = await h.open()
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
         assert (await client.answer("POST")).status == 403
@@ -279,7 +279,7 @@ async def test_a_body_that_is_not_drained_in_bounds_ends_the_connection(house, o
         assert await h.outcome() == (Kind.COMPLETE, Stage.IDLE)
 
 
-async def test_a_target_may_stream_its_answer_while_it_reads(house, origin):
+async def test_a_target_may_stream_its_answer_while_it_reads(stack, origin):
     async def target(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(CHUNKED)
@@ -289,7 +289,7 @@ async def test_a_target_may_stream_its_answer_while_it_reads(house, origin):
         writer.write(b"0\r\n\r\n")
         await reader.read()
 
-    async with origin(target) as o, house(o.url) as h:
+    async with origin(target) as o, stack(o.url) as h:
         client = await h.open()
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\n")
         for part in (b"abcd", b"efgh", b"ijkl"):
@@ -298,7 +298,7 @@ async def test_a_target_may_stream_its_answer_while_it_reads(house, origin):
         assert await client.read_until(b"\r\n\r\n") == b"0\r\n\r\n"
 
 
-async def test_the_target_is_told_at_once_when_the_client_goes(house, origin, eventually):
+async def test_the_target_is_told_at_once_when_the_client_goes(stack, origin, eventually):
     gone = asyncio.Event()
 
     async def target(reader, writer):
@@ -310,7 +310,7 @@ async def test_the_target_is_told_at_once_when_the_client_goes(house, origin, ev
             pass
         gone.set()
 
-    async with origin(target) as o, house(o.url) as h:
+    async with origin(target) as o, stack(o.url) as h:
         client = await h.open()
         client.send(b"GET /watch HTTP/1.1\r\nHost: a\r\n\r\n")
         await client.read_until(b"event\r\n")

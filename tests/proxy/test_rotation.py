@@ -98,7 +98,7 @@ class Load:
 
 
 @pytest.mark.parametrize("kind", [PlainFile, KubeletVolume])
-async def test_roots_rotate_under_load_without_a_failed_request(house, origin, tmp_path, eventually, caplog, kind):
+async def test_roots_rotate_under_load_without_a_failed_request(stack, origin, tmp_path, eventually, caplog, kind):
     old, new = trustme.CA(), trustme.CA()
     file = kind(tmp_path)
     file.put(old.cert_pem.bytes())
@@ -108,7 +108,7 @@ async def test_roots_rotate_under_load_without_a_failed_request(house, origin, t
 
     async with (
         origin(ssl=server) as o,
-        house(o.url, ssl_context=trust.ssl_context, generation=lambda: trust.generation) as h,
+        stack(o.url, ssl_context=trust.ssl_context, generation=lambda: trust.generation) as h,
         Load(h) as load,
     ):
         await load.more()
@@ -137,7 +137,7 @@ async def test_roots_rotate_under_load_without_a_failed_request(house, origin, t
         await eventually(lambda: o.open <= CLIENTS)
 
 
-async def test_the_agents_certificate_rotates_under_load_without_a_failed_request(house, origin, tmp_path, eventually):
+async def test_the_agents_certificate_rotates_under_load_without_a_failed_request(stack, origin, tmp_path, eventually):
     authority = trustme.CA()
     ca_file, certificate = PlainFile(tmp_path), tmp_path / "client.pem"
     ca_file.put(authority.cert_pem.bytes())
@@ -185,7 +185,7 @@ async def test_the_agents_certificate_rotates_under_load_without_a_failed_reques
             return Target(o.url + head.target.decode(), client_identity="agent")
 
         async with (
-            house(route, ssl_context=lambda target: access.own_context(), generation=generation) as h,
+            stack(route, ssl_context=lambda target: access.own_context(), generation=generation) as h,
             Load(h) as load,
         ):
             for name in ("first", "second", "third"):

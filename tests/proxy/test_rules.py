@@ -209,7 +209,7 @@ def test_every_rule_has_its_case_and_its_line_in_the_docs() -> None:
     ],
 )
 @pytest.mark.parametrize("split", ["whole", "bytewise"])
-async def test_a_target_whose_head_can_be_none_is_a_502_at_once(house, origin, caplog, head, split):
+async def test_a_target_whose_head_can_be_none_is_a_502_at_once(stack, origin, caplog, head, split):
     """The target sends no more and stays connected, so only its bytes can end the wait."""
     caplog.set_level(logging.WARNING, "agent.proxy")
 
@@ -221,7 +221,7 @@ async def test_a_target_whose_head_can_be_none_is_a_502_at_once(house, origin, c
             await asyncio.sleep(0)
         await reader.read()
 
-    async with origin(target) as o, house(o.url, limits={"first_byte_timeout_s": 600}) as h:
+    async with origin(target) as o, stack(o.url, limits={"first_byte_timeout_s": 600}) as h:
         client = await h.open()
         answer = await client.get()
         found = response_ends([head])
@@ -230,18 +230,18 @@ async def test_a_target_whose_head_can_be_none_is_a_502_at_once(house, origin, c
         assert (record.rule, record.fault, record.stage) == (found[1], "target", "response head")
 
 
-async def test_a_101_that_was_not_asked_for_names_its_rule(house, origin, answering, caplog):
+async def test_a_101_that_was_not_asked_for_names_its_rule(stack, origin, answering, caplog):
     caplog.set_level(logging.WARNING, "agent.proxy")
     switching = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
-    async with origin(answering(switching)) as o, house(o.url) as h:
+    async with origin(answering(switching)) as o, stack(o.url) as h:
         client = await h.open()
         assert (await client.get()).status == 502
         assert [record.rule for record in caplog.records] == ["switch-unasked"]
 
 
-async def test_a_refused_request_is_a_line_with_its_rule(house, caplog):
+async def test_a_refused_request_is_a_line_with_its_rule(stack, caplog):
     caplog.set_level(logging.INFO, "agent.proxy")
-    async with house(lambda head: Target("http://127.0.0.1:9")) as h:
+    async with stack(lambda head: Target("http://127.0.0.1:9")) as h:
         client = await h.open()
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n z\r\n\r\n")
         answer = await client.answer()

@@ -29,7 +29,7 @@ async def settled(value: Callable[[], int]) -> None:
 
 @pytest.mark.loops("uvloop")
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_large_download_waits_for_a_slow_reader(house, origin, chunked):
+async def test_a_large_download_waits_for_a_slow_reader(stack, origin, chunked):
     blocks = SIZE // len(BLOCK)
 
     async def target(reader, writer):
@@ -43,7 +43,7 @@ async def test_a_large_download_waits_for_a_slow_reader(house, origin, chunked):
         await reader.read()
 
     sent = [0]
-    async with origin(target) as o, house(o.url) as h:
+    async with origin(target) as o, stack(o.url) as h:
         client = await h.open(limit=65536)
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         await client.read_until(b"\r\n\r\n")
@@ -70,7 +70,7 @@ async def test_a_large_download_waits_for_a_slow_reader(house, origin, chunked):
 
 @pytest.mark.loops("uvloop")
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_large_upload_waits_for_a_slow_target(house, origin, chunked):
+async def test_a_large_upload_waits_for_a_slow_target(stack, origin, chunked):
     blocks = SIZE // len(BLOCK)
     go = asyncio.Event()
     received = asyncio.get_running_loop().create_future()
@@ -93,7 +93,7 @@ async def test_a_large_upload_waits_for_a_slow_target(house, origin, chunked):
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         await reader.read()
 
-    async with origin(target) as o, house(o.url) as h:
+    async with origin(target) as o, stack(o.url) as h:
         client = await h.open()
         framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % SIZE
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % framing)
@@ -119,8 +119,8 @@ async def test_a_large_upload_waits_for_a_slow_target(house, origin, chunked):
         assert received.result() == hashlib.sha256(BLOCK * blocks).digest()
 
 
-async def test_many_clients_at_once_get_their_own_answers(house, origin):
-    async with origin() as o, house(o.url) as h:
+async def test_many_clients_at_once_get_their_own_answers(stack, origin):
+    async with origin() as o, stack(o.url) as h:
 
         async def one(number: int) -> None:
             client = await h.open()

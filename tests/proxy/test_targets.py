@@ -39,10 +39,10 @@ def trusting(authority) -> ssl.SSLContext:
     return context
 
 
-async def test_tls_targets_are_reached_and_reused(house, origin, authority, trusting):
+async def test_tls_targets_are_reached_and_reused(stack, origin, authority, trusting):
     async with (
         origin(ssl=server_context(authority)) as o,
-        house(o.url, ssl_context=lambda target: trusting) as h,
+        stack(o.url, ssl_context=lambda target: trusting) as h,
     ):
         client = await h.open()
         for _ in range(3):
@@ -51,10 +51,10 @@ async def test_tls_targets_are_reached_and_reused(house, origin, authority, trus
         assert o.connections == 1
 
 
-async def test_a_tls_body_that_ends_with_its_connection(house, origin, authority, trusting, answering):
+async def test_a_tls_body_that_ends_with_its_connection(stack, origin, authority, trusting, answering):
     async with (
         origin(answering(b"HTTP/1.0 200 OK\r\n\r\nsome", then_close=True), ssl=server_context(authority)) as o,
-        house(o.url, ssl_context=lambda target: trusting) as h,
+        stack(o.url, ssl_context=lambda target: trusting) as h,
     ):
         client = await h.open()
         assert (await client.get()).body == b"some"
@@ -88,7 +88,7 @@ def threaded_tls(context: ssl.SSLContext) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("fault", ["name", "authority", "expired"])
-async def test_a_certificate_that_is_not_accepted_is_a_502(house, authority, trusting, fault):
+async def test_a_certificate_that_is_not_accepted_is_a_502(stack, authority, trusting, fault):
     long_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=2)
     offered = server_context(
         authority,
@@ -97,42 +97,42 @@ async def test_a_certificate_that_is_not_accepted_is_a_502(house, authority, tru
     )
     trusted = ssl.create_default_context() if fault == "authority" else trusting
     with threaded_tls(offered) as url:
-        async with house(url, ssl_context=lambda target: trusted) as h:
+        async with stack(url, ssl_context=lambda target: trusted) as h:
             client = await h.open()
             for _ in range(2):
                 answer = await client.get()
                 assert (answer.status, answer.body) == (502, b"the target's certificate was not accepted\n")
 
 
-async def test_a_target_that_speaks_no_tls_is_a_502(house, origin, answering, trusting):
+async def test_a_target_that_speaks_no_tls_is_a_502(stack, origin, answering, trusting):
     async def plain(reader, writer):
         await reader.read(10)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-    async with origin(plain) as o, house("https" + o.url[4:], ssl_context=lambda target: trusting) as h:
+    async with origin(plain) as o, stack("https" + o.url[4:], ssl_context=lambda target: trusting) as h:
         client = await h.open()
         answer = await client.get()
         assert (answer.status, answer.body) == (502, b"the TLS handshake with the target failed\n")
 
 
-async def test_a_tls_handshake_that_stalls_is_a_504(house, origin, trusting):
+async def test_a_tls_handshake_that_stalls_is_a_504(stack, origin, trusting):
     async def stalling(reader, writer):
         await reader.read()
 
     async with (
         origin(stalling) as o,
-        house("https" + o.url[4:], ssl_context=lambda target: trusting, limits={"tls_timeout_s": 0.1}) as h,
+        stack("https" + o.url[4:], ssl_context=lambda target: trusting, limits={"tls_timeout_s": 0.1}) as h,
     ):
         client = await h.open()
         answer = await client.get()
         assert (answer.status, answer.body) == (504, b"the target took too long (tls)\n")
 
 
-async def test_a_client_that_goes_during_the_dial_leaves_nothing(house, origin, trusting, eventually):
+async def test_a_client_that_goes_during_the_dial_leaves_nothing(stack, origin, trusting, eventually):
     async def stalling(reader, writer):
         await reader.read()
 
-    async with origin(stalling) as o, house("https" + o.url[4:], ssl_context=lambda target: trusting) as h:
+    async with origin(stalling) as o, stack("https" + o.url[4:], ssl_context=lambda target: trusting) as h:
         client = await h.open()
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         await eventually(lambda: o.connections == 1)
@@ -141,11 +141,11 @@ async def test_a_client_that_goes_during_the_dial_leaves_nothing(house, origin, 
         await eventually(lambda: o.open == 0)
 
 
-async def test_new_trust_roots_use_no_old_connection(house, origin, authority, trusting):
+async def test_new_trust_roots_use_no_old_connection(stack, origin, authority, trusting):
     generation = 0
     async with (
         origin(ssl=server_context(authority)) as o,
-        house(o.url, ssl_context=lambda target: trusting, generation=lambda: generation) as h,
+        stack(o.url, ssl_context=lambda target: trusting, generation=lambda: generation) as h,
     ):
         client = await h.open()
         await client.get()
@@ -156,7 +156,7 @@ async def test_new_trust_roots_use_no_old_connection(house, origin, authority, t
         assert o.connections == 2
 
 
-async def test_a_clients_own_credentials_never_share_a_connection_with_the_agents(house, origin, authority, trusting):
+async def test_a_clients_own_credentials_never_share_a_connection_with_the_agents(stack, origin, authority, trusting):
     """The API server believes a client certificate before a token (wire.md, identity rule 5)."""
     asked = []
 
@@ -170,7 +170,7 @@ async def test_a_clients_own_credentials_never_share_a_connection_with_the_agent
 
     async with (
         origin(ssl=server_context(authority)) as o,
-        house(o.url, ssl_context=context, process=process) as h,
+        stack(o.url, ssl_context=context, process=process) as h,
     ):
         client = await h.open()
         for target in ("/agent", "/own", "/own", "/agent"):
@@ -179,10 +179,10 @@ async def test_a_clients_own_credentials_never_share_a_connection_with_the_agent
         assert asked == ["agent", ""]
 
 
-async def test_pools_are_kept_apart(house, origin):
+async def test_pools_are_kept_apart(stack, origin):
     async with origin() as first, origin() as second:
         urls = {b"/1": first.url, b"/2": second.url}
-        async with house(lambda head: Target(urls[head.target])) as h:
+        async with stack(lambda head: Target(urls[head.target])) as h:
             client = await h.open()
             for _ in range(3):
                 await client.get("/1")
@@ -191,7 +191,7 @@ async def test_pools_are_kept_apart(house, origin):
             assert len(first.requests) == len(second.requests) == 3
 
 
-async def test_no_more_than_so_many_idle_connections_are_kept(house, origin, eventually):
+async def test_no_more_than_so_many_idle_connections_are_kept(stack, origin, eventually):
     release = asyncio.Event()
 
     async def target(reader, writer):
@@ -200,7 +200,7 @@ async def test_no_more_than_so_many_idle_connections_are_kept(house, origin, eve
         writer.write(OK)
         await reader.read()
 
-    async with origin(target) as o, house(o.url, limits={"idle_upstreams_per_target": 2}) as h:
+    async with origin(target) as o, stack(o.url, limits={"idle_upstreams_per_target": 2}) as h:
         clients = [await h.open() for _ in range(5)]
         for client in clients:
             client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -212,7 +212,7 @@ async def test_no_more_than_so_many_idle_connections_are_kept(house, origin, eve
 
 
 @pytest.mark.loops("asyncio")  # a compiled loop's methods can't be replaced
-async def test_names_are_looked_up_for_each_new_connection_and_addresses_tried_in_turn(house, origin, monkeypatch):
+async def test_names_are_looked_up_for_each_new_connection_and_addresses_tried_in_turn(stack, origin, monkeypatch):
     async with origin() as o:
         port = int(o.url.rsplit(":", 1)[1])
         looked_up = []
@@ -226,7 +226,7 @@ async def test_names_are_looked_up_for_each_new_connection_and_addresses_tried_i
                 return [(*stream, ("127.0.0.1", number)) for number in (wrong, wrong, port)]
 
             monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-            async with house("http://name.test", limits={"upstream_idle_s": 0.02}) as h:
+            async with stack("http://name.test", limits={"upstream_idle_s": 0.02}) as h:
                 client = await h.open()
                 for _ in range(2):
                     assert (await client.get()).body == b"OK"
@@ -236,7 +236,7 @@ async def test_names_are_looked_up_for_each_new_connection_and_addresses_tried_i
                 assert dict(o.requests[0][0].headers)[b"host"] == b"name.test"
 
 
-async def test_a_target_may_be_opened_by_a_callable(house, origin):
+async def test_a_target_may_be_opened_by_a_callable(stack, origin):
     """A hub reaches its agents so: the transport is a pipe's end, or whatever `connect` returns."""
     opened = []
 
@@ -260,7 +260,7 @@ async def test_a_target_may_be_opened_by_a_callable(house, origin):
         opened.append(near)
         return near
 
-    async with house(lambda head: Target("http://c1" + head.target.decode(), connect=connect)) as h:
+    async with stack(lambda head: Target("http://c1" + head.target.decode(), connect=connect)) as h:
         client = await h.open()
         for _ in range(3):
             assert (await client.get()).body == b"OK"
@@ -271,18 +271,18 @@ async def test_a_target_may_be_opened_by_a_callable(house, origin):
     ("error", "status"),
     [(OSError("x"), 502), (HubError("none"), 502), (TargetError(503, "no agent for it"), 503), (TimeoutError(), 504)],
 )
-async def test_errors_of_such_a_callable_become_answers(house, error, status):
+async def test_errors_of_such_a_callable_become_answers(stack, error, status):
     async def connect(protocol):
         raise error
 
-    async with house(lambda head: Target("http://c1", connect=connect)) as h:
+    async with stack(lambda head: Target("http://c1", connect=connect)) as h:
         client = await h.open()
         assert (await client.get()).status == status
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi")
         assert (await client.answer("POST")).status == status
 
 
-async def test_a_body_that_comes_before_the_connection_waits_in_bounds(house, origin):
+async def test_a_body_that_comes_before_the_connection_waits_in_bounds(stack, origin):
     gate = asyncio.Event()
 
     async with origin() as o:
@@ -294,7 +294,7 @@ async def test_a_body_that_comes_before_the_connection_waits_in_bounds(house, or
             return transport
 
         body = b"y" * 3_000_000
-        async with house(lambda head: Target("http://c1", connect=connect), limits={"buffer_bytes": 65536}) as h:
+        async with stack(lambda head: Target("http://c1", connect=connect), limits={"buffer_bytes": 65536}) as h:
             client = await h.open()
             client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
             await asyncio.sleep(0.02)
@@ -303,7 +303,7 @@ async def test_a_body_that_comes_before_the_connection_waits_in_bounds(house, or
             assert (await client.answer("POST")).body == body
 
 
-async def test_a_body_that_comes_byte_by_byte_before_the_connection_costs_by_the_byte(house, origin, eventually):
+async def test_a_body_that_comes_byte_by_byte_before_the_connection_costs_by_the_byte(stack, origin, eventually):
     """The client chooses the pieces, and a connection to the target may be slow.
 
     If each new piece counts all pieces again, 20,000 pieces take 10 s of CPU time.
@@ -318,7 +318,7 @@ async def test_a_body_that_comes_byte_by_byte_before_the_connection_costs_by_the
             transport, _ = await asyncio.get_running_loop().create_connection(lambda: protocol, "127.0.0.1", port)
             return transport
 
-        async with house(lambda head: Target("http://c1", connect=connect)) as h:
+        async with stack(lambda head: Target("http://c1", connect=connect)) as h:
             for pieces in (2_500, 20_000):
                 gate = asyncio.Event()
                 client = await h.open()

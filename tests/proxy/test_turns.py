@@ -44,7 +44,7 @@ class Turns:
 
 
 @pytest.mark.parametrize("kind", LOCAL)
-async def test_local_answers_are_bounded_per_turn(house, kind):
+async def test_local_answers_are_bounded_per_turn(stack, kind):
     request, status, method = LOCAL[kind]
     with Turns() as turns:
 
@@ -54,7 +54,7 @@ async def test_local_answers_are_bounded_per_turn(house, kind):
                 raise KeyError("a bug")
             raise Refused(404, "no route for this path")
 
-        async with house(route) as h:
+        async with stack(route) as h:
             client = await h.open()
             client.send(request * MANY)
             client.writer.write_eof()
@@ -66,7 +66,7 @@ async def test_local_answers_are_bounded_per_turn(house, kind):
     assert turns.most <= MOST_PER_TURN
 
 
-async def test_another_client_is_answered_within_a_few_turns(house, origin):
+async def test_another_client_is_answered_within_a_few_turns(stack, origin):
     with Turns() as turns:
 
         async def through(client):
@@ -79,7 +79,7 @@ async def test_another_client_is_answered_within_a_few_turns(house, origin):
                 raise Refused(404, "no route for this path")
             return target(head)
 
-        async with origin() as o, house(o.url) as h:
+        async with origin() as o, stack(o.url) as h:
             target, h.proxy.route = h.proxy.route, route
             client, flood = await h.open(), await h.open()
             alone = [await through(client) for _ in range(5)]
@@ -92,11 +92,11 @@ async def test_another_client_is_answered_within_a_few_turns(house, origin):
     assert min(beside) <= 4 * max(alone)
 
 
-async def test_a_client_that_reads_nothing_stops_its_own_flood(house, eventually):
+async def test_a_client_that_reads_nothing_stops_its_own_flood(stack, eventually):
     def route(head):
         raise Refused(404, "x" * 10_000)
 
-    async with house(route, limits={"buffer_bytes": 16384}) as h:
+    async with stack(route, limits={"buffer_bytes": 16384}) as h:
         client = await h.open(limit=1024)
         client.send(LOCAL["refused by the policy"][0] * 5_000)
         await eventually(lambda: any(connection.writing_paused for connection in h.proxy._connections))
@@ -106,7 +106,7 @@ async def test_a_client_that_reads_nothing_stops_its_own_flood(house, eventually
             assert (await client.answer()).status == 404
 
 
-async def test_a_connection_lost_within_its_flood_is_gone(house, eventually):
+async def test_a_connection_lost_within_its_flood_is_gone(stack, eventually):
     seen = []
 
     def route(head):
@@ -115,20 +115,20 @@ async def test_a_connection_lost_within_its_flood_is_gone(house, eventually):
             client.writer.transport.abort()
         raise Refused(404, "no route for this path")
 
-    async with house(route) as h:
+    async with stack(route) as h:
         client = await h.open()
         client.send(LOCAL["refused by the policy"][0] * MANY)
         await eventually(lambda: seen and h.proxy.open_connections == 0)
         assert len(seen) < MANY
 
 
-async def test_a_drain_ends_a_flood_behind_its_next_answer(house, eventually):
+async def test_a_drain_ends_a_flood_behind_its_next_answer(stack, eventually):
     def route(head):
         if not h.proxy.draining:
             h.proxy.start_draining()
         raise Refused(404, "no route for this path")
 
-    async with house(route, limits={"linger_s": 0.1}) as h:
+    async with stack(route, limits={"linger_s": 0.1}) as h:
         client = await h.open()
         client.send(LOCAL["refused by the policy"][0] * MANY)
         answer = await client.answer()

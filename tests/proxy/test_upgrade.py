@@ -42,9 +42,9 @@ def upgrading(token: str, first: bytes = b"", seen: list | None = None):
     "token",
     ["websocket", "SPDY/3.1", "WebSocket", "tcp", "tailscale-control-protocol", "DERP", "alpn-teleport", "h2", "x/h2c"],
 )
-async def test_bytes_go_both_ways_and_each_way_ends_alone(house, origin, token):
+async def test_bytes_go_both_ways_and_each_way_ends_alone(stack, origin, token):
     seen = []
-    async with origin(upgrading(token, b"first", seen)) as o, house(o.url) as h:
+    async with origin(upgrading(token, b"first", seen)) as o, stack(o.url) as h:
         client = await h.open()
         client.send(wants(token) + b"early")
         answer = await client.switched()
@@ -60,7 +60,7 @@ async def test_bytes_go_both_ways_and_each_way_ends_alone(house, origin, token):
         assert b"\r\nConnection: Upgrade\r\n" in seen[0]
 
 
-async def test_the_targets_end_is_passed_on_while_the_client_still_speaks(house, origin):
+async def test_the_targets_end_is_passed_on_while_the_client_still_speaks(stack, origin):
     got = asyncio.get_running_loop().create_future()
 
     async def target(reader, writer):
@@ -69,7 +69,7 @@ async def test_the_targets_end_is_passed_on_while_the_client_still_speaks(house,
         writer.write_eof()
         got.set_result(await reader.read())
 
-    async with origin(target) as o, house(o.url) as h:
+    async with origin(target) as o, stack(o.url) as h:
         client = await h.open()
         client.send(wants("websocket"))
         assert (await client.switched()).status == 101
@@ -80,10 +80,10 @@ async def test_the_targets_end_is_passed_on_while_the_client_still_speaks(house,
         assert await h.outcome() == (Kind.COMPLETE, Stage.UPGRADED)
 
 
-async def test_a_refused_upgrade_is_a_plain_response_and_what_waited_the_next_request(house, origin, answering):
+async def test_a_refused_upgrade_is_a_plain_response_and_what_waited_the_next_request(stack, origin, answering):
     seen = []
     refusal = b"HTTP/1.1 403 Forbidden\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\nno"
-    async with origin(answering(refusal, OK, seen=seen)) as o, house(o.url) as h:
+    async with origin(answering(refusal, OK, seen=seen)) as o, stack(o.url) as h:
         client = await h.open()
         client.send(wants("websocket") + b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n")
         answer = await client.switched()
@@ -94,16 +94,16 @@ async def test_a_refused_upgrade_is_a_plain_response_and_what_waited_the_next_re
 
 
 @pytest.mark.parametrize("token", ["SPDY/3.1", "h2c", "websocket, SPDY/3.1", "websocket/13", "", ","])
-async def test_a_101_to_something_else_is_a_502(house, origin, token):
-    async with origin(upgrading(token)) as o, house(o.url) as h:
+async def test_a_101_to_something_else_is_a_502(stack, origin, token):
+    async with origin(upgrading(token)) as o, stack(o.url) as h:
         client = await h.open()
         client.send(wants("websocket"))
         assert (await client.switched()).status == 502
         assert (await client.get()).status == 502
 
 
-async def test_other_protocols_are_not_asked_for(house, origin):
-    async with origin() as o, house(o.url) as h:
+async def test_other_protocols_are_not_asked_for(stack, origin):
+    async with origin() as o, stack(o.url) as h:
         client = await h.open()
         client.send(
             b"POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
@@ -121,10 +121,10 @@ async def test_other_protocols_are_not_asked_for(house, origin):
 
 
 @pytest.mark.parametrize("named", ["foo/1", "BAR"])
-async def test_what_is_asked_for_goes_on_in_order_and_spelling_and_the_target_picks_one(house, origin, named):
+async def test_what_is_asked_for_goes_on_in_order_and_spelling_and_the_target_picks_one(stack, origin, named):
     seen = []
     lines = "Upgrade: HTTP/2.0, bar, ,a b\r\nUPGRADE: tls/1.2,H2C,websocket, a/b/c\r\n"
-    async with origin(upgrading(named, seen=seen)) as o, house(o.url) as h:
+    async with origin(upgrading(named, seen=seen)) as o, stack(o.url) as h:
         client = await h.open()
         client.send(wants("h2c, Foo/1", lines))
         answer = await client.switched()
@@ -136,8 +136,8 @@ async def test_what_is_asked_for_goes_on_in_order_and_spelling_and_the_target_pi
 
 
 @pytest.mark.parametrize("token", ["h2c", "HTTP/2.0", "http/3", "TLS/1.0", "H2C, tls/1.3", "a b", ","])
-async def test_another_kind_of_http_for_the_next_hop_is_never_asked_for(house, origin, token):
-    async with origin() as o, house(o.url) as h:
+async def test_another_kind_of_http_for_the_next_hop_is_never_asked_for(stack, origin, token):
+    async with origin() as o, stack(o.url) as h:
         client = await h.open()
         client.send(wants(token))
         assert (await client.switched()).body == b"OK"
@@ -178,11 +178,11 @@ def docker(status: str = "101 UPGRADED", body: bytes = START, seen: list | None 
 
 @pytest.mark.parametrize("size", [0, len(START), 65536])
 @pytest.mark.parametrize("sent", ["at once", "head first", "byte by byte"])
-async def test_a_short_body_goes_first_and_the_upgrade_follows(house, origin, eventually, size, sent):
+async def test_a_short_body_goes_first_and_the_upgrade_follows(stack, origin, eventually, size, sent):
     body = (START * 3000)[:size]
     seen = []
     head = DOCKER % (size, b"")
-    async with origin(docker(seen=seen)) as o, house(o.url) as h:
+    async with origin(docker(seen=seen)) as o, stack(o.url) as h:
         client = await h.open()
         if sent == "at once":
             client.send(head + body + b"ls\n")
@@ -209,9 +209,9 @@ async def test_a_short_body_goes_first_and_the_upgrade_follows(house, origin, ev
 
 
 @pytest.mark.parametrize("status", ["200 OK", "403 Forbidden", "404 Not Found"])
-async def test_behind_a_refused_upgrade_with_a_body_comes_the_next_request(house, origin, status):
+async def test_behind_a_refused_upgrade_with_a_body_comes_the_next_request(stack, origin, status):
     seen = []
-    async with origin(docker(status, seen=seen)) as o, house(o.url) as h:
+    async with origin(docker(status, seen=seen)) as o, stack(o.url) as h:
         client = await h.open()
         for _ in range(2):
             client.send((DOCKER % (len(START), b"") + START) * 2)
@@ -226,7 +226,7 @@ async def test_behind_a_refused_upgrade_with_a_body_comes_the_next_request(house
         assert await client.closed()
 
 
-async def test_a_101_before_the_body_is_whole_loses_none_of_it(house, origin, eventually):
+async def test_a_101_before_the_body_is_whole_loses_none_of_it(stack, origin, eventually):
     got = asyncio.get_running_loop().create_future()
 
     async def hasty(reader, writer):
@@ -236,7 +236,7 @@ async def test_a_101_before_the_body_is_whole_loses_none_of_it(house, origin, ev
         writer.write(b"done")
         await reader.read()
 
-    async with origin(hasty) as o, house(o.url) as h:
+    async with origin(hasty) as o, stack(o.url) as h:
         client = await h.open()
         client.send(DOCKER % (10, b"") + b"01234")
         assert (await client.switched()).status == 101
@@ -245,7 +245,7 @@ async def test_a_101_before_the_body_is_whole_loses_none_of_it(house, origin, ev
         assert await got == b"0123456789raw"
 
 
-async def test_a_client_that_waits_for_100_gets_it_before_the_101(house, origin):
+async def test_a_client_that_waits_for_100_gets_it_before_the_101(stack, origin):
     async def target(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -253,7 +253,7 @@ async def test_a_client_that_waits_for_100_gets_it_before_the_101(house, origin)
         writer.write(switches("tcp"))
         writer.write(await reader.read(3))
 
-    async with origin(target) as o, house(o.url, limits={"expect_timeout_s": 60}) as h:
+    async with origin(target) as o, stack(o.url, limits={"expect_timeout_s": 60}) as h:
         client = await h.open()
         client.send(DOCKER % (2, b"Expect: 100-continue\r\n"))
         assert await client.read_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -264,12 +264,12 @@ async def test_a_client_that_waits_for_100_gets_it_before_the_101(house, origin)
 
 
 @pytest.mark.parametrize("framing", ["chunked", "65537"])
-async def test_with_a_body_that_is_chunked_or_too_long_the_request_is_a_plain_one(house, origin, framing):
+async def test_with_a_body_that_is_chunked_or_too_long_the_request_is_a_plain_one(stack, origin, framing):
     body = START if framing == "chunked" else bytes(65537)
     sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if framing == "chunked" else body
     field = b"Transfer-Encoding: chunked" if framing == "chunked" else b"Content-Length: 65537"
     head = b"POST /%b HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: %b\r\n" + field + b"\r\n\r\n"
-    async with origin() as o, house(o.url) as h:
+    async with origin() as o, stack(o.url) as h:
         client = await h.open()
         for path in (b"first", b"second"):
             client.send(head % (path, b"tcp, DERP") + sent)
@@ -280,7 +280,7 @@ async def test_with_a_body_that_is_chunked_or_too_long_the_request_is_a_plain_on
         assert len(o.requests) == 2
 
 
-async def test_a_target_that_breaks_an_upgrade_fails_it(house, origin):
+async def test_a_target_that_breaks_an_upgrade_fails_it(stack, origin):
     async def target(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(switches("websocket"))
@@ -288,7 +288,7 @@ async def test_a_target_that_breaks_an_upgrade_fails_it(house, origin):
         sock = writer.get_extra_info("socket")
         sock.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SO_LINGER 0: a reset
 
-    async with origin(target) as o, house(o.url) as h:
+    async with origin(target) as o, stack(o.url) as h:
         client = await h.open()
         client.send(wants("websocket"))
         assert (await client.switched()).status == 101
@@ -297,7 +297,7 @@ async def test_a_target_that_breaks_an_upgrade_fails_it(house, origin):
         assert await h.outcome() == (Kind.FAILED, Stage.UPGRADED)
 
 
-async def test_a_client_that_vanishes_ends_the_targets_side(house, origin):
+async def test_a_client_that_vanishes_ends_the_targets_side(stack, origin):
     gone = asyncio.Event()
 
     async def target(reader, writer):
@@ -309,7 +309,7 @@ async def test_a_client_that_vanishes_ends_the_targets_side(house, origin):
             pass
         gone.set()
 
-    async with origin(target) as o, house(o.url) as h:
+    async with origin(target) as o, stack(o.url) as h:
         client = await h.open()
         client.send(wants("websocket"))
         assert (await client.switched()).status == 101
@@ -318,9 +318,9 @@ async def test_a_client_that_vanishes_ends_the_targets_side(house, origin):
         assert (await h.outcome())[1] is Stage.UPGRADED
 
 
-async def test_much_goes_through_both_ways_with_a_slow_reader(house, origin):
+async def test_much_goes_through_both_ways_with_a_slow_reader(stack, origin):
     size = 8 << 20
-    async with origin(upgrading("websocket")) as o, house(o.url) as h:
+    async with origin(upgrading("websocket")) as o, stack(o.url) as h:
         client = await h.open(limit=1024)
         client.send(wants("websocket"))
         assert (await client.switched()).status == 101
@@ -348,7 +348,7 @@ async def test_much_goes_through_both_ways_with_a_slow_reader(house, origin):
 
 
 @pytest.mark.parametrize("ends", ["silence", "drain"])
-async def test_tls_targets_can_be_upgraded_to(house, origin, authority, eventually, ends):
+async def test_tls_targets_can_be_upgraded_to(stack, origin, authority, eventually, ends):
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(server)
     trusting = ssl.create_default_context()
@@ -361,7 +361,7 @@ async def test_tls_targets_can_be_upgraded_to(house, origin, authority, eventual
             writer.write(data)
 
     limits = {"half_closed_idle_s": 0.1 if ends == "silence" else 60}
-    async with origin(target, ssl=server) as o, house(o.url, ssl_context=lambda target: trusting, limits=limits) as h:
+    async with origin(target, ssl=server) as o, stack(o.url, ssl_context=lambda target: trusting, limits=limits) as h:
         client = await h.open()
         client.send(wants("SPDY/3.1"))
         assert (await client.switched()).status == 101
