@@ -14,9 +14,9 @@ from typing import Any
 import aiohttp
 import pytest
 import trustme
+from whole_cluster import running_hub
 from whole_peers import running_origin
 from whole_peers import until as until_within
-from whole_rig import running_hub
 
 from agent.tunnel.backoff import BackOff
 from agent.tunnel.client import HubEndpoint, TunnelClient

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import trustme
+from whole_cluster import RunningAgent, running_hub
 from whole_peers import running_origin, until
-from whole_rig import RunningAgent, running_hub
 
 from agent.hub import user_door
 from agent.x509 import expiry

@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 import trustme
 from rollout_processes import HubProcess
+from whole_cluster import RunningAgent, running_hub
 from whole_peers import running_origin
-from whole_rig import RunningAgent, running_hub
 
 from agent import ConfigError, HubConfig
 from agent.hub.hub import Hub

@@ -15,9 +15,9 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+from whole_cluster import Cluster
 from whole_log import Process as LoggingProcess
 from whole_peers import BaseHubProcess, Nginx, free_port
-from whole_rig import Rig
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +45,8 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def rig(hub_kind: str, mode: str, base_hub_process: BaseHubProcess) -> Rig:
-    return Rig(hub_kind, mode, base_hub_process)
+def cluster(hub_kind: str, mode: str, base_hub_process: BaseHubProcess) -> Cluster:
+    return Cluster(hub_kind, mode, base_hub_process)
 
 
 @pytest.fixture

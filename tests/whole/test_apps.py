@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
+from whole_cluster import Cluster
 from whole_peers import until
-from whole_rig import Rig
 
 from agent import Agent, AgentConfig, AgentError, ConfigError, RequestHead, Target
 from agent.proxy.apps import Apps
@@ -83,10 +83,10 @@ class Served:
             self.closed.append(end.code)
 
 
-async def test_an_app_is_served_behind_a_hub(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_app_is_served_behind_a_hub(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     served = Served()
     caplog.set_level(logging.INFO)
-    async with rig.hub() as whole, aiohttp.ClientSession() as client:
+    async with cluster.hub() as whole, aiohttp.ClientSession() as client:
         await whole.start_agent(app=served.app)
         assert served.events == ["startup"]
         async with client.get(f"{whole.url}/hello/world?token=of-a-user") as answer:
@@ -107,9 +107,9 @@ async def test_an_app_is_served_behind_a_hub(rig: Rig, caplog: pytest.LogCapture
     assert served.events == ["startup", "shutdown"]
 
 
-async def test_an_app_streams_step_by_step_and_hears_that_its_reader_has_gone(rig: Rig) -> None:
+async def test_an_app_streams_step_by_step_and_hears_that_its_reader_has_gone(cluster: Cluster) -> None:
     served = Served()
-    async with rig.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(20):
+    async with cluster.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(20):
         await whole.start_agent(app=served.app)
         answer = await client.get(f"{whole.url}/steps")
         for number in range(3):
@@ -121,9 +121,9 @@ async def test_an_app_streams_step_by_step_and_hears_that_its_reader_has_gone(ri
             await asyncio.sleep(0.002)
 
 
-async def test_an_apps_websockets_end_as_either_side_says(rig: Rig) -> None:
+async def test_an_apps_websockets_end_as_either_side_says(cluster: Cluster) -> None:
     served = Served()
-    async with rig.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(20):
+    async with cluster.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(20):
         await whole.start_agent(app=served.app)
         async with client.ws_connect(f"{whole.url}/ws", protocols=["one", "two"]) as socket:
             assert socket.protocol == "one"
@@ -146,9 +146,9 @@ async def test_an_apps_websockets_end_as_either_side_says(rig: Rig) -> None:
         await vanishing.close()
 
 
-async def test_an_apps_websockets_hear_of_a_drain_and_its_requests_finish(rig: Rig) -> None:
+async def test_an_apps_websockets_hear_of_a_drain_and_its_requests_finish(cluster: Cluster) -> None:
     served = Served()
-    async with rig.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(30):
+    async with cluster.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(30):
         agent = await whole.start_agent(app=served.app, drain_grace_s=25.0)
         async with client.get(f"{whole.url}/hello/idle") as idle:
             assert idle.status == 200
@@ -174,14 +174,14 @@ async def test_an_apps_websockets_hear_of_a_drain_and_its_requests_finish(rig: R
 
 
 @pytest.mark.parametrize(("hub_kind", "mode"), [("ours", "memory")], indirect=True)
-async def test_a_users_router_may_send_each_request_to_another_app(rig: Rig) -> None:
+async def test_a_users_router_may_send_each_request_to_another_app(cluster: Cluster) -> None:
     one, two = Served(), Served()
 
     class ByName:
         async def route(self, request: RequestHead) -> Target:
             return Target(app=one.app) if request.target.startswith(b"/hello/one") else Target(app=two.app)
 
-    async with rig.hub() as whole:
+    async with cluster.hub() as whole:
         config = AgentConfig(**{**whole.agent_config, "cluster_name": whole.cluster})
         ready = asyncio.Event()
         running = asyncio.ensure_future(Agent(config, router=ByName(), on_ready=ready.set).run())
@@ -196,27 +196,27 @@ async def test_a_users_router_may_send_each_request_to_another_app(rig: Rig) -> 
 
 
 @pytest.mark.parametrize(("hub_kind", "mode"), [("ours", "memory")], indirect=True)
-async def test_an_app_that_does_not_start_ends_the_agent(rig: Rig) -> None:
+async def test_an_app_that_does_not_start_ends_the_agent(cluster: Cluster) -> None:
     class Lifespan:
         async def __call__(self, scope, receive, send):  # type: ignore[no-untyped-def]
             await receive()
             await send({"type": "lifespan.startup.failed", "message": "no database"})
 
-    async with rig.hub() as whole:
+    async with cluster.hub() as whole:
         agent = Agent(AgentConfig(**whole.agent_config, app=Lifespan()))
         with pytest.raises(AgentError, match="did not start"):
             await agent.run()
 
 
 @pytest.mark.parametrize(("hub_kind", "mode"), [("ours", "memory")], indirect=True)
-async def test_an_app_that_does_not_come_up_keeps_no_agent_from_stopping(rig: Rig) -> None:
+async def test_an_app_that_does_not_come_up_keeps_no_agent_from_stopping(cluster: Cluster) -> None:
     started, go_on = asyncio.Event(), asyncio.Event()
 
     async def app(scope, receive, send):  # type: ignore[no-untyped-def]
         started.set()
         await go_on.wait()
 
-    async with rig.hub() as whole:
+    async with cluster.hub() as whole:
         running = asyncio.ensure_future(Agent(AgentConfig(**whole.agent_config, app=app)).run())
         await started.wait()
         running.cancel()

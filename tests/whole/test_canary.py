@@ -9,8 +9,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from whole_cluster import Cluster
 from whole_peers import running_origin, until
-from whole_rig import Rig
 
 from agent import AgentConfig, MemoryCommConfig
 from agent.spoke.agent import REQUESTS_PER_CONNECTION
@@ -38,11 +38,13 @@ async def ask(session: aiohttp.ClientSession, url: str, times: int) -> int:
     return closing
 
 
-async def test_requests_one_after_another_use_both_carriers_at_half(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+async def test_requests_one_after_another_use_both_carriers_at_half(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, logger="agent.spoke.agent")
     async with (
         running_origin() as origin,
-        rig.running(origin.url, memory_comm=HALF) as whole,
+        cluster.running(origin.url, memory_comm=HALF) as whole,
         aiohttp.ClientSession() as session,
     ):
         closing = await ask(session, whole.url, 40)
@@ -54,11 +56,11 @@ async def test_requests_one_after_another_use_both_carriers_at_half(rig: Rig, ca
         assert told(caplog) == [(2, 2, 50)]
 
 
-async def test_an_upload_that_is_a_connections_last_request_arrives_whole(rig: Rig) -> None:
+async def test_an_upload_that_is_a_connections_last_request_arrives_whole(cluster: Cluster) -> None:
     body = os.urandom(300_000)
     async with (
         running_origin() as origin,
-        rig.running(origin.url, memory_comm=HALF) as whole,
+        cluster.running(origin.url, memory_comm=HALF) as whole,
         aiohttp.ClientSession() as session,
     ):
         for _ in range(2 * REQUESTS_PER_CONNECTION):
@@ -67,9 +69,11 @@ async def test_an_upload_that_is_a_connections_last_request_arrives_whole(rig: R
         assert dict(whole.agent.agent.counters.opened_by) == {"memory": 1, "uds": 1}
 
 
-async def test_a_connection_is_not_closed_where_all_go_one_way(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_connection_is_not_closed_where_all_go_one_way(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, logger="agent.spoke.agent")
-    async with running_origin() as origin, rig.running(origin.url) as whole, aiohttp.ClientSession() as session:
+    async with running_origin() as origin, cluster.running(origin.url) as whole, aiohttp.ClientSession() as session:
         assert await ask(session, whole.url, 3 * REQUESTS_PER_CONNECTION) == 0
         assert dict(whole.agent.agent.counters.opened_by) == {"uds": 1}
         await whole.agent.stop()
@@ -77,10 +81,10 @@ async def test_a_connection_is_not_closed_where_all_go_one_way(rig: Rig, caplog:
 
 
 async def test_a_canary_that_begins_and_ends_is_for_connections_that_are_open_already(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="agent.spoke.agent")
-    async with running_origin() as origin, rig.running(origin.url) as whole, aiohttp.ClientSession() as session:
+    async with running_origin() as origin, cluster.running(origin.url) as whole, aiohttp.ClientSession() as session:
         await ask(session, whole.url, REQUESTS_PER_CONNECTION + 5)
         agent = whole.agent.agent
         assert dict(agent.counters.opened_by) == {"uds": 1}
@@ -98,13 +102,13 @@ async def test_a_canary_that_begins_and_ends_is_for_connections_that_are_open_al
 
 
 async def test_counts_are_told_now_and_then_where_they_changed(
-    rig: Rig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, logger="agent.spoke.agent")
     monkeypatch.setattr("agent.spoke.agent.SHARE_TOLD_S", 0.01)
     async with (
         running_origin() as origin,
-        rig.running(origin.url, memory_comm=HALF) as whole,
+        cluster.running(origin.url, memory_comm=HALF) as whole,
         aiohttp.ClientSession() as session,
     ):
         await ask(session, whole.url, 2 * REQUESTS_PER_CONNECTION)

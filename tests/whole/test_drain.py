@@ -7,16 +7,16 @@ import pathlib
 
 import aiohttp
 import pytest
+from whole_cluster import Cluster
 from whole_peers import CUT, running_cable, running_origin, until
-from whole_rig import Rig
 
 only_base_hub = pytest.mark.parametrize("hub_kind", ["base"], indirect=True)
 
 
-async def test_request_in_flight_finishes_before_the_agent_leaves(rig: Rig) -> None:
+async def test_request_in_flight_finishes_before_the_agent_leaves(cluster: Cluster) -> None:
     async with (
         running_origin() as origin,
-        rig.running(origin.url) as whole,
+        cluster.running(origin.url) as whole,
         aiohttp.ClientSession() as client,
         asyncio.timeout(20),
     ):
@@ -34,16 +34,16 @@ async def test_request_in_flight_finishes_before_the_agent_leaves(rig: Rig) -> N
             assert answer.headers["connection"].lower() == "close"
         await asyncio.wait([whole.agent.task])
         if whole.kind == "base":
-            seen = await rig.base.until(whole.cluster, lambda seen: seen["live_streams"] == 0)
+            seen = await cluster.base.until(whole.cluster, lambda seen: seen["live_streams"] == 0)
             assert (seen["drains"], seen["ends"], seen["packets_after_drain"]) == (1, ["OK"], 0)
             assert seen["open_at_drain"] == 0  # it could have locked up for good
             assert seen["errors"] == []
 
 
-async def test_requests_that_come_during_a_drain_are_refused_with_retry_after(rig: Rig) -> None:
+async def test_requests_that_come_during_a_drain_are_refused_with_retry_after(cluster: Cluster) -> None:
     async with (
         running_origin() as origin,
-        rig.running(origin.url) as whole,
+        cluster.running(origin.url) as whole,
         aiohttp.ClientSession() as client,
         asyncio.timeout(20),
     ):
@@ -60,10 +60,10 @@ async def test_requests_that_come_during_a_drain_are_refused_with_retry_after(ri
     assert origin.seen == ["POST /hold"]
 
 
-async def test_idle_connections_do_not_hold_a_drain_up(rig: Rig) -> None:
+async def test_idle_connections_do_not_hold_a_drain_up(cluster: Cluster) -> None:
     async with (
         running_origin() as origin,
-        rig.running(origin.url, drain_grace_s=30.0) as whole,
+        cluster.running(origin.url, drain_grace_s=30.0) as whole,
         aiohttp.ClientSession() as client,
         asyncio.timeout(20),
     ):
@@ -75,10 +75,10 @@ async def test_idle_connections_do_not_hold_a_drain_up(rig: Rig) -> None:
         assert clock() - began_s < 4  # our hub closes its idle connections, so the agent needs no quiet time
 
 
-async def test_end_of_the_grace_ends_what_is_left_cleanly(rig: Rig) -> None:
+async def test_end_of_the_grace_ends_what_is_left_cleanly(cluster: Cluster) -> None:
     async with (
         running_origin() as origin,
-        rig.running(origin.url, drain_grace_s=0.2) as whole,
+        cluster.running(origin.url, drain_grace_s=0.2) as whole,
         aiohttp.ClientSession() as client,
         asyncio.timeout(20),
     ):
@@ -97,10 +97,10 @@ async def test_end_of_the_grace_ends_what_is_left_cleanly(rig: Rig) -> None:
         origin.go_on.release()
 
 
-async def test_second_cancellation_ends_a_drain_at_once(rig: Rig) -> None:
+async def test_second_cancellation_ends_a_drain_at_once(cluster: Cluster) -> None:
     async with (
         running_origin() as origin,
-        rig.running(origin.url, drain_grace_s=60.0) as whole,
+        cluster.running(origin.url, drain_grace_s=60.0) as whole,
         aiohttp.ClientSession() as client,
         asyncio.timeout(20),
     ):
@@ -118,8 +118,8 @@ async def test_second_cancellation_ends_a_drain_at_once(rig: Rig) -> None:
         origin.go_on.release()
 
 
-async def test_agent_without_a_hub_stops_at_once(rig: Rig, unused_port: int) -> None:
-    async with rig.hub() as whole:
+async def test_agent_without_a_hub_stops_at_once(cluster: Cluster, unused_port: int) -> None:
+    async with cluster.hub() as whole:
         starting = asyncio.ensure_future(
             whole.start_agent(routes=("/=http://127.0.0.1:9",), hub_address=f"127.0.0.1:{unused_port}")
         )
@@ -130,8 +130,8 @@ async def test_agent_without_a_hub_stops_at_once(rig: Rig, unused_port: int) -> 
             await starting
 
 
-async def test_tunnel_lost_during_a_drain_ends_it(rig: Rig) -> None:
-    async with running_origin() as origin, rig.hub() as whole, running_cable(whole.grpc_port) as cable:
+async def test_tunnel_lost_during_a_drain_ends_it(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.hub() as whole, running_cable(whole.grpc_port) as cable:
         await whole.start_agent(routes=(f"/={origin.url}",), hub_address=f"127.0.0.1:{cable.port}", drain_grace_s=60.0)
         async with aiohttp.ClientSession() as client, asyncio.timeout(20):
             held = asyncio.ensure_future(client.post(f"{whole.url}/hold"))
@@ -147,8 +147,10 @@ async def test_tunnel_lost_during_a_drain_ends_it(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
-async def test_a_second_cancellation_at_any_moment_leaves_nothing_behind(rig: Rig, tmp_path: pathlib.Path) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole:
+async def test_a_second_cancellation_at_any_moment_leaves_nothing_behind(
+    cluster: Cluster, tmp_path: pathlib.Path
+) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
         for turns in [*range(0, 40, 3), 60, 90]:
             path = tmp_path / f"{turns}.sock"
             agent = await whole.start_agent(cluster_name=f"x{turns}", uds_socket_path=str(path))

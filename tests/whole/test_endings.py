@@ -7,8 +7,8 @@ import logging
 
 import aiohttp
 import pytest
+from whole_cluster import Cluster
 from whole_peers import CUT, curl, running_origin, running_rude_origin, until
-from whole_rig import Rig
 
 only_base_hub = pytest.mark.parametrize("hub_kind", ["base"], indirect=True)
 only_our_hub = pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
@@ -17,8 +17,8 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
 SIZED = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhello"
 
 
-async def test_chunked_body_that_breaks_off_is_an_error_for_the_client(rig: Rig) -> None:
-    async with running_rude_origin(CHUNKED) as url, rig.running(url) as whole:
+async def test_chunked_body_that_breaks_off_is_an_error_for_the_client(cluster: Cluster) -> None:
+    async with running_rude_origin(CHUNKED) as url, cluster.running(url) as whole:
         code, output, errors = await curl("-f", f"{whole.url}/")
         # 22: a 502, if the failure overtook the first bytes. 18, 56: the body broke off, or is no longer chunked.
         assert code in (18, 22, 56), errors
@@ -29,28 +29,30 @@ async def test_chunked_body_that_breaks_off_is_an_error_for_the_client(rig: Rig)
 
 @only_base_hub
 async def test_sized_body_that_breaks_off_is_not_filled_up_by_an_error_text(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running_rude_origin(SIZED) as url, rig.running(url) as whole, asyncio.timeout(20):
+    async with running_rude_origin(SIZED) as url, cluster.running(url) as whole, asyncio.timeout(20):
         reader, writer = await asyncio.open_connection("127.0.0.1", whole.http_port)
         writer.write(f"GET /{whole.cluster}/ HTTP/1.1\r\nHost: h\r\n\r\n".encode())
         await reader.readuntil(b"\r\n\r\nhello")
         await until(lambda: whole.agent.agent.open_connections == 0)
         assert whole.stats()["errors"] == []
         assert [each for each in caplog.records if "truncated" in each.getMessage()]
-        rig.base.command(f"drop {whole.cluster}")  # the base hub closes its clients only now
+        cluster.base.command(f"drop {whole.cluster}")  # the base hub closes its clients only now
         assert await reader.read() == b""
         writer.close()
 
 
 @only_our_hub
 @pytest.mark.loops("uvloop")
-async def test_sized_body_that_breaks_off_ends_short_at_our_hub(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sized_body_that_breaks_off_ends_short_at_our_hub(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Our hub finds out by its probe, as it would with any base agent: within two intervals of 10 s."""
     monkeypatch.setattr("agent.hub.session.PROBE_INTERVAL_S", 0.1)
     async with (
         running_rude_origin(SIZED) as url,
-        rig.running(url) as whole,
+        cluster.running(url) as whole,
         aiohttp.ClientSession() as client,
         asyncio.timeout(20),
     ):
@@ -59,20 +61,20 @@ async def test_sized_body_that_breaks_off_ends_short_at_our_hub(rig: Rig, monkey
             await answer.read()
 
 
-async def test_target_that_answers_nothing_is_a_502(rig: Rig) -> None:
+async def test_target_that_answers_nothing_is_a_502(cluster: Cluster) -> None:
     async with (
         running_rude_origin(b"") as url,
-        rig.running(url) as whole,
+        cluster.running(url) as whole,
         aiohttp.ClientSession() as client,
         asyncio.timeout(20),
     ):
         assert (await client.post(f"{whole.url}/", data=b"x")).status == 502
 
 
-async def test_target_that_answers_garbage_is_a_502(rig: Rig) -> None:
+async def test_target_that_answers_garbage_is_a_502(cluster: Cluster) -> None:
     async with (
         running_rude_origin(b"SSH-2.0-OpenSSH_9.2\r\n") as url,
-        rig.running(url) as whole,
+        cluster.running(url) as whole,
         aiohttp.ClientSession() as client,
         asyncio.timeout(20),
     ):
@@ -81,11 +83,11 @@ async def test_target_that_answers_garbage_is_a_502(rig: Rig) -> None:
         assert "OpenSSH" not in await answer.text()
 
 
-async def test_body_that_its_target_ends_by_closing_arrives_whole(rig: Rig) -> None:
+async def test_body_that_its_target_ends_by_closing_arrives_whole(cluster: Cluster) -> None:
     body = b"until the end " * 10_000
     async with (
         running_rude_origin(b"HTTP/1.1 200 OK\r\n\r\n" + body) as url,
-        rig.running(url) as whole,
+        cluster.running(url) as whole,
         aiohttp.ClientSession() as client,
         asyncio.timeout(20),
     ):
@@ -94,9 +96,9 @@ async def test_body_that_its_target_ends_by_closing_arrives_whole(rig: Rig) -> N
             assert (answer.status, await answer.read()) == (200, body)
 
 
-async def test_client_that_goes_away_ends_its_request_at_the_target(rig: Rig) -> None:
+async def test_client_that_goes_away_ends_its_request_at_the_target(cluster: Cluster) -> None:
     """A base hub reports it only when the next piece comes. Our hub reports it at once."""
-    async with running_origin() as origin, rig.running(origin.url) as whole, asyncio.timeout(20):
+    async with running_origin() as origin, cluster.running(origin.url) as whole, asyncio.timeout(20):
         async with aiohttp.ClientSession() as client:
             answer = await client.get(f"{whole.url}/drip?pieces=100000")
             await origin.arrived.acquire()
@@ -111,11 +113,15 @@ async def test_client_that_goes_away_ends_its_request_at_the_target(rig: Rig) ->
 
 @only_base_hub
 async def test_client_that_resets_in_the_middle_of_an_upload_leaves_nothing_open(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A base hub doesn't report it, and no byte is on its way back. DRAIN's own probes find it."""
     caplog.set_level(logging.ERROR)
-    async with running_origin() as origin, rig.running(origin.url, drain_grace_s=30.0) as whole, asyncio.timeout(20):
+    async with (
+        running_origin() as origin,
+        cluster.running(origin.url, drain_grace_s=30.0) as whole,
+        asyncio.timeout(20),
+    ):
         reader, writer = await asyncio.open_connection("127.0.0.1", whole.http_port)
         writer.write(f"GET /{whole.cluster}/hello HTTP/1.1\r\nHost: h\r\n\r\n".encode())
         await reader.readuntil(b"hello from the origin\n")
@@ -123,14 +129,14 @@ async def test_client_that_resets_in_the_middle_of_an_upload_leaves_nothing_open
         writer.write(b"x" * 100_000)
         await until(lambda: origin.seen == ["GET /hello", "POST /digest"])
         writer.transport.abort()
-        await rig.base.until(whole.cluster, lambda seen: seen["open_connections"] == 0)
+        await cluster.base.until(whole.cluster, lambda seen: seen["open_connections"] == 0)
         await whole.agent.stop(timeout_s=10)
         assert [each for each in caplog.records if each.name.startswith("agent")] == []
 
 
 @only_our_hub
-async def test_client_that_resets_in_the_middle_of_an_upload_is_told_at_once(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole, asyncio.timeout(20):
+async def test_client_that_resets_in_the_middle_of_an_upload_is_told_at_once(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole, asyncio.timeout(20):
         _, writer = await asyncio.open_connection("127.0.0.1", whole.http_port)
         writer.write(f"POST /{whole.cluster}/digest HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n".encode())
         writer.write(b"x" * 100_000)

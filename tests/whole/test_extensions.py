@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from whole_cluster import RunningAgent
 from whole_peers import START_TIMEOUT_S, running_origin, until
-from whole_rig import RunningAgent
 
 import agent.hub.session
 from agent import HubConfig

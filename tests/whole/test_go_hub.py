@@ -20,8 +20,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from whole_cluster import RunningAgent, Whole
 from whole_peers import BaseHubProcess, running_origin, until
-from whole_rig import RunningAgent, Whole
 
 from agent.connections import ConnectionLimits
 

@@ -9,8 +9,8 @@ from typing import Any
 import aiohttp
 import pytest
 from test_extensions import line
+from whole_cluster import Cluster
 from whole_peers import running_cable, running_origin, until
-from whole_rig import Rig
 
 import agent.hub.session
 from agent.errors import TargetError, WireError
@@ -26,11 +26,11 @@ ours = pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
 
 
 @ours
-async def test_the_next_agent_gets_what_is_new_and_the_last_one_finishes_what_it_has(rig: Rig) -> None:
+async def test_the_next_agent_gets_what_is_new_and_the_last_one_finishes_what_it_has(cluster: Cluster) -> None:
     async with (
         running_origin() as first,
         running_origin() as second,
-        rig.running(first.url) as whole,
+        cluster.running(first.url) as whole,
         aiohttp.ClientSession() as client,
         asyncio.timeout(30),
     ):
@@ -56,10 +56,10 @@ async def test_the_next_agent_gets_what_is_new_and_the_last_one_finishes_what_it
 
 
 @ours
-async def test_what_the_hub_opens_before_it_hears_of_a_drain_is_served(rig: Rig) -> None:
+async def test_what_the_hub_opens_before_it_hears_of_a_drain_is_served(cluster: Cluster) -> None:
     async with (
         running_origin() as origin,
-        rig.hub() as whole,
+        cluster.hub() as whole,
         running_cable(whole.grpc_port) as cable,
         aiohttp.ClientSession() as client,
         asyncio.timeout(30),

@@ -10,8 +10,8 @@ import ssl
 import aiohttp
 import pytest
 import trustme
+from whole_cluster import Cluster, RunningAgent, running_hub
 from whole_peers import running_origin, until
-from whole_rig import Rig, RunningAgent, running_hub
 
 pytestmark = pytest.mark.parametrize(("hub_kind", "mode"), [("ours", "memory")], indirect=True)
 
@@ -21,8 +21,8 @@ async def fetch(url: str, **options: object) -> tuple[int, str]:
         return answer.status, await answer.text()
 
 
-async def test_the_newest_agent_gets_the_request_and_the_older_one_after_it_has_gone(rig: Rig) -> None:
-    async with running_origin() as old, running_origin() as new, rig.running(old.url) as whole:
+async def test_the_newest_agent_gets_the_request_and_the_older_one_after_it_has_gone(cluster: Cluster) -> None:
+    async with running_origin() as old, running_origin() as new, cluster.running(old.url) as whole:
         await fetch(f"{whole.url}/before")
         newest = await whole.start_agent(routes=(f"/={new.url}",))
         assert (await fetch(f"{whole.url}/during"))[0] == 200
@@ -33,8 +33,8 @@ async def test_the_newest_agent_gets_the_request_and_the_older_one_after_it_has_
         assert new.seen == ["GET /during"]
 
 
-async def test_a_kept_alive_client_is_routed_by_each_requests_own_path(rig: Rig) -> None:
-    async with running_origin() as one, running_origin() as two, rig.running(one.url) as whole:
+async def test_a_kept_alive_client_is_routed_by_each_requests_own_path(cluster: Cluster) -> None:
+    async with running_origin() as one, running_origin() as two, cluster.running(one.url) as whole:
         await whole.start_agent(cluster_name="other", routes=(f"/={two.url}",))
         connector = aiohttp.TCPConnector(limit=1)
         async with aiohttp.ClientSession(connector=connector) as client:
@@ -48,8 +48,8 @@ async def test_a_kept_alive_client_is_routed_by_each_requests_own_path(rig: Rig)
 @pytest.mark.parametrize(
     ("path", "status"), [("/", 404), ("/UPPER/x", 404), ("/c%31/x", 404), ("/nobody", 503), ("/nobody?x", 503)]
 )
-async def test_paths_without_an_agent_are_refused(rig: Rig, path: str, status: int) -> None:
-    async with rig.hub() as whole:
+async def test_paths_without_an_agent_are_refused(cluster: Cluster, path: str, status: int) -> None:
+    async with cluster.hub() as whole:
         reader, writer = await asyncio.open_connection("127.0.0.1", whole.http_port)
         writer.write(f"GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n".encode())
         answer = await reader.read()
@@ -59,7 +59,7 @@ async def test_paths_without_an_agent_are_refused(rig: Rig, path: str, status: i
 
 
 async def test_tokens_say_which_cluster_an_agent_may_serve(
-    rig: Rig, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("c1 right-token\nc2 other-token\n")
@@ -93,7 +93,7 @@ async def test_tokens_say_which_cluster_an_agent_may_serve(
 
 
 async def test_certificates_say_which_cluster_an_agent_may_serve(
-    rig: Rig, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
@@ -126,7 +126,7 @@ async def test_certificates_say_which_cluster_an_agent_may_serve(
 
 
 async def test_a_cluster_is_taken_over_only_by_the_same_identity(
-    rig: Rig, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("c1 right-token\n")
@@ -151,7 +151,7 @@ async def test_a_cluster_is_taken_over_only_by_the_same_identity(
             await agent.stop()
 
 
-async def test_a_hub_that_ends_lets_requests_in_flight_finish(rig: Rig) -> None:
+async def test_a_hub_that_ends_lets_requests_in_flight_finish(cluster: Cluster) -> None:
     async with running_origin() as origin:
         async with running_hub(drain_grace_s=10.0) as (grpc_port, http_port):
             agent = RunningAgent(

@@ -18,8 +18,8 @@ from typing import Any
 import aiohttp
 import pytest
 import trustme
+from whole_cluster import RunningAgent, running_hub
 from whole_peers import START_TIMEOUT_S, free_port, running_origin, until
-from whole_rig import RunningAgent, running_hub
 
 from agent import AgentConfig
 from agent.cli.checks import run_checks

@@ -18,8 +18,8 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
+from whole_cluster import RunningAgent
 from whole_peers import free_port, running_origin, until
-from whole_rig import RunningAgent
 
 from agent.tunnel.backoff import BackOff
 

@@ -7,8 +7,8 @@ import pathlib
 
 import aiohttp
 import pytest
+from whole_cluster import Cluster, running_hub
 from whole_peers import running_origin
-from whole_rig import Rig, running_hub
 
 from agent.hub import known_clusters as known
 from agent.hub.known_clusters import KnownClusters
@@ -30,22 +30,22 @@ def started_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("started_long_ago")
 @pytest.mark.parametrize("path", ["/", "/login", "/favicon.ico", "/UPPER/x", "/c%31/x", "/.well-known/x", "/?x"])
-async def test_a_path_to_no_cluster_is_a_404_that_says_what_is_missing(rig: Rig, path: str) -> None:
-    async with rig.hub() as whole:
+async def test_a_path_to_no_cluster_is_a_404_that_says_what_is_missing(cluster: Cluster, path: str) -> None:
+    async with cluster.hub() as whole:
         status, text, headers = await ask(f"http://127.0.0.1:{whole.http_port}{path}")
         assert (status, HINT in text, "Retry-After" in headers) == (404, True, False)
 
 
 @pytest.mark.parametrize(("path", "status"), [("/login", 503), ("/favicon.ico", 404), ("/", 404)])
-async def test_every_label_may_be_a_cluster_while_agents_come_back(rig: Rig, path: str, status: int) -> None:
-    async with rig.hub() as whole:
+async def test_every_label_may_be_a_cluster_while_agents_come_back(cluster: Cluster, path: str, status: int) -> None:
+    async with cluster.hub() as whole:
         found, _, headers = await ask(f"http://127.0.0.1:{whole.http_port}{path}")
         assert (found, "Retry-After" in headers) == (status, status == 503)
 
 
 @pytest.mark.usefixtures("started_long_ago")
-async def test_a_cluster_whose_agent_left_is_still_known(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole:
+async def test_a_cluster_whose_agent_left_is_still_known(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
         assert (await ask(f"{whole.url}/"))[0] == 200
         await whole.agents.pop().stop()
         status, _, headers = await ask(f"{whole.url}/")
@@ -54,7 +54,7 @@ async def test_a_cluster_whose_agent_left_is_still_known(rig: Rig) -> None:
 
 
 @pytest.mark.usefixtures("started_long_ago")
-async def test_a_cluster_that_the_token_file_names_is_known(rig: Rig, tmp_path: pathlib.Path) -> None:
+async def test_a_cluster_that_the_token_file_names_is_known(cluster: Cluster, tmp_path: pathlib.Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("c1 a-token\n")
     async with running_hub(agent_token_file=str(tokens)) as (_, http_port):
@@ -69,9 +69,9 @@ async def test_a_cluster_that_the_token_file_names_is_known(rig: Rig, tmp_path: 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize(("query", "location"), [("", "/{}/"), ("?a=/b&c=//d", "/{}/?a=/b&c=//d")])
 async def test_a_clusters_name_alone_is_redirected_to_its_root(
-    rig: Rig, method: str, query: str, location: str
+    cluster: Cluster, method: str, query: str, location: str
 ) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole:
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
         async with aiohttp.ClientSession() as client:
             async with client.request(method, f"{whole.url}{query}", allow_redirects=False) as answer:
                 assert (answer.status, answer.headers["Location"]) == (308, location.format(whole.cluster))
@@ -80,26 +80,26 @@ async def test_a_clusters_name_alone_is_redirected_to_its_root(
         assert origin.seen == ["GET /below"]
 
 
-async def test_other_methods_go_on_as_they_came(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole:
+async def test_other_methods_go_on_as_they_came(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
         assert (await ask(whole.url, "POST"))[0] == 200
         assert len(origin.seen) == 1
 
 
-async def test_a_parser_of_ones_own_is_redirected_nowhere(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_parser_of_ones_own_is_redirected_nowhere(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known, "STARTING_S", 0.0)
     async with running_origin() as origin, running_hub(cluster_parser=lambda head: "c1") as (grpc_port, http_port):
         url = f"http://127.0.0.1:{http_port}"
         status, text, _ = await ask(f"{url}/c1")
         assert (status, text) == (404, "the hub knows no cluster of this name\n")
-        async with rig.hub() as whole:
+        async with cluster.hub() as whole:
             await whole.start_agent(
                 hub_address=f"127.0.0.1:{grpc_port}", cluster_name="c1", routes=(f"/={origin.url}",)
             )
             assert (await ask(f"{url}/c1"))[0] == 200
 
 
-def test_a_cluster_is_forgotten_an_hour_after_its_last_agent(rig: Rig) -> None:
+def test_a_cluster_is_forgotten_an_hour_after_its_last_agent(cluster: Cluster) -> None:
     now_s = 0.0
     clusters = KnownClusters(lambda _: False, clock=lambda: now_s)
     clusters.start()
@@ -117,7 +117,7 @@ def test_a_cluster_is_forgotten_an_hour_after_its_last_agent(rig: Rig) -> None:
     assert status() == 404
 
 
-def test_what_is_remembered_is_bounded(rig: Rig) -> None:
+def test_what_is_remembered_is_bounded(cluster: Cluster) -> None:
     now_s = 0.0
     clusters = KnownClusters(lambda _: False, clock=lambda: now_s)
     clusters.start()

@@ -18,8 +18,8 @@ from collections.abc import AsyncIterator
 import pytest
 import trustme
 from kube_end import POD, KubeEnd, running_kube_end
+from whole_cluster import Cluster
 from whole_peers import nginx_before
-from whole_rig import Rig
 
 KUBECTL = shutil.which("kubectl") or ""
 pytestmark = [
@@ -87,8 +87,8 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 
 @contextlib.asynccontextmanager
-async def cluster(
-    rig: Rig, directory: pathlib.Path, transport: str, *, through_nginx: bool = False
+async def running_kubectl(
+    cluster: Cluster, directory: pathlib.Path, transport: str, *, through_nginx: bool = False
 ) -> AsyncIterator[Kubectl]:
     """through_nginx: nginx is in front of the hub and speaks HTTP/1.0 to it."""
     authority = trustme.CA()
@@ -98,7 +98,7 @@ async def cluster(
     authority.issue_cert("127.0.0.1").configure_cert(context)
     async with contextlib.AsyncExitStack() as stack:
         end = await stack.enter_async_context(running_kube_end(context))
-        whole = await stack.enter_async_context(rig.running(end.url, target_ca_file=str(ca_file)))
+        whole = await stack.enter_async_context(cluster.running(end.url, target_ca_file=str(ca_file)))
         url = whole.url
         if through_nginx:
             front = nginx_before(whole.http_port, directory / "front", "proxy_buffering off;")
@@ -107,9 +107,9 @@ async def cluster(
 
 
 async def test_exec_carries_input_its_end_both_outputs_and_the_exit_code(
-    rig: Rig, tmp_path: pathlib.Path, transport: str
+    cluster: Cluster, tmp_path: pathlib.Path, transport: str
 ) -> None:
-    async with cluster(rig, tmp_path, transport) as kubectl:
+    async with running_kubectl(cluster, tmp_path, transport) as kubectl:
         code, output, errors = await kubectl("exec", "-i", "p", "--", "cat", stdin=DATA)
         assert (code, errors) == (0, b"")
         assert output == DATA, "cat has written all, and has ended: so it saw its input's end"
@@ -122,11 +122,11 @@ async def test_exec_carries_input_its_end_both_outputs_and_the_exit_code(
         assert kubectl.end.seen.count(f"{method} {exec_path} {kubectl.upgrade}") == 2, kubectl.end.seen
 
 
-async def test_cp_takes_files_there_and_back(rig: Rig, tmp_path: pathlib.Path, transport: str) -> None:
+async def test_cp_takes_files_there_and_back(cluster: Cluster, tmp_path: pathlib.Path, transport: str) -> None:
     here, there, back = tmp_path / "here", tmp_path / "there", tmp_path / "back"
     there.mkdir()
     here.write_bytes(DATA)
-    async with cluster(rig, tmp_path, transport) as kubectl:
+    async with running_kubectl(cluster, tmp_path, transport) as kubectl:
         code, _, errors = await kubectl("cp", str(here), f"p:{there}/file")
         assert code == 0, errors
         assert (there / "file").read_bytes() == DATA
@@ -136,7 +136,7 @@ async def test_cp_takes_files_there_and_back(rig: Rig, tmp_path: pathlib.Path, t
 
 
 async def test_port_forward_carries_each_connection_and_each_ones_end(
-    rig: Rig, tmp_path: pathlib.Path, transport: str
+    cluster: Cluster, tmp_path: pathlib.Path, transport: str
 ) -> None:
     async def backwards(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write((await reader.read())[::-1])  # all, so to the client's end
@@ -144,7 +144,7 @@ async def test_port_forward_carries_each_connection_and_each_ones_end(
 
     server = await asyncio.start_server(backwards, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with server, cluster(rig, tmp_path, transport) as kubectl:
+    async with server, running_kubectl(cluster, tmp_path, transport) as kubectl:
         async with kubectl.running("port-forward", "--address", "127.0.0.1", "pod/p", f":{port}") as process:
             assert process.stdout is not None
             said = (await process.stdout.readline()).decode()
@@ -164,18 +164,18 @@ async def test_port_forward_carries_each_connection_and_each_ones_end(
         ]
 
 
-async def test_logs_and_watches_arrive_line_by_line(rig: Rig, tmp_path: pathlib.Path) -> None:
-    await _logs_and_watches(rig, tmp_path, through_nginx=False)
+async def test_logs_and_watches_arrive_line_by_line(cluster: Cluster, tmp_path: pathlib.Path) -> None:
+    await _logs_and_watches(cluster, tmp_path, through_nginx=False)
 
 
 @pytest.mark.leaves_descriptors
 @pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
-async def test_logs_and_watches_pass_an_nginx_that_speaks_1_0(rig: Rig, tmp_path: pathlib.Path) -> None:
-    await _logs_and_watches(rig, tmp_path, through_nginx=True)
+async def test_logs_and_watches_pass_an_nginx_that_speaks_1_0(cluster: Cluster, tmp_path: pathlib.Path) -> None:
+    await _logs_and_watches(cluster, tmp_path, through_nginx=True)
 
 
-async def _logs_and_watches(rig: Rig, directory: pathlib.Path, *, through_nginx: bool) -> None:
-    async with cluster(rig, directory, "spdy", through_nginx=through_nginx) as kubectl:
+async def _logs_and_watches(cluster: Cluster, directory: pathlib.Path, *, through_nginx: bool) -> None:
+    async with running_kubectl(cluster, directory, "spdy", through_nginx=through_nginx) as kubectl:
         async with kubectl.running("logs", "-f", "p") as process:
             assert process.stdout is not None
             for number in range(5):
@@ -194,8 +194,8 @@ async def _logs_and_watches(rig: Rig, directory: pathlib.Path, *, through_nginx:
             kubectl.end.events.put_nowait(None)
 
 
-async def test_a_pod_that_is_not_there_is_what_the_api_server_says(rig: Rig, tmp_path: pathlib.Path) -> None:
-    async with cluster(rig, tmp_path, "spdy") as kubectl:
+async def test_a_pod_that_is_not_there_is_what_the_api_server_says(cluster: Cluster, tmp_path: pathlib.Path) -> None:
+    async with running_kubectl(cluster, tmp_path, "spdy") as kubectl:
         code, _, errors = await kubectl("exec", "nobody", "--", "true")
         assert code == 1
         assert b"NotFound" in errors

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from whole_cluster import RunningAgent, running_hub
 from whole_peers import until
-from whole_rig import RunningAgent, running_hub
 
 from agent import LimitsConfig
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from whole_cluster import RunningAgent
 from whole_peers import free_port, running_origin, until
-from whole_rig import RunningAgent
 
 import agent.spoke.links
 from agent import HubConfig

@@ -12,8 +12,8 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from whole_cluster import Cluster
 from whole_peers import NginxServer, curl, nginx_before, program, until
-from whole_rig import Rig
 
 pytestmark = [pytest.mark.parametrize("hub_kind", ["ours"], indirect=True), pytest.mark.leaves_descriptors]
 
@@ -89,10 +89,10 @@ def git_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
 @pytest.mark.loops("uvloop")
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 async def test_git_clones_a_repository_of_40_mb(
-    rig: Rig, git_server: tuple[str, bytes], tmp_path: pathlib.Path, version: str
+    cluster: Cluster, git_server: tuple[str, bytes], tmp_path: pathlib.Path, version: str
 ) -> None:
     url, content = git_server
-    async with rig.running(url) as whole, nginx_before(whole.http_port, tmp_path / "front") as front:
+    async with cluster.running(url) as whole, nginx_before(whole.http_port, tmp_path / "front") as front:
         base = front if version == "1.0" else f"http://127.0.0.1:{whole.http_port}"
         await git("clone", "-q", f"{base}/{whole.cluster}/repository.git", "copy", cwd=tmp_path)
         assert (tmp_path / "copy" / "file").read_bytes() == content
@@ -132,11 +132,11 @@ def event(number: int) -> bytes:
 
 @contextlib.asynccontextmanager
 async def following(
-    rig: Rig, url: str, directory: pathlib.Path, through: str
+    cluster: Cluster, url: str, directory: pathlib.Path, through: str
 ) -> AsyncIterator[tuple[pathlib.Path, asyncio.Future[tuple[int, bytes, bytes]]]]:
     """curl, which follows a stream by HTTP/1.0, or behind nginx with 1.0. Gives (its output file, its end)."""
     async with contextlib.AsyncExitStack() as stack:
-        whole = await stack.enter_async_context(rig.running(url))
+        whole = await stack.enter_async_context(cluster.running(url))
         base, version = f"http://127.0.0.1:{whole.http_port}", "--http1.0"
         if through == "nginx":
             base = await stack.enter_async_context(nginx_before(whole.http_port, directory / "front"))
@@ -147,9 +147,9 @@ async def following(
 
 
 @pytest.mark.parametrize("through", ["nginx", "curl"])
-async def test_events_come_as_they_come(rig: Rig, tmp_path: pathlib.Path, through: str) -> None:
+async def test_events_come_as_they_come(cluster: Cluster, tmp_path: pathlib.Path, through: str) -> None:
     pieces = (CHUNKED + event(1), event(2), event(3) + b"0\r\n\r\n")
-    async with streaming(*pieces) as (url, go_on), following(rig, url, tmp_path, through) as (output, ended):
+    async with streaming(*pieces) as (url, go_on), following(cluster, url, tmp_path, through) as (output, ended):
         for number in (1, 2, 3):
             go_on.release()
             await until(lambda: output.read_bytes().count(b"data: "), lambda found, number=number: found == number)
@@ -158,9 +158,11 @@ async def test_events_come_as_they_come(rig: Rig, tmp_path: pathlib.Path, throug
 
 
 @pytest.mark.parametrize("through", ["nginx", "curl"])
-async def test_a_stream_that_breaks_off_does_not_look_whole(rig: Rig, tmp_path: pathlib.Path, through: str) -> None:
+async def test_a_stream_that_breaks_off_does_not_look_whole(
+    cluster: Cluster, tmp_path: pathlib.Path, through: str
+) -> None:
     pieces = (CHUNKED + event(1), event(2))
-    async with streaming(*pieces) as (url, go_on), following(rig, url, tmp_path, through) as (output, ended):
+    async with streaming(*pieces) as (url, go_on), following(cluster, url, tmp_path, through) as (output, ended):
         go_on.release()
         await until(lambda: b"data: 1" in output.read_bytes())
         go_on.release()

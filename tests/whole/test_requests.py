@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator
 import aiohttp
 import httpx
 import pytest
+from whole_cluster import Cluster
 from whole_peers import BIG, BIG_SHA256, Nginx, curl, running_origin
-from whole_rig import Rig
 
 from agent import MemoryCommConfig
 
@@ -22,8 +22,8 @@ def http_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(trust_env=False, timeout=20)
 
 
-async def test_small_gets_on_one_kept_alive_connection(rig: Rig, nginx: Nginx) -> None:
-    async with rig.running(nginx.url) as whole, http_client() as client:
+async def test_small_gets_on_one_kept_alive_connection(cluster: Cluster, nginx: Nginx) -> None:
+    async with cluster.running(nginx.url) as whole, http_client() as client:
         for _ in range(20):
             answer = await client.get(f"{whole.url}/hello")
             assert (answer.status_code, answer.text) == (200, "hello from nginx\n")
@@ -31,8 +31,8 @@ async def test_small_gets_on_one_kept_alive_connection(rig: Rig, nginx: Nginx) -
             assert whole.stats()["connections"] == 1
 
 
-async def test_path_query_and_headers_go_on_as_they_came(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole:
+async def test_path_query_and_headers_go_on_as_they_came(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
         code, _, errors = await curl(
             "--path-as-is",
             "-H",
@@ -52,15 +52,15 @@ async def test_path_query_and_headers_go_on_as_they_came(rig: Rig) -> None:
         assert not {"x-hop", "impersonate-user"} & set(origin.headers)
 
 
-async def test_post_with_content_length_arrives_whole(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole, http_client() as client:
+async def test_post_with_content_length_arrives_whole(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole, http_client() as client:
         for size in (0, 1, 1000, 70_000):
             body = os.urandom(size)
             answer = await client.post(f"{whole.url}/digest", content=body)
             assert answer.json() == {"sha256": hashlib.sha256(body).hexdigest(), "length": size}
 
 
-async def test_chunked_upload_arrives_whole(rig: Rig) -> None:
+async def test_chunked_upload_arrives_whole(cluster: Cluster) -> None:
     pieces = [os.urandom(size) for size in (1, 100, 50_000, 3, 200_000)]
 
     async def body() -> AsyncIterator[bytes]:
@@ -68,21 +68,21 @@ async def test_chunked_upload_arrives_whole(rig: Rig) -> None:
             yield piece
 
     digest = hashlib.sha256(b"".join(pieces)).hexdigest()
-    async with running_origin() as origin, rig.running(origin.url) as whole, aiohttp.ClientSession() as client:
+    async with running_origin() as origin, cluster.running(origin.url) as whole, aiohttp.ClientSession() as client:
         for _ in range(3):  # with a base hub only the first comes with its packet's border as its end
             async with client.post(f"{whole.url}/digest", data=body()) as answer:
                 assert await answer.json() == {"sha256": digest, "length": 250_104}
 
 
-async def test_empty_chunked_upload_is_a_request_without_a_body(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole:
+async def test_empty_chunked_upload_is_a_request_without_a_body(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
         code, output, _ = await curl("-X", "POST", "-H", "Transfer-Encoding: chunked", "-d", "", f"{whole.url}/digest")
         assert code == 0
         assert json.loads(output)["length"] == 0
 
 
-async def test_curl_is_told_to_continue_and_its_big_body_arrives(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole:
+async def test_curl_is_told_to_continue_and_its_big_body_arrives(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
         for framing in ([], ["-H", "Transfer-Encoding: chunked"]):
             code, output, errors = await curl(
                 "-v",
@@ -101,8 +101,8 @@ async def test_curl_is_told_to_continue_and_its_big_body_arrives(rig: Rig) -> No
             assert errors.count(b"100 Continue") == 1
 
 
-async def test_ten_mib_up_and_down_keep_their_digest(rig: Rig, nginx: Nginx) -> None:
-    async with rig.running(nginx.url) as whole:
+async def test_ten_mib_up_and_down_keep_their_digest(cluster: Cluster, nginx: Nginx) -> None:
+    async with cluster.running(nginx.url) as whole:
         code, output, errors = await curl(f"{whole.url}/big")
         assert (code, hashlib.sha256(output).hexdigest()) == (0, BIG_SHA256), errors
         code, _, errors = await curl("-f", "-T", "-", "-H", "Expect:", f"{whole.url}/up/{whole.cluster}", stdin=BIG)
@@ -112,8 +112,8 @@ async def test_ten_mib_up_and_down_keep_their_digest(rig: Rig, nginx: Nginx) -> 
         stored.unlink()
 
 
-async def test_chunked_download_keeps_its_digest(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole, aiohttp.ClientSession() as client:
+async def test_chunked_download_keeps_its_digest(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole, aiohttp.ClientSession() as client:
         for path in ("chunked", "big"):
             async with client.get(f"{whole.url}/{path}") as answer:
                 assert hashlib.sha256(await answer.read()).hexdigest() == BIG_SHA256
@@ -123,16 +123,16 @@ async def test_chunked_download_keeps_its_digest(rig: Rig) -> None:
             assert seen["largest_packet_in"] < 4 * 1024 * 1024
 
 
-async def test_upload_and_download_on_one_kept_alive_connection(rig: Rig) -> None:
+async def test_upload_and_download_on_one_kept_alive_connection(cluster: Cluster) -> None:
     """With a base hub the second request's body comes as raw packets rather than as one."""
-    async with running_origin() as origin, rig.running(origin.url) as whole, aiohttp.ClientSession() as client:
+    async with running_origin() as origin, cluster.running(origin.url) as whole, aiohttp.ClientSession() as client:
         for _ in range(3):
             async with client.post(f"{whole.url}/digest", data=io.BytesIO(BIG)) as answer:
                 assert await answer.json() == {"sha256": BIG_SHA256, "length": len(BIG)}
 
 
-async def test_fifty_clients_at_once_each_get_their_own_answer(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole:
+async def test_fifty_clients_at_once_each_get_their_own_answer(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
         connector = aiohttp.TCPConnector(limit=50)
         async with aiohttp.ClientSession(connector=connector) as client:
 
@@ -147,16 +147,16 @@ async def test_fifty_clients_at_once_each_get_their_own_answer(rig: Rig) -> None
             assert whole.stats()["connections"] == 50
 
 
-async def test_head_has_the_length_and_no_body(rig: Rig, nginx: Nginx) -> None:
-    async with rig.running(nginx.url) as whole, http_client() as client:
+async def test_head_has_the_length_and_no_body(cluster: Cluster, nginx: Nginx) -> None:
+    async with cluster.running(nginx.url) as whole, http_client() as client:
         for _ in range(2):  # the second shows that the connection is where it should be
             answer = await client.head(f"{whole.url}/big")
             assert (answer.status_code, answer.headers["content-length"], answer.content) == (200, str(len(BIG)), b"")
         assert (await client.get(f"{whole.url}/hello")).text == "hello from nginx\n"
 
 
-async def test_ranges_and_not_modified(rig: Rig, nginx: Nginx) -> None:
-    async with rig.running(nginx.url) as whole, http_client() as client:
+async def test_ranges_and_not_modified(cluster: Cluster, nginx: Nginx) -> None:
+    async with cluster.running(nginx.url) as whole, http_client() as client:
         part = await client.get(f"{whole.url}/big", headers={"Range": "bytes=1000-70999"})
         assert (part.status_code, part.content) == (206, BIG[1000:71000])
         unchanged = await client.get(f"{whole.url}/big", headers={"If-None-Match": part.headers["etag"]})
@@ -164,16 +164,16 @@ async def test_ranges_and_not_modified(rig: Rig, nginx: Nginx) -> None:
         assert (await client.get(f"{whole.url}/missing")).status_code == 404
 
 
-async def test_http_1_0_client_is_answered_and_closed(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole:
+async def test_http_1_0_client_is_answered_and_closed(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
         code, output, errors = await curl("-0", f"{whole.url}/hello")
         assert (code, output) == (0, b"hello from the origin\n"), errors
         code, output, errors = await curl("-0", "--data-binary", "@-", f"{whole.url}/digest", stdin=BIG[:100_000])
         assert json.loads(output)["length"] == 100_000, errors
 
 
-async def test_streamed_answer_arrives_piece_by_piece(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole, aiohttp.ClientSession() as client:
+async def test_streamed_answer_arrives_piece_by_piece(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole, aiohttp.ClientSession() as client:
         answer = await client.get(f"{whole.url}/drip?pieces=4")
         async with asyncio.timeout(15):
             for number in range(4):
@@ -182,8 +182,8 @@ async def test_streamed_answer_arrives_piece_by_piece(rig: Rig) -> None:
             assert await answer.content.read() == b""
 
 
-async def test_websocket_carries_messages_both_ways(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole, aiohttp.ClientSession() as client:
+async def test_websocket_carries_messages_both_ways(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole, aiohttp.ClientSession() as client:
         socket = await client.ws_connect(f"{whole.url}/ws")
         async with asyncio.timeout(15):
             for number in range(20):
@@ -196,14 +196,14 @@ async def test_websocket_carries_messages_both_ways(rig: Rig) -> None:
             assert socket.close_code == 1000
 
 
-async def test_cluster_without_an_agent_is_a_503(rig: Rig) -> None:
-    async with rig.hub() as whole:
+async def test_cluster_without_an_agent_is_a_503(cluster: Cluster) -> None:
+    async with cluster.hub() as whole:
         _, output, _ = await curl("-o", "/dev/null", "-w", "%{http_code}", f"{whole.url}/hello")
         assert output == b"503"
 
 
-async def test_path_without_a_route_is_a_404(rig: Rig) -> None:
-    async with running_origin() as origin, rig.hub() as whole:
+async def test_path_without_a_route_is_a_404(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.hub() as whole:
         await whole.start_agent(routes=(f"/api={origin.url}/v1",))
         async with http_client() as client:
             assert (await client.get(f"{whole.url}/apix")).status_code == 404
@@ -212,8 +212,8 @@ async def test_path_without_a_route_is_a_404(rig: Rig) -> None:
         assert origin.seen == ["GET /v1/x"]
 
 
-async def test_target_that_is_down_is_a_502(rig: Rig, unused_port: int) -> None:
-    async with rig.running(f"http://127.0.0.1:{unused_port}") as whole, http_client() as client:
+async def test_target_that_is_down_is_a_502(cluster: Cluster, unused_port: int) -> None:
+    async with cluster.running(f"http://127.0.0.1:{unused_port}") as whole, http_client() as client:
         for _ in range(2):
             answer = await client.get(f"{whole.url}/")
             assert answer.status_code == 502
@@ -222,10 +222,10 @@ async def test_target_that_is_down_is_a_502(rig: Rig, unused_port: int) -> None:
         assert (await client.post(f"{whole.url}/", content=BIG[:500_000])).status_code == 502
 
 
-async def test_past_max_connections_is_a_503_with_retry_after(rig: Rig) -> None:
+async def test_past_max_connections_is_a_503_with_retry_after(cluster: Cluster) -> None:
     async with (
         running_origin() as origin,
-        rig.running(origin.url, memory_comm=MemoryCommConfig(max_connections=2)) as whole,
+        cluster.running(origin.url, memory_comm=MemoryCommConfig(max_connections=2)) as whole,
         aiohttp.ClientSession() as client,
         asyncio.timeout(15),
     ):
@@ -243,8 +243,8 @@ async def test_past_max_connections_is_a_503_with_retry_after(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("hub_kind", ["base"], indirect=True)
-async def test_other_clusters_path_on_a_pinned_connection_is_a_421(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole, http_client() as client:
+async def test_other_clusters_path_on_a_pinned_connection_is_a_421(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole, http_client() as client:
         assert (await client.get(f"{whole.url}/hello")).status_code == 200
         answer = await client.get(f"http://127.0.0.1:{whole.http_port}/another/secret")
         assert (answer.status_code, answer.headers["connection"].lower()) == (421, "close")
@@ -252,8 +252,8 @@ async def test_other_clusters_path_on_a_pinned_connection_is_a_421(rig: Rig) -> 
 
 
 @pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
-async def test_our_hub_routes_each_request_by_its_own_path(rig: Rig) -> None:
-    async with running_origin() as one, running_origin() as two, rig.running(one.url) as whole:
+async def test_our_hub_routes_each_request_by_its_own_path(cluster: Cluster) -> None:
+    async with running_origin() as one, running_origin() as two, cluster.running(one.url) as whole:
         other = await whole.start_agent(cluster_name="other", routes=(f"/={two.url}",))
         async with http_client() as client:
             for _ in range(2):
@@ -264,8 +264,8 @@ async def test_our_hub_routes_each_request_by_its_own_path(rig: Rig) -> None:
         await other.stop()
 
 
-async def test_pipelined_requests_are_answered_in_order(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole, asyncio.timeout(15):
+async def test_pipelined_requests_are_answered_in_order(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole, asyncio.timeout(15):
         reader, writer = await asyncio.open_connection("127.0.0.1", whole.http_port)
         bodies = [f"body {number}".encode() for number in range(10)]
         writer.write(

@@ -11,8 +11,8 @@ import random
 
 import aiohttp
 import pytest
+from whole_cluster import Cluster
 from whole_peers import CUT, curl, running_cable, running_origin, until
-from whole_rig import Rig
 
 import fastpipe
 from agent.tunnel.client import TunnelClient
@@ -65,9 +65,9 @@ class Clients:
 
 
 @pytest.mark.loops("uvloop")
-async def test_twenty_reconnects_with_requests_in_flight_leave_nothing_behind(rig: Rig) -> None:
+async def test_twenty_reconnects_with_requests_in_flight_leave_nothing_behind(cluster: Cluster) -> None:
     pipes_before = open_pipe_ends()
-    async with running_origin() as origin, rig.hub() as whole, running_cable(whole.grpc_port) as cable:
+    async with running_origin() as origin, cluster.hub() as whole, running_cable(whole.grpc_port) as cable:
         agent = await whole.start_agent(routes=(f"/={origin.url}",), hub_address=f"127.0.0.1:{cable.port}")
         descriptors_before, tasks_before = descriptors(), len(asyncio.all_tasks())
         clients = Clients(whole.url)
@@ -97,8 +97,8 @@ async def test_twenty_reconnects_with_requests_in_flight_leave_nothing_behind(ri
     await until(lambda: open_pipe_ends() <= pipes_before)
 
 
-async def test_agent_waits_for_a_hub_that_is_down(rig: Rig) -> None:
-    async with running_origin() as origin, rig.hub() as whole, running_cable(whole.grpc_port) as cable:
+async def test_agent_waits_for_a_hub_that_is_down(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.hub() as whole, running_cable(whole.grpc_port) as cable:
         cable.plugged = False
         starting = asyncio.ensure_future(
             whole.start_agent(routes=(f"/={origin.url}",), hub_address=f"127.0.0.1:{cable.port}")
@@ -112,37 +112,39 @@ async def test_agent_waits_for_a_hub_that_is_down(rig: Rig) -> None:
 
 @only_base_hub
 @pytest.mark.loops("uvloop")
-async def test_refusing_hub_is_tried_again_with_a_back_off(rig: Rig) -> None:
-    async with rig.hub() as whole:
-        rig.base.command(f"refuse {whole.cluster} UNAVAILABLE")
+async def test_refusing_hub_is_tried_again_with_a_back_off(cluster: Cluster) -> None:
+    async with cluster.hub() as whole:
+        cluster.base.command(f"refuse {whole.cluster} UNAVAILABLE")
         starting = asyncio.ensure_future(whole.start_agent(routes=("/=http://127.0.0.1:9",)))
         clock = asyncio.get_running_loop().time
         began_s = clock()
-        await rig.base.until(whole.cluster, lambda seen: seen["streams"] >= 3)
+        await cluster.base.until(whole.cluster, lambda seen: seen["streams"] >= 3)
         assert clock() - began_s > 0.25 + 0.375  # two waits: 0.5 s and 0.75 s, each spread by 50 %
-        rig.base.command(f"refuse {whole.cluster} -")
+        cluster.base.command(f"refuse {whole.cluster} -")
         await starting
 
 
 @only_base_hub
-async def test_rejected_identity_is_said_loudly_and_retried_slowly(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    async with rig.hub() as whole:
-        rig.base.command(f"refuse {whole.cluster} UNAUTHENTICATED")
+async def test_rejected_identity_is_said_loudly_and_retried_slowly(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cluster.hub() as whole:
+        cluster.base.command(f"refuse {whole.cluster} UNAUTHENTICATED")
         starting = asyncio.ensure_future(whole.start_agent(routes=("/=http://127.0.0.1:9",)))
         await until(lambda: [each for each in caplog.records if each.levelno == logging.ERROR])
         assert len([each for each in caplog.records if each.levelno == logging.ERROR]) == 1
         assert whole.stats()["streams"] == 1
-        rig.base.command(f"refuse {whole.cluster} -")
+        cluster.base.command(f"refuse {whole.cluster} -")
         whole.agent.agent.reconnect_now()
         await starting
 
 
 @only_base_hub
 @pytest.mark.parametrize("status", ["UNAVAILABLE", "OK", "INTERNAL"])
-async def test_dropped_stream_fails_its_requests_and_comes_back(rig: Rig, status: str) -> None:
+async def test_dropped_stream_fails_its_requests_and_comes_back(cluster: Cluster, status: str) -> None:
     async with (
         running_origin() as origin,
-        rig.running(origin.url) as whole,
+        cluster.running(origin.url) as whole,
         aiohttp.ClientSession() as client,
         asyncio.timeout(20),
     ):
@@ -150,7 +152,7 @@ async def test_dropped_stream_fails_its_requests_and_comes_back(rig: Rig, status
         streaming = await client.get(f"{whole.url}/drip")
         await origin.arrived.acquire()
         await origin.arrived.acquire()
-        rig.base.command(f"drop {whole.cluster} {status}")
+        cluster.base.command(f"drop {whole.cluster} {status}")
         with pytest.raises(aiohttp.ClientError):
             await waiting
         with pytest.raises(CUT):
@@ -163,8 +165,8 @@ async def test_dropped_stream_fails_its_requests_and_comes_back(rig: Rig, status
 
 
 @pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
-async def test_lost_tunnel_is_a_502_before_the_head_and_a_cut_after_it(rig: Rig) -> None:
-    async with running_origin() as origin, rig.hub() as whole, running_cable(whole.grpc_port) as cable:
+async def test_lost_tunnel_is_a_502_before_the_head_and_a_cut_after_it(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.hub() as whole, running_cable(whole.grpc_port) as cable:
         await whole.start_agent(routes=(f"/={origin.url}",), hub_address=f"127.0.0.1:{cable.port}")
         async with aiohttp.ClientSession() as client, asyncio.timeout(20):
             waiting = asyncio.ensure_future(client.get(f"{whole.url}/hold"))
@@ -180,12 +182,12 @@ async def test_lost_tunnel_is_a_502_before_the_head_and_a_cut_after_it(rig: Rig)
 
 
 @only_base_hub
-async def test_answer_of_an_old_session_never_reaches_the_same_id_of_the_next(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole, asyncio.timeout(20):
+async def test_answer_of_an_old_session_never_reaches_the_same_id_of_the_next(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole, asyncio.timeout(20):
         async with aiohttp.ClientSession() as old, aiohttp.ClientSession() as new:
             first = asyncio.ensure_future(old.post(f"{whole.url}/hold", data=b"the old session's secret"))
             await origin.arrived.acquire()
-            rig.base.command(f"drop {whole.cluster}")
+            cluster.base.command(f"drop {whole.cluster}")
             with pytest.raises(aiohttp.ClientError):
                 await first
             await until(lambda: whole.agent.times_ready == 2)
@@ -199,46 +201,50 @@ async def test_answer_of_an_old_session_never_reaches_the_same_id_of_the_next(ri
 
 
 @only_base_hub
-async def test_data_for_a_closed_id_opens_nothing(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole:
+async def test_data_for_a_closed_id_opens_nothing(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
         code, _, _ = await curl("-H", "Connection: close", f"{whole.url}/hello")
         assert code == 0
         await until(lambda: whole.agent.agent.open_connections == 0)
         smuggled = f"GET /{whole.cluster}/smuggled HTTP/1.1\r\nHost: h\r\n\r\n".encode().hex()
         for conn_id in (1, 1, 0, -7):
-            rig.base.command(f"raw {whole.cluster} {conn_id} {smuggled}")
-        await rig.base.until(whole.cluster, lambda seen: seen["error_for_unknown"] == 1)
+            cluster.base.command(f"raw {whole.cluster} {conn_id} {smuggled}")
+        await cluster.base.until(whole.cluster, lambda seen: seen["error_for_unknown"] == 1)
         assert await asyncio.gather(curl(f"{whole.url}/hello")) == [(0, b"hello from the origin\n", b"")]
         assert origin.seen == ["GET /hello"] * 2
         assert whole.stats()["error_for_unknown"] == 1  # one for the id, not for each packet
 
 
 @only_base_hub
-async def test_unknown_codes_and_errors_for_unknown_ids_are_ignored(rig: Rig) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole:
+async def test_unknown_codes_and_errors_for_unknown_ids_are_ignored(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
         for command in ("99 9 what", "99 1 gone", "0 1 nothing", "0 7 nothing"):
             conn_id, rest = command.split(" ", 1)
-            rig.base.command(f"code {whole.cluster} {conn_id} {rest}")
+            cluster.base.command(f"code {whole.cluster} {conn_id} {rest}")
         assert (await curl(f"{whole.url}/hello"))[1] == b"hello from the origin\n"
         seen = whole.stats()
         assert (seen["streams"], seen["errors"]) == (1, [])
 
 
 @only_base_hub
-async def test_malformed_message_ends_the_session_and_only_it(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole:
-        rig.base.command(f"message {whole.cluster} 0aff")
+async def test_malformed_message_ends_the_session_and_only_it(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
+        cluster.base.command(f"message {whole.cluster} 0aff")
         await until(lambda: whole.agent.times_ready == 2)
         assert len([each for each in caplog.records if each.levelno >= logging.WARNING and "tunnel" in each.name]) == 1
         assert (await curl(f"{whole.url}/hello"))[1] == b"hello from the origin\n"
 
 
 @only_base_hub
-async def test_flood_for_id_zero_ends_the_session_with_one_log_line(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    async with running_origin() as origin, rig.running(origin.url) as whole:
+async def test_flood_for_id_zero_ends_the_session_with_one_log_line(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
         caplog.clear()
-        rig.base.command(f"flood {whole.cluster} 200000")
-        await rig.base.until(whole.cluster, lambda seen: seen["live_streams"] == 0)
+        cluster.base.command(f"flood {whole.cluster} 200000")
+        await cluster.base.until(whole.cluster, lambda seen: seen["live_streams"] == 0)
         await until(lambda: [each for each in caplog.records if each.levelno >= logging.WARNING])
         assert len([each for each in caplog.records if each.levelno >= logging.WARNING]) == 1
         assert whole.stats()["streams"] == 1  # it backs off long
@@ -249,14 +255,14 @@ async def test_flood_for_id_zero_ends_the_session_with_one_log_line(rig: Rig, ca
 
 @only_base_hub
 @pytest.mark.loops("uvloop")
-async def test_hub_that_leaves_probes_unanswered_is_left(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hub_that_leaves_probes_unanswered_is_left(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     sooner = functools.partial(TunnelClient, first_probe_timeout_s=5.0)  # 20 s otherwise
     monkeypatch.setattr("agent.spoke.agent.TunnelClient", sooner)
-    async with rig.hub() as whole:
-        rig.base.command(f"deaf {whole.cluster} on")
+    async with cluster.hub() as whole:
+        cluster.base.command(f"deaf {whole.cluster} on")
         starting = asyncio.ensure_future(whole.start_agent(routes=("/=http://127.0.0.1:9",)))
-        await rig.base.until(whole.cluster, lambda seen: seen["probes"] == 1)
+        await cluster.base.until(whole.cluster, lambda seen: seen["probes"] == 1)
         assert not whole.agent.ready.is_set()
-        rig.base.command(f"deaf {whole.cluster} off")
+        cluster.base.command(f"deaf {whole.cluster} off")
         await starting
         assert whole.stats()["streams"] == 2

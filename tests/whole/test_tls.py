@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import trustme
 from aiohttp import web
+from whole_cluster import RunningAgent, running_hub
 from whole_peers import BaseHubProcess, curl, free_port, program, running_origin, until
-from whole_rig import RunningAgent, running_hub
 
 from agent.x509.peer import whose_dates
 

@@ -8,8 +8,8 @@ import json
 import random
 
 import pytest
+from whole_cluster import Cluster
 from whole_peers import running_origin
-from whole_rig import Rig
 
 UPLOADS = 200
 AT_ONCE = 10
@@ -36,11 +36,11 @@ async def upload(port: int, cluster: str, body: bytes) -> tuple[str, int]:
 
 
 @pytest.mark.loops("uvloop")
-async def test_forty_packets_arrive_intact_two_hundred_times_out_of_two_hundred(rig: Rig) -> None:
+async def test_forty_packets_arrive_intact_two_hundred_times_out_of_two_hundred(cluster: Cluster) -> None:
     bodies = [random.Random(seed).randbytes(PACKETS * PACKET_BYTES) for seed in range(AT_ONCE)]
     digests = [hashlib.sha256(body).hexdigest() for body in bodies]
     intact = 0
-    async with running_origin() as origin, rig.running(origin.url) as whole:
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
 
         async def uploader(number: int) -> None:
             nonlocal intact

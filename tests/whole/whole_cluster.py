@@ -73,7 +73,7 @@ class Whole:
         return self.agents[-1]
 
     async def start_agent(self, **config: Any) -> RunningAgent:
-        """Another agent of the same cluster, with the rig's configuration and these changes to it; ready."""
+        """Another agent of the same cluster, with the cluster's configuration and these changes to it; ready."""
         agent = RunningAgent(**(self.agent_config | config))
         self.agents.append(agent)
         await agent.wait_ready()
@@ -85,7 +85,7 @@ class Whole:
         return self.base.stats(self.cluster)
 
 
-class Rig:
+class Cluster:
     """Starts hubs and agents of the kinds that this run of the test is about."""
 
     def __init__(self, hub_kind: str, mode: str, base: BaseHubProcess) -> None:
