@@ -42,14 +42,14 @@ __all__ = [
     "MODES",
     "RATIOS",
     "SPEED",
+    "Baseline",
+    "BaselineConnection",
+    "BaselineTarget",
     "Clients",
     "Packets",
     "Receiver",
     "Stack",
     "TinyTarget",
-    "Yardstick",
-    "YardstickConnection",
-    "YardstickTarget",
     "counted",
     "in_process",
     "requests",
@@ -69,7 +69,7 @@ SPEED = Metric("throughput", "MB/s", more_is_better=True)
 
 
 class Receiver(Protocol):
-    """A sink of packets: a ConnManager, or the yardstick."""
+    """A sink of packets: a ConnManager, or the baseline."""
 
     def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None: ...
 
@@ -293,28 +293,28 @@ async def in_process(protocol: asyncio.Protocol) -> asyncio.Transport:
     return near
 
 
-# -- the yardstick
+# -- the baseline
 
 
-class Yardstick:
+class Baseline:
     """A relay without checks: parses requests with httptools, keeps a stack of connections to one target."""
 
     def __init__(self, packets: Packets, port: int) -> None:
         self.packets, self.port = packets, port
-        self.idle: list[YardstickTarget] = []
-        self.every: set[YardstickTarget] = set()
-        self.open: dict[int, YardstickConnection] = {}
+        self.idle: list[BaselineTarget] = []
+        self.every: set[BaselineTarget] = set()
+        self.open: dict[int, BaselineConnection] = {}
         self.dials: set[asyncio.Task[None]] = set()
 
     def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
         connection = self.open.get(conn_id)
         if connection is None:
-            connection = self.open[conn_id] = YardstickConnection(self, conn_id)
+            connection = self.open[conn_id] = BaselineConnection(self, conn_id)
         connection.parser.feed_data(data)
 
-    async def dial(self, connection: YardstickConnection, request: bytes) -> None:
+    async def dial(self, connection: BaselineConnection, request: bytes) -> None:
         loop = asyncio.get_running_loop()
-        _, target = await loop.create_connection(lambda: YardstickTarget(self), "127.0.0.1", self.port)
+        _, target = await loop.create_connection(lambda: BaselineTarget(self), "127.0.0.1", self.port)
         self.every.add(target)
         target.send(connection, request)
 
@@ -323,8 +323,8 @@ class Yardstick:
             target.transport.abort()
 
 
-class YardstickConnection:
-    def __init__(self, relay: Yardstick, conn_id: int) -> None:
+class BaselineConnection:
+    def __init__(self, relay: Baseline, conn_id: int) -> None:
         self.relay, self.conn_id = relay, conn_id
         self.outbound = relay.packets.outbound(conn_id, lambda: None, lambda: None)
         self.parser = httptools.HttpRequestParser(self)
@@ -352,16 +352,16 @@ class YardstickConnection:
             task.add_done_callback(relay.dials.discard)
 
 
-class YardstickTarget(asyncio.Protocol):
+class BaselineTarget(asyncio.Protocol):
     connection: Any  # the connection that gets its response, None while idle
 
-    def __init__(self, relay: Yardstick) -> None:
+    def __init__(self, relay: Baseline) -> None:
         self.relay = relay
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
 
-    def send(self, connection: YardstickConnection, request: bytes) -> None:
+    def send(self, connection: BaselineConnection, request: bytes) -> None:
         self.connection = connection
         self.parser = httptools.HttpResponseParser(self)
         self.fields: list[bytes] = []
@@ -390,9 +390,9 @@ class YardstickTarget(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def yardstick(port: int) -> AsyncIterator[tuple[Yardstick, Packets]]:
+async def baseline(port: int) -> AsyncIterator[tuple[Baseline, Packets]]:
     packets = Packets()
-    relay = Yardstick(packets, port)
+    relay = Baseline(packets, port)
     try:
         yield relay, packets
     finally:
@@ -402,10 +402,10 @@ async def yardstick(port: int) -> AsyncIterator[tuple[Yardstick, Packets]]:
 
 @contextlib.asynccontextmanager
 async def receiver(mode: str, server: Nginx | None, **options: Any) -> AsyncIterator[tuple[Receiver, Packets]]:
-    """mode: memory, UDS, yardstick. server: the target, None for one in this process. options: of the stack."""
-    if mode == "yardstick":
+    """mode: memory, UDS, baseline. server: the target, None for one in this process. options: of the stack."""
+    if mode == "baseline":
         assert server is not None
-        async with yardstick(server.port) as found:
+        async with baseline(server.port) as found:
             yield found
         return
     if server is None:
@@ -457,8 +457,8 @@ async def download(mode: str, server: Nginx, **options: Any) -> Samples:
         return {SPEED: [(1 << 30) / took / 1e6], Metric("CPU", "ms"): [cpu * 1e3], GROWTH: growth}
 
 
-MODES = ("memory", "UDS", "yardstick")
-RATIOS = (("memory", "UDS"), ("memory", "yardstick"))
+MODES = ("memory", "UDS", "baseline")
+RATIOS = (("memory", "UDS"), ("memory", "baseline"))
 
 
 def turns(modes: Sequence[str], work: Callable[[str], Coroutine[Any, Any, Samples]]) -> dict[str, Turn]:

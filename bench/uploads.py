@@ -26,11 +26,11 @@ from .hop import (
     MODES,
     RATIOS,
     SPEED,
+    Baseline,
+    BaselineConnection,
+    BaselineTarget,
     Packets,
     Receiver,
-    Yardstick,
-    YardstickConnection,
-    YardstickTarget,
     stack,
     turns,
 )
@@ -115,10 +115,10 @@ class Upload:
             self.done.set_exception(AssertionError(f"the connection ended after {self._answer!r}"))
 
 
-# -- the yardstick
+# -- the baseline
 
 
-class UploadYardstick(Yardstick):
+class UploadBaseline(Baseline):
     packets: CreditedPackets
 
     def packet_received(self, conn_id: int, code: int, data: bytes | memoryview, error_message: str) -> None:
@@ -143,10 +143,10 @@ class UploadYardstick(Yardstick):
         connection.return_credit()
 
 
-class UploadConnection(YardstickConnection):
+class UploadConnection(BaselineConnection):
     """Forwards each piece of the body as it arrives."""
 
-    def __init__(self, relay: UploadYardstick, conn_id: int) -> None:
+    def __init__(self, relay: UploadBaseline, conn_id: int) -> None:
         super().__init__(relay, conn_id)
         self.window = relay.packets.receive_window(conn_id)
         self.target: UploadTarget | None = None
@@ -176,7 +176,7 @@ class UploadConnection(YardstickConnection):
             self.window.unread(self.target.transport.get_write_buffer_size() if self.target.paused else 0)
 
 
-class UploadTarget(YardstickTarget):
+class UploadTarget(BaselineTarget):
     paused = False
 
     def pause_writing(self) -> None:
@@ -201,8 +201,8 @@ def sink() -> Iterator[int]:
 @contextlib.asynccontextmanager
 async def receiver(mode: str, port: int) -> AsyncIterator[tuple[Receiver, Packets]]:
     packets = CreditedPackets()
-    if mode == "yardstick":
-        relay = UploadYardstick(packets, port)
+    if mode == "baseline":
+        relay = UploadBaseline(packets, port)
         try:
             yield relay, packets
         finally:
