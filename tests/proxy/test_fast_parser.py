@@ -8,7 +8,7 @@ import httptools
 import pytest
 
 from agent.proxy import ProxyLimits
-from agent.proxy.fast_parser import PLAIN_METHODS, Lines, plain_host_end, plain_request_line, plain_status_line
+from agent.proxy.fast_parser import PLAIN_METHODS, HeaderBlock, plain_host_end, plain_request_line, plain_status_line
 from agent.proxy.heads import (
     HOST,
     METHODS,
@@ -72,9 +72,9 @@ LINES = [
 ]
 
 
-def asked(parser: type, head: bytes) -> Lines | None:
+def asked(parser: type, head: bytes) -> HeaderBlock | None:
     """The lines that llhttp reads of a head. None if llhttp rejects the head."""
-    lines = Lines()
+    lines = HeaderBlock()
     try:
         return lines if ask_llhttp(parser, head, lines) else None
     except ValueError:
@@ -84,7 +84,7 @@ def asked(parser: type, head: bytes) -> Lines | None:
 def assert_read_alike(parser: type, head: bytes) -> bool:
     """Where the lines are read here, llhttp takes the head and reads the same. Returns whether they are."""
     start = head.index(b"\r\n") + 2
-    lines, block = Lines(), Lines()
+    lines, block = HeaderBlock(), HeaderBlock()
     plain = lines.read(head, start, False)
     assert block.read(head, start, True) == plain, head
     if plain:

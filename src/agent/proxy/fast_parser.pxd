@@ -23,7 +23,7 @@ cpdef Py_ssize_t plain_host_end(bytes host) except -1
 
 @cython.final
 @cython.freelist(8)
-cdef class Lines:
+cdef class HeaderBlock:
     # the end-to-end fields: as pairs, or as the lines to write
     cdef public list fields
     cdef public bytes block

@@ -15,7 +15,14 @@ from __future__ import annotations
 
 from .headers import SPECIAL, Fields
 
-__all__ = ["PLAIN_METHODS", "USES_FAST_PARSER", "Lines", "plain_host_end", "plain_request_line", "plain_status_line"]
+__all__ = [
+    "PLAIN_METHODS",
+    "USES_FAST_PARSER",
+    "HeaderBlock",
+    "plain_host_end",
+    "plain_request_line",
+    "plain_status_line",
+]
 
 USES_FAST_PARSER = not __file__.endswith(".py")
 """Whether this module is compiled. A request head of 336 bytes takes 7 µs with C loops and 14 µs by llhttp. The same
@@ -107,7 +114,7 @@ def plain_host_end(host: bytes) -> int:
     return at if at == size or text[at] == COLON else 0
 
 
-class Lines:
+class HeaderBlock:
     """The fields of one head. Made for each head.
 
     Attributes:

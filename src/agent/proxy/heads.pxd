@@ -1,7 +1,7 @@
 # The types that `heads.py` has when it is compiled. The docstrings there explain the fields.
 cimport cython
 
-from agent.proxy.fast_parser cimport Lines
+from agent.proxy.fast_parser cimport HeaderBlock
 
 cdef bint USES_FAST_PARSER  # the default of `fast`
 cdef int ZERO
@@ -10,7 +10,7 @@ cdef int ZERO
 @cython.final
 cdef class _Collector:
     # filled by llhttp's callbacks
-    cdef public Lines lines
+    cdef public HeaderBlock lines
     cdef public bint complete
 
 
@@ -57,20 +57,21 @@ cdef class Response:
 
 # Called for each head.
 @cython.locals(
-    text=cython.p_uchar, line_end=Py_ssize_t, method_end=Py_ssize_t, is_1_0=bint, taken=bint, block=bytes, lines=Lines,
-    special=dict, request=Request,
+    text=cython.p_uchar, line_end=Py_ssize_t, method_end=Py_ssize_t, is_1_0=bint, taken=bint, block=bytes,
+    lines=HeaderBlock, special=dict, request=Request,
 )
 cpdef tuple parse_request(bytes head, limits, Request last=*, bint fast=*)
 
 
 @cython.locals(
-    text=cython.p_uchar, line_end=Py_ssize_t, is_1_0=bint, lines=Lines, special=dict, response=Response, lengths=list
+    text=cython.p_uchar, line_end=Py_ssize_t, is_1_0=bint, lines=HeaderBlock, special=dict, response=Response,
+    lengths=list,
 )
 cpdef Response parse_response(bytes head, bint fast=*)
 
 
 @cython.locals(collector=_Collector)
-cpdef bint ask_llhttp(object parser_type, bytes head, Lines lines) except -1
+cpdef bint ask_llhttp(object parser_type, bytes head, HeaderBlock lines) except -1
 
 
 cdef tuple _ask_about_response(bytes head, Response response)

@@ -23,7 +23,14 @@ import httptools
 from ..config.limits import ProxyLimits
 from ..errors import AgentError
 from ..syntax import has_dot_segments, without_plain_dots
-from .fast_parser import PLAIN_METHODS, USES_FAST_PARSER, Lines, plain_host_end, plain_request_line, plain_status_line
+from .fast_parser import (
+    PLAIN_METHODS,
+    USES_FAST_PARSER,
+    HeaderBlock,
+    plain_host_end,
+    plain_request_line,
+    plain_status_line,
+)
 from .headers import COMMON_OPTIONS, NO_OPTIONS, Fields, drop_named, elements, is_protected, tokens
 from .rules import (
     RULES,
@@ -178,7 +185,7 @@ class _Collector:
     # If httptools misses one of these callbacks, it pays for an exception.
     on_message_begin = on_url = on_status = on_body = on_message_complete = on_chunk_header = on_chunk_complete = None
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: HeaderBlock) -> None:
         self.lines = lines
         self.complete = False
 
@@ -189,7 +196,7 @@ class _Collector:
         self.complete = True
 
 
-def ask_llhttp(parser_type: type, head: bytes, lines: Lines) -> bool:
+def ask_llhttp(parser_type: type, head: bytes, lines: HeaderBlock) -> bool:
     """Feed a head to a fresh parser, which fills `lines`. Returns whether it took the head. Raises ValueError where it
     broke off before the fields were complete."""
     collector = _Collector(lines)
@@ -394,9 +401,9 @@ def parse_request(
     block = head[line_end:]
     if last is not None and block == last.block and method == last.method and is_1_0 == last.is_1_0:
         return last, target
-    lines, taken = Lines(), True
+    lines, taken = HeaderBlock(), True
     if not fast or not lines.read(head, line_end + 2, False):
-        lines = Lines()
+        lines = HeaderBlock()
         try:
             taken = ask_llhttp(httptools.HttpRequestParser, head, lines)
         except ValueError as error:
@@ -545,7 +552,7 @@ def parse_response(head: bytes, fast: bool = USES_FAST_PARSER) -> Response:
     response.length = UNTIL_EOF
     response.content_length = -1
     line_end = plain_status_line(head) if fast else 0
-    lines = Lines()
+    lines = HeaderBlock()
     if line_end and lines.read(head, line_end + 2, True) and _options(lines.special) <= PLAIN_OPTIONS:
         text = head
         is_1_0 = False
@@ -581,9 +588,9 @@ def _options(special: dict[bytes, list[bytes]]) -> frozenset[bytes]:
     return known if known is not None else frozenset(tokens(values))
 
 
-def _ask_about_response(head: bytes, response: Response) -> tuple[Lines, bool]:
+def _ask_about_response(head: bytes, response: Response) -> tuple[HeaderBlock, bool]:
     """Read a response's head by llhttp, with its version. Raises HeadError."""
-    lines = Lines()
+    lines = HeaderBlock()
     match = STATUS_LINE.match(head)
     taken = False
     if match is not None:
