@@ -12,11 +12,14 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Connect", "Path", "RequestHead", "Target"]
+__all__ = ["Connect", "MapFields", "Path", "RequestHead", "Target"]
 
 Connect = Callable[["asyncio.Protocol"], Awaitable["asyncio.Transport"]]
 """Opens a connection to a target that has no address. It gets the protocol, calls the protocol's `connection_made`, and
 returns the transport. Raises TargetError or OSError."""
+
+MapFields = Callable[["RequestHead", "Target", list[tuple[bytes, bytes]]], list[tuple[bytes, bytes]]]
+"""Returns the end-to-end fields of a request or response with other URLs in them. It must not change its arguments."""
 
 
 class Path(Protocol):
@@ -45,6 +48,15 @@ class RequestHead:
     cluster: the agent's own cluster name, or "".
     client_identity: set by a RequestProcessor if the head carries the agent's own authority. The connection to the
         target then presents that client certificate, and no other identity shares it.
+    peer: the user's IP address, "" if unknown.
+    scheme: the user's, "http" or "https".
+    host: the user's Host with its port, "" if the user sent none.
+    prefix: the public path before `target` without the cluster's name at an agent ("/c1"), "" for none. It never ends
+        with a slash.
+    request_id: of this request, for logs.
+
+    At an agent the last five come from the hub, if the agent believes the hub (`forwarded` in wire.md). Otherwise the
+    peer is "", the scheme "http", and the prefix the cluster's own path.
     """
 
     method: str
@@ -54,6 +66,11 @@ class RequestHead:
     conn_id: int = 0
     cluster: str = ""
     client_identity: str = ""
+    peer: str = ""
+    scheme: str = "http"
+    host: str = ""
+    prefix: str = ""
+    request_id: str = ""
 
 
 # An absolute http or https URL in visible ASCII, without a fragment: (its origin, its path and query).
@@ -87,6 +104,13 @@ class Target:
             are kept.
         connect: opens the connection instead of a dial to the URL's host and port. A hub reaches its agents with it.
         preserve_host: the target gets the client's Host header rather than the URL's.
+        host_name: the Host that the target gets, instead of either. TLS and the pool still use the URL's.
+        stripped: the part of the public path that the target does not see, beyond `RequestHead.prefix`. Both together
+            are the target's X-Forwarded-Prefix.
+        map_request: changes fields that name URLs (`Destination`). It gets the head and this target, and returns the
+            fields. Raises Refused. It is called only for a request with such a field.
+        map_response: the same for a response's fields: Location, Content-Location, Refresh, Set-Cookie, Alt-Svc,
+            Clear-Site-Data, Service-Worker-Allowed. It is called only for a response with one of them.
         client_identity: the client certificate that the connection presents, "" for none. It comes from the processed
             head, and is part of the pool key (wire.md, safety rule 5).
         answers_expect: the proxy itself responds to `Expect: 100-continue`, and the target never sees it.
@@ -108,6 +132,10 @@ class Target:
     client_identity: str = ""
     answers_expect: bool = False
     party: Literal["target", "agent"] = "target"
+    host_name: str = ""
+    stripped: bytes = b""
+    map_request: MapFields | None = None
+    map_response: MapFields | None = None
     scheme: str = dataclasses.field(init=False, default="")
     host: str = dataclasses.field(init=False, default="")
     port: int = dataclasses.field(init=False, default=0)
@@ -150,6 +178,8 @@ class Target:
         made.url, made.app, made.connect = self.url, self.app, self.connect
         made.preserve_host, made.client_identity = self.preserve_host, self.client_identity
         made.answers_expect, made.party = self.answers_expect, self.party
+        made.host_name, made.stripped = self.host_name, self.stripped
+        made.map_request, made.map_response = self.map_request, self.map_response
         made.scheme, made.host, made.port, made.path = self.scheme, self.host, self.port, self.path
         made.origin, made.authority = self.origin, self.authority
         return made
