@@ -107,6 +107,7 @@ class Target:
         host_name: the Host that the target gets, instead of either. TLS and the pool still use the URL's.
         stripped: the part of the public path that the target does not see, beyond `RequestHead.prefix`. Both together
             are the target's X-Forwarded-Prefix.
+        bounds_head: the head, as it is sent, must fit the proxy's own limits. Else the user gets 414 or 431.
         map_request: changes fields that name URLs (`Destination`). It gets the head and this target, and returns the
             fields. Raises Refused. It is called only for a request with such a field.
         map_response: the same for a response's fields: Location, Content-Location, Refresh, Set-Cookie, Alt-Svc,
@@ -134,6 +135,7 @@ class Target:
     party: Literal["target", "agent"] = "target"
     host_name: str = ""
     stripped: bytes = b""
+    bounds_head: bool = False
     map_request: MapFields | None = None
     map_response: MapFields | None = None
     scheme: str = dataclasses.field(init=False, default="")
@@ -179,6 +181,7 @@ class Target:
         made.preserve_host, made.client_identity = self.preserve_host, self.client_identity
         made.answers_expect, made.party = self.answers_expect, self.party
         made.host_name, made.stripped = self.host_name, self.stripped
+        made.bounds_head = self.bounds_head
         made.map_request, made.map_response = self.map_request, self.map_response
         made.scheme, made.host, made.port, made.path = self.scheme, self.host, self.port, self.path
         made.origin, made.authority = self.origin, self.authority

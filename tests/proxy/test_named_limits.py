@@ -15,6 +15,7 @@ import pytest
 
 from agent.messages import Target
 from agent.proxy import ProxyLimits
+from own_responses import reason_of
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
@@ -212,10 +213,10 @@ async def test_too_many_connections_name_their_setting(stack, origin, caplog, pa
     async with origin() as o, stack(o.url, max_connections=1, connections_limit=setting, party=party) as h:
         first, second = await h.open(), await h.open()
         assert (await first.get()).status == 200
-        assert (await second.get()).body == b"too many connections\n"
+        assert reason_of((await second.get()).body) == b"too many connections\n"
         h.proxy.start_draining()
         third = await h.open()
-        assert (await third.get()).body == b"the %b is being stopped\n" % party.encode()
+        assert reason_of((await third.get()).body) == b"the %b is being stopped\n" % party.encode()
     over, draining = lines(caplog)
     assert (over.limit, over.fault, over.status) == (setting, party, 503)
     assert (hasattr(draining, "limit"), draining.fault) == (False, party)

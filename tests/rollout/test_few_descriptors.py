@@ -16,6 +16,8 @@ import trustme
 from rollout_processes import AgentProcess, HubProcess, running_agent, scrape
 from whole_peers import free_port, running_origin
 
+from own_responses import reason_of
+
 pytestmark = [
     pytest.mark.loops("asyncio"),
     pytest.mark.skipif(sys.platform != "linux", reason="the limits' effects are Linux's"),
@@ -170,7 +172,7 @@ async def test_with_no_descriptor_left_users_get_503_and_the_log_says_why(tmp_pa
                         assert b"\r\nRetry-After: " in told
                     await hub.logged("no file descriptor is left (ulimit -n)")
                     status, text = await get(f"{agent.url}/hello")
-                    assert (status, text) == (503, "too many connections\n")
+                    assert (status, reason_of(text)) == (503, "too many connections\n")
                 await served(f"{agent.url}/hello")
             page = await scrape(port)
             assert page.samples["fastpipe_hub_connections_refused_total",] >= 20

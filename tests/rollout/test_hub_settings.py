@@ -16,6 +16,7 @@ from whole_peers import running_origin
 
 from agent import ConfigError, HubConfig
 from agent.hub.hub import Hub
+from own_responses import reason_of
 
 PARSERS = f"{pathlib.Path(__file__).parent}"
 
@@ -51,7 +52,7 @@ async def test_a_cluster_parser_of_ones_own_is_asked_for_every_request(importabl
             await answer.read()
         assert (one.seen, two.seen) == (["GET /hello"] * 2, ["GET /hello"] * 2)
         refused = await client.get(f"{url}/c1/hello")
-        assert (refused.status, await refused.text()) == (404, "name a cluster in X-Cluster\n")
+        assert (refused.status, reason_of(await refused.text())) == (404, "name a cluster in X-Cluster\n")
         unknown = await client.get(f"{url}/c1/hello", headers={"X-Cluster": "../c1"})
         assert unknown.status == 503
         await unknown.read()
@@ -77,7 +78,7 @@ async def test_a_parser_that_names_nothing_is_a_503_and_one_clear_line(
         aiohttp.ClientSession() as client,
         client.get(f"http://127.0.0.1:{http_port}/c1/hello") as answer,
     ):
-        assert (answer.status, await answer.text()) == (503, "the request could not be decided\n")
+        assert (answer.status, reason_of(await answer.text())) == (503, "the request could not be decided\n")
     (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
     assert record.getMessage() == "cluster_parser must give a cluster's name, a str, not bytes"
     assert record.exc_info is None
@@ -134,9 +135,9 @@ async def test_past_max_clients_a_user_gets_503() -> None:
         aiohttp.ClientSession() as second,
     ):
         url = f"http://127.0.0.1:{http_port}/c1/"
-        assert await (await first.get(url)).text() == "no agent is connected for this cluster\n"
+        assert reason_of(await (await first.get(url)).text()) == "no agent is connected for this cluster\n"
         refused = await second.get(url)
-        assert (refused.status, await refused.text()) == (503, "too many connections\n")
+        assert (refused.status, reason_of(await refused.text())) == (503, "too many connections\n")
         assert int(refused.headers["Retry-After"]) > 0
 
 

@@ -12,6 +12,8 @@ import pytest
 from rollout_clusters import BESIDE
 from rollout_processes import AgentProcess, HubProcess
 
+from own_responses import reason_of
+
 pytestmark = pytest.mark.loops("asyncio")
 
 MODES = ["--use-memory-comm", "--no-use-memory-comm"]
@@ -19,7 +21,8 @@ MODES = ["--use-memory-comm", "--no-use-memory-comm"]
 
 async def get(url: str, **headers: str) -> tuple[int, str]:
     async with aiohttp.ClientSession() as client, client.get(url, headers=headers) as answer:
-        return answer.status, await answer.text()
+        text = await answer.text()
+        return answer.status, text if answer.ok else reason_of(text)
 
 
 @pytest.mark.parametrize("mode", MODES)

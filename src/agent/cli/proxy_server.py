@@ -13,7 +13,7 @@ from ..errors import listening
 from ..outcome import log_outcome
 from ..policy.selection import select_policy
 from ..policy.trust import FileTrust
-from ..proxy import Proxy, Upstreams
+from ..proxy import A_USER, Proxy, Upstreams
 from ..runtime.serving import run_beside, serve_until_cancelled
 from ..syntax import parse_address
 
@@ -54,7 +54,10 @@ async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int],
         run_beside(ends, CredentialWatch(config).run())
         with listening("listen", address):
             server = await asyncio.get_running_loop().create_server(
-                lambda: proxy.connection(next(ids), log_outcome), address.host or None, address.port, backlog=4096
+                lambda: proxy.connection(next(ids), log_outcome, origin=A_USER),
+                address.host or None,
+                address.port,
+                backlog=4096,
             )
         ends.callback(server.close)
         on_listening("proxy", address.host, server.sockets[0].getsockname()[1])

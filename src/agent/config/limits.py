@@ -8,6 +8,11 @@ __all__ = ["ProxyLimits"]
 
 KIB = 1024
 
+ADDED_TARGET_BYTES = 64
+ADDED_HEAD_BYTES = 16 * KIB
+ADDED_FIELDS = 32
+"""What a hub may add to a user's request. An agent that knows `forwarded` allows so much more."""
+
 NEARER_FIRST_S = 2.0
 """How much later the farther of two chained proxies times out: a round trip of the link, and both sweeps."""
 
@@ -92,6 +97,15 @@ class ProxyLimits:
         and names the party.
         """
         return dataclasses.replace(self, **{name: getattr(self, name) + NEARER_FIRST_S for name in names})
+
+    def widened(self) -> ProxyLimits:
+        """Return a copy with room in a request's head for what a hub adds to it (wire.md, `forwarded`)."""
+        return dataclasses.replace(
+            self,
+            target_bytes=self.target_bytes + ADDED_TARGET_BYTES,
+            request_head_bytes=self.request_head_bytes + ADDED_HEAD_BYTES,
+            request_fields=self.request_fields + ADDED_FIELDS,
+        )
 
     @property
     def tick_s(self) -> float:

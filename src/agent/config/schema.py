@@ -225,6 +225,9 @@ class AgentConfig(Targets, Checked):
             holds="secret",
         )
     )
+    trust_hub_fields: bool = kind.boolean(
+        "belief in the forwarding, identity and request-id fields of a hub that does not offer to clean them"
+    )
     use_memory_comm: bool = kind.applied(
         kind.boolean("pipes in memory between tunnel and proxy, instead of Unix sockets")
     )

@@ -40,14 +40,16 @@ class PendingPeer:
     stranger.
     """
 
-    __slots__ = ("_acceptor", "conn_id", "is_base_hubs", "name", "outcome", "transport", "withdrawn")
+    __slots__ = ("_acceptor", "conn_id", "features", "name", "outcome", "transport", "withdrawn")
 
-    def __init__(self, acceptor: UDSAcceptor, name: str, conn_id: int, outcome: Outcome, is_base_hubs: bool) -> None:
+    def __init__(
+        self, acceptor: UDSAcceptor, name: str, conn_id: int, outcome: Outcome, features: frozenset[str]
+    ) -> None:
         self._acceptor = acceptor
         self.name = name
         self.conn_id = conn_id
         self.outcome = outcome
-        self.is_base_hubs = is_base_hubs
+        self.features = features
         self.transport: asyncio.Transport | None = None
         self.withdrawn = False
 
@@ -74,7 +76,7 @@ class UDSAcceptor:
 
     Args:
         accept: makes the proxy's protocol for one connection.
-        accept_base: the same for connections from a hub without features. None uses `accept` for them too.
+        accept_for: returns the same by the hub's features, instead of `accept`.
         socket_path: where to listen. A leftover socket of a killed agent of the same user is replaced. "" makes a new
             private directory.
         buffer_bytes: high-water mark of the proxy's side, bytes. It may be changed.
@@ -85,13 +87,12 @@ class UDSAcceptor:
         self,
         accept: Callable[[int, Outcome], asyncio.Protocol],
         *,
-        accept_base: Callable[[int, Outcome], asyncio.Protocol] | None = None,
+        accept_for: Callable[[frozenset[str]], Callable[[int, Outcome], asyncio.Protocol]] | None = None,
         socket_path: str = "",
         buffer_bytes: int = 65536,
         abstract_names: bool = sys.platform == "linux",
     ) -> None:
-        self._accept = accept
-        self._accept_base = accept_base or accept
+        self._accept_for = accept_for or (lambda features: accept)
         self._configured_path = socket_path
         self.buffer_bytes = buffer_bytes
         self._abstract = abstract_names
@@ -204,7 +205,9 @@ class UDSAcceptor:
         self._sessions += 1
         return self._sessions
 
-    def announce(self, session: int, conn_id: int, outcome: Outcome, is_base_hubs: bool = False) -> PendingPeer:
+    def announce(
+        self, session: int, conn_id: int, outcome: Outcome, features: frozenset[str] = frozenset()
+    ) -> PendingPeer:
         """Expect one connection. Its socket must be bound to the result's name before it connects."""
         if self._server is None:
             raise RuntimeError("the acceptor isn't listening")
@@ -212,7 +215,7 @@ class UDSAcceptor:
             name = f"\0fastpipe-agent/{self._token}/{session}/{conn_id}"
         else:
             name = os.path.join(self._directory, f"{session}-{conn_id}")
-        announced = self._announced[name] = PendingPeer(self, name, conn_id, outcome, is_base_hubs)
+        announced = self._announced[name] = PendingPeer(self, name, conn_id, outcome, features)
         return announced
 
     def bind(self, announced: PendingPeer) -> socket.socket:
@@ -274,8 +277,7 @@ class UDSAcceptor:
         if announced.withdrawn:
             return None
         try:
-            accept = self._accept_base if announced.is_base_hubs else self._accept
-            protocol = accept(announced.conn_id, announced.outcome)
+            protocol = self._accept_for(announced.features)(announced.conn_id, announced.outcome)
         except Exception:
             logger.exception("the proxy refused a connection", extra={"conn_id": announced.conn_id})
             return None

@@ -7,6 +7,7 @@ stops. Its connections continue even if no new connection uses it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from .acceptor import UDSAcceptor
 __all__ = ["CarrierPolicy", "Share"]
 
 Accept = Callable[[int, Outcome, str], asyncio.Protocol]
+"""Makes the proxy's protocol for one connection, by its number, the receiver of its outcome, and its carrier."""
 
 
 class Share:
@@ -43,7 +45,7 @@ class CarrierPolicy:
 
     Args:
         accept: makes the proxy's protocol for one connection, carried by `memory` or by `uds`.
-        accept_base: the same for connections from a hub without features, or None to use `accept` for them too.
+        accept_for: returns the same by the hub's features, instead of `accept`.
         memory_percent: the percentage of new connections, over all sessions, that pipes carry.
         buffer_bytes: the bytes that each connection holds in each direction.
         socket_path: as in UDSAcceptor.
@@ -64,15 +66,14 @@ class CarrierPolicy:
         self,
         accept: Accept,
         *,
-        accept_base: Accept | None = None,
+        accept_for: Callable[[frozenset[str]], Accept] | None = None,
         memory_percent: int,
         buffer_bytes: int,
         socket_path: str = "",
         most_connections: int | None = None,
     ) -> None:
         _check(memory_percent)
-        self._accept = accept
-        self._accept_base = accept_base or accept
+        self._accept_for = accept_for or (lambda features: accept)
         self.share = Share(memory_percent)
         self.buffer_bytes = buffer_bytes
         self.most_connections = most_connections
@@ -85,13 +86,10 @@ class CarrierPolicy:
         """The share of new connections that goes through memory."""
         return self.share.percent
 
-    def accept_memory(self, conn_id: int, outcome: Outcome) -> asyncio.Protocol:
-        """The proxy's protocol for a connection over a pipe."""
-        return self._accept(conn_id, outcome, "memory")
-
-    def accept_base_memory(self, conn_id: int, outcome: Outcome) -> asyncio.Protocol:
-        """As `accept_memory`, for a connection that comes from a hub without features."""
-        return self._accept_base(conn_id, outcome, "memory")
+    def accept(self, features: frozenset[str], carrier: str) -> Callable[[int, Outcome], asyncio.Protocol]:
+        """Return what makes the proxy's protocols for the connections of a hub with these features."""
+        accept = self._accept_for(features)
+        return lambda conn_id, outcome: accept(conn_id, outcome, carrier)
 
     async def start(self) -> None:
         """Be ready for connections. Raises ConfigError where the Unix socket can't be made. Cancelled: not started."""
@@ -106,8 +104,8 @@ class CarrierPolicy:
         _check(memory_percent)
         if memory_percent < 100 and self.acceptor is None:
             acceptor = UDSAcceptor(
-                lambda conn_id, outcome: self._accept(conn_id, outcome, "uds"),
-                accept_base=lambda conn_id, outcome: self._accept_base(conn_id, outcome, "uds"),
+                self.accept(frozenset(), "uds"),
+                accept_for=functools.partial(self.accept, carrier="uds"),
                 socket_path=self._socket_path,
                 buffer_bytes=buffer_bytes,
             )

@@ -50,7 +50,7 @@ class MemoryConnManager(ConnManager):
     """Connections over pipes. The rest as in ConnManager.
 
     accept: makes the proxy's protocol for one connection.
-    accept_base: the same for connections from a hub without features, or None to use `accept` for them too.
+    accept_for: returns the same by the hub's features, instead of `accept`.
     buffer_bytes: a pipe's high-water mark. A change applies to new connections.
     """
 
@@ -59,17 +59,15 @@ class MemoryConnManager(ConnManager):
         tunnel: Tunnel,
         accept: Callable[[int, Outcome], asyncio.Protocol],
         *,
-        accept_base: Callable[[int, Outcome], asyncio.Protocol] | None = None,
+        accept_for: Callable[[frozenset[str]], Callable[[int, Outcome], asyncio.Protocol]] | None = None,
         buffer_bytes: int = 65536,
         limits: ConnectionLimits | None = None,
         budget: FirstPacketBudget | None = None,
         counters: ConnectionCounters | None = None,
     ) -> None:
         super().__init__(tunnel, limits=limits, budget=budget, counters=counters)
-        self.accept = accept
-        self.accept_base = accept_base or accept
+        self._accept = accept_for(tunnel.features) if accept_for is not None else accept
         self.buffer_bytes = buffer_bytes
 
     def make_connection(self, conn_id: int) -> AgentConnection:
-        accept = self.accept_base if self.is_base_hubs else self.accept
-        return make_memory_connection(self, conn_id, accept, self.buffer_bytes)
+        return make_memory_connection(self, conn_id, self._accept, self.buffer_bytes)

@@ -51,7 +51,7 @@ def make_uds_connection(
     session: from `acceptor.next_session`.
     buffer_bytes: a quarter of it may wait here. The kernel holds the rest.
     """
-    announced = acceptor.announce(session, conn_id, manager.outcome, manager.is_base_hubs)
+    announced = acceptor.announce(session, conn_id, manager.outcome, manager.tunnel.features)
     sock = acceptor.bind(announced)
     connection = UDSConnection(conn_id, manager, announced)
     timeout_s = manager.limits.connect_timeout_s

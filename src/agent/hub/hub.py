@@ -23,7 +23,7 @@ from ..outcome import log_outcome
 from ..policy.agents import AgentPolicy
 from ..policy.plugins import load_reference
 from ..policy.trust import handshake_failure, server_context
-from ..proxy import Proxy, ProxyLimits, RequestMetrics, Upstreams
+from ..proxy import A_USER, Proxy, ProxyLimits, RequestMetrics, Upstreams
 from ..runtime.acceptor import listening_sockets
 from ..runtime.descriptors import Shares, descriptor_limit, share_out
 from ..runtime.serving import run_beside, serve_until_cancelled
@@ -31,7 +31,7 @@ from ..syntax import is_label, is_loopback, parse_address
 from ..telemetry.health import HealthServer
 from ..telemetry.metrics import MetricsPage
 from ..tunnel.budget import MessageBudget
-from ..tunnel.features import FEATURES
+from ..tunnel.features import FEATURES, FORWARDED
 from ..tunnel.grpc import GrpcStatus, Status
 from ..tunnel.liveness import LivenessTimes
 from ..tunnel.server import TunnelServer
@@ -222,7 +222,7 @@ class Hub:
 
     def _make_user_door(self, proxy: Proxy, shares: Shares) -> UserDoor:
         return UserDoor(
-            protocol=lambda: proxy.connection(next(self._ids), log_outcome, CARRIER),
+            protocol=lambda: proxy.connection(next(self._ids), log_outcome, CARRIER, A_USER),
             open_connections=lambda: proxy.open_connections,
             make_room=proxy.make_room,
             max_connections=shares.clients + shares.spare_clients,
@@ -338,6 +338,7 @@ class Hub:
                 connect=session.connect,
                 preserve_host=True,
                 answers_expect=not session.tunnel.features,
+                bounds_head=FORWARDED not in session.tunnel.features,
                 party="agent",
             )
         except ValueError:

@@ -7,7 +7,18 @@ select_twins(__path__)
 from ..config.limits import ProxyLimits  # noqa: E402
 from .apps import Apps  # noqa: E402 - after the choice, here and below
 from .metrics import RequestMetrics  # noqa: E402
+from .origin import A_USER, ClientOrigin, HubOrigin, Origin  # noqa: E402
 from .proxy import Proxy  # noqa: E402
 from .upstream import Upstreams  # noqa: E402
 
-__all__ = ["Apps", "Proxy", "ProxyLimits", "RequestMetrics", "Upstreams"]
+__all__ = [
+    "A_USER",
+    "Apps",
+    "ClientOrigin",
+    "HubOrigin",
+    "Origin",
+    "Proxy",
+    "ProxyLimits",
+    "RequestMetrics",
+    "Upstreams",
+]

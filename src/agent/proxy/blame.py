@@ -38,11 +38,14 @@ def read_fault(value: bytes) -> tuple[Party, str, str]:
     return fault, "" if limit == "-" else limit[:LIMIT_CHARS], reason[:REASON_CHARS]
 
 
-def log_fault(conn_id: int, value: bytes, status: int, method: bytes) -> None:
-    """Log that an agent responded with a failure, and whose fault it was. value: the value of its field."""
+def log_fault(fields: dict[str, object], value: bytes, status: int, method: bytes) -> None:
+    """Log that an agent responded with a failure, and whose fault it was.
+
+    fields: the request's, for the log. value: the value of the agent's field.
+    """
     fault, limit, reason = read_fault(value)
     extra: dict[str, object] = {
-        "conn_id": conn_id,
+        **fields,
         "stage": "response head",
         "status": status,
         "fault": fault,

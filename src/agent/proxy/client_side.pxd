@@ -5,6 +5,7 @@ from agent.proxy.heads cimport Response
 cdef class ClientSide:
     # Names the connection in the log.
     cdef public object conn_id
+    cdef public bytes request_id
     # The exchange reads these before it writes.
     cdef public bint writing_paused, is_delivering, may_have_left, response_begun
 

@@ -37,20 +37,28 @@ class ClientSide:
 
     Attributes:
         conn_id: the connection, for the log.
+        request_id: the id of its last request, b"" before the first.
         writing_paused: the client takes no further bytes for now.
         is_delivering: the client side is working on input, and then calls `Exchange.uncork`.
         may_have_left: the client has sent its whole request and its FIN, so `target_moved` must be called.
         response_begun: a byte of the final response's head was sent.
     """
 
-    __slots__ = ("conn_id", "is_delivering", "may_have_left", "response_begun", "writing_paused")
+    __slots__ = ("conn_id", "is_delivering", "may_have_left", "request_id", "response_begun", "writing_paused")
 
     def __init__(self, conn_id: int) -> None:
         self.conn_id = conn_id
+        self.request_id = b""
         self.writing_paused = False
         self.is_delivering = False
         self.may_have_left = False
         self.response_begun = False
+
+    def log_fields(self) -> dict[str, object]:
+        """The first fields of a log line about the connection's last request."""
+        if not self.request_id:
+            return {"conn_id": self.conn_id}
+        return {"request_id": self.request_id.decode(), "conn_id": self.conn_id}
 
     # -- the request's way
 

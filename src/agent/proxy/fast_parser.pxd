@@ -31,6 +31,8 @@ cdef class HeaderBlock:
     cdef public dict special
     # of all fields, for the limit
     cdef public Py_ssize_t count
+    # whether the policy may have to change some
+    cdef public bint has_urls
 
     cpdef add(self, bytes name, bytes value)
 

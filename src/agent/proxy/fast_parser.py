@@ -13,7 +13,7 @@ The readers of `heads` take `fast`, whose default is USES_FAST_PARSER. The Pytho
 
 from __future__ import annotations
 
-from .headers import SPECIAL, Fields
+from .headers import SPECIAL, WITH_URLS, Fields
 
 __all__ = [
     "PLAIN_METHODS",
@@ -49,10 +49,11 @@ def _kind(byte: int) -> int:
 
 
 KINDS = bytes(map(_kind, range(256)))
-# Indexed by a name's length and the low bits of its first letter: whether the name may be special. Most names are not.
-LONGEST_SPECIAL = max(map(len, SPECIAL))
+# Indexed by a name's length and the low bits of its first letter: whether the name may need a look. Most do not.
+NOTED = SPECIAL | WITH_URLS
+LONGEST_SPECIAL = max(map(len, NOTED))
 MAYBE_SPECIAL = bytes(
-    any(len(name) == length and name[0] & 31 == letter for name in SPECIAL)
+    any(len(name) == length and name[0] & 31 == letter for name in NOTED)
     for length in range(LONGEST_SPECIAL + 1)
     for letter in range(32)
 )
@@ -122,15 +123,17 @@ class HeaderBlock:
         special: lower-case name → values in order.
         block: instead of `fields`, if requested: the end-to-end lines as they are sent on, after the head's first line.
         count: the number of all fields.
+        has_urls: one of the end-to-end fields is in WITH_URLS.
     """
 
-    __slots__ = ("block", "count", "fields", "special")
+    __slots__ = ("block", "count", "fields", "has_urls", "special")
 
     def __init__(self) -> None:
         self.fields: Fields = []
         self.special: dict[bytes, list[bytes]] = {}
         self.block = b""
         self.count = 0
+        self.has_urls = False
 
     def add(self, name: bytes, value: bytes) -> None:
         """Take a field that was read otherwise."""
@@ -140,6 +143,8 @@ class HeaderBlock:
             self._add_special(lower, value)
         else:
             self.fields.append((name, value))
+            if lower in WITH_URLS:
+                self.has_urls = True
 
     def read(self, head: bytes, start: int, as_block: bool) -> bool:
         """Read the lines from `start` to the empty line, which is the head's end. as_block: `block` is wanted, and the
@@ -188,6 +193,8 @@ class HeaderBlock:
                             runs.append(text[run:begin])
                         run = at
                     continue
+                if lower in WITH_URLS:
+                    self.has_urls = True
             if not as_block:
                 fields.append((text[begin:name_end], text[value:end]))
             elif value != name_end + 2 or end != at - 2 or text[value - 1] != SPACE:  # it isn't written as we write

@@ -15,6 +15,7 @@ __all__ = [
     "COMMON_OPTIONS",
     "NO_OPTIONS",
     "SPECIAL",
+    "WITH_URLS",
     "Fields",
     "check_fields",
     "drop_named",
@@ -43,6 +44,20 @@ HOP_BY_HOP = frozenset(
 )
 SPECIAL = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 """Fields that the proxy reads, and then rewrites or drops. It never forwards them unchanged."""
+
+WITH_URLS = frozenset(
+    {
+        b"alt-svc",
+        b"clear-site-data",
+        b"content-location",
+        b"destination",
+        b"location",
+        b"refresh",
+        b"service-worker-allowed",
+        b"set-cookie",
+    }
+)
+"""Fields that name URLs or origins. `Target.map_request` and `Target.map_response` may change them."""
 
 PROTECTED = frozenset({b"host", b"content-length", b"authorization"})
 """Names that a `Connection` field must not have. They would be removed from a request after its checks."""

@@ -25,6 +25,10 @@ cdef class Request:
     cdef public str name
     cdef public list received
     cdef public bytes host
+    cdef public bint has_urls
+    # Who asks, and what the target gets about that.
+    cdef public str peer, scheme, public_host
+    cdef public bytes prefix, request_id, forwarding
     # the body: bytes, or CHUNKED
     cdef public long long length
     cdef public bint has_length
@@ -44,6 +48,7 @@ cdef class Response:
     cdef public int status
     cdef public bytes lines
     cdef public Py_ssize_t line_bytes
+    cdef public bint has_urls
     # the body: bytes, CHUNKED or UNTIL_EOF, and Content-Length as the target gave it
     cdef public long long length, content_length
     cdef public bytes digits

@@ -233,6 +233,9 @@ class Request:
         expects_continue: it waits for a 100.
         takes_trailers: it has `TE: trailers`.
         name, received: method and fields as the policy gets them, the latter with `Host`.
+        has_urls: a field is in WITH_URLS.
+        peer, scheme, public_host, prefix, request_id: as `forwarding.receive` notes them, b"" or "" for unknown.
+        forwarding: the forwarding fields to write, or b"".
         given, tail: the policy's last fields, and the bytes that a target gets of them after its `Host`. None before.
     """
 
@@ -240,15 +243,22 @@ class Request:
         "block",
         "expects_continue",
         "fields",
+        "forwarding",
         "given",
         "has_length",
+        "has_urls",
         "host",
         "is_1_0",
         "keep_alive",
         "length",
         "method",
         "name",
+        "peer",
+        "prefix",
+        "public_host",
         "received",
+        "request_id",
+        "scheme",
         "tail",
         "takes_trailers",
         "upgrade",
@@ -269,6 +279,13 @@ class Request:
     upgrade: bytes
     expects_continue: bool
     takes_trailers: bool
+    has_urls: bool
+    peer: str
+    scheme: str
+    public_host: str
+    prefix: bytes
+    request_id: bytes
+    forwarding: bytes
 
 
 class Response:
@@ -285,6 +302,7 @@ class Response:
         block: the whole head as received, or b"" if it is too long to keep.
         framing, closing, written: the bytes last written to a client, with their length and `Connection`, or b"".
         fault: the value of `Tunnel-Fault` on a failure, or b"".
+        has_urls: a field is in WITH_URLS.
     """
 
     __slots__ = (
@@ -294,6 +312,7 @@ class Response:
         "digits",
         "fault",
         "framing",
+        "has_urls",
         "keep_alive",
         "length",
         "line_bytes",
@@ -316,6 +335,7 @@ class Response:
     fault: bytes
     keep_alive: bool
     upgrade: bytes
+    has_urls: bool
 
 
 def check_line_so_far(line: bytes, limits: ProxyLimits) -> None:
@@ -422,6 +442,10 @@ def parse_request(
     request.tail = b""
     request.is_1_0 = is_1_0
     request.fields = lines.fields
+    request.has_urls = lines.has_urls
+    request.peer = request.public_host = ""
+    request.scheme = "http"
+    request.prefix = request.request_id = request.forwarding = b""
     request.upgrade = b""
     request.expects_continue = request.takes_trailers = False
     _set_host(request, special.pop(b"host", None), fast)
@@ -561,6 +585,7 @@ def parse_response(head: bytes, fast: bool = USES_FAST_PARSER) -> Response:
         response.lines = lines.block
     else:
         lines, is_1_0 = _ask_about_response(head, response)
+    response.has_urls = lines.has_urls
     special = lines.special
     options = _options(special)
     response.keep_alive = (not is_1_0 or b"keep-alive" in options) and b"close" not in options
@@ -577,6 +602,27 @@ def parse_response(head: bytes, fast: bool = USES_FAST_PARSER) -> Response:
             response.content_length = response.length
             response.digits = lengths[0].lstrip(b"0") or b"0"
     return response
+
+
+def response_fields(response: Response) -> Fields:
+    """The end-to-end fields that are sent on, in order."""
+    lines = response.lines[response.line_bytes :].split(b"\r\n")
+    return [(name, value) for name, _, value in (line.partition(b": ") for line in lines if line)]
+
+
+def with_fields(response: Response, fields: Fields) -> Response:
+    """The same response with other end-to-end fields. The fields were checked."""
+    made = Response()
+    made.status, made.line_bytes = response.status, response.line_bytes
+    made.lines = response.lines[: response.line_bytes] + b"".join(
+        [name + b": " + value + b"\r\n" for name, value in fields]
+    )
+    made.length, made.content_length, made.digits = response.length, response.content_length, response.digits
+    made.keep_alive, made.upgrade, made.fault = response.keep_alive, response.upgrade, response.fault
+    made.has_urls = response.has_urls
+    made.framing = 0
+    made.block = made.closing = made.written = b""  # it is written once
+    return made
 
 
 def _options(special: dict[bytes, list[bytes]]) -> frozenset[bytes]:

@@ -15,6 +15,8 @@ from .clock import Clock
 from .context import OwnedConnection
 from .decision import Process, Route
 from .metrics import RequestMetrics
+from .origin import A_HUB, HubOrigin, Origin
+from .request_id import RequestIds
 from .server import ClientConnection
 from .upstream import Upstreams
 
@@ -64,7 +66,8 @@ class Proxy:
         self.route = route
         self.process = process
         self.upstreams = upstreams
-        self.limits = limits or ProxyLimits()
+        self._limits = self._widened = limits or ProxyLimits()
+        self.limits = self._limits
         self.cluster = cluster
         self.max_connections = max_connections
         self.connections_limit = connections_limit
@@ -76,27 +79,38 @@ class Proxy:
         self.leaving = False
         self.requests_per_connection = 0
         self.requests_in_flight = 0
+        self.request_ids = RequestIds()
         self.clock = Clock(self.limits.tick_s, self._sweep)
         self._connections: dict[OwnedConnection, None] = {}  # those looked at least recently first
         self._empty: asyncio.Event | None = None
+
+    @property
+    def limits(self) -> ProxyLimits:
+        """The limits of new requests and connections."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: ProxyLimits) -> None:
+        self._limits, self._widened = limits, limits.widened()
+
+    def head_limits(self, origin: Origin) -> ProxyLimits:
+        """The limits of a request's head. They leave room for what a trusted hub adds."""
+        return self._widened if origin.is_trusted and isinstance(origin, HubOrigin) else self._limits
 
     @property
     def open_connections(self) -> int:
         """Client connections, in use and idle."""
         return len(self._connections)
 
-    def connection(
-        self, conn_id: int, outcome: Outcome, carrier: str = "", is_base_hubs: bool = False
-    ) -> asyncio.Protocol:
+    def connection(self, conn_id: int, outcome: Outcome, carrier: str = "", origin: Origin = A_HUB) -> asyncio.Protocol:
         """Return the protocol for one client connection.
 
         Args:
             outcome: called once with the connection's end, before its transport is closed.
             carrier: its name in the counters.
-            is_base_hubs: it belongs to a hub without features, which writes the first request's framing itself. So no
-                upgrade follows a body there.
+            origin: the other end, and the forwarding fields that are believed of it.
         """
-        made = ClientConnection(self, conn_id, outcome, carrier, is_base_hubs)
+        made = ClientConnection(self, conn_id, outcome, carrier, origin)
         return cast(asyncio.Protocol, made)  # by its methods, not its base
 
     def bound_requests(self, each: int) -> None:

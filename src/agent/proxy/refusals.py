@@ -17,7 +17,7 @@ def respond_to_policy(client: ClientSide, error: BaseException) -> None:
     if isinstance(error, Redirected):
         client.respond_with(308, "it is found below", fields=[(b"Location", error.location)])
         return
-    extra: dict[str, object] = {"conn_id": client.conn_id, "stage": "policy", "fault": "policy"}
+    extra: dict[str, object] = {**client.log_fields(), "stage": "policy", "fault": "policy"}
     if isinstance(error, Refused):
         extra.update(status=error.status, fault=error.fault)
         if error.limit:

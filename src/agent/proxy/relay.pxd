@@ -2,6 +2,7 @@
 cimport cython
 
 from agent.proxy.client_side cimport ClientSide
+from agent.proxy.forwarding cimport forwarding_fields
 from agent.proxy.heads cimport Request, Response
 from agent.proxy.upstream_stream cimport UpstreamStream
 
@@ -19,7 +20,7 @@ cdef class Exchange:
     cdef public Request request
     cdef public bytes own_target
     # The request's way: its head, what waits for a stream, and the task that awaits policy or dial.
-    cdef public object target
+    cdef public object target, _received
     cdef public UpstreamStream _upstream
     cdef public bytes _head, corked
     cdef public bytearray _unsent
@@ -39,7 +40,7 @@ cdef class Exchange:
     cpdef _run(self, work, pending=*)
     cpdef _policy_failed(self, error)
 
-    @cython.locals(request=Request, head=bytes, upstream=UpstreamStream)
+    @cython.locals(request=Request, added=bytes, head=bytes, upstream=UpstreamStream)
     cpdef _send(self, tuple decision)
     cpdef double _lap_s(self) except? -1
     cpdef _attach(self, UpstreamStream upstream)
@@ -52,13 +53,15 @@ cdef class Exchange:
     cpdef pause_receiving(self)
     cpdef resume_receiving(self)
     cpdef target_moved(self)
+    @cython.locals(mapped=Response)
     cpdef informational(self, Response response)
     cpdef _say_continue(self)
+    cpdef Response _mapped(self, Response response)
 
-    @cython.locals(upstream=UpstreamStream, client=ClientSide)
+    @cython.locals(upstream=UpstreamStream, client=ClientSide, mapped=Response)
     cpdef switched(self, Response response, rest)
 
-    @cython.locals(client=ClientSide)
+    @cython.locals(client=ClientSide, mapped=Response)
     cpdef response_started(self, Response response, long long length, list pieces, bint ended, list trailers)
 
     @cython.locals(client=ClientSide)

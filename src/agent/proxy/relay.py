@@ -28,17 +28,19 @@ from typing import Any
 
 from ..errors import Party, TargetError
 from ..messages import RequestHead, Target
+from ..syntax import Address
 from .blame import log_fault
 from .client_side import ClientSide
 from .clock import NEVER
 from .context import ExchangeContext
 from .decision import Decision, PendingDecision, decide
-from .headers import Fields
-from .heads import IDEMPOTENT, Request, Response, switches_as_asked
+from .forwarding import forwarding_fields
+from .headers import Fields, check_fields
+from .heads import IDEMPOTENT, Request, Response, response_fields, switches_as_asked, with_fields
 from .metrics import RequestMetrics
 from .pieces import Piece
 from .refusals import respond_to_policy
-from .rewrite import head_for_target
+from .rewrite import check_size, head_for_target
 from .upgrade import Upgraded
 from .upstream_stream import UpstreamStream
 
@@ -78,6 +80,7 @@ class Exchange:
         "_context",
         "_head",
         "_mark_s",
+        "_received",
         "_request_done",
         "_retried",
         "_state",
@@ -114,6 +117,7 @@ class Exchange:
         self._context = context
         self._upstream: UpstreamStream | None = None
         self._task: asyncio.Task[None] | None = None
+        self._received: RequestHead | None = None
         self._head = b""  # for the target
         self._unsent: bytearray | None = None  # body that came before there was a stream to the target
         self._request_done = request.length == 0
@@ -139,7 +143,20 @@ class Exchange:
             self.continue_at = context.clock.later(context.limits.expect_timeout_s)
         version = "1.0" if request.is_1_0 else "1.1"
         fields = request.received.copy()
-        head = RequestHead(request.name, self.own_target, version, fields, self.client.conn_id, context.cluster)
+        self._received = head = RequestHead(
+            request.name,
+            self.own_target,
+            version,
+            fields,
+            self.client.conn_id,
+            context.cluster,
+            "",
+            request.peer,
+            request.scheme,
+            request.public_host,
+            request.prefix.decode("ascii"),
+            self.client.request_id.decode("ascii"),
+        )
         try:
             decision = decide(head, context.route, context.process)
             if isinstance(decision, PendingDecision):
@@ -189,7 +206,12 @@ class Exchange:
         request, context = self.request, self._context
         self.target = target
         fields = request.fields if context.process is None else decided.headers
-        head = head_for_target(request, self.own_target, fields, target)
+        if request.has_urls and target.map_request is not None and self._received is not None:
+            fields = target.map_request(self._received, target, fields)
+        added = forwarding_fields(request, target.stripped, self.client.request_id)
+        head = head_for_target(request, self.own_target, fields, target, added)
+        if target.bounds_head:
+            check_size(head, context.limits)
         if target.answers_expect and self.continue_at != NEVER:
             self._say_continue()
         self._head = self.corked = head
@@ -299,7 +321,10 @@ class Exchange:
             if self.awaits_continue:
                 self._say_continue()
         elif response.status == 103:
-            self.client.send_informational(response)
+            mapped = self._mapped(response)
+            if mapped is None:
+                return
+            self.client.send_informational(mapped)
         if self._request_done:
             self._await_response()
 
@@ -315,13 +340,16 @@ class Exchange:
         if not switches_as_asked(response, self.request):
             self.fail(502, "the target switched protocols unasked", "response head", rule="switch-unasked")
             return
+        mapped = self._mapped(response)
+        if mapped is None:
+            return
         self._upstream = None
         self._state = DONE
         if self.metrics is not None:
             self.metrics.upgraded += 1
         upgraded = Upgraded(client, upstream, self._party, self._context.clock, self._context.limits)
         upstream.switch(upgraded)
-        client.switch_protocols(response, rest, upgraded)
+        client.switch_protocols(mapped, rest, upgraded)
 
     def response_started(
         self, response: Response, length: int, pieces: list[Piece], ended: bool, trailers: Fields
@@ -330,11 +358,16 @@ class Exchange:
         client = self.client
         if client.may_have_left:
             client.target_moved()
+        if response.has_urls:
+            mapped = self._mapped(response)
+            if mapped is None:
+                return
+            response = mapped
         self._state = RELAYED
         self._status = response.status
         self.deadline = self.waits_at = NEVER
         if response.fault and self._context.party == "hub":
-            log_fault(client.conn_id, response.fault, response.status, self.request.method)
+            log_fault(client.log_fields(), response.fault, response.status, self.request.method)
         client.start_response(response, length, pieces, ended, trailers)
         if self._state is DONE:  # the client side could not relay it
             return
@@ -344,6 +377,20 @@ class Exchange:
             self._body_came_later = True
             self.metrics.head.add(self._lap_s())
             self.metrics.from_target[response.status // 100] += 1
+
+    def _mapped(self, response: Response) -> Response | None:
+        """The response with the URLs that the policy maps. None if the policy failed, and the exchange has ended."""
+        target, received = self.target, self._received
+        if not response.has_urls or target is None or target.map_response is None or received is None:
+            return response
+        try:
+            fields = target.map_response(received, target, response_fields(response))
+            check_fields(fields)
+        except Exception:
+            logger.exception("the response's fields could not be mapped", extra=self.client.log_fields())
+            self.fail(502, "the response's fields could not be mapped", "response head", fault="policy")
+            return None
+        return with_fields(response, fields)
 
     def response_body(self, pieces: list[Piece], ended: bool, trailers: Fields) -> None:
         """Pass on the next pieces of the response's body."""
@@ -425,7 +472,7 @@ class Exchange:
         upstream, target = self._upstream, self.target
         assert upstream is not None
         assert target is not None
-        logger.warning(why, extra={"conn_id": self.client.conn_id, "stage": "retry"})
+        logger.warning(why, extra={**self.client.log_fields(), "stage": "retry"})
         self._retried = True
         self._upstream = None
         upstream.abort()
@@ -463,12 +510,12 @@ class Exchange:
         """
         client, target = self.client, self.target
         extra: dict[str, object] = {
-            "conn_id": client.conn_id,
+            **client.log_fields(),
             "stage": stage,
             "status": status,
             "fault": fault,
             "method": self.request.method.decode(),
-            "target": f"{target.host}:{target.port}" if target is not None else "-",
+            "target": str(Address(target.host, target.port)) if target is not None else "-",
         }
         if limit:
             extra["limit"] = limit

@@ -1,22 +1,27 @@
 # The types that `request_reader.py` has when it is compiled.
 cimport cython
 
+from agent.proxy.forwarding cimport receive
 from agent.proxy.heads cimport Request
 from agent.proxy.readers cimport RequestHeadReader
+
+cdef bytes ID_FIELD
+cdef Py_ssize_t ID_VALUE_BYTES, ID_LINE_BYTES
 
 
 @cython.final
 cdef class RequestReader:
     # The last result.
     cdef public Request request
-    cdef public bytes own_target
+    cdef public bytes own_target, request_id
     # The parts that find it.
     cdef public RequestHeadReader _heads
-    cdef public bint _is_base_hubs
+    cdef public object origin
+    cdef public bint _is_base_hubs, _ends_with_id
     # The request before, for a head that repeats.
     cdef public Request _last
     cdef public bytes _last_head, _last_target
 
-    @cython.locals(request=Request, target=bytes)
+    @cython.locals(head=bytes, last=Request, request=Request, target=bytes)
     cpdef take(self, data, limits)
     cpdef bint has_begun(self) except -1

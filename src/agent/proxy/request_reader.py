@@ -3,26 +3,50 @@
 from __future__ import annotations
 
 from ..config.limits import ProxyLimits
+from .forwarding import receive
 from .heads import Request, bound_upgrade, parse_request
+from .origin import HubOrigin, Origin
 from .pieces import Piece
 from .readers import RequestHeadReader
+from .request_id import ID_BYTES
 
 __all__ = ["RequestReader"]
 
+ID_FIELD = b"\r\nX-Request-Id: "
+ID_VALUE_BYTES = ID_BYTES + 4
+"""An id and the end of the head."""
+ID_LINE_BYTES = len(ID_FIELD) + ID_VALUE_BYTES
+
 
 class RequestReader:
-    """request, own_target: what `take` has found last, the checked head and the target that it asked for.
+    """Finds requests.
 
-    is_base_hubs: the connection comes from a hub without features. No upgrade follows a body there.
+    Attributes:
+        request, own_target: the last result of `take`: the checked head, and the target that it asked for.
+        origin: the other end.
+        request_id: the id that a trusted party gave the request, or b"".
     """
 
-    __slots__ = ("_heads", "_is_base_hubs", "_last", "_last_head", "_last_target", "own_target", "request")
+    __slots__ = (
+        "_ends_with_id",
+        "_heads",
+        "_is_base_hubs",
+        "_last",
+        "_last_head",
+        "_last_target",
+        "origin",
+        "own_target",
+        "request",
+        "request_id",
+    )
 
-    def __init__(self, limits: ProxyLimits, is_base_hubs: bool) -> None:
+    def __init__(self, limits: ProxyLimits, origin: Origin) -> None:
         self.request: Request | None = None
-        self.own_target = b""
+        self.own_target = self.request_id = b""
+        self.origin = origin
+        self._ends_with_id = origin.is_trusted and isinstance(origin, HubOrigin)
         self._heads = RequestHeadReader(limits)
-        self._is_base_hubs = is_base_hubs
+        self._is_base_hubs = isinstance(origin, HubOrigin) and origin.is_base
         self._last: Request | None = None  # the request before, its head, and the target that this asked for
         self._last_head = self._last_target = b""
 
@@ -40,14 +64,23 @@ class RequestReader:
         head, rest = self._heads.take(data)
         if head is None:
             return rest
-        request, target = self._last, self._last_target
+        last, self.request_id = self._last, b""
+        if self._ends_with_id and head[-ID_LINE_BYTES:-ID_VALUE_BYTES] == ID_FIELD:
+            # Without its id, a head of our hub is the same as the one before.
+            self.request_id = head[-ID_VALUE_BYTES:-4]
+            head = head[:-ID_LINE_BYTES] + b"\r\n\r\n"
+        request, target = last, self._last_target
         if request is None or head != self._last_head:
             request, target = parse_request(head, limits, request)
-            if request.upgrade and self._is_base_hubs:
-                bound_upgrade(request, 0, "upgrade-base-hub")
+            if request is not last:
+                receive(request, self.origin)
+                if request.upgrade and self._is_base_hubs:
+                    bound_upgrade(request, 0, "upgrade-base-hub")
             if request.block:
                 self._last, self._last_target, self._last_head = request, target, head
             else:  # a long one would be held while the connection idles
                 self._last, self._last_target, self._last_head = None, b"", b""
         self.request, self.own_target = request, target
+        if not self.request_id:
+            self.request_id = request.request_id
         return rest

@@ -18,23 +18,25 @@ def phrase(status: int) -> bytes:
 
 
 def own_response(
-    status: int, reason: str, *, fields: Fields, connection: bytes = b"", head_only: bool = False
+    status: int, reason: str, request_id: bytes, *, fields: Fields, connection: bytes = b"", head_only: bool = False
 ) -> bytes:
     """Write a whole response.
 
     reason: its text, shown to the client.
+    request_id: shown to the client with the text, and as a field.
     connection: the `Connection` field's value, b"" for none.
     head_only: for a HEAD request.
     """
     head: Fields = []
     body = b""
     if status != 204:
-        body = reason.encode("utf-8", "replace") + b"\n"
+        body = b"%b\nrequest id: %b\n" % (reason.encode("utf-8", "replace"), request_id)
         head = [
             (b"Content-Type", b"text/plain; charset=utf-8"),
             (b"X-Content-Type-Options", b"nosniff"),
             (b"Content-Length", b"%d" % len(body)),
         ]
+    head.append((b"X-Request-Id", request_id))
     head += fields
     if connection:
         head.append((b"Connection", connection))

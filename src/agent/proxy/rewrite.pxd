@@ -9,7 +9,7 @@ cdef long long CHUNKED  # a length, as in `heads`
 
 # Each function returns the bytes of one head. `_tail` reuses the bytes written for an equal earlier request.
 @cython.locals(tail=bytes)
-cpdef bytes head_for_target(Request request, bytes own_target, object fields, object target)
+cpdef bytes head_for_target(Request request, bytes own_target, object fields, object target, bytes added=*)
 
 
 @cython.locals(out=list)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from ..config.limits import ProxyLimits
+from ..errors import Refused
 from ..messages import Target
 from .headers import SPECIAL, Fields, check_fields
 from .heads import CHUNKED, KEPT_BYTES, Request, Response
 
-__all__ = ["head_for_client", "head_for_target", "informational_head", "switching_head"]
+__all__ = ["check_size", "head_for_client", "head_for_target", "informational_head", "switching_head"]
 
 WITH_CONTENT = frozenset({b"POST", b"PUT", b"PATCH"})  # bodyless ones get a length of 0 (RFC 9110, section 8.6)
 
 
-def head_for_target(request: Request, own_target: bytes, fields: Fields, target: Target) -> bytes:
+def head_for_target(request: Request, own_target: bytes, fields: Fields, target: Target, added: bytes = b"") -> bytes:
     """Write the head for the target. Raises PolicyError if a field can't be written.
 
     own_target: the client's request target, used if `target` names none.
     fields: end-to-end fields from the policy. Framing fields, connection fields and `Host` among them are ignored.
+    added: further lines, which are not kept for the next request.
     """
-    own_host = request.host if target.preserve_host or not target.host else b""
-    host = own_host or target.authority
+    if target.host_name:
+        host = target.host_name.encode("ascii")
+    else:
+        own_host = request.host if target.preserve_host or not target.host else b""
+        host = own_host or target.authority
     if fields == request.given:  # by value: a kept-alive client's head repeats, and so does what a policy makes of it
         tail = request.tail
     elif fields is request.fields or fields == request.received:  # as they were checked
@@ -32,7 +38,20 @@ def head_for_target(request: Request, own_target: bytes, fields: Fields, target:
             request.given, request.tail = fields.copy(), tail
     if request.expects_continue and not target.answers_expect:
         tail = b"Expect: 100-continue\r\n" + tail  # not in the cached tail, since the next request may not have it
-    return b"".join((request.method, b" ", target.path or own_target, b" HTTP/1.1\r\nHost: ", host, b"\r\n", tail))
+    return b"".join(
+        (request.method, b" ", target.path or own_target, b" HTTP/1.1\r\nHost: ", host, b"\r\n", tail, added, b"\r\n")
+    )
+
+
+def check_size(head: bytes, limits: ProxyLimits) -> None:
+    """Check a head for a target that has the same limits. Raises Refused: 414, 431."""
+    line_bytes = head.find(b"\r\n")
+    if len(head) > limits.request_head_bytes:
+        raise Refused(431, "request head too large", fault="client", limit="limits.request_head_bytes")
+    if head.count(b"\r\n") - 2 > limits.request_fields:
+        raise Refused(431, "too many header fields", fault="client", limit="limits.request_fields")
+    if head.rfind(b" ", 0, line_bytes) - head.find(b" ") - 1 > limits.target_bytes:
+        raise Refused(414, "request target too long", fault="client", limit="limits.target_bytes")
 
 
 def _is_immutable(fields: Fields) -> bool:
@@ -46,7 +65,7 @@ def _is_immutable(fields: Fields) -> bool:
 
 
 def _tail(request: Request, fields: Fields) -> bytes:
-    """All of a head behind its `Host`."""
+    """All of a head behind its `Host`, without the empty line."""
     out: list[bytes] = []
     for name, value in fields:
         out.append(name)
@@ -63,7 +82,6 @@ def _tail(request: Request, fields: Fields) -> bytes:
         out.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.upgrade)
     elif request.takes_trailers:
         out.append(b"Connection: TE\r\nTE: trailers\r\n")
-    out.append(b"\r\n")
     return b"".join(out)
 
 

@@ -29,7 +29,8 @@ cdef class ClientConnection(ClientSide):
     cdef public object _outcome
     # The transport.
     cdef public object _transport
-    cdef public bint _is_tls, _is_base_hubs
+    cdef public bint _is_tls, _reports_faults
+    cdef public object _origin
     # Where it is: the table's state, and by when the next byte is due.
     cdef public object _state
     cdef public double _deadline

@@ -31,6 +31,7 @@ from .context import ConnectionOwner
 from .headers import Fields
 from .heads import ALLOW, CHUNKED, UNFRAMED, Fault, Request, Response
 from .liveness import is_gone, reset_when_closed, watch_half_closed
+from .origin import A_HUB, A_USER, HubOrigin, Origin, origin_of
 from .pieces import Piece, write_pieces
 from .readers import BodyReader
 from .relay import Exchange
@@ -74,9 +75,10 @@ class ClientConnection(ClientSide):
         "_explained",
         "_half_closed",
         "_in_hand",
-        "_is_base_hubs",
         "_is_tls",
+        "_origin",
         "_outcome",
+        "_reports_faults",
         "_requests",
         "_served",
         "_silent",
@@ -93,20 +95,21 @@ class ClientConnection(ClientSide):
     )
 
     def __init__(
-        self, owner: ConnectionOwner, conn_id: int, outcome: Outcome, carrier: str = "", is_base_hubs: bool = False
+        self, owner: ConnectionOwner, conn_id: int, outcome: Outcome, carrier: str = "", origin: Origin = A_HUB
     ) -> None:
         self.conn_id = conn_id
+        self.request_id = b""
         self.writing_paused = self.is_delivering = self.may_have_left = self.response_begun = False
         self.owner = owner
         self.carrier = carrier
         self.metrics = owner.metrics.get(carrier)
         self.requests_left = owner.requests_per_connection
         self._outcome: Outcome | None = outcome
+        self._origin = origin
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._is_tls = False
-        self._is_base_hubs = is_base_hubs  # it comes from a hub without features
         self._state = HEAD
-        self._requests = RequestReader(owner.limits, is_base_hubs)
+        self._requests = RequestReader(owner.head_limits(origin), origin)
         self._body: BodyReader | None = None
         self._backlog = Backlog(owner.limits.pipelined_bytes)  # input behind the request in flight
         self._writer = ResponseWriter()
@@ -119,6 +122,7 @@ class ClientConnection(ClientSide):
         self._ends_by_closing = False  # and has no other end
         self._explained = False  # a log line has the reason that ended the request whose body is drained
         self._served = True
+        self._reports_faults = not owner.owns_clients and isinstance(origin, HubOrigin) and not origin.is_base
         self._silent = True  # no request has come yet
         self._in_hand = False  # there is input behind the head that is begun
         self._yielded = False  # the backlog is worked on at the loop's next turn
@@ -129,6 +133,8 @@ class ClientConnection(ClientSide):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = self._backlog.transport = self._writer.transport = cast(asyncio.Transport, transport)
         self._is_tls = transport.get_extra_info("ssl_object") is not None
+        if self._origin is A_USER:
+            self._origin = self._requests.origin = origin_of(transport)
         limits = self.owner.limits
         self._transport.set_write_buffer_limits(high=limits.buffer_bytes, low=limits.buffer_bytes // 4)
         self._served = self.owner.opened(self)
@@ -210,7 +216,7 @@ class ClientConnection(ClientSide):
         row = NEXT_BY_STATE[self._state]
         state = row.get(event)
         if state is None:
-            extra = {"conn_id": self.conn_id, "stage": "connection", "fault": self.owner.party}
+            extra = {**self.log_fields(), "stage": "connection", "fault": self.owner.party}
             logger.error(f"a client's connection has no way from {self._state.name} by {event.name}", extra=extra)
             self.abort()
             return False
@@ -269,9 +275,10 @@ class ClientConnection(ClientSide):
         requests = self._requests
         begun = requests.has_begun()
         try:
-            rest = requests.take(data, self.owner.limits)
+            rest = requests.take(data, self.owner.head_limits(self._origin))
             request, requests.request = requests.request, None
             if request is not None:
+                self.request_id = requests.request_id or self.owner.request_ids.next()
                 self._in_hand = len(rest) > 0
                 self._begin(request, requests.own_target)
             elif not begun:
@@ -307,7 +314,7 @@ class ClientConnection(ClientSide):
     def _turn_away(self) -> None:
         """Respond to the first request of a connection that is one too many."""
         party, limit = self.owner.party, self.owner.connections_limit
-        extra: dict[str, object] = {"conn_id": self.conn_id, "stage": "connection", "status": 503, "fault": party}
+        extra: dict[str, object] = {**self.log_fields(), "stage": "connection", "status": 503, "fault": party}
         if self.owner.draining:
             reason, limit = f"the {party} is being stopped", ""
         else:
@@ -349,7 +356,8 @@ class ClientConnection(ClientSide):
 
     def _refuse(self, fault: Fault) -> None:
         """Respond to a head that can't be served, and close."""
-        extra = {"conn_id": self.conn_id, "stage": "request head", "status": fault.status, "fault": "client"}
+        self.request_id = self.owner.request_ids.next()
+        extra = {**self.log_fields(), "stage": "request head", "status": fault.status, "fault": "client"}
         if fault.rule:
             extra["rule"] = fault.rule
         if fault.limit:
@@ -444,7 +452,7 @@ class ClientConnection(ClientSide):
         fault: Party | None = None,
         limit: str = "",
     ) -> None:
-        if status >= 500 and fault and not (self.owner.owns_clients or self._is_base_hubs):
+        if status >= 500 and fault and self._reports_faults:
             fields = [*(fields or ()), (FAULT_FIELD, write_fault(fault, limit, reason))]
         if status == 503:
             fields = [*(fields or ()), (b"Retry-After", b"%d" % self.owner.limits.retry_after_s)]
@@ -457,7 +465,9 @@ class ClientConnection(ClientSide):
         if self.metrics is not None:
             self.metrics.own[status // 100] += 1
         self._transport.write(
-            own_response(status, reason, fields=fields or [], connection=connection, head_only=head_only)
+            own_response(
+                status, reason, self.request_id, fields=fields or [], connection=connection, head_only=head_only
+            )
         )
         if request is None:
             self._linger()
@@ -567,7 +577,7 @@ class ClientConnection(ClientSide):
     def _stop_draining(self, reason: str, limit: str) -> None:
         """Stop reading the rest of a body whose request has its response."""
         if not self._explained:
-            extra = {"conn_id": self.conn_id, "stage": "request body", "fault": "client"}
+            extra = {**self.log_fields(), "stage": "request body", "fault": "client"}
             if limit:
                 extra["limit"] = limit
             logger.info(reason, extra=extra)
@@ -693,7 +703,7 @@ class ClientConnection(ClientSide):
     def _log_end(self, level: int, reason: str, stage: str, limit: str) -> None:
         """Log why the client's connection ends, and how much the client got of an unfinished response."""
         exchange = self._exchange
-        extra: dict[str, object] = {"conn_id": self.conn_id, "stage": stage, "fault": "client", "limit": limit}
+        extra: dict[str, object] = {**self.log_fields(), "stage": stage, "fault": "client", "limit": limit}
         if exchange is not None:
             truncation = self.truncation()
             if truncation:

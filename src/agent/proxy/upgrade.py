@@ -90,12 +90,12 @@ class Upgraded:
         if now >= self.deadline:
             self.deadline = NEVER
             limit = "limits.half_closed_idle_s"
-            extra = {"conn_id": self._client.conn_id, "stage": "upgraded", "fault": "client", "limit": limit}
+            extra = {**self._client.log_fields(), "stage": "upgraded", "fault": "client", "limit": limit}
             logger.info(f"the client has sent its end and the {self._party} sends nothing", extra=extra)
             self._end()
         elif self._upstream is not None and self._upstream.takes_nothing(now):
             limit = "limits.write_timeout_s"
-            extra = {"conn_id": self._client.conn_id, "stage": "upgraded", "fault": self._party, "limit": limit}
+            extra = {**self._client.log_fields(), "stage": "upgraded", "fault": self._party, "limit": limit}
             logger.warning(f"the {self._party} takes nothing", extra=extra)
             self._cut()
 
@@ -125,7 +125,7 @@ class Upgraded:
         if error is None:
             self._end()
             return
-        extra = {"conn_id": self._client.conn_id, "stage": "upgraded", "fault": self._party}
+        extra = {**self._client.log_fields(), "stage": "upgraded", "fault": self._party}
         logger.warning(f"the connection to the {self._party} was lost", extra=extra)
         self._client.abort_response()
 
@@ -141,7 +141,7 @@ class Upgraded:
 
     def _lose(self, failure: TargetError) -> None:
         """Cut the client's connection, because the target's ended by a known failure."""
-        extra = {"conn_id": self._client.conn_id, "stage": "upgraded", "fault": failure.fault}
+        extra = {**self._client.log_fields(), "stage": "upgraded", "fault": failure.fault}
         logger.warning(failure.reason, extra=extra)
         self._cut()
 

@@ -32,13 +32,13 @@ from ..policy.router import Router
 from ..policy.selection import select_policy
 from ..policy.services import ServiceAllowList
 from ..policy.trust import CertificateProvider
-from ..proxy import Apps, Proxy, ProxyLimits, RequestMetrics, Upstreams
+from ..proxy import Apps, HubOrigin, Proxy, ProxyLimits, RequestMetrics, Upstreams
 from ..runtime.descriptors import descriptor_limit, open_descriptors
 from ..runtime.serving import run_beside, serve_until_cancelled
 from ..telemetry.health import HealthServer
 from ..telemetry.metrics import MetricsPage
 from ..tunnel.client import TunnelClient
-from ..tunnel.features import FEATURES
+from ..tunnel.features import FEATURES, FORWARDED
 from ..tunnel.session import Tunnel
 from ..tunnel.window import WindowBudget
 from .capacity import most_opened, most_served
@@ -142,10 +142,18 @@ class Agent:
     def _make_carrier_policy(self) -> CarrierPolicy:
         return CarrierPolicy(
             self.proxy.connection,
-            accept_base=functools.partial(self.proxy.connection, is_base_hubs=True),
+            accept_for=lambda features: functools.partial(self.proxy.connection, origin=self._origin_of(features)),
             memory_percent=self.config.memory_percent,
             buffer_bytes=self.config.memory_comm.buffer_size,
             socket_path=self.config.uds_socket_path,
+        )
+
+    def _origin_of(self, features: frozenset[str]) -> HubOrigin:
+        """What the proxy believes of a hub with these features."""
+        return HubOrigin(
+            is_base=not features,
+            is_trusted=FORWARDED in features or self.config.trust_hub_fields,
+            prefix=f"/{self.config.cluster_name}",
         )
 
     @property

@@ -1,0 +1,249 @@
+"""Cleans a request of forwarding fields, and writes the proxy's: who asks, by which scheme, host, port and prefix.
+
+    from a user             all are dropped             For, Proto, Host, Port, Prefix and X-Request-Id are written
+    from a trusted proxy    those five are believed     the same, with the proxy's address appended to For
+    from a trusted hub      all are kept                Prefix gets what a route cut
+    from another hub        all are dropped             Prefix is the cluster's path
+
+A field counts in every spelling: case, and any mark in place of "-". Servers that pass fields as CGI variables treat
+"_" as "-" (RFC 3875, section 4.1.18). Only the exact spelling is believed.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+
+from .headers import Fields
+from .heads import Request
+from .origin import ClientOrigin, HubOrigin, Origin
+
+__all__ = ["forwarding_fields", "is_forwarding_field", "receive"]
+
+_PLAIN = bytes(byte if chr(byte).isalnum() and byte < 0x80 else ord("-") for byte in bytes(range(256)).lower())
+
+_NAMES = frozenset(
+    {
+        b"cf-connecting-ip",
+        b"client-ip",
+        b"fastly-client-ip",
+        b"forwarded",
+        b"forwarded-for",
+        b"forwarded-for-ip",
+        b"front-end-https",
+        b"http-x-forwarded-for",
+        b"proxy-client-ip",
+        b"true-client-ip",
+        b"wl-proxy-client-ip",
+        b"x-arr-clientcert",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"x-envoy-external-address",
+        b"x-forwarded",
+        b"x-host",
+        b"x-http-host-override",
+        b"x-original-forwarded-for",
+        b"x-original-host",
+        b"x-original-uri",
+        b"x-original-url",
+        b"x-proxyuser-ip",
+        b"x-real-ip",
+        b"x-remote-addr",
+        b"x-remote-ip",
+        b"x-request-id",
+        b"x-rewrite-url",
+        b"x-scheme",
+        b"x-url-scheme",
+    }
+)
+_BEGINNINGS = (b"x-forwarded-", b"x-client-cert", b"x-ssl-", b"ssl-client-")
+
+FOR = b"x-forwarded-for"
+PROTO = b"x-forwarded-proto"
+HOST = b"x-forwarded-host"
+PORT = b"x-forwarded-port"
+PREFIX = b"x-forwarded-prefix"
+REQUEST_ID = b"x-request-id"
+FORWARDED = b"forwarded"
+REWRITTEN = frozenset({FOR, PROTO, HOST, PORT, PREFIX, REQUEST_ID, FORWARDED})
+"""Fields of a trusted proxy that the proxy writes itself, with what it believes. `Forwarded` is dropped, because two
+forms of one fact can contradict each other."""
+
+PREFIX_BYTES = 1024
+_PREFIX = re.compile(rb"(?:/(?!\.{0,2}(?:/|\Z))(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)+")
+_ENCODED_DOT_OR_SLASH = re.compile(rb"%(?:2[ef]|5c|00)", re.IGNORECASE)
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(?::[0-9]{1,5})?")
+HOST_BYTES = 261
+
+_HARMLESS: set[bytes] = set()  # other names, in the sender's spelling, since the same few names repeat
+_HARMLESS_NAMES, _HARMLESS_BYTES = 512, 64
+
+
+def is_forwarding_field(name: bytes) -> bool:
+    """Whether a field reports a request's way or id, in any case or spelling."""
+    plain = name.translate(_PLAIN)
+    return plain in _NAMES or plain.startswith(_BEGINNINGS)
+
+
+def receive(request: Request, origin: Origin) -> None:
+    """Take the forwarding fields off a request that was just parsed, and note what `origin` may say by them."""
+    fields = request.fields
+    kept: Fields | None = None
+    found: Fields | None = None
+    for at, field in enumerate(fields):
+        name = field[0]
+        if name in _HARMLESS or _is_harmless(name):
+            if kept is not None:
+                kept.append(field)
+        elif found is None:
+            kept, found = fields[:at], [field]
+        else:
+            found.append(field)
+    if kept is not None:
+        request.fields = kept
+        request.received = [(b"Host", request.host), *kept] if request.host else kept
+    if isinstance(origin, HubOrigin):
+        _from_hub(request, origin, found or [])
+    else:
+        _from_client(request, origin, found or [])
+
+
+def _is_harmless(name: bytes) -> bool:
+    if is_forwarding_field(name):
+        return False
+    if len(name) <= _HARMLESS_BYTES:
+        if len(_HARMLESS) >= _HARMLESS_NAMES:
+            _HARMLESS.clear()
+        _HARMLESS.add(name)
+    return True
+
+
+def _from_client(request: Request, origin: ClientOrigin, found: Fields) -> None:
+    """Note who asks, and write the fields that are the same for every target."""
+    peer, scheme, host, port = origin.peer, origin.scheme, request.host, origin.port
+    chain = peer.encode()
+    if origin.is_trusted and found:
+        said = _exact(found)
+        _keep(request, [field for field in found if field[0].lower() not in REWRITTEN and _is_exact(field[0])])
+        peer, chain = _peer_of_chain(said.get(FOR, b""), origin)
+        if said.get(PROTO) in (b"http", b"https"):
+            scheme, port = said[PROTO].decode(), 443 if said[PROTO] == b"https" else 80
+        if len(said.get(HOST, b"")) <= HOST_BYTES and _HOST.fullmatch(said.get(HOST, b"")):
+            host = said[HOST]
+        port = _port(said.get(PORT, b"")) or _port(host.rpartition(b":")[2]) or port
+        request.prefix = _prefix(said.get(PREFIX, b""))
+        request.request_id = _request_id(said.get(REQUEST_ID, b""))
+    request.peer, request.scheme, request.public_host = peer, scheme, host.decode("ascii")
+    out = [b"X-Forwarded-For: ", chain, b"\r\n"] if chain else []
+    out += [b"X-Forwarded-Proto: ", scheme.encode()]
+    if host:
+        out += [b"\r\nX-Forwarded-Host: ", host]
+    if port:
+        out.append(b"\r\nX-Forwarded-Port: %d" % port)
+    out.append(b"\r\n")
+    request.forwarding = b"".join(out)
+
+
+def _from_hub(request: Request, origin: HubOrigin, found: Fields) -> None:
+    """Note what a trusted hub reports. Its fields go on to the target, except those that change on the way."""
+    host = request.host.decode("ascii")
+    if not origin.is_trusted:
+        request.public_host = host
+        request.prefix = origin.prefix.encode()
+        return
+    said = _exact(found)
+    _keep(request, [field for field in found if field[0].lower() not in (PREFIX, REQUEST_ID) and _is_exact(field[0])])
+    request.peer = _address(said.get(FOR, b"").partition(b",")[0].strip())
+    request.scheme = "https" if said.get(PROTO) == b"https" else "http"
+    if len(said.get(HOST, b"")) <= HOST_BYTES and _HOST.fullmatch(said.get(HOST, b"")):
+        host = said[HOST].decode("ascii")
+    request.public_host = host
+    request.prefix = _prefix(said.get(PREFIX, b""))
+    request.request_id = _request_id(said.get(REQUEST_ID, b""))
+
+
+def _exact(found: Fields) -> dict[bytes, bytes]:
+    """The values by lower-case name. Repeated lines are one list, and of other fields the last line counts."""
+    values: dict[bytes, bytes] = {}
+    for name, value in found:
+        lower = name.lower()
+        values[lower] = values[FOR] + b", " + value if lower == FOR and FOR in values else value
+    return values
+
+
+def _is_exact(name: bytes) -> bool:
+    return name.lower() == name.translate(_PLAIN)
+
+
+def _keep(request: Request, fields: Fields) -> None:
+    if fields:
+        request.fields = request.fields + fields
+        request.received = [(b"Host", request.host), *request.fields] if request.host else request.fields
+
+
+def _peer_of_chain(value: bytes, origin: ClientOrigin) -> tuple[str, bytes]:
+    """The user's address, and the addresses from there to here.
+
+    The last address that no trusted proxy has is the user's. A user can write anything before it, so that is dropped.
+    """
+    chain = [origin.peer]
+    for part in reversed(value.split(b",")) if value else ():
+        if len(chain) > 1 and not origin.trusts(chain[0]):
+            break
+        address = _address(part.strip())
+        if not address:
+            break
+        chain.insert(0, address)
+    return chain[0], ", ".join(chain).encode()
+
+
+@functools.lru_cache(maxsize=4096)
+def _address(value: bytes) -> str:
+    """An IP address, perhaps with a port and in brackets, as plain text. "" for anything else."""
+    text = value[:64].decode("latin-1")
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return ""
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
+
+
+def _port(value: bytes) -> int:
+    return int(value) if value.isdigit() and len(value) <= 5 and 0 < int(value) <= 65535 else 0
+
+
+@functools.lru_cache(maxsize=4096)
+def _prefix(value: bytes) -> bytes:
+    """A path without a trailing slash, or b"" if it can't be a prefix."""
+    prefix = value.rstrip(b"/")
+    if len(prefix) > PREFIX_BYTES or _PREFIX.fullmatch(prefix) is None or _ENCODED_DOT_OR_SLASH.search(prefix):
+        return b""
+    return prefix
+
+
+def _request_id(value: bytes) -> bytes:
+    return value if _REQUEST_ID.fullmatch(value) else b""
+
+
+def forwarding_fields(request: Request, stripped: bytes, request_id: bytes) -> bytes:
+    """The lines that the proxy adds behind a request's own fields. Those that change with each request are last."""
+    if request.prefix or stripped:
+        return b"".join(
+            (
+                request.forwarding,
+                b"X-Forwarded-Prefix: ",
+                request.prefix,
+                stripped,
+                b"\r\nX-Request-Id: ",
+                request_id,
+                b"\r\n",
+            )
+        )
+    return b"".join((request.forwarding, b"X-Request-Id: ", request_id, b"\r\n"))
