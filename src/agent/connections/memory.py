@@ -66,8 +66,9 @@ class MemoryConnManager(ConnManager):
         counters: ConnectionCounters | None = None,
     ) -> None:
         super().__init__(tunnel, limits=limits, budget=budget, counters=counters)
-        self._accept = accept_for(tunnel.features) if accept_for is not None else accept
+        self._accept_for = accept_for or (lambda features: accept)
         self.buffer_bytes = buffer_bytes
 
     def make_connection(self, conn_id: int) -> AgentConnection:
-        return make_memory_connection(self, conn_id, self._accept, self.buffer_bytes)
+        accept = self._accept_for(self.tunnel.features)  # known only after the session was accepted
+        return make_memory_connection(self, conn_id, accept, self.buffer_bytes)

@@ -39,7 +39,6 @@ class MixedConnManager(ConnManager):
     ) -> None:
         super().__init__(tunnel, limits=limits, budget=budget, counters=counters)
         self._policy = policy
-        self._accept_memory = policy.accept(tunnel.features, "memory")
         self._acceptor_session = 0  # this session's number at the acceptor, once it has one
         self._full_said = False
 
@@ -52,7 +51,8 @@ class MixedConnManager(ConnManager):
                 logger.warning("the hub opens more connections than are taken", extra={"connections": most})
             raise FullError(f"the agent takes no more than {most} connections at once")
         if policy.share.next() or (policy.most_sockets is not None and open_now > policy.most_sockets):
-            return make_memory_connection(self, conn_id, self._accept_memory, policy.buffer_bytes)
+            accept = policy.accept(self.tunnel.features, "memory")
+            return make_memory_connection(self, conn_id, accept, policy.buffer_bytes)
         assert policy.acceptor is not None  # since a share was left for it
         if not self._acceptor_session:
             self._acceptor_session = policy.acceptor.next_session()

@@ -12,7 +12,6 @@ from ..messages import Target
 from .clock import Clock
 from .decision import Process, Route
 from .metrics import RequestMetrics
-from .origin import Origin
 from .request_id import RequestIds
 from .upstream_stream import UpstreamStream
 
@@ -73,11 +72,9 @@ class ConnectionOwner(ExchangeContext, Protocol):
     connections_limit: str
     requests_per_connection: int
     request_ids: RequestIds
+    widened_limits: ProxyLimits
     requests_in_flight: int
     refused: Counter[tuple[str, str]]
-
-    def head_limits(self, origin: Origin) -> ProxyLimits:
-        """The limits of a request's head."""
 
     def opened(self, connection: OwnedConnection) -> bool:
         """Count a connection. Returns whether it may have its requests served."""

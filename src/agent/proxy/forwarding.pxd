@@ -10,4 +10,3 @@ cdef set _HARMLESS
 cpdef receive(Request request, origin)
 cdef _from_client(Request request, origin, list found)
 cdef _from_hub(Request request, origin, list found)
-cpdef bytes forwarding_fields(Request request, bytes stripped, bytes request_id)

@@ -19,7 +19,7 @@ from .headers import Fields
 from .heads import Request
 from .origin import ClientOrigin, HubOrigin, Origin
 
-__all__ = ["forwarding_fields", "is_forwarding_field", "receive"]
+__all__ = ["is_forwarding_field", "receive"]
 
 _PLAIN = bytes(byte if chr(byte).isalnum() and byte < 0x80 else ord("-") for byte in bytes(range(256)).lower())
 
@@ -122,24 +122,27 @@ def _is_harmless(name: bytes) -> bool:
 
 def _from_client(request: Request, origin: ClientOrigin, found: Fields) -> None:
     """Note who asks, and write the fields that are the same for every target."""
-    peer, scheme, host, port = origin.peer, origin.scheme, request.host, origin.port
+    peer, scheme, host, named_port = origin.peer, origin.scheme, request.host, 0
     chain = peer.encode()
     if origin.is_trusted and found:
         said = _exact(found)
         _keep(request, [field for field in found if field[0].lower() not in REWRITTEN and _is_exact(field[0])])
         peer, chain = _peer_of_chain(said.get(FOR, b""), origin)
         if said.get(PROTO) in (b"http", b"https"):
-            scheme, port = said[PROTO].decode(), 443 if said[PROTO] == b"https" else 80
+            scheme = said[PROTO].decode()
         if len(said.get(HOST, b"")) <= HOST_BYTES and _HOST.fullmatch(said.get(HOST, b"")):
             host = said[HOST]
-        port = _port(said.get(PORT, b"")) or _port(host.rpartition(b":")[2]) or port
-        request.prefix = _prefix(said.get(PREFIX, b""))
+        named_port = _port(said.get(PORT, b""))
+        _set_prefix(request, _prefix(said.get(PREFIX, b"")))
         request.request_id = _request_id(said.get(REQUEST_ID, b""))
     request.peer, request.scheme, request.public_host = peer, scheme, host.decode("ascii")
     out = [b"X-Forwarded-For: ", chain, b"\r\n"] if chain else []
     out += [b"X-Forwarded-Proto: ", scheme.encode()]
+    port = named_port or origin.port
     if host:
         out += [b"\r\nX-Forwarded-Host: ", host]
+        # The port that the user sees: a port mapping in front may hide the socket's.
+        port = named_port or _port_of(host) or (443 if scheme == "https" else 80)
     if port:
         out.append(b"\r\nX-Forwarded-Port: %d" % port)
     out.append(b"\r\n")
@@ -151,7 +154,7 @@ def _from_hub(request: Request, origin: HubOrigin, found: Fields) -> None:
     host = request.host.decode("ascii")
     if not origin.is_trusted:
         request.public_host = host
-        request.prefix = origin.prefix.encode()
+        _set_prefix(request, origin.prefix.encode())
         return
     said = _exact(found)
     _keep(request, [field for field in found if field[0].lower() not in (PREFIX, REQUEST_ID) and _is_exact(field[0])])
@@ -160,8 +163,12 @@ def _from_hub(request: Request, origin: HubOrigin, found: Fields) -> None:
     if len(said.get(HOST, b"")) <= HOST_BYTES and _HOST.fullmatch(said.get(HOST, b"")):
         host = said[HOST].decode("ascii")
     request.public_host = host
-    request.prefix = _prefix(said.get(PREFIX, b""))
+    _set_prefix(request, _prefix(said.get(PREFIX, b"")))
     request.request_id = _request_id(said.get(REQUEST_ID, b""))
+
+
+def _set_prefix(request: Request, prefix: bytes) -> None:
+    request.prefix, request.prefix_text = prefix, prefix.decode("ascii")
 
 
 def _exact(found: Fields) -> dict[bytes, bytes]:
@@ -215,6 +222,11 @@ def _address(value: bytes) -> str:
     return str(mapped or address)
 
 
+def _port_of(host: bytes) -> int:
+    name, colon, port = host.rpartition(b":")
+    return _port(port) if colon and not name.endswith(b":") and b"]" not in port else 0
+
+
 def _port(value: bytes) -> int:
     return int(value) if value.isdigit() and len(value) <= 5 and 0 < int(value) <= 65535 else 0
 
@@ -230,20 +242,3 @@ def _prefix(value: bytes) -> bytes:
 
 def _request_id(value: bytes) -> bytes:
     return value if _REQUEST_ID.fullmatch(value) else b""
-
-
-def forwarding_fields(request: Request, stripped: bytes, request_id: bytes) -> bytes:
-    """The lines that the proxy adds behind a request's own fields. Those that change with each request are last."""
-    if request.prefix or stripped:
-        return b"".join(
-            (
-                request.forwarding,
-                b"X-Forwarded-Prefix: ",
-                request.prefix,
-                stripped,
-                b"\r\nX-Request-Id: ",
-                request_id,
-                b"\r\n",
-            )
-        )
-    return b"".join((request.forwarding, b"X-Request-Id: ", request_id, b"\r\n"))

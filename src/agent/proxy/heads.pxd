@@ -27,7 +27,7 @@ cdef class Request:
     cdef public bytes host
     cdef public bint has_urls
     # Who asks, and what the target gets about that.
-    cdef public str peer, scheme, public_host
+    cdef public str peer, scheme, public_host, prefix_text
     cdef public bytes prefix, request_id, forwarding
     # the body: bytes, or CHUNKED
     cdef public long long length

@@ -255,6 +255,7 @@ class Request:
         "name",
         "peer",
         "prefix",
+        "prefix_text",
         "public_host",
         "received",
         "request_id",
@@ -284,6 +285,7 @@ class Request:
     scheme: str
     public_host: str
     prefix: bytes
+    prefix_text: str
     request_id: bytes
     forwarding: bytes
 
@@ -445,6 +447,7 @@ def parse_request(
     request.has_urls = lines.has_urls
     request.peer = request.public_host = ""
     request.scheme = "http"
+    request.prefix_text = ""
     request.prefix = request.request_id = request.forwarding = b""
     request.upgrade = b""
     request.expects_continue = request.takes_trailers = False

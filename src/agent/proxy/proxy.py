@@ -15,7 +15,7 @@ from .clock import Clock
 from .context import OwnedConnection
 from .decision import Process, Route
 from .metrics import RequestMetrics
-from .origin import A_HUB, HubOrigin, Origin
+from .origin import A_HUB, Origin
 from .request_id import RequestIds
 from .server import ClientConnection
 from .upstream import Upstreams
@@ -43,6 +43,8 @@ class Proxy:
         metrics: by carrier, counts the times and responses of its requests.
 
     Attributes:
+        limits: of new requests and connections. `use_limits` sets them.
+        widened_limits: the same, with room in a request's head for what a trusted hub adds.
         refused: counts rejected connections, by (carrier, reason).
 
     route, limits and max_connections may change at any time. A request in flight uses the old or the new value.
@@ -66,8 +68,8 @@ class Proxy:
         self.route = route
         self.process = process
         self.upstreams = upstreams
-        self._limits = self._widened = limits or ProxyLimits()
-        self.limits = self._limits
+        self.limits = limits or ProxyLimits()
+        self.widened_limits = self.limits.widened()
         self.cluster = cluster
         self.max_connections = max_connections
         self.connections_limit = connections_limit
@@ -84,18 +86,9 @@ class Proxy:
         self._connections: dict[OwnedConnection, None] = {}  # those looked at least recently first
         self._empty: asyncio.Event | None = None
 
-    @property
-    def limits(self) -> ProxyLimits:
-        """The limits of new requests and connections."""
-        return self._limits
-
-    @limits.setter
-    def limits(self, limits: ProxyLimits) -> None:
-        self._limits, self._widened = limits, limits.widened()
-
-    def head_limits(self, origin: Origin) -> ProxyLimits:
-        """The limits of a request's head. They leave room for what a trusted hub adds."""
-        return self._widened if origin.is_trusted and isinstance(origin, HubOrigin) else self._limits
+    def use_limits(self, limits: ProxyLimits) -> None:
+        """Set the limits of new requests and connections."""
+        self.limits, self.widened_limits = limits, limits.widened()
 
     @property
     def open_connections(self) -> int:

@@ -2,7 +2,6 @@
 cimport cython
 
 from agent.proxy.client_side cimport ClientSide
-from agent.proxy.forwarding cimport forwarding_fields
 from agent.proxy.heads cimport Request, Response
 from agent.proxy.upstream_stream cimport UpstreamStream
 
@@ -40,7 +39,7 @@ cdef class Exchange:
     cpdef _run(self, work, pending=*)
     cpdef _policy_failed(self, error)
 
-    @cython.locals(request=Request, added=bytes, head=bytes, upstream=UpstreamStream)
+    @cython.locals(request=Request, head=bytes, upstream=UpstreamStream)
     cpdef _send(self, tuple decision)
     cpdef double _lap_s(self) except? -1
     cpdef _attach(self, UpstreamStream upstream)

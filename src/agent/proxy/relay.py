@@ -34,7 +34,6 @@ from .client_side import ClientSide
 from .clock import NEVER
 from .context import ExchangeContext
 from .decision import Decision, PendingDecision, decide
-from .forwarding import forwarding_fields
 from .headers import Fields, check_fields
 from .heads import IDEMPOTENT, Request, Response, response_fields, switches_as_asked, with_fields
 from .metrics import RequestMetrics
@@ -154,7 +153,7 @@ class Exchange:
             request.peer,
             request.scheme,
             request.public_host,
-            request.prefix.decode("ascii"),
+            request.prefix_text,
             self.client.request_id.decode("ascii"),
         )
         try:
@@ -208,8 +207,7 @@ class Exchange:
         fields = request.fields if context.process is None else decided.headers
         if request.has_urls and target.map_request is not None and self._received is not None:
             fields = target.map_request(self._received, target, fields)
-        added = forwarding_fields(request, target.stripped, self.client.request_id)
-        head = head_for_target(request, self.own_target, fields, target, added)
+        head = head_for_target(request, self.own_target, fields, target, self.client.request_id)
         if target.bounds_head:
             check_size(head, context.limits)
         if target.answers_expect and self.continue_at != NEVER:

@@ -11,5 +11,5 @@ cdef class RequestIds:
     cdef public long long _count
     cdef public bytes _head
 
-    @cython.locals(count="long long", low=Py_ssize_t, high_pair=bytes, low_pair=bytes)
+    @cython.locals(count="long long", low=Py_ssize_t)
     cpdef bytes next(self)

@@ -27,4 +27,4 @@ class RequestIds:
         low = count & 0xFFFF
         if low == 0:
             self._head = self._start + b"%012x" % (count >> 16)
-        return self._head + _PAIRS[low >> 8] + _PAIRS[low & 255]
+        return b"".join((self._head, _PAIRS[low >> 8], _PAIRS[low & 255]))

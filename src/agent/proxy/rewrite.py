@@ -13,12 +13,12 @@ __all__ = ["check_size", "head_for_client", "head_for_target", "informational_he
 WITH_CONTENT = frozenset({b"POST", b"PUT", b"PATCH"})  # bodyless ones get a length of 0 (RFC 9110, section 8.6)
 
 
-def head_for_target(request: Request, own_target: bytes, fields: Fields, target: Target, added: bytes = b"") -> bytes:
+def head_for_target(request: Request, own_target: bytes, fields: Fields, target: Target, request_id: bytes) -> bytes:
     """Write the head for the target. Raises PolicyError if a field can't be written.
 
     own_target: the client's request target, used if `target` names none.
     fields: end-to-end fields from the policy. Framing fields, connection fields and `Host` among them are ignored.
-    added: further lines, which are not kept for the next request.
+    request_id: of this request. It is the last field, since it is never the same.
     """
     if target.host_name:
         host = target.host_name.encode("ascii")
@@ -38,9 +38,21 @@ def head_for_target(request: Request, own_target: bytes, fields: Fields, target:
             request.given, request.tail = fields.copy(), tail
     if request.expects_continue and not target.answers_expect:
         tail = b"Expect: 100-continue\r\n" + tail  # not in the cached tail, since the next request may not have it
-    return b"".join(
-        (request.method, b" ", target.path or own_target, b" HTTP/1.1\r\nHost: ", host, b"\r\n", tail, added, b"\r\n")
+    line = (
+        request.method,
+        b" ",
+        target.path or own_target,
+        b" HTTP/1.1\r\nHost: ",
+        host,
+        b"\r\n",
+        tail,
+        request.forwarding,
     )
+    stripped = target.stripped
+    if stripped or request.prefix:
+        prefix = b"X-Forwarded-Prefix: ", request.prefix, stripped, b"\r\nX-Request-Id: ", request_id, b"\r\n\r\n"
+        return b"".join(line + prefix)
+    return b"".join((*line, b"X-Request-Id: ", request_id, b"\r\n\r\n"))
 
 
 def check_size(head: bytes, limits: ProxyLimits) -> None:

@@ -29,7 +29,7 @@ cdef class ClientConnection(ClientSide):
     cdef public object _outcome
     # The transport.
     cdef public object _transport
-    cdef public bint _is_tls, _reports_faults
+    cdef public bint _is_tls, _is_trusted_hubs, _reports_faults
     cdef public object _origin
     # Where it is: the table's state, and by when the next byte is due.
     cdef public object _state
@@ -66,6 +66,7 @@ cdef class ClientConnection(ClientSide):
     @cython.locals(exchange=Exchange, body=BodyReader, pieces=list, ended=bint)
     cpdef _take_body(self, data)
     cpdef _refuse(self, fault)
+    cdef _head_limits(self)
 
     cpdef _start(self, Request request, Response response, long long length, list pieces, bint ended, list trailers)
 

@@ -19,6 +19,7 @@ import asyncio
 import logging
 from typing import cast
 
+from ..config.limits import ProxyLimits
 from ..errors import Party
 from ..outcome import Kind, Outcome, Stage
 from .backlog import Backlog
@@ -76,6 +77,7 @@ class ClientConnection(ClientSide):
         "_half_closed",
         "_in_hand",
         "_is_tls",
+        "_is_trusted_hubs",
         "_origin",
         "_outcome",
         "_reports_faults",
@@ -109,7 +111,8 @@ class ClientConnection(ClientSide):
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._is_tls = False
         self._state = HEAD
-        self._requests = RequestReader(owner.head_limits(origin), origin)
+        self._is_trusted_hubs = isinstance(origin, HubOrigin) and origin.is_trusted
+        self._requests = RequestReader(self._head_limits(), origin)
         self._body: BodyReader | None = None
         self._backlog = Backlog(owner.limits.pipelined_bytes)  # input behind the request in flight
         self._writer = ResponseWriter()
@@ -275,7 +278,7 @@ class ClientConnection(ClientSide):
         requests = self._requests
         begun = requests.has_begun()
         try:
-            rest = requests.take(data, self.owner.head_limits(self._origin))
+            rest = requests.take(data, self._head_limits())
             request, requests.request = requests.request, None
             if request is not None:
                 self.request_id = requests.request_id or self.owner.request_ids.next()
@@ -287,6 +290,9 @@ class ClientConnection(ClientSide):
         except Fault as fault:
             self._refuse(fault)
             return b""
+
+    def _head_limits(self) -> ProxyLimits:
+        return self.owner.widened_limits if self._is_trusted_hubs else self.owner.limits
 
     def _begin(self, request: Request, target: bytes) -> None:
         """A whole head has come: respond here, or begin its exchange."""

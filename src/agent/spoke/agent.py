@@ -307,7 +307,7 @@ class Agent:
         self._router_in_force = router
         self.proxy.route = self._apps.routed(router.route)
         self.upstreams.limits = limits = _limits(config)
-        self.proxy.limits = _for_hub(limits)
+        self.proxy.use_limits(_for_hub(limits))
         self._served = self._bound()
 
     def _can_change(self, name: str, new: AgentConfig) -> bool:
