@@ -6,34 +6,33 @@ After each test: no exception reached the loop's handler, no task lives, no desc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import itertools
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
 import fastpipe
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from fastpipe import extensions
-from staleness import left_over, listed_extensions, stale
 
-try:
-    import uvloop
-except ImportError:  # not on Windows and PyPy
-    uvloop = None
+from .limits import SLOW, scaled
+from .staleness import left_over, listed_extensions, stale
 
 SOONER_S = 10.0
 """A coroutine's limit is so far below pytest-timeout's, whose signal an idle uvloop would never handle."""
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-if uvloop is not None:
+with contextlib.suppress(ImportError):  # not on Windows and PyPy
+    import uvloop
+
     LOOPS["uvloop"] = uvloop.new_event_loop
     uvloop.new_event_loop().close()  # libuv opens its process-wide descriptors with the first loop
 
@@ -65,12 +64,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("loop_name", wanted.args if wanted else list(LOOPS))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Scale pytest-timeout's limits by FASTPIPE_SLOW."""
+    if SLOW != 1:
+        for item in items:
+            item.add_marker(pytest.mark.timeout(scaled(allowed_s(item))), append=False)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    loop_name = pyfuncitem.callspec.params["loop_name"]
+    loop_name = str(pyfuncitem.callspec.params["loop_name"])
     run_on(loop_name, pyfuncitem.obj(**arguments), allowed_s(pyfuncitem) - SOONER_S)
     return True
 
@@ -81,6 +87,25 @@ def allowed_s(item: pytest.Item) -> float:
     if mark is not None:
         return float(mark.args[0])
     return float(item.config.getoption("timeout", None) or item.config.getini("timeout"))
+
+
+@contextlib.contextmanager
+def short_stacks() -> Iterator[None]:
+    """Keep one frame of each stack that asyncio's debug mode keeps per callback and future.
+
+    Whole stacks took two fifths of the time of tests in debug mode. PYTHONASYNCIODEBUG=1 keeps them whole.
+    """
+    if os.environ.get("PYTHONASYNCIODEBUG"):
+        yield
+        return
+
+    def walk_one(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:
+        if frame is not None:
+            yield frame, frame.f_lineno
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(traceback, "walk_stack", walk_one)
+        yield
 
 
 def run_on(loop_name: str, coroutine: Any, timeout_s: float) -> None:
@@ -105,7 +130,7 @@ def run_on(loop_name: str, coroutine: Any, timeout_s: float) -> None:
         gc.collect()  # a transport dropped without close warns here, inside the test
         await asyncio.sleep(0)
 
-    with asyncio.Runner(loop_factory=LOOPS[loop_name], debug=loop_name == "asyncio") as runner:
+    with short_stacks(), asyncio.Runner(loop_factory=LOOPS[loop_name], debug=loop_name == "asyncio") as runner:
         runner.run(supervised())
     assert not unhandled, f"the loop's exception handler was called: {unhandled}"
 

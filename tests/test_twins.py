@@ -17,7 +17,8 @@ import pytest
 
 import fastpipe
 from fastpipe.extensions import are_enabled
-from staleness import SUFFIX, left_over, listed_extensions, path_of, sources_of, stale
+
+from .staleness import SUFFIX, left_over, listed_extensions, path_of, sources_of, stale
 
 SOURCE = Path(fastpipe.__file__).parent.parent
 PROJECT = tomllib.loads(Path(__file__).parent.parent.joinpath("pyproject.toml").read_text(encoding="utf-8"))

@@ -20,7 +20,6 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent.parent
 if not (ROOT / "bench" / "measuring.py").exists():
     pytest.skip("the benchmark is in the repository only", allow_module_level=True)
-sys.path.insert(0, str(ROOT))
 
 from bench import compare, docs, goals, measuring, report  # noqa: E402
 

@@ -12,7 +12,6 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent.parent
 if not (ROOT / "bench" / "chaos" / "link.py").exists():
     pytest.skip("the benchmark is in the repository only", allow_module_level=True)
-sys.path.insert(0, str(ROOT))
 
 if sys.platform != "linux":
     pytest.skip("network namespaces exist on Linux only", allow_module_level=True)

@@ -1,8 +1,3 @@
 """The hub's own parts, one at a time."""
 
 from __future__ import annotations
-
-import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "whole"))

@@ -14,13 +14,14 @@ from typing import Any
 import aiohttp
 import pytest
 import trustme
-from whole_cluster import running_hub
-from whole_peers import running_origin
-from whole_peers import until as until_within
 
 from agent.tunnel.backoff import BackOff
 from agent.tunnel.client import HubEndpoint, TunnelClient
 from agent.tunnel.session import Tunnel
+
+from ..whole.whole_cluster import running_hub
+from ..whole.whole_peers import running_origin
+from ..whole.whole_peers import until as until_within
 
 HERD = 300
 

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 import trustme
-from whole_cluster import RunningAgent, running_hub
-from whole_peers import running_origin, until
 
 from agent.hub import user_door
 from agent.x509 import expiry
+
+from ..whole.whole_cluster import RunningAgent, running_hub
+from ..whole.whole_peers import running_origin, until
 
 VALID_S = 86400.0
 """How long users' certificates are valid."""

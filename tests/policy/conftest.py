@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,8 @@ import hypothesis  # noqa: F401  (by now, or it warns of trio's random generator
 import pytest
 import trustme
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from api_server import ApiServer
-from gate import ALICE, BOB, Gate
+from .api_server import ApiServer
+from .gate import ALICE, BOB, Gate
 
 
 @pytest.fixture(scope="session")

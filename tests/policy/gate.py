@@ -9,11 +9,11 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from api_server import ApiServer
-
 from agent import AgentConfig
 from agent.policy.assembly import make_policy
 from agent.proxy import Proxy, Upstreams
+
+from .api_server import ApiServer
 
 ALICE = {"username": "alice", "uid": "1", "groups": ["devs", "system:authenticated"]}
 BOB = {"username": "bob", "uid": "2", "groups": ["team", "system:masters", "system:authenticated"]}

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import trustme
 import yaml
-from gate import Gate, bearer
 
 from agent.errors import ConfigError
 from agent.policy.api_server import AccessError, ApiAccess
 from agent.policy.exec_plugin import API_VERSIONS, ExecCredential, ExecPlugin, PluginError, parse_credential
+
+from .gate import Gate, bearer
 
 V1 = API_VERSIONS[0]
 

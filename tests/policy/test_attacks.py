@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from gate import Gate, bearer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,8 @@ from agent.messages import RequestHead, Target
 from agent.policy.identity import is_identity_header
 from agent.policy.kubernetes import KubernetesProcessor
 from agent.policy.reviews import Known, Verdict
+
+from .gate import Gate, bearer
 
 OWN = b"Bearer managed-own-token"
 BOBS = [

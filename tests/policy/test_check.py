@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import trustme
-from api_server import silent
 
 from agent import AgentConfig, HubConfig
 from agent.cli.checks import run_checks
 from agent.hub.hub import Hub
+
+from .api_server import silent
 
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "HUB_", "KUBERNETES_"))}
 

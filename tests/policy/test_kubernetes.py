@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gate import bearer
+from .gate import bearer
 
 OWN = b"Bearer managed-own-token"
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from gate import Answer, Gate, bearer
 
 from agent import AgentConfig
 from agent.errors import ConfigError, Refused
@@ -21,6 +20,8 @@ from agent.policy.kubernetes import KubernetesProcessor
 from agent.policy.plugins import load_part
 from agent.policy.router import KubernetesRouter, StaticRouter
 from agent.policy.trust import FileTrust
+
+from .gate import Answer, Gate, bearer
 
 HUB = {"hub_address": "127.0.0.1:1", "cluster_name": "c1", "insecure": True}
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from api_server import ApiServer, Received
-from gate import Gate, bearer
-from test_attacks import BOBS, CLAIMS, OWN
 
 from agent.messages import RequestHead, Target
 from agent.policy.kubernetes import KubernetesProcessor
+
+from .api_server import ApiServer, Received
+from .gate import Gate, bearer
+from .test_attacks import BOBS, CLAIMS, OWN
 
 ALICE, BOB = bearer("alice"), bearer("bob")
 GET = b"GET /c1/%b HTTP/1.1\r\nHost: hub\r\n%b\r\n\r\n"

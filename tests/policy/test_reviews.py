@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from api_server import ApiServer, cut, silent
-from gate import Gate, bearer, until
 
 from agent.errors import Refused
 from agent.policy.api_client import ReviewError
 from agent.policy.reviews import Known, TokenReviews, User, parse_review
+
+from .api_server import ApiServer, cut, silent
+from .gate import Gate, bearer, until
 
 Answer = Callable[[web.Request, dict[str, Any]], Any]
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gate import Gate, bearer
 
 from agent.errors import ConfigError, Refused
 from agent.messages import RequestHead, Target
 from agent.policy.router import KubernetesRouter
 from agent.policy.services import ServiceAllowList, parse_services
+
+from .gate import Gate, bearer
 
 CONTENT = """\
 # what the hub's users may reach

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 import trustme
-from api_server import ApiServer
-from gate import Answer, ask_at, bearer, until
-from test_attacks import ATTACKS, Attack, check_identity
 
 from agent import Agent, AgentConfig, HubConfig, MemoryCommConfig
 from agent.hub.hub import Hub
+
+from .api_server import ApiServer
+from .gate import Answer, ask_at, bearer, until
+from .test_attacks import ATTACKS, Attack, check_identity
 
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "KUBERNETES_"))}
 

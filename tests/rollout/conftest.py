@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import trustme
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "whole"))
-
-from rollout_clusters import Cluster, HoldingApiServer
-from rollout_processes import HubProcess
-from whole_peers import BaseHubProcess, free_port
+from ..whole.whole_peers import BaseHubProcess, free_port
+from .rollout_clusters import Cluster, HoldingApiServer
+from .rollout_processes import HubProcess
 
 
 @pytest.fixture(scope="session")

@@ -6,16 +6,13 @@ import asyncio
 import contextlib
 import json
 import pathlib
-import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
-from rollout_processes import ENVIRON, AgentProcess, HubProcess, running_agent
 
-sys.path.append(str(pathlib.Path(__file__).parent.parent / "policy"))
-
-from api_server import ApiServer
+from ..policy.api_server import ApiServer
+from .rollout_processes import ENVIRON, AgentProcess, HubProcess, running_agent
 
 BESIDE = pathlib.Path(__file__).parent
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from rollout_processes import HubProcess, running_agent
-from whole_peers import BaseHubProcess, running_origin
+
+from ..whole.whole_peers import BaseHubProcess, running_origin
+from .rollout_processes import HubProcess, running_agent
 
 pytestmark = pytest.mark.loops("asyncio")
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 import aiohttp
 import pytest
 import trustme
-from rollout_processes import AgentProcess, HubProcess, running_agent, scrape
-from whole_peers import free_port, running_origin
+
+from ..whole.whole_peers import free_port, running_origin
+from .rollout_processes import AgentProcess, HubProcess, running_agent, scrape
 
 from own_responses import reason_of
 

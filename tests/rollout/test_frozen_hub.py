@@ -6,7 +6,8 @@ import pathlib
 import time
 
 import pytest
-from rollout_processes import HubProcess, running_agent
+
+from .rollout_processes import HubProcess, running_agent
 
 pytestmark = pytest.mark.loops("asyncio")
 

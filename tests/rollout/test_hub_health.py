@@ -10,8 +10,9 @@ import sys
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from rollout_processes import ENVIRON, HubProcess, running_agent
-from whole_peers import running_origin
+
+from ..whole.whole_peers import running_origin
+from .rollout_processes import ENVIRON, HubProcess, running_agent
 
 pytestmark = pytest.mark.loops("asyncio")
 

@@ -10,13 +10,14 @@ import ssl
 import aiohttp
 import pytest
 import trustme
-from rollout_processes import HubProcess
-from whole_cluster import RunningAgent, running_hub
-from whole_peers import running_origin
 
 from agent import ConfigError, HubConfig
 from agent.hub.hub import Hub
 from own_responses import reason_of
+
+from ..whole.whole_cluster import RunningAgent, running_hub
+from ..whole.whole_peers import running_origin
+from .rollout_processes import HubProcess
 
 PARSERS = f"{pathlib.Path(__file__).parent}"
 

@@ -9,11 +9,12 @@ from typing import ClassVar
 
 import aiohttp
 import pytest
-from rollout_processes import running_agent, scrape
-from whole_peers import BaseHubProcess, running_origin
 
 from agent import Agent, AgentConfig, RequestHead, Target
 from agent.spoke.metrics import read
+
+from ..whole.whole_peers import BaseHubProcess, running_origin
+from .rollout_processes import running_agent, scrape
 
 pytestmark = pytest.mark.loops("asyncio")
 

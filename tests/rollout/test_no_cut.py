@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
-from rollout_processes import HubProcess, running_agent
-from whole_peers import Origin, running_origin
+
+from ..whole.whole_peers import Origin, running_origin
+from .rollout_processes import HubProcess, running_agent
 
 SILENCE_S = 33.0
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from rollout_clusters import BESIDE
-from rollout_processes import AgentProcess, HubProcess
+
+from .rollout_clusters import BESIDE
+from .rollout_processes import AgentProcess, HubProcess
 
 from own_responses import reason_of
 

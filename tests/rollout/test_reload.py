@@ -8,8 +8,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from rollout_processes import AgentProcess, HubProcess, running_agent, scrape
-from whole_peers import BaseHubProcess, running_origin
+
+from ..whole.whole_peers import BaseHubProcess, running_origin
+from .rollout_processes import AgentProcess, HubProcess, running_agent, scrape
 
 pytestmark = pytest.mark.loops("asyncio")
 

@@ -14,8 +14,9 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
-from rollout_processes import HubProcess, Process
-from whole_peers import BIG, running_origin, until
+
+from ..whole.whole_peers import BIG, running_origin, until
+from .rollout_processes import HubProcess, Process
 
 pytestmark = pytest.mark.loops("asyncio")
 

@@ -13,8 +13,9 @@ from typing import cast
 
 import aiohttp
 import pytest
-from rollout_processes import HubProcess, running_agent
-from whole_peers import until
+
+from ..whole.whole_peers import until
+from .rollout_processes import HubProcess, running_agent
 
 pytestmark = [pytest.mark.loops("uvloop"), pytest.mark.timeout(180)]
 

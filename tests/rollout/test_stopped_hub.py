@@ -7,7 +7,8 @@ import pathlib
 
 import pytest
 from aiohttp import web
-from rollout_processes import HubProcess, running_agent
+
+from .rollout_processes import HubProcess, running_agent
 
 LIMIT_S = 2.0
 STOPPED_S = 2 * LIMIT_S

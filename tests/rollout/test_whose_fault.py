@@ -16,8 +16,9 @@ from typing import cast
 
 import aiohttp
 import pytest
-from rollout_processes import AgentProcess, HubProcess, running_agent
-from whole_peers import until
+
+from ..whole.whole_peers import until
+from .rollout_processes import AgentProcess, HubProcess, running_agent
 
 from own_responses import reason_of
 

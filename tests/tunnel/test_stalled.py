@@ -143,6 +143,7 @@ def milliseconds(runs: list[list[float]]) -> str:
     return f"{statistics.median(itertools.chain(*runs)) * 1e3:.2f} / {min(map(p99, runs)) * 1e3:.2f}"
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(1800 if SOAK else 120)
 async def test_stalled_readers_hold_their_windows_and_no_more(tunnels: Any) -> None:
     async with tunnels() as ends:

@@ -7,17 +7,13 @@ Coroutine tests also run on both loops. A mark narrows it:
 
 from __future__ import annotations
 
-import pathlib
-import sys
 from collections.abc import Iterator
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
-from whole_cluster import Cluster
-from whole_log import Process as LoggingProcess
-from whole_peers import BaseHubProcess, Nginx, free_port
+from .whole_cluster import Cluster
+from .whole_log import Process as LoggingProcess
+from .whole_peers import BaseHubProcess, Nginx, free_port
 
 
 @pytest.fixture(scope="session")

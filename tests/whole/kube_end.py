@@ -15,10 +15,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import h11
-from kube_spdy import SpdySession, SpdyStream
 from websockets.frames import Opcode
 from websockets.protocol import Protocol, Side
 from websockets.utils import accept_key
+
+from .kube_spdy import SpdySession, SpdyStream
 
 STDIN, STDOUT, STDERR, ERROR = range(4)
 CLOSE_CHANNEL = 255

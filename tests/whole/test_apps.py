@@ -14,11 +14,12 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
-from whole_cluster import Cluster
-from whole_peers import until
 
 from agent import Agent, AgentConfig, AgentError, ConfigError, RequestHead, Target
 from agent.proxy.apps import Apps
+
+from .whole_cluster import Cluster
+from .whole_peers import until
 
 BIG_BYTES = 1_000_000
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from whole_grpc import DRAIN, ERROR, Packet, probe, tunnel
-from whole_peers import BIG, BIG_SHA256, BaseHubProcess, curl
+
+from .whole_grpc import DRAIN, ERROR, Packet, probe, tunnel
+from .whole_peers import BIG, BIG_SHA256, BaseHubProcess, curl
 
 pytestmark = [pytest.mark.loops("asyncio"), pytest.mark.leaves_descriptors]
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import aiohttp
 import pytest
-from whole_cluster import Cluster
-from whole_peers import running_origin, until
 
 from agent import AgentConfig, MemoryCommConfig
 from agent.spoke.agent import REQUESTS_PER_CONNECTION
+
+from .whole_cluster import Cluster
+from .whole_peers import running_origin, until
 
 HALF = MemoryCommConfig(canary_percent=50)
 TOLD = "connections opened so far, by what carries them"

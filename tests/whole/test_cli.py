@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from whole_peers import BIG, BIG_SHA256, BaseHubProcess, Nginx, program
+
+from .whole_peers import BIG, BIG_SHA256, BaseHubProcess, Nginx, program
 
 SCRIPT = str(pathlib.Path(sys.executable).parent / "fastpipe-agent")
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "KUBERNETES_"))}

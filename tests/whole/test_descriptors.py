@@ -12,8 +12,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from whole_cluster import running_hub
-from whole_peers import START_TIMEOUT_S, until
+
+from .whole_cluster import running_hub
+from .whole_peers import START_TIMEOUT_S, until
 
 LIMIT = 64
 USERS = 120

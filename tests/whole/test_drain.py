@@ -7,8 +7,9 @@ import pathlib
 
 import aiohttp
 import pytest
-from whole_cluster import Cluster
-from whole_peers import CUT, running_cable, running_origin, until
+
+from .whole_cluster import Cluster
+from .whole_peers import CUT, running_cable, running_origin, until
 
 only_base_hub = pytest.mark.parametrize("hub_kind", ["base"], indirect=True)
 

@@ -7,8 +7,9 @@ import logging
 
 import aiohttp
 import pytest
-from whole_cluster import Cluster
-from whole_peers import CUT, curl, running_origin, running_rude_origin, until
+
+from .whole_cluster import Cluster
+from .whole_peers import CUT, curl, running_origin, running_rude_origin, until
 
 only_base_hub = pytest.mark.parametrize("hub_kind", ["base"], indirect=True)
 only_our_hub = pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)

@@ -14,13 +14,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from whole_cluster import RunningAgent
-from whole_peers import START_TIMEOUT_S, running_origin, until
 
 import agent.hub.session
 from agent import HubConfig
 from agent.hub.hub import Hub
 from agent.hub.session import AgentSession
+
+from .whole_cluster import RunningAgent
+from .whole_peers import START_TIMEOUT_S, running_origin, until
 
 NONE: frozenset[str] = frozenset()
 

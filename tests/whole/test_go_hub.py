@@ -20,10 +20,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from whole_cluster import RunningAgent, Whole
-from whole_peers import BaseHubProcess, running_origin, until
 
 from agent.connections import ConnectionLimits
+
+from .whole_cluster import RunningAgent, Whole
+from .whole_peers import BaseHubProcess, running_origin, until
 
 LIFE_S = 4.0
 MIB = 2**20

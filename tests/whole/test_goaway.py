@@ -8,9 +8,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from test_extensions import line
-from whole_cluster import Cluster
-from whole_peers import running_cable, running_origin, until
 
 import agent.hub.session
 from agent.errors import TargetError, WireError
@@ -20,6 +17,10 @@ from agent.tunnel.client import HubEndpoint, TunnelClient
 from agent.tunnel.packet import ControlCode
 from agent.tunnel.server import TunnelServer
 from agent.tunnel.session import Tunnel
+
+from .test_extensions import line
+from .whole_cluster import Cluster
+from .whole_peers import running_cable, running_origin, until
 
 DATA, ERROR, DRAIN = 0, 1, 2
 ours = pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)

@@ -10,8 +10,9 @@ import ssl
 import aiohttp
 import pytest
 import trustme
-from whole_cluster import Cluster, RunningAgent, running_hub
-from whole_peers import running_origin, until
+
+from .whole_cluster import Cluster, RunningAgent, running_hub
+from .whole_peers import running_origin, until
 
 pytestmark = pytest.mark.parametrize(("hub_kind", "mode"), [("ours", "memory")], indirect=True)
 

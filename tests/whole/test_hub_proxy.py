@@ -18,11 +18,12 @@ from typing import Any
 import aiohttp
 import pytest
 import trustme
-from whole_cluster import RunningAgent, running_hub
-from whole_peers import START_TIMEOUT_S, free_port, running_origin, until
 
 from agent import AgentConfig
 from agent.cli.checks import run_checks
+
+from .whole_cluster import RunningAgent, running_hub
+from .whole_peers import START_TIMEOUT_S, free_port, running_origin, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="0.0.0.0 is dialled")
 SECRET = "open-sesame"

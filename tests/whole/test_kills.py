@@ -18,10 +18,11 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
-from whole_cluster import RunningAgent
-from whole_peers import free_port, running_origin, until
 
 from agent.tunnel.backoff import BackOff
+
+from .whole_cluster import RunningAgent
+from .whole_peers import free_port, running_origin, until
 
 SOAK = os.environ.get("FASTPIPE_SOAK", "") not in ("", "0")
 KILLS = 50 if SOAK else 2

@@ -7,12 +7,13 @@ import pathlib
 
 import aiohttp
 import pytest
-from whole_cluster import Cluster, running_hub
-from whole_peers import running_origin
 
 from agent.hub import known_clusters as known
 from agent.hub.known_clusters import KnownClusters
 from own_responses import reason_of
+
+from .whole_cluster import Cluster, running_hub
+from .whole_peers import running_origin
 
 pytestmark = pytest.mark.parametrize(("hub_kind", "mode"), [("ours", "memory")], indirect=True)
 

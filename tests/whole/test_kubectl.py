@@ -17,9 +17,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trustme
-from kube_end import POD, KubeEnd, running_kube_end
-from whole_cluster import Cluster
-from whole_peers import nginx_before
+
+from .kube_end import POD, KubeEnd, running_kube_end
+from .whole_cluster import Cluster
+from .whole_peers import nginx_before
 
 KUBECTL = shutil.which("kubectl") or ""
 pytestmark = [

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from whole_cluster import RunningAgent, running_hub
-from whole_peers import until
-
 from agent import LimitsConfig
+
+from .whole_cluster import RunningAgent, running_hub
+from .whole_peers import until
 
 HALF_CLOSED_S = 0.5
 MANY = 150

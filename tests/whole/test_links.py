@@ -10,14 +10,15 @@ from typing import Any
 
 import aiohttp
 import pytest
-from whole_cluster import RunningAgent
-from whole_peers import free_port, running_origin, until
 
 import agent.spoke.links
 from agent import HubConfig
 from agent.hub.hub import Hub
 from agent.spoke.links import resolve
 from agent.syntax import Address
+
+from .whole_cluster import RunningAgent
+from .whole_peers import free_port, running_origin, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is no address of other systems' loopback")
 

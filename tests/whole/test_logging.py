@@ -14,7 +14,8 @@ import subprocess
 import time
 
 import pytest
-from whole_log import ENVIRON, EXIT_S, HUB, SCRIPT, Process, agent_of, closed_port, fail
+
+from .whole_log import ENVIRON, EXIT_S, HUB, SCRIPT, Process, agent_of, closed_port, fail
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])

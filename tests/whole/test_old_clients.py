@@ -12,8 +12,9 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from whole_cluster import Cluster
-from whole_peers import NginxServer, curl, nginx_before, program, until
+
+from .whole_cluster import Cluster
+from .whole_peers import NginxServer, curl, nginx_before, program, until
 
 pytestmark = [pytest.mark.parametrize("hub_kind", ["ours"], indirect=True), pytest.mark.leaves_descriptors]
 

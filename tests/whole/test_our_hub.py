@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from whole_cluster import running_hub
-from whole_grpc import DATA, DRAIN, ERROR, Packet, probe, tunnel
-from whole_peers import curl, running_cable, until
+
+from .whole_cluster import running_hub
+from .whole_grpc import DATA, DRAIN, ERROR, Packet, probe, tunnel
+from .whole_peers import curl, running_cable, until
 
 pytestmark = [pytest.mark.loops("asyncio"), pytest.mark.leaves_descriptors]
 

@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator
 import aiohttp
 import httpx
 import pytest
-from whole_cluster import Cluster
-from whole_peers import BIG, BIG_SHA256, Nginx, curl, running_origin
 
 from agent import MemoryCommConfig
+
+from .whole_cluster import Cluster
+from .whole_peers import BIG, BIG_SHA256, Nginx, curl, running_origin
 
 
 def http_client() -> httpx.AsyncClient:

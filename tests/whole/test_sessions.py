@@ -11,11 +11,12 @@ import random
 
 import aiohttp
 import pytest
-from whole_cluster import Cluster
-from whole_peers import CUT, curl, running_cable, running_origin, until
 
 import fastpipe
 from agent.tunnel.client import TunnelClient
+
+from .whole_cluster import Cluster
+from .whole_peers import CUT, curl, running_cable, running_origin, until
 
 RECONNECTS = 20
 CLIENTS = 8

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 
 import pytest
 import trustme
-from whole_log import EXIT_S, HUB, Process, agent_of, closed_port, fail
+
+from .whole_log import EXIT_S, HUB, Process, agent_of, closed_port, fail
 
 BLOCKED = pytest.mark.parametrize("blocked", [False, True], ids=["log read", "log not read"])
 

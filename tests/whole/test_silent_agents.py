@@ -17,13 +17,14 @@ from typing import Any
 
 import aiohttp
 import pytest
-from whole_peers import Origin, running_origin, until
 
 from agent import HubConfig
 from agent.hub.hub import Hub
 from agent.hub.metrics import read
 from agent.tunnel.liveness import LivenessTimes
 from own_responses import reason_of
+
+from .whole_peers import Origin, running_origin, until
 
 SHORT = LivenessTimes(idle_s=2.0, answer_s=2.0, unanswered_s=0.4, suspect_s=0.6)
 """A quarter of the product's, so that a busy machine makes no live agent suspected."""
@@ -113,6 +114,7 @@ async def answered(client: aiohttp.ClientSession, method: str, url: str, **optio
         return response.status, await response.text(), time.monotonic() - began_s
 
 
+@pytest.mark.alone
 @pytest.mark.loops("uvloop")
 async def test_a_stopped_agent_beside_a_live_one_costs_users_5_s(caplog: pytest.LogCaptureFixture) -> None:
     """At full length, with the product's own times. Users once waited 45 s."""

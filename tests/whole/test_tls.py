@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 import trustme
 from aiohttp import web
-from whole_cluster import RunningAgent, running_hub
-from whole_peers import BaseHubProcess, curl, free_port, program, running_origin, until
 
 from agent.x509.peer import whose_dates
 from own_responses import reason_of
+
+from .whole_cluster import RunningAgent, running_hub
+from .whole_peers import BaseHubProcess, curl, free_port, program, running_origin, until
 
 HELLO = (0, b"hello from the origin\n")
 

@@ -8,8 +8,9 @@ import json
 import random
 
 import pytest
-from whole_cluster import Cluster
-from whole_peers import running_origin
+
+from .whole_cluster import Cluster
+from .whole_peers import running_origin
 
 UPLOADS = 200
 AT_ONCE = 10

@@ -8,10 +8,10 @@ import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
-from whole_peers import START_TIMEOUT_S, BaseHubProcess
-
 from agent import Agent, AgentConfig, HubConfig
 from agent.hub.hub import Hub
+
+from .whole_peers import START_TIMEOUT_S, BaseHubProcess
 
 _names = itertools.count(1)
 
