@@ -14,8 +14,10 @@ from agent.connections import ConnectionLimits, MemoryConnManager, UDSAcceptor, 
 from agent.connections.manager import ConnManager
 from agent.outcome import Kind, Outcome, Stage
 
+from ..limits import scaled
+
 DATA, ERROR, DRAIN, CLOSE, WINDOW = range(5)
-TIMEOUT_S = 10.0
+TIMEOUT_S = scaled(10.0)
 
 
 class RecordingOutbound:

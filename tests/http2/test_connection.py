@@ -24,11 +24,13 @@ from agent.http2.framing import FrameWriter
 from agent.http2.heads import Headers
 from agent.http2.stream import Http2Stream
 
+from ..limits import scaled
+
 REQUEST = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"peer")]
 TEXT_REQUEST = [(name.decode(), value.decode()) for name, value in REQUEST]
 RESPONSE = [(b":status", b"200")]
 DEFAULT_WINDOW = 65535
-TIMEOUT_S = 20
+TIMEOUT_S = scaled(20)
 
 
 class Changes:

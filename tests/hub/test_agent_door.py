@@ -16,6 +16,8 @@ from agent.hub import agent_door
 from agent.hub.agent_door import AgentDoor, Guest
 from agent.runtime.acceptor import listening_sockets
 
+from ..limits import scaled
+
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="silent connections are parked by add_reader")
 
 
@@ -166,7 +168,7 @@ async def test_without_an_accepted_call_a_connection_is_closed_in_time(
 ) -> None:
     async with opened(call_timeout_s=0.2) as harness:
         reader = await harness.connect(said)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(scaled(20)):
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
         assert harness.door.refused == {"no_call": 1}
@@ -181,7 +183,7 @@ async def test_with_an_accepted_call_a_connection_stays() -> None:
         harness.begun[0].guest.call_accepted()
         harness.begun[0].guest.call_accepted()  # for another call
         mute = await harness.connect()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(scaled(20)):
             assert await mute.read() == b""  # its time has run out, and began later
         assert harness.begun[0].transport is not None
         assert not harness.begun[0].transport.is_closing()
@@ -238,7 +240,7 @@ async def test_past_all_connections_the_oldest_silent_one_goes(caplog: pytest.Lo
         await until(lambda: harness.door.open_connections == 10 and not harness.door.waiting)
         await harness.connect(b"agent")
         await until(lambda: harness.begun and harness.begun[0].said == b"agent")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(scaled(20)):
             with contextlib.suppress(ConnectionError):
                 assert await silent[0].read() == b""
         assert harness.door.refused == {"strangers": 1}
@@ -253,7 +255,7 @@ async def test_agents_that_are_in_are_never_closed_for_others(caplog: pytest.Log
         for begun in harness.begun:
             begun.guest.call_accepted()
         fourth = await harness.connect(b"y")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(scaled(20)):
             with contextlib.suppress(ConnectionError):
                 assert await fourth.read() == b""
         assert harness.door.refused == {"connections": 1}
@@ -271,7 +273,7 @@ async def test_an_agent_that_would_wait_too_long_is_closed_at_once(
             await harness.connect(b"x")
         await until(lambda: harness.door.waiting == 81)
         late = await harness.connect(b"x")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(scaled(20)):
             with contextlib.suppress(ConnectionError):
                 assert await late.read() == b""
         assert harness.door.refused == {"queue": 1}
@@ -287,7 +289,7 @@ async def test_closing_ends_all_that_no_call_was_accepted_of() -> None:
         harness.begun[0].guest.call_accepted()
         await harness.door.close()
         ended = [reader for number, reader in enumerate(readers) if number != 1]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(scaled(20)):
             for reader in ended:
                 with contextlib.suppress(ConnectionError):
                     assert await reader.read() == b""

@@ -20,6 +20,7 @@ import trustme
 from agent.hub import user_door
 from agent.x509 import expiry
 
+from ..limits import scaled
 from ..whole.whole_cluster import RunningAgent, running_hub
 from ..whole.whole_peers import running_origin, until
 
@@ -72,7 +73,7 @@ async def hub_with_agent(certificates: Certificates, **config: Any) -> AsyncIter
 
 async def answer(port: int, tls: ssl.SSLContext | None, request: bytes) -> bytes:
     """All that a connection gives for a request."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(scaled(20)):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
         try:
             writer.write(request)
@@ -121,7 +122,7 @@ async def test_a_request_without_the_certificate_never_reaches_an_agent(certific
         for piece in (HELLO[:1], HELLO[1:], HELLO, HELLO * 100):
             writer.write(piece)
             await asyncio.sleep(0)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(scaled(20)):
             with contextlib.suppress(ConnectionError):
                 assert (await reader.read()).count(b"HTTP/1.1 ") == 1
         writer.close()
@@ -236,7 +237,7 @@ async def test_a_handshake_that_gives_way_before_it_began_leaves_no_socket(certi
         assert door.refused["handshakes"] == 5
         for _, theirs in pairs[:5]:
             theirs.setblocking(False)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(scaled(20)):
                 assert await loop.sock_recv(theirs, 1) == b""
         await until(lambda: [ours.fileno() < 0 for ours, _ in pairs] == [True] * 5 + [False] * 10)
         await door.close()
@@ -281,9 +282,9 @@ async def test_the_hub_ends_with_users_at_its_door(certificates: Certificates) -
         open_ones = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
         open_ones[1][1].write(b"\x16\x03")
         open_ones[2][1].write(HELLO)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(scaled(20)):
             assert (await open_ones[2][0].read(12)) == b"HTTP/1.1 400"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(scaled(20)):
         for reader, writer in open_ones:
             with contextlib.suppress(ConnectionError):
                 await reader.read()

@@ -13,6 +13,7 @@ from agent import AgentConfig
 from agent.policy.assembly import make_policy
 from agent.proxy import Proxy, Upstreams
 
+from ..limits import scaled
 from .api_server import ApiServer
 
 ALICE = {"username": "alice", "uid": "1", "groups": ["devs", "system:authenticated"]}
@@ -77,7 +78,7 @@ async def ask_at(port: int, request: bytes) -> Answer:
     """Send raw bytes to a local port. Returns the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(scaled(30)):
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
             status = int(head.split(b" ", 2)[1])

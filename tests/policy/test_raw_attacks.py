@@ -19,6 +19,7 @@ from aiohttp import web
 from agent.messages import RequestHead, Target
 from agent.policy.kubernetes import KubernetesProcessor
 
+from ..limits import scaled
 from .api_server import ApiServer, Received
 from .gate import Gate, bearer
 from .test_attacks import BOBS, CLAIMS, OWN
@@ -41,7 +42,7 @@ async def talk(port: int, sent: bytes, answers: int = 99) -> list[int]:
     """Send raw bytes in one write. Returns the statuses, until there are so many or the connection ends."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     found: list[int] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(scaled(30)):
         writer.write(sent)
         while len(found) < answers:
             try:
@@ -471,7 +472,7 @@ async def test_no_made_up_head_gains_an_identity(gated: Callable[..., Any], seed
             reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
             writer.write(sent)
             writer.write_eof()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(scaled(20)):
                 with contextlib.suppress(ConnectionError):
                     await reader.read()
             writer.transport.abort()

@@ -24,7 +24,9 @@ from agent.outcome import Kind, Stage
 from agent.proxy import Proxy, ProxyLimits, Upstreams
 from fastpipe import create_pipe
 
-TIMEOUT_S = 30.0  # for machines that do much else besides
+from ..limits import scaled
+
+TIMEOUT_S = scaled(30.0)  # for machines that do much else besides
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 

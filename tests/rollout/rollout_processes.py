@@ -18,8 +18,10 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
+from ..limits import scaled
+
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "KUBERNETES_"))}
-TIMEOUT_S = 20.0
+TIMEOUT_S = scaled(20.0)
 
 LIMITED = """
 import os, resource, runpy, sys

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from ..limits import scaled
 from ..whole.whole_peers import BaseHubProcess, running_origin
 from .rollout_processes import HubProcess, running_agent
 
@@ -60,7 +61,7 @@ async def drained(directory: pathlib.Path, hub: Any, mode: str) -> None:
 
 async def test_requests_in_flight_finish_20_times_of_20(tmp_path: pathlib.Path, hub: Any) -> None:
     async def one(number: int) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(scaled(60)):
             await drained(tmp_path, hub, "--use-memory-comm" if number % 2 else "--no-use-memory-comm")
 
     ended = await asyncio.gather(*map(one, range(ROUNDS)), return_exceptions=True)
@@ -74,7 +75,7 @@ async def test_a_second_sigterm_aborts_what_is_in_flight(tmp_path: pathlib.Path,
         running_origin() as origin,
         running_agent(tmp_path, hub, f"--route=/={origin.url}", mode, "--drain-grace-s=600") as agent,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(60),
+        asyncio.timeout(scaled(60)),
     ):
         held = asyncio.ensure_future(client.post(f"{agent.url}/hold", data=b"x"))
         await origin.arrived.acquire()
@@ -104,7 +105,7 @@ async def test_it_is_not_ready_from_the_first_moment_of_a_drain(
             tmp_path, our_hub, f"--route=/={origin.url}", mode, f"--health-address=127.0.0.1:{unused_port}"
         ) as agent,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(60),
+        asyncio.timeout(scaled(60)),
     ):
         assert (await client.get(f"{health}/readyz")).status == 200
         held = asyncio.ensure_future(client.post(f"{agent.url}/hold", data=b"x"))

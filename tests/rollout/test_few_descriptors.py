@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 import trustme
 
+from ..limits import scaled
 from ..whole.whole_peers import free_port, running_origin
 from .rollout_processes import AgentProcess, HubProcess, running_agent, scrape
 
@@ -67,7 +68,7 @@ async def get(url: str, **options: object) -> tuple[int, str]:
 
 async def served(url: str, **options: object) -> None:
     """Wait until the user gets a 200. Until then each response must be a 503."""
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(scaled(40)):
         while (status := (await get(url, **options))[0]) != 200:
             assert status == 503
             await asyncio.sleep(0.05)
@@ -115,7 +116,7 @@ async def test_slow_tls_handshakes_on_the_grpc_port_keep_no_agent_out(
             tmp_path, hub, "--route=/=http://127.0.0.1:9", "--no-insecure", f"--hub-ca-file={certificates('ca')}"
         )
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(scaled(60)):
                 assert await asyncio.to_thread(agent.line) == "ready"
         finally:
             agent.close()

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ..limits import scaled
 from ..whole.whole_peers import running_origin
 from .rollout_processes import ENVIRON, HubProcess, running_agent
 
@@ -48,7 +49,7 @@ async def test_a_hub_counts_agents_requests_and_bytes(tmp_path: pathlib.Path, un
     hub = HubProcess(tmp_path / "hub.log", f"--health-address=127.0.0.1:{unused_port}", "--enable-metrics")
     try:
         async with (
-            asyncio.timeout(60),
+            asyncio.timeout(scaled(60)),
             running_origin() as origin,
             aiohttp.ClientSession() as client,
             running_agent(tmp_path, hub, f"--route=/={origin.url}") as first,

@@ -15,6 +15,7 @@ from agent import ConfigError, HubConfig
 from agent.hub.hub import Hub
 from own_responses import reason_of
 
+from ..limits import scaled
 from ..whole.whole_cluster import RunningAgent, running_hub
 from ..whole.whole_peers import running_origin
 from .rollout_processes import HubProcess
@@ -40,7 +41,7 @@ async def test_a_cluster_parser_of_ones_own_is_asked_for_every_request(importabl
     async with (
         running_origin() as one,
         running_origin() as two,
-        asyncio.timeout(30),
+        asyncio.timeout(scaled(30)),
         running_hub(cluster_parser="hub_parsers:by_header") as (grpc_port, http_port),
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as client,
     ):
@@ -74,7 +75,7 @@ async def test_a_parser_that_names_nothing_is_a_503_and_one_clear_line(
     importable: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
-        asyncio.timeout(30),
+        asyncio.timeout(scaled(30)),
         running_hub(cluster_parser="hub_parsers:by_bytes") as (_, http_port),
         aiohttp.ClientSession() as client,
         client.get(f"http://127.0.0.1:{http_port}/c1/hello") as answer,
@@ -118,7 +119,7 @@ async def test_users_show_a_certificate_where_that_is_asked_for(
             return answer.status
 
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(scaled(30)):
             assert await status("ours-user.pem") == 503  # let in: there is only no agent
             assert await status("") == (503 if optional else 400)
             with pytest.raises(aiohttp.ClientError):
@@ -131,7 +132,7 @@ async def test_users_show_a_certificate_where_that_is_asked_for(
 async def test_past_max_clients_a_user_gets_503() -> None:
     async with (
         running_hub(max_clients=1) as (_, http_port),
-        asyncio.timeout(30),
+        asyncio.timeout(scaled(30)),
         aiohttp.ClientSession() as first,
         aiohttp.ClientSession() as second,
     ):
@@ -146,7 +147,7 @@ async def test_the_hubs_times_are_as_configured() -> None:
     from agent.config.schema import LimitsConfig
 
     limits = LimitsConfig(head_timeout_s=0.1, keep_alive_s=0.2, request_head_bytes=1024)
-    async with running_hub(limits=limits) as (_, http_port), asyncio.timeout(30):
+    async with running_hub(limits=limits) as (_, http_port), asyncio.timeout(scaled(30)):
 
         async def answer(sent: bytes) -> bytes:
             reader, writer = await asyncio.open_connection("127.0.0.1", http_port)

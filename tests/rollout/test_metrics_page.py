@@ -13,6 +13,7 @@ import pytest
 from agent import Agent, AgentConfig, RequestHead, Target
 from agent.spoke.metrics import read
 
+from ..limits import scaled
 from ..whole.whole_peers import BaseHubProcess, running_origin
 from .rollout_processes import running_agent, scrape
 
@@ -47,7 +48,7 @@ async def test_everything_that_happens_is_counted_by_mode_and_nothing_by_the_cli
     health = f"http://127.0.0.1:{unused_port}"
     async with (
         running_origin() as origin,
-        asyncio.timeout(60),
+        asyncio.timeout(scaled(60)),
         aiohttp.ClientSession() as client,
         running_agent(
             tmp_path,
@@ -108,7 +109,7 @@ async def test_without_enable_metrics_there_is_no_page(
     tmp_path: pathlib.Path, base_hub: BaseHubProcess, unused_port: int
 ) -> None:
     async with (
-        asyncio.timeout(60),
+        asyncio.timeout(scaled(60)),
         aiohttp.ClientSession() as client,
         running_agent(
             tmp_path, base_hub, "--route=/=http://127.0.0.1:9", f"--health-address=127.0.0.1:{unused_port}"

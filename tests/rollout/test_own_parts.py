@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from ..limits import scaled
 from .rollout_clusters import BESIDE
 from .rollout_processes import AgentProcess, HubProcess
 
@@ -31,7 +32,7 @@ async def get(url: str, **headers: str) -> tuple[int, str]:
 async def test_a_router_of_ones_own_with_kubernetes_processor(cluster: Any, router: str, mode: str) -> None:
     async with (
         cluster() as it,
-        asyncio.timeout(60),
+        asyncio.timeout(scaled(60)),
         it.agent(mode, router=f"own_parts:{router}", request_processor="kubernetes", **it.kubernetes()) as agent,
     ):
         claims = {"Impersonate-User": "root", "X-Remote-User": "root"}
@@ -57,7 +58,7 @@ async def test_a_router_of_ones_own_with_kubernetes_processor(cluster: Any, rout
 async def test_routes_with_kubernetes_processor(cluster: Any, mode: str) -> None:
     async with (
         cluster() as it,
-        asyncio.timeout(60),
+        asyncio.timeout(scaled(60)),
         it.agent(
             mode, route=[f"/api={it.managed.url}/api"], request_processor="kubernetes", **it.kubernetes()
         ) as agent,
@@ -74,7 +75,7 @@ async def test_routes_with_kubernetes_processor(cluster: Any, mode: str) -> None
 async def test_every_part_of_ones_own(cluster: Any, router: str, processor: str, mode: str) -> None:
     async with (
         cluster() as it,
-        asyncio.timeout(60),
+        asyncio.timeout(scaled(60)),
         it.agent(
             mode,
             router=f"own_parts:{router}",
@@ -91,7 +92,7 @@ async def test_every_part_of_ones_own(cluster: Any, router: str, processor: str,
 @pytest.mark.loops("uvloop")  # asyncio's server reports a client that hangs up in the handshake
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_target_that_own_roots_dont_know_is_a_502(cluster: Any, mode: str) -> None:
-    async with cluster() as it, asyncio.timeout(60), it.agent(mode, router="own_parts:Renaming") as agent:
+    async with cluster() as it, asyncio.timeout(scaled(60)), it.agent(mode, router="own_parts:Renaming") as agent:
         status, said = await get(f"{agent.url}/one/pods")
         assert (status, said) == (502, "the target's certificate was not accepted\n")
         assert it.managed.received == []
@@ -107,7 +108,7 @@ PROCESSES = {
 
 
 async def test_a_part_that_gives_the_wrong_thing_is_a_503_and_one_clear_line(cluster: Any) -> None:
-    async with cluster() as it, asyncio.timeout(60):
+    async with cluster() as it, asyncio.timeout(scaled(60)):
         async with it.agent(router="own_parts:Wrong") as agent:
             for path, kind in ROUTES.items():
                 assert await get(f"{agent.url}/{path}") == (503, "the request could not be decided\n")

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from ..limits import scaled
 from ..whole.whole_peers import BaseHubProcess, running_origin
 from .rollout_processes import AgentProcess, HubProcess, running_agent, scrape
 
@@ -63,7 +64,7 @@ async def test_the_mode_changes_for_new_connections_and_drops_none(
     async with (
         running_origin() as origin,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(60),
+        asyncio.timeout(scaled(60)),
         running_agent(tmp_path, base_hub, f"--config={settings.path}", f"--route=/={origin.url}") as agent,
     ):
         stream = await client.get(f"{agent.url}/drip?pieces=2")
@@ -96,7 +97,7 @@ async def test_a_canary_gets_exactly_its_share_of_100(
     settings.write(f"memory_comm.canary_percent = {percent}\n")
     async with (
         running_origin() as origin,
-        asyncio.timeout(60),
+        asyncio.timeout(scaled(60)),
         running_agent(tmp_path, base_hub, f"--config={settings.path}", f"--route=/={origin.url}") as agent,
     ):
         for _ in range(10):
@@ -122,7 +123,7 @@ async def test_what_changed_and_what_needs_a_restart_is_said_in_one_line_each(
 ) -> None:
     settings.write('route = ["/=http://127.0.0.1:9"]\n')
     async with (
-        asyncio.timeout(60),
+        asyncio.timeout(scaled(60)),
         running_origin() as origin,
         running_agent(tmp_path, our_hub, f"--config={settings.path}") as agent,
     ):
@@ -151,7 +152,7 @@ async def test_a_wrong_file_changes_nothing_and_every_error_is_said(
 ) -> None:
     async with (
         running_origin() as origin,
-        asyncio.timeout(60),
+        asyncio.timeout(scaled(60)),
         running_agent(tmp_path, our_hub, f"--config={settings.path}", f"--route=/={origin.url}") as agent,
     ):
         settings.write('use_memory_comm = "yes"\nmemory_comm.max_connections = 0\n')
@@ -172,7 +173,7 @@ async def test_a_hub_is_dialled_anew_only_where_its_settings_changed(
     settings.write(f'hub_token_file = "{token}"\n')
     async with (
         running_origin() as origin,
-        asyncio.timeout(60),
+        asyncio.timeout(scaled(60)),
         running_agent(tmp_path, base_hub, f"--config={settings.path}", f"--route=/={origin.url}") as agent,
     ):
         held = asyncio.ensure_future(get(f"{agent.url}/hold"))
@@ -199,7 +200,7 @@ async def test_past_max_connections_a_client_gets_503_and_is_counted(
     name = "memory" if mode == "--use-memory-comm" else "uds"
     async with (
         running_origin() as origin,
-        asyncio.timeout(60),
+        asyncio.timeout(scaled(60)),
         aiohttp.ClientSession() as client,
         running_agent(tmp_path, base_hub, f"--config={settings.path}", f"--route=/={origin.url}", mode) as agent,
     ):
@@ -254,7 +255,7 @@ async def test_all_that_can_change_at_once_drops_no_request_in_flight(
 
     async with (
         cluster() as it,
-        asyncio.timeout(60),
+        asyncio.timeout(scaled(60)),
         aiohttp.ClientSession() as client,
         it.agent(**before, **it.kubernetes()) as agent,
     ):

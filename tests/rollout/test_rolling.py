@@ -15,6 +15,7 @@ import aiohttp
 import psutil
 import pytest
 
+from ..limits import scaled
 from ..whole.whole_peers import BIG, running_origin, until
 from .rollout_processes import HubProcess, Process
 
@@ -46,7 +47,7 @@ class Load:
     async def more(self, requests: int) -> None:
         """Wait until so many more requests have finished, some of each kind."""
         before = self.done.copy()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(scaled(60)):
             while (self.done - before).total() < requests or len(self.done - before) < 4:
                 assert not self.failed, self.failed[0]
                 await asyncio.sleep(0.005)

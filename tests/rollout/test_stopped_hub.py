@@ -8,6 +8,7 @@ import pathlib
 import pytest
 from aiohttp import web
 
+from ..limits import scaled
 from .rollout_processes import HubProcess, running_agent
 
 LIMIT_S = 2.0
@@ -50,7 +51,7 @@ async def test_what_came_while_it_was_stopped_is_not_late(tmp_path: pathlib.Path
                 await asyncio.sleep(STOPPED_S)  # the time itself is what this is about
             finally:
                 hub.signal("SIGCONT")
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(scaled(30)):
                 assert await reader.readline() == b"HTTP/1.1 200 OK\r\n", hub.log
                 assert await uploads.readline() == b"HTTP/1.1 200 OK\r\n", hub.log
             writer.close()

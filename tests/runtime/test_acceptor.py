@@ -15,6 +15,8 @@ import pytest
 
 from agent.runtime.acceptor import Acceptor, RateLimitedLog, listening_sockets
 
+from ..limits import scaled
+
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="add_reader needs a selector loop")
 
 
@@ -76,7 +78,7 @@ async def test_without_a_descriptor_each_connection_is_refused_with_a_word_and_o
     )
     listener.acceptor = acceptor
     acceptor.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(scaled(20)):
         clients = [await connected(acceptor.port) for _ in range(20)]
         assert [await reader.read() for reader, _ in clients] == [b"full"] * 20
     assert acceptor.refused == 20

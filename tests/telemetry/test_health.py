@@ -11,6 +11,8 @@ from agent.runtime.descriptors import open_descriptors
 from agent.telemetry import health
 from agent.telemetry.health import HealthServer
 
+from ..limits import scaled
+
 
 async def test_readyz_follows_the_agent_and_healthz_does_not() -> None:
     state = {"ready": False}
@@ -74,7 +76,7 @@ async def test_a_client_that_does_not_read_its_answer_is_closed_in_time(monkeypa
                 await loop.sock_connect(client, ("127.0.0.1", port))
                 await loop.sock_sendall(client, b"GET /metrics HTTP/1.1\r\n\r\n")
             without = open_descriptors()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(scaled(10)):
                 while server._requests or open_descriptors() != without - 3:
                     without = max(without, open_descriptors())
                     await asyncio.sleep(0.01)

@@ -24,6 +24,8 @@ from agent.tunnel.server import TunnelServer
 from agent.tunnel.session import Tunnel
 from agent.tunnel.window import ReceiveWindow
 
+from ..limits import scaled
+
 DATA, ERROR, DRAIN = 0, 1, 2
 
 
@@ -62,7 +64,7 @@ class Recorder:
         self.changed.set()
 
     async def until(self, reached: Callable[[], Any]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(scaled(20)):
             while not reached():
                 self.changed.clear()
                 await self.changed.wait()
@@ -127,7 +129,7 @@ class Ends:
         return task
 
     async def until(self, reached: Callable[[], Any]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(scaled(20)):
             while not reached():
                 self.changed.clear()
                 await self.changed.wait()

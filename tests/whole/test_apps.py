@@ -18,6 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from agent import Agent, AgentConfig, AgentError, ConfigError, RequestHead, Target
 from agent.proxy.apps import Apps
 
+from ..limits import scaled
 from .whole_cluster import Cluster
 from .whole_peers import until
 
@@ -110,7 +111,7 @@ async def test_an_app_is_served_behind_a_hub(cluster: Cluster, caplog: pytest.Lo
 
 async def test_an_app_streams_step_by_step_and_hears_that_its_reader_has_gone(cluster: Cluster) -> None:
     served = Served()
-    async with cluster.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(20):
+    async with cluster.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(scaled(20)):
         await whole.start_agent(app=served.app)
         answer = await client.get(f"{whole.url}/steps")
         for number in range(3):
@@ -124,7 +125,7 @@ async def test_an_app_streams_step_by_step_and_hears_that_its_reader_has_gone(cl
 
 async def test_an_apps_websockets_end_as_either_side_says(cluster: Cluster) -> None:
     served = Served()
-    async with cluster.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(20):
+    async with cluster.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(scaled(20)):
         await whole.start_agent(app=served.app)
         async with client.ws_connect(f"{whole.url}/ws", protocols=["one", "two"]) as socket:
             assert socket.protocol == "one"
@@ -149,7 +150,7 @@ async def test_an_apps_websockets_end_as_either_side_says(cluster: Cluster) -> N
 
 async def test_an_apps_websockets_hear_of_a_drain_and_its_requests_finish(cluster: Cluster) -> None:
     served = Served()
-    async with cluster.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(30):
+    async with cluster.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(scaled(30)):
         agent = await whole.start_agent(app=served.app, drain_grace_s=25.0)
         async with client.get(f"{whole.url}/hello/idle") as idle:
             assert idle.status == 200

@@ -8,6 +8,7 @@ import pathlib
 import aiohttp
 import pytest
 
+from ..limits import scaled
 from .whole_cluster import Cluster
 from .whole_peers import CUT, running_cable, running_origin, until
 
@@ -19,7 +20,7 @@ async def test_request_in_flight_finishes_before_the_agent_leaves(cluster: Clust
         running_origin() as origin,
         cluster.running(origin.url) as whole,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(20),
+        asyncio.timeout(scaled(20)),
     ):
         held = asyncio.ensure_future(client.post(f"{whole.url}/hold", data=b"still here"))
         await origin.arrived.acquire()
@@ -46,7 +47,7 @@ async def test_requests_that_come_during_a_drain_are_refused_with_retry_after(cl
         running_origin() as origin,
         cluster.running(origin.url) as whole,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(20),
+        asyncio.timeout(scaled(20)),
     ):
         held = asyncio.ensure_future(client.post(f"{whole.url}/hold"))
         await origin.arrived.acquire()
@@ -66,7 +67,7 @@ async def test_idle_connections_do_not_hold_a_drain_up(cluster: Cluster) -> None
         running_origin() as origin,
         cluster.running(origin.url, drain_grace_s=30.0) as whole,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(20),
+        asyncio.timeout(scaled(20)),
     ):
         for _ in range(3):
             assert (await client.get(f"{whole.url}/hello")).status == 200
@@ -81,7 +82,7 @@ async def test_end_of_the_grace_ends_what_is_left_cleanly(cluster: Cluster) -> N
         running_origin() as origin,
         cluster.running(origin.url, drain_grace_s=0.2) as whole,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(20),
+        asyncio.timeout(scaled(20)),
     ):
         held = asyncio.ensure_future(client.post(f"{whole.url}/hold"))
         streaming = await client.get(f"{whole.url}/drip")
@@ -103,7 +104,7 @@ async def test_second_cancellation_ends_a_drain_at_once(cluster: Cluster) -> Non
         running_origin() as origin,
         cluster.running(origin.url, drain_grace_s=60.0) as whole,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(20),
+        asyncio.timeout(scaled(20)),
     ):
         held = asyncio.ensure_future(client.post(f"{whole.url}/hold"))
         await origin.arrived.acquire()
@@ -134,7 +135,7 @@ async def test_agent_without_a_hub_stops_at_once(cluster: Cluster, unused_port: 
 async def test_tunnel_lost_during_a_drain_ends_it(cluster: Cluster) -> None:
     async with running_origin() as origin, cluster.hub() as whole, running_cable(whole.grpc_port) as cable:
         await whole.start_agent(routes=(f"/={origin.url}",), hub_address=f"127.0.0.1:{cable.port}", drain_grace_s=60.0)
-        async with aiohttp.ClientSession() as client, asyncio.timeout(20):
+        async with aiohttp.ClientSession() as client, asyncio.timeout(scaled(20)):
             held = asyncio.ensure_future(client.post(f"{whole.url}/hold"))
             await origin.arrived.acquire()
             whole.agent.task.cancel()

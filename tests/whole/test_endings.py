@@ -8,6 +8,7 @@ import logging
 import aiohttp
 import pytest
 
+from ..limits import scaled
 from .whole_cluster import Cluster
 from .whole_peers import CUT, curl, running_origin, running_rude_origin, until
 
@@ -32,7 +33,7 @@ async def test_chunked_body_that_breaks_off_is_an_error_for_the_client(cluster: 
 async def test_sized_body_that_breaks_off_is_not_filled_up_by_an_error_text(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running_rude_origin(SIZED) as url, cluster.running(url) as whole, asyncio.timeout(20):
+    async with running_rude_origin(SIZED) as url, cluster.running(url) as whole, asyncio.timeout(scaled(20)):
         reader, writer = await asyncio.open_connection("127.0.0.1", whole.http_port)
         writer.write(f"GET /{whole.cluster}/ HTTP/1.1\r\nHost: h\r\n\r\n".encode())
         await reader.readuntil(b"\r\n\r\nhello")
@@ -55,7 +56,7 @@ async def test_sized_body_that_breaks_off_ends_short_at_our_hub(
         running_rude_origin(SIZED) as url,
         cluster.running(url) as whole,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(20),
+        asyncio.timeout(scaled(20)),
     ):
         answer = await client.get(f"{whole.url}/")
         with pytest.raises(CUT):
@@ -67,7 +68,7 @@ async def test_target_that_answers_nothing_is_a_502(cluster: Cluster) -> None:
         running_rude_origin(b"") as url,
         cluster.running(url) as whole,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(20),
+        asyncio.timeout(scaled(20)),
     ):
         assert (await client.post(f"{whole.url}/", data=b"x")).status == 502
 
@@ -77,7 +78,7 @@ async def test_target_that_answers_garbage_is_a_502(cluster: Cluster) -> None:
         running_rude_origin(b"SSH-2.0-OpenSSH_9.2\r\n") as url,
         cluster.running(url) as whole,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(20),
+        asyncio.timeout(scaled(20)),
     ):
         answer = await client.get(f"{whole.url}/")
         assert answer.status == 502
@@ -90,7 +91,7 @@ async def test_body_that_its_target_ends_by_closing_arrives_whole(cluster: Clust
         running_rude_origin(b"HTTP/1.1 200 OK\r\n\r\n" + body) as url,
         cluster.running(url) as whole,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(20),
+        asyncio.timeout(scaled(20)),
     ):
         for _ in range(2):
             answer = await client.get(f"{whole.url}/")
@@ -99,7 +100,7 @@ async def test_body_that_its_target_ends_by_closing_arrives_whole(cluster: Clust
 
 async def test_client_that_goes_away_ends_its_request_at_the_target(cluster: Cluster) -> None:
     """A base hub reports it only when the next piece comes. Our hub reports it at once."""
-    async with running_origin() as origin, cluster.running(origin.url) as whole, asyncio.timeout(20):
+    async with running_origin() as origin, cluster.running(origin.url) as whole, asyncio.timeout(scaled(20)):
         async with aiohttp.ClientSession() as client:
             answer = await client.get(f"{whole.url}/drip?pieces=100000")
             await origin.arrived.acquire()
@@ -121,7 +122,7 @@ async def test_client_that_resets_in_the_middle_of_an_upload_leaves_nothing_open
     async with (
         running_origin() as origin,
         cluster.running(origin.url, drain_grace_s=30.0) as whole,
-        asyncio.timeout(20),
+        asyncio.timeout(scaled(20)),
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", whole.http_port)
         writer.write(f"GET /{whole.cluster}/hello HTTP/1.1\r\nHost: h\r\n\r\n".encode())
@@ -137,7 +138,7 @@ async def test_client_that_resets_in_the_middle_of_an_upload_leaves_nothing_open
 
 @only_our_hub
 async def test_client_that_resets_in_the_middle_of_an_upload_is_told_at_once(cluster: Cluster) -> None:
-    async with running_origin() as origin, cluster.running(origin.url) as whole, asyncio.timeout(20):
+    async with running_origin() as origin, cluster.running(origin.url) as whole, asyncio.timeout(scaled(20)):
         _, writer = await asyncio.open_connection("127.0.0.1", whole.http_port)
         writer.write(f"POST /{whole.cluster}/digest HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n".encode())
         writer.write(b"x" * 100_000)

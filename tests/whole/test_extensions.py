@@ -20,6 +20,7 @@ from agent import HubConfig
 from agent.hub.hub import Hub
 from agent.hub.session import AgentSession
 
+from ..limits import scaled
 from .whole_cluster import RunningAgent
 from .whole_peers import START_TIMEOUT_S, running_origin, until
 
@@ -113,7 +114,7 @@ async def test_a_client_s_half_close_reaches_its_target_and_the_answer_its_clien
         whole = await reader.read()
         writer.write(b"%d bytes, and then the end" % len(whole))
 
-    async with target(count) as url, line(url, mode) as found, asyncio.timeout(20):
+    async with target(count) as url, line(url, mode) as found, asyncio.timeout(scaled(20)):
         reader, writer = await upgraded(found.http_port)
         writer.write(bytes(3_000_000))
         writer.write_eof()
@@ -133,7 +134,7 @@ async def test_a_target_s_half_close_reaches_its_client_which_may_go_on(mode: st
         writer.write_eof()
         heard.append(await reader.read())
 
-    async with target(ends_first) as url, line(url, mode) as found, asyncio.timeout(20):
+    async with target(ends_first) as url, line(url, mode) as found, asyncio.timeout(scaled(20)):
         reader, writer = await upgraded(found.http_port)
         assert await reader.read() == b"all I have to say"
         writer.write(bytes(1_000_000))
@@ -156,7 +157,7 @@ async def test_the_target_hears_at_once_that_a_client_has_gone(mode: str) -> Non
         finally:
             gone.set()
 
-    async with target(never_answers) as url, line(url, mode) as found, asyncio.timeout(5):
+    async with target(never_answers) as url, line(url, mode) as found, asyncio.timeout(scaled(5)):
         _, writer = await asyncio.open_connection("127.0.0.1", found.http_port)
         writer.write(b"GET /c1/x HTTP/1.1\r\nHost: hub\r\n\r\n")
         await arrived.wait()
@@ -167,7 +168,7 @@ async def test_the_target_hears_at_once_that_a_client_has_gone(mode: str) -> Non
 
 
 async def test_pooled_connections_that_the_agent_ends_are_gone_from_the_hub_at_once(mode: str) -> None:
-    async with running_origin() as origin, line(origin.url, mode) as found, asyncio.timeout(20):
+    async with running_origin() as origin, line(origin.url, mode) as found, asyncio.timeout(scaled(20)):
         reader, writer = await asyncio.open_connection("127.0.0.1", found.http_port)
         writer.write(b"GET /c1/x HTTP/1.1\r\nHost: hub\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
@@ -187,7 +188,7 @@ async def test_connections_are_probed_only_without_close(
     async with (
         running_origin() as origin,
         line(origin.url, mode, hub_features=features) as found,
-        asyncio.timeout(20),
+        asyncio.timeout(scaled(20)),
     ):
         assert ("close" in found.session.tunnel.features) is closes
         reader, writer = await asyncio.open_connection("127.0.0.1", found.http_port)
@@ -237,7 +238,7 @@ async def test_a_large_upload_to_a_slow_target_arrives_whole_and_waits_nowhere(m
             left -= len(data)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
-    async with target(slow) as url, line(url, mode) as found, asyncio.timeout(60):
+    async with target(slow) as url, line(url, mode) as found, asyncio.timeout(scaled(60)):
         reader, writer = await asyncio.open_connection("127.0.0.1", found.http_port)
         writer.write(b"PUT /c1/x HTTP/1.1\r\nHost: hub\r\nContent-Length: %d\r\n\r\n" % (blocks * MIB))
         expected, peak_bytes, before_bytes = hashlib.sha256(), 0, resident_bytes()
@@ -299,7 +300,7 @@ async def test_twenty_stalled_readers_hold_up_nobody_and_lose_nothing(mode: str)
                 writer.write(BLOCK)
                 await writer.drain()
 
-    async with target(endless) as url, line(url, mode) as found, asyncio.timeout(60):
+    async with target(endless) as url, line(url, mode) as found, asyncio.timeout(scaled(60)):
         before_bytes = resident_bytes()
         clients = []
         for _ in range(readers):
@@ -335,7 +336,7 @@ async def test_a_base_agent_s_slow_client_is_given_up_before_the_agent_gives_up_
 async def test_a_hub_that_sends_beyond_its_credit_loses_that_connection(
     mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running_origin() as origin, line(origin.url, mode) as found, asyncio.timeout(20):
+    async with running_origin() as origin, line(origin.url, mode) as found, asyncio.timeout(scaled(20)):
         found.session.tunnel.send(99, 0, bytes(256 * 1024 + 1))
         reason = "window: DATA beyond the connection's credit"
         await until(lambda: [each for each in caplog.records if getattr(each, "reason", "") == reason])
@@ -345,7 +346,7 @@ async def test_a_hub_that_sends_beyond_its_credit_loses_that_connection(
 
 
 async def test_an_agent_that_sends_beyond_its_credit_loses_that_connection(mode: str) -> None:
-    async with running_origin() as origin, line(origin.url, mode) as found, asyncio.timeout(20):
+    async with running_origin() as origin, line(origin.url, mode) as found, asyncio.timeout(scaled(20)):
         reader, writer = await asyncio.open_connection("127.0.0.1", found.http_port)
         writer.write(b"GET /c1/hold HTTP/1.1\r\nHost: hub\r\n\r\n")
         await origin.arrived.acquire()
@@ -377,7 +378,7 @@ class Reader(asyncio.Protocol):
 
 @pytest.mark.parametrize("code", [1, 3], ids=["error", "close"])
 async def test_what_an_agent_sends_behind_its_end_never_reaches_a_client(mode: str, code: int) -> None:
-    async with running_origin() as origin, line(origin.url, mode) as found, asyncio.timeout(20):
+    async with running_origin() as origin, line(origin.url, mode) as found, asyncio.timeout(scaled(20)):
         reader = Reader()
         transport = await found.session.connect(reader)
         [conn_id] = found.session._connections
@@ -410,7 +411,7 @@ async def test_expect_is_the_target_s_to_answer_but_a_base_agent_s_hub_answers_i
             await reader.readexactly(5)
         writer.write(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
-    async with target(refuse) as url, line(url, mode, hub_features=features) as found, asyncio.timeout(20):
+    async with target(refuse) as url, line(url, mode, hub_features=features) as found, asyncio.timeout(scaled(20)):
         reader, writer = await asyncio.open_connection("127.0.0.1", found.http_port)
         writer.write(b"POST /c1/x HTTP/1.1\r\nHost: hub\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
         status = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1]
@@ -447,7 +448,7 @@ async def test_docker_exec_works_through_hub_and_agent(mode: str, later: bool) -
             writer.write(data.upper())
         writer.write(b"exit")
 
-    async with target(dockerd) as url, line(url, mode) as found, asyncio.timeout(30):
+    async with target(dockerd) as url, line(url, mode) as found, asyncio.timeout(scaled(30)):
         reader, writer = await asyncio.open_connection("127.0.0.1", found.http_port)
         writer.write(DOCKER if later else DOCKER + b"ls\n")
         head = await reader.readuntil(b"\r\n\r\n")
@@ -471,7 +472,7 @@ async def test_a_targets_malformed_head_is_told_by_rule_through_the_hub(mode: st
         writer.write(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nOK")
         await reader.read()
 
-    async with target(lines_without_cr) as url, line(url, mode) as found, asyncio.timeout(30):
+    async with target(lines_without_cr) as url, line(url, mode) as found, asyncio.timeout(scaled(30)):
         reader, writer = await asyncio.open_connection("127.0.0.1", found.http_port)
         writer.write(b"GET /c1/ HTTP/1.1\r\nHost: hub\r\n\r\n")
         head = await reader.readuntil(b"\r\n\r\n")

@@ -23,6 +23,7 @@ import pytest
 
 from agent.connections import ConnectionLimits
 
+from ..limits import scaled
 from .whole_cluster import RunningAgent, Whole
 from .whole_peers import BaseHubProcess, running_origin, until
 
@@ -284,7 +285,7 @@ async def test_the_command_exits_0_on_sigterm_with_an_idle_connection(mode: str,
         await whole.base.until(CLUSTER, lambda seen: seen["probes"] >= 1)
         assert (await client.get())[0] == 200
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(scaled(30)):
             assert await process.wait() == 0
 
 
@@ -356,7 +357,7 @@ async def test_a_download_arrives_whole_at_a_client_that_reads_nothing_for_2_s(m
             for client in readers:
                 transport = client.writer.transport
                 transport.resume_reading()
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(scaled(60)):
                 for client in readers:
                     status, _, body = await client.response()
                     assert (status, hashlib.sha256(body).hexdigest()) == (200, digest)

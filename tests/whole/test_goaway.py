@@ -18,6 +18,7 @@ from agent.tunnel.packet import ControlCode
 from agent.tunnel.server import TunnelServer
 from agent.tunnel.session import Tunnel
 
+from ..limits import scaled
 from .test_extensions import line
 from .whole_cluster import Cluster
 from .whole_peers import running_cable, running_origin, until
@@ -33,7 +34,7 @@ async def test_the_next_agent_gets_what_is_new_and_the_last_one_finishes_what_it
         running_origin() as second,
         cluster.running(first.url) as whole,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(30),
+        asyncio.timeout(scaled(30)),
     ):
         assert (await client.get(f"{whole.url}/hello")).status == 200  # on a connection that is kept
         held = [asyncio.ensure_future(client.post(f"{whole.url}/hold", data=b"%d" % n)) for n in range(3)]
@@ -63,7 +64,7 @@ async def test_what_the_hub_opens_before_it_hears_of_a_drain_is_served(cluster: 
         cluster.hub() as whole,
         running_cable(whole.grpc_port) as cable,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(30),
+        asyncio.timeout(scaled(30)),
     ):
         agent = await whole.start_agent(routes=(f"/={origin.url}",), hub_address=f"127.0.0.1:{cable.port}")
         assert (await client.get(f"{whole.url}/hello")).status == 200
@@ -85,7 +86,7 @@ async def test_a_hub_that_stops_says_so_and_its_requests_finish(mode: str) -> No
         running_origin() as origin,
         line(origin.url, mode) as found,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(30),
+        asyncio.timeout(scaled(30)),
     ):
         url = f"http://127.0.0.1:{found.http_port}/c1"
         held = asyncio.ensure_future(client.post(f"{url}/hold", data=b"still here"))
@@ -110,7 +111,7 @@ async def test_a_session_that_is_left_ends_when_its_connections_have(mode: str) 
         running_origin() as origin,
         line(origin.url, mode) as found,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(30),
+        asyncio.timeout(scaled(30)),
     ):
         url = f"http://127.0.0.1:{found.http_port}/c1"
         held = asyncio.ensure_future(client.post(f"{url}/hold", data=b"x"))
@@ -173,7 +174,7 @@ class Pair:
             is_idle=lambda _: False,
         )
         self.task = asyncio.ensure_future(self.client.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(scaled(10)):
             await self.ready.wait()
         return self
 
@@ -186,7 +187,7 @@ class Pair:
 
 
 async def test_every_id_is_opened_before_the_hub_s_drain() -> None:
-    async with Pair() as pair, asyncio.timeout(20):
+    async with Pair() as pair, asyncio.timeout(scaled(20)):
         session, seen = pair.sessions[0], pair.seen[0]
         used = await session.connect(asyncio.Protocol())
         used.write(b"in the pipe")
@@ -209,7 +210,7 @@ async def test_every_id_is_opened_before_the_hub_s_drain() -> None:
 
 async def test_a_draining_session_hands_connections_to_its_successor() -> None:
     others: list[AgentSession] = []
-    async with Pair(successor=lambda _: others[0]) as old, Pair() as new, asyncio.timeout(20):
+    async with Pair(successor=lambda _: others[0]) as old, Pair() as new, asyncio.timeout(scaled(20)):
         others += new.sessions
         old.sessions[0].drain()
         transport = await old.sessions[0].connect(asyncio.Protocol())
@@ -224,7 +225,7 @@ async def test_a_connection_that_is_opened_while_its_session_is_lost_is_its_succ
     async with (
         Pair(successor=lambda _: next(iter(others), None)) as old,
         Pair(successor=lambda _: None) as new,
-        asyncio.timeout(20),
+        asyncio.timeout(scaled(20)),
     ):
         session = old.sessions[0]
         connecting = [asyncio.ensure_future(session.connect(asyncio.Protocol())) for _ in range(2)]
@@ -247,7 +248,7 @@ async def test_an_agent_that_ends_what_has_not_begun_ends_it() -> None:
         def connection_lost(self, exc: Exception | None) -> None:
             lost.set()
 
-    async with Pair() as pair, asyncio.timeout(20):
+    async with Pair() as pair, asyncio.timeout(scaled(20)):
         session = pair.sessions[0]
         connecting = asyncio.ensure_future(session.connect(Waits()))
         await asyncio.sleep(0)
@@ -259,7 +260,7 @@ async def test_an_agent_that_ends_what_has_not_begun_ends_it() -> None:
 
 async def test_a_stream_that_its_agent_leaves_open_is_ended_by_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent.hub.session, "LEFT_OPEN_TIMEOUT_S", 0.05)
-    async with Pair() as pair, asyncio.timeout(20):
+    async with Pair() as pair, asyncio.timeout(scaled(20)):
         session, tunnel = pair.sessions[0], pair.seen[0].tunnel
         held = await session.connect(asyncio.Protocol())
         tunnel.say_drain()
@@ -273,7 +274,7 @@ async def test_a_stream_that_its_agent_leaves_open_is_ended_by_the_hub(monkeypat
 
 async def test_what_an_agent_says_of_a_connection_reaches_the_proxy_and_the_log(caplog: Any) -> None:
     caplog.set_level("INFO")
-    async with Pair() as pair, asyncio.timeout(20):
+    async with Pair() as pair, asyncio.timeout(scaled(20)):
         session, seen = pair.sessions[0], pair.seen[0]
         used = await session.connect(asyncio.Protocol())
         used.write(b"hello")
@@ -303,7 +304,7 @@ async def test_what_an_agent_says_of_a_connection_reaches_the_proxy_and_the_log(
 async def test_users_are_told_why_a_session_was_lost_and_whose_fault_it_is(
     error: Exception, fault: str, text: str
 ) -> None:
-    async with Pair() as pair, asyncio.timeout(20):
+    async with Pair() as pair, asyncio.timeout(scaled(20)):
         session, seen = pair.sessions[0], pair.seen[0]
         used = await session.connect(asyncio.Protocol())
         used.write(b"hello")
@@ -322,7 +323,7 @@ async def test_a_client_is_not_too_slow_because_the_hub_stood_still(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, catches_up: bool
 ) -> None:
     monkeypatch.setattr(agent.hub.session, "BEHIND_TIMEOUT_S", 0.2)
-    async with Pair() as pair, asyncio.timeout(20):
+    async with Pair() as pair, asyncio.timeout(scaled(20)):
         session, loop = pair.sessions[0], asyncio.get_running_loop()
         used = await session.connect(asyncio.Protocol())
         (connection,) = session._connections.values()
@@ -342,7 +343,7 @@ async def test_a_client_is_not_too_slow_because_the_hub_stood_still(
 
 
 async def test_a_connection_of_a_lost_agent_names_the_agent() -> None:
-    async with Pair() as pair, asyncio.timeout(20):
+    async with Pair() as pair, asyncio.timeout(scaled(20)):
         session, seen = pair.sessions[0], pair.seen[0]
         used = await session.connect(asyncio.Protocol())
         used.write(b"hello")

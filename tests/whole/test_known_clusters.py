@@ -12,6 +12,7 @@ from agent.hub import known_clusters as known
 from agent.hub.known_clusters import KnownClusters
 from own_responses import reason_of
 
+from ..limits import scaled
 from .whole_cluster import Cluster, running_hub
 from .whole_peers import running_origin
 
@@ -63,7 +64,7 @@ async def test_a_cluster_that_the_token_file_names_is_known(cluster: Cluster, tm
         url = f"http://127.0.0.1:{http_port}"
         assert [(await ask(f"{url}/{name}/"))[0] for name in ("c1", "c2")] == [503, 404]
         tokens.write_text("c1 a-token\nc2 another-token\n")
-        async with asyncio.timeout(30):  # the file is looked at once a second
+        async with asyncio.timeout(scaled(30)):  # the file is looked at once a second
             while (await ask(f"{url}/c2/"))[0] != 503:  # noqa: ASYNC110  (a state of the hub's, seen from outside)
                 await asyncio.sleep(0.05)
 

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trustme
 
+from ..limits import scaled
 from .kube_end import POD, KubeEnd, running_kube_end
 from .whole_cluster import Cluster
 from .whole_peers import nginx_before
@@ -28,7 +29,7 @@ pytestmark = [
     pytest.mark.loops("uvloop"),  # what takes its time here is kubectl: the upgrades' own tests run on both
 ]
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = scaled(30.0)
 DATA = random.Random(5).randbytes(600_000)
 
 

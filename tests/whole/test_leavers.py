@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from agent import LimitsConfig
 
+from ..limits import scaled
 from .whole_cluster import RunningAgent, running_hub
 from .whole_peers import until
 
@@ -103,7 +104,7 @@ async def test_a_crowd_of_leavers_makes_room_again(mode: str) -> None:
             writer.close()
             return line
 
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(scaled(60)):
             while (line := await status()) != b"HTTP/1.1 200 OK\r\n":
                 assert line == b"HTTP/1.1 503 Service Unavailable\r\n"
         await until(lambda: target.open == 0, timeout_s=60)

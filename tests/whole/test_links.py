@@ -17,6 +17,7 @@ from agent.hub.hub import Hub
 from agent.spoke.links import resolve
 from agent.syntax import Address
 
+from ..limits import scaled
 from .whole_cluster import RunningAgent
 from .whole_peers import free_port, running_origin, until
 
@@ -63,7 +64,7 @@ async def test_each_address_of_a_name_has_a_tunnel(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(agent.spoke.links, "RESOLVE_INTERVAL_S", 0.05)
     names["hubs.test"] = ["127.0.0.1", "127.0.0.2"]
     port = free_port()
-    async with running_origin() as origin, asyncio.timeout(30):
+    async with running_origin() as origin, asyncio.timeout(scaled(30)):
         hubs = {number: RunningHub(f"127.0.0.{number}", port) for number in (1, 2, 3)}
         running = RunningAgent(
             hub_address=f"hubs.test:{port}",
@@ -110,7 +111,7 @@ async def test_addresses_that_come_and_go_leave_the_others_their_tunnel(monkeypa
     monkeypatch.setattr(agent.spoke.links, "resolve", known)
     monkeypatch.setattr(agent.spoke.links, "RESOLVE_INTERVAL_S", 0.05)
     port = free_port()
-    async with running_origin() as origin, asyncio.timeout(30):
+    async with running_origin() as origin, asyncio.timeout(scaled(30)):
         hubs = {number: RunningHub(f"127.0.0.{number}", port) for number in (1, 2)}
         running = RunningAgent(
             hub_address=f"hubs.test:{port}",
@@ -152,7 +153,7 @@ async def test_an_address_that_is_left_can_be_wanted_again_before_it_has_gone(mo
 
     monkeypatch.setattr(agent.spoke.links, "resolve", known)
     port = free_port()
-    async with running_origin() as origin, aiohttp.ClientSession() as client, asyncio.timeout(30):
+    async with running_origin() as origin, aiohttp.ClientSession() as client, asyncio.timeout(scaled(30)):
         hub = RunningHub("127.0.0.1", port)
         running = RunningAgent(
             hub_address=f"hubs.test:{port}",
@@ -197,7 +198,7 @@ async def test_the_addresses_of_a_name_that_was_replaced_are_not_dialled_again(
 
     monkeypatch.setattr(agent.spoke.links, "resolve", look)
     port = free_port()
-    async with running_origin() as origin, asyncio.timeout(30):
+    async with running_origin() as origin, asyncio.timeout(scaled(30)):
         hubs = {number: RunningHub(f"127.0.0.{number}", port) for number in (1, 2, 3, 4)}
         running = RunningAgent(
             hub_address=f"old.test:{port}",

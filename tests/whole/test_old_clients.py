@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from ..limits import scaled
 from .whole_cluster import Cluster
 from .whole_peers import NginxServer, curl, nginx_before, program, until
 
@@ -44,7 +45,7 @@ async def git(*arguments: str, cwd: pathlib.Path, **more: str) -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(scaled(90)):
         output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
 

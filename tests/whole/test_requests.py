@@ -15,6 +15,7 @@ import pytest
 
 from agent import MemoryCommConfig
 
+from ..limits import scaled
 from .whole_cluster import Cluster
 from .whole_peers import BIG, BIG_SHA256, Nginx, curl, running_origin
 
@@ -176,7 +177,7 @@ async def test_http_1_0_client_is_answered_and_closed(cluster: Cluster) -> None:
 async def test_streamed_answer_arrives_piece_by_piece(cluster: Cluster) -> None:
     async with running_origin() as origin, cluster.running(origin.url) as whole, aiohttp.ClientSession() as client:
         answer = await client.get(f"{whole.url}/drip?pieces=4")
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(scaled(15)):
             for number in range(4):
                 assert await answer.content.readuntil(b"\n\n") == b"data: %d\n\n" % number
                 origin.go_on.release()  # the next piece isn't even written before this one has come
@@ -186,7 +187,7 @@ async def test_streamed_answer_arrives_piece_by_piece(cluster: Cluster) -> None:
 async def test_websocket_carries_messages_both_ways(cluster: Cluster) -> None:
     async with running_origin() as origin, cluster.running(origin.url) as whole, aiohttp.ClientSession() as client:
         socket = await client.ws_connect(f"{whole.url}/ws")
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(scaled(15)):
             for number in range(20):
                 await socket.send_str(str(number))
                 assert await socket.receive_str() == f"echo {number}"
@@ -228,7 +229,7 @@ async def test_past_max_connections_is_a_503_with_retry_after(cluster: Cluster) 
         running_origin() as origin,
         cluster.running(origin.url, memory_comm=MemoryCommConfig(max_connections=2)) as whole,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(15),
+        asyncio.timeout(scaled(15)),
     ):
         held = [asyncio.ensure_future(client.get(f"{whole.url}/hold")) for _ in range(2)]
         for _ in held:
@@ -266,7 +267,7 @@ async def test_our_hub_routes_each_request_by_its_own_path(cluster: Cluster) -> 
 
 
 async def test_pipelined_requests_are_answered_in_order(cluster: Cluster) -> None:
-    async with running_origin() as origin, cluster.running(origin.url) as whole, asyncio.timeout(15):
+    async with running_origin() as origin, cluster.running(origin.url) as whole, asyncio.timeout(scaled(15)):
         reader, writer = await asyncio.open_connection("127.0.0.1", whole.http_port)
         bodies = [f"body {number}".encode() for number in range(10)]
         writer.write(

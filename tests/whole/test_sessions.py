@@ -15,6 +15,7 @@ import pytest
 import fastpipe
 from agent.tunnel.client import TunnelClient
 
+from ..limits import scaled
 from .whole_cluster import Cluster
 from .whole_peers import CUT, curl, running_cable, running_origin, until
 
@@ -147,7 +148,7 @@ async def test_dropped_stream_fails_its_requests_and_comes_back(cluster: Cluster
         running_origin() as origin,
         cluster.running(origin.url) as whole,
         aiohttp.ClientSession() as client,
-        asyncio.timeout(20),
+        asyncio.timeout(scaled(20)),
     ):
         waiting = asyncio.ensure_future(client.post(f"{whole.url}/hold"))
         streaming = await client.get(f"{whole.url}/drip")
@@ -169,7 +170,7 @@ async def test_dropped_stream_fails_its_requests_and_comes_back(cluster: Cluster
 async def test_lost_tunnel_is_a_502_before_the_head_and_a_cut_after_it(cluster: Cluster) -> None:
     async with running_origin() as origin, cluster.hub() as whole, running_cable(whole.grpc_port) as cable:
         await whole.start_agent(routes=(f"/={origin.url}",), hub_address=f"127.0.0.1:{cable.port}")
-        async with aiohttp.ClientSession() as client, asyncio.timeout(20):
+        async with aiohttp.ClientSession() as client, asyncio.timeout(scaled(20)):
             waiting = asyncio.ensure_future(client.get(f"{whole.url}/hold"))
             streaming = await client.get(f"{whole.url}/drip")
             await origin.arrived.acquire()
@@ -184,7 +185,7 @@ async def test_lost_tunnel_is_a_502_before_the_head_and_a_cut_after_it(cluster: 
 
 @only_base_hub
 async def test_answer_of_an_old_session_never_reaches_the_same_id_of_the_next(cluster: Cluster) -> None:
-    async with running_origin() as origin, cluster.running(origin.url) as whole, asyncio.timeout(20):
+    async with running_origin() as origin, cluster.running(origin.url) as whole, asyncio.timeout(scaled(20)):
         async with aiohttp.ClientSession() as old, aiohttp.ClientSession() as new:
             first = asyncio.ensure_future(old.post(f"{whole.url}/hold", data=b"the old session's secret"))
             await origin.arrived.acquire()

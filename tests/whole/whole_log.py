@@ -12,9 +12,11 @@ import sys
 import threading
 import time
 
+from ..limits import scaled
+
 SCRIPT = os.path.join(os.path.dirname(sys.executable), "fastpipe-agent")
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "HUB_", "KUBERNETES_"))}
-EXIT_S = 20.0  # generous: a blocked exit would never come
+EXIT_S = scaled(20.0)  # generous: a blocked exit would never come
 
 
 class Process:

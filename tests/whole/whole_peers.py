@@ -23,10 +23,12 @@ from typing import Any, NoReturn
 import pytest
 from aiohttp import ClientError, WSMsgType, web
 
+from ..limits import scaled
+
 BIG_BYTES = 10 * 1024 * 1024
 BIG = random.Random(20).randbytes(BIG_BYTES)
 BIG_SHA256 = hashlib.sha256(BIG).hexdigest()
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = scaled(20.0)
 CUT = (ClientError, RuntimeError)
 """Errors of aiohttp's client for a body that breaks off. RuntimeError if a bad chunk and the end come together."""
 
@@ -116,7 +118,7 @@ class BaseHubProcess:
 
 async def until(state: Callable[[], Any], condition: Callable[[Any], bool] = bool, timeout_s: float = 15.0) -> Any:
     """The state as soon as it meets the condition, checked every 5 ms."""
-    deadline_s = time.monotonic() + timeout_s
+    deadline_s = time.monotonic() + scaled(timeout_s)
     while not condition(found := state()):
         assert time.monotonic() < deadline_s, f"not reached within {timeout_s} s: {found}"
         await asyncio.sleep(0.005)

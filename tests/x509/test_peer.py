@@ -15,6 +15,8 @@ import trustme
 from agent.x509 import peer as peer_certificate
 from agent.x509.peer import MAX_HANDSHAKE_BYTES, Reader, fault_of_own, whose_dates
 
+from ..limits import scaled
+
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
@@ -148,7 +150,7 @@ async def test_a_silent_peer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
 
     async with listening(serve) as port:
         assert await asked(port) == ""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(scaled(10)):
             await gone.wait()
 
 
@@ -189,7 +191,7 @@ async def test_cancelled_while_it_asks_nothing_stays_open() -> None:
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(scaled(10)):
             await gone.wait()
 
 
