@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from .limits import scaled
+
 
 @pytest.fixture
 def allowed_s(request: pytest.FixtureRequest) -> float:
@@ -17,8 +19,9 @@ def allowed_s(request: pytest.FixtureRequest) -> float:
 
 @pytest.mark.timeout(1234)
 def test_a_tests_own_limit_counts(allowed_s: float) -> None:
-    assert allowed_s == 1234
+    assert allowed_s == scaled(1234)
 
 
 def test_a_test_without_one_has_the_runs(allowed_s: float, request: pytest.FixtureRequest) -> None:
-    assert allowed_s == float(request.config.getoption("timeout") or request.config.getini("timeout"))
+    limit_s = float(request.config.getoption("timeout") or request.config.getini("timeout"))
+    assert allowed_s == scaled(limit_s)
