@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = [Path(__import__(name).__file__).parent for name in ("agent", "fastpipe")]
+import agent
+import fastpipe
+
+PACKAGES = [Path(package.__path__[0]) for package in (agent, fastpipe)]
 """Where they were imported from, so that an installed wheel is read where the suite runs on one."""
 
 BENCH = Path(__file__).parents[1] / "bench"

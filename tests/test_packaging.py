@@ -19,6 +19,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,9 @@ EXTENSIONS = {name.replace(".", "/") for name in PROJECT["tool"]["fastpipe"]["ex
 IGNORED = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "*.pyd", "__pycache__", "results")
 COPIED = ["src", "tests", "bench", "docs", "setup.py", "pyproject.toml", "MANIFEST.in", "Makefile"]
 COPIED += ["README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+
+
+Compiled = tuple[Path, subprocess.CompletedProcess[str]]
 
 
 def build(tree: Path, what: str, out: Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -87,7 +91,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def compiled(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def compiled(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     """The wheel with extensions, and an earlier build whose compiler failed on our code only."""
     if shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0]) is None:
         pytest.skip("there is no C compiler")
@@ -144,7 +148,7 @@ def test_the_sdist_has_nothing_that_was_generated(sdist: Path) -> None:
 # The wheels -------------------------------------------------------------------------------------------------------
 
 
-def test_a_platform_wheel_has_its_extensions_and_their_types(compiled) -> None:
+def test_a_platform_wheel_has_its_extensions_and_their_types(compiled: Compiled) -> None:
     wheel, _ = compiled
     names = files_of(wheel)
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
@@ -155,7 +159,7 @@ def test_a_platform_wheel_has_its_extensions_and_their_types(compiled) -> None:
     assert not [name for name in names if name.endswith((".pyx", ".pxi", ".c"))]
 
 
-def test_a_compiler_that_fails_on_our_code_is_an_error(compiled) -> None:
+def test_a_compiler_that_fails_on_our_code_is_an_error(compiled: Compiled) -> None:
     wheel, failed = compiled
     assert failed.returncode != 0
     assert "our code is wrong" in failed.stderr + failed.stdout
@@ -205,7 +209,7 @@ def read(wheel: Path, name: str) -> str:
         return archive.read(f"fastpipe_agent-{VERSION}.dist-info/{name}").decode()
 
 
-def test_both_wheels_say_the_same_of_themselves(compiled, pure: Path) -> None:
+def test_both_wheels_say_the_same_of_themselves(compiled: Compiled, pure: Path) -> None:
     assert read(compiled[0], "METADATA") == read(pure, "METADATA")
 
 
@@ -237,21 +241,24 @@ def test_the_version_stands_in_one_place() -> None:
 WORKFLOWS = sorted((CHECKOUT / ".github" / "workflows").glob("*.yml"))
 """Not in the sdist."""
 
+Workflow = tuple[str, str, dict[str, Any]]
+"""Name, text, and the text parsed."""
 
-def steps_of(workflow: dict) -> Iterator[dict]:
+
+def steps_of(workflow: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for job in workflow["jobs"].values():
         yield job
         yield from job.get("steps", [])
 
 
 @pytest.fixture(params=WORKFLOWS, ids=lambda path: path.name)
-def workflow(request: pytest.FixtureRequest) -> tuple[str, str, dict]:
+def workflow(request: pytest.FixtureRequest) -> Workflow:
     yaml = pytest.importorskip("yaml")
     text = request.param.read_text(encoding="utf-8")
     return request.param.name, text, yaml.safe_load(text)
 
 
-def test_actions_are_pinned_by_commit(workflow) -> None:
+def test_actions_are_pinned_by_commit(workflow: Workflow) -> None:
     _, text, parsed = workflow
     for step in steps_of(parsed):
         used = step.get("uses", "./")
@@ -262,7 +269,7 @@ def test_actions_are_pinned_by_commit(workflow) -> None:
             assert step["with"]["persist-credentials"] is False
 
 
-def test_every_job_ends_and_may_little(workflow) -> None:
+def test_every_job_ends_and_may_little(workflow: Workflow) -> None:
     name, _, parsed = workflow
     assert parsed["permissions"] in ({}, {"contents": "read"})
     for job_name, job in parsed["jobs"].items():
@@ -271,7 +278,7 @@ def test_every_job_ends_and_may_little(workflow) -> None:
         assert job.get("permissions", allowed) == allowed
 
 
-def test_the_steps_are_the_projects_make_targets(workflow) -> None:
+def test_the_steps_are_the_projects_make_targets(workflow: Workflow) -> None:
     _, _, parsed = workflow
     targets = set(re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for step in steps_of(parsed):

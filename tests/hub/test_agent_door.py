@@ -67,7 +67,7 @@ class Harness:
         return reader
 
 
-async def until(reached: Callable[[], Any]) -> None:
+async def until(reached: Callable[..., Any]) -> None:
     deadline_s = time.monotonic() + 20
     while not reached():
         assert time.monotonic() < deadline_s

@@ -23,7 +23,7 @@ from agent.policy.trust import FileTrust
 
 from .gate import Answer, Gate, bearer
 
-HUB = {"hub_address": "127.0.0.1:1", "cluster_name": "c1", "insecure": True}
+HUB: dict[str, Any] = {"hub_address": "127.0.0.1:1", "cluster_name": "c1", "insecure": True}
 
 
 class OwnRouter:
@@ -131,7 +131,7 @@ def test_arguments_win_over_names(module: types.ModuleType) -> None:
 def test_a_part_that_isnt_one_names_its_field(module: types.ModuleType, field: str, value: str, said: str) -> None:
     settings: dict[str, Any] = {"routes": [("/", "http://h")]} if field != "router" else {}
     with pytest.raises(ConfigError, match=said) as caught:
-        make_policy(AgentConfig(**{field: value}, **settings, **HUB))
+        make_policy(AgentConfig(**{field: value, **settings, **HUB}))
     assert (caught.value.field, caught.value.source) == (field, value)
 
 
@@ -193,7 +193,7 @@ def test_routes_alone_authenticate_nobody_and_say_so(caplog: pytest.LogCaptureFi
     assert isinstance(policy.router, StaticRouter)
     assert isinstance(policy.trust, FileTrust)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert policy.managed is policy.hub is policy.services is None
+    assert (policy.managed, policy.hub, policy.services) == (None, None, None)
 
 
 async def test_kubernetes_is_what_runs_without_routes(gated: Callable[..., Any]) -> None:

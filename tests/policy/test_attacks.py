@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +21,8 @@ from agent.policy.identity import is_identity_header
 from agent.policy.kubernetes import KubernetesProcessor
 from agent.policy.reviews import Known, Verdict
 
-from .gate import Gate, bearer
+from .api_server import ApiServer
+from .gate import bearer
 
 OWN = b"Bearer managed-own-token"
 BOBS = [
@@ -196,7 +197,14 @@ PATHS = [
 ATTACKS = SPELLED + LISTED + TRAILERS + CREDENTIALS + WEBSOCKETS + PATHS
 
 
-def check_identity(gate: Gate, attack: Attack) -> None:
+class Servers(Protocol):
+    """The API servers of the managed cluster and of the hub."""
+
+    managed: ApiServer
+    hub: ApiServer
+
+
+def check_identity(gate: Servers, attack: Attack) -> None:
     """Compare what arrived, and as whom. The hub's API server gets only reviews."""
     assert gate.hub.received == []
     if not attack.user:

@@ -264,7 +264,7 @@ async def test_a_silent_api_server_fails_in_time(clusters: Callable[..., Any], m
         monkeypatch.setattr("agent.cli.checks.ACCESS_REVIEWS", "/apis/authentication.k8s.io/v1/tokenreviews")
         monkeypatch.setattr("agent.cli.checks.DIAL_TIMEOUT_S", 0.5)
         managed.on_review = silent
-        managed.status_of = lambda token: {}  # type: ignore[method-assign]
+        managed.status_of = lambda token: {}
         config = AgentConfig(
             hub_address=f"localhost:{port}", cluster_name="c1", insecure=True, kubeconfig=managed.kubeconfig()
         )

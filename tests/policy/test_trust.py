@@ -199,8 +199,8 @@ def test_a_broken_file_keeps_the_last_good_one_and_says_so_once(
 
     write(path, pem(other_ca))
     assert trust.generation == 1
-    assert trust.problem is None
     handshake(trust.ssl_context(TARGET), server_for(other_ca, "svc.test"))
+    assert trust.problem is None
 
 
 def test_files_are_looked_at_no_more_often_than_the_interval(tmp_path: Path) -> None:

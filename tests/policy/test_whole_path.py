@@ -105,7 +105,7 @@ async def test_nobody_gains_an_identity_through_hub_and_agent(clusters: Callable
             assert (answer.status >= 400) == (attack.status >= 400), (attack.name, answer.status, answer.body)
             if attack.name not in HUBS_OWN:
                 assert answer.status == attack.status, (attack.name, answer.body)
-            check_identity(path, attack)  # type: ignore[arg-type]
+            check_identity(path, attack)
 
 
 async def test_a_kept_alive_client_changes_its_token_and_never_its_neighbours(clusters: Callable[..., Any]) -> None:

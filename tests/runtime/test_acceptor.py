@@ -74,7 +74,7 @@ async def test_without_a_descriptor_each_connection_is_refused_with_a_word_and_o
     listener.bind(("127.0.0.1", 0))
     listener.listen(128)
     acceptor = Acceptor(
-        [listener], lambda sock, peer: taken.append(sock), lambda sock: sock.send(b"full") and None, name="test"
+        [listener], lambda sock, peer: taken.append(sock), lambda sock: sock.sendall(b"full"), name="test"
     )
     listener.acceptor = acceptor
     acceptor.start()

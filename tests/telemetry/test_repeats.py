@@ -105,7 +105,8 @@ def test_lines_that_differ_in_what_matters_are_not_equal(changed: dict[str, Any]
     log = Log()
     for _ in range(20):
         log.log(reason="a", status=502, cluster="c1")
-    log.log(**({"reason": "a", "status": 502, "cluster": "c1"} | changed))
+    line: dict[str, Any] = {"reason": "a", "status": 502, "cluster": "c1"}
+    log.log(**line | changed)
     assert len(log.lines) == 11
 
 
@@ -113,7 +114,8 @@ def test_lines_that_differ_in_what_matters_are_not_equal(changed: dict[str, Any]
 def test_what_belongs_to_one_event_makes_no_difference(name: str) -> None:
     log = Log()
     for number in range(20):
-        log.log(**{name: number})
+        fields: dict[str, Any] = {name: number}
+        log.log(**fields)
     assert len(log.lines) == 10
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ def report(lines: int) -> bytes:
     return b"dropped %d\n" % lines
 
 
-def until(reached: Callable[[], object]) -> None:
+def until(reached: Callable[..., object]) -> None:
     deadline_s = time.monotonic() + 20
     while not reached():
         assert time.monotonic() < deadline_s
@@ -77,7 +78,7 @@ def test_lines_arrive_whole_and_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("limits", "size"), [({"limit_bytes": 300_000}, 100), ({"limit_lines": 500}, 5000)], ids=str)
 def test_a_pipe_that_nobody_reads_blocks_nobody_and_costs_bounded_memory(
-    pipe: Pipe, limits: dict[str, int], size: int
+    pipe: Pipe, limits: dict[str, Any], size: int
 ) -> None:
     writer = LineWriter(pipe.write_end, report=report, **limits)
     posted = 20_000

@@ -51,7 +51,7 @@ import grpc
 import h11
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tunnel"))
-messages = grpc.protos("tunnel.proto")  # type: ignore[attr-defined]
+messages = grpc.protos("tunnel.proto")
 Packet = messages.Packet
 DATA, ERROR, DRAIN = 0, 1, 2
 
@@ -202,6 +202,7 @@ class Stream:
         record.packets_in += 1
         record.largest_packet_in = max(record.largest_packet_in, len(packet.data))
         if packet.code == DATA:
+            assert connection is not None
             if len(connection.queue) >= QUEUED_PACKETS:
                 record.dropped_packets += 1
             elif packet.data:
@@ -226,7 +227,9 @@ class Stream:
 
     async def serve(self) -> None:
         """Until the stream ends, one way or another."""
-        jobs = [asyncio.ensure_future(job()) for job in (self.write_packets, self.read_packets)]
+        jobs: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(job()) for job in (self.write_packets, self.read_packets)
+        ]
         try:
             await asyncio.wait([self.ended, *jobs], return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import h11
-from websockets.frames import Opcode
+from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side
 from websockets.utils import accept_key
 
@@ -25,7 +25,7 @@ STDIN, STDOUT, STDERR, ERROR = range(4)
 CLOSE_CHANNEL = 255
 PIECE_BYTES = 32 * 1024
 
-POD = {
+POD: dict[str, Any] = {
     "apiVersion": "v1",
     "kind": "Pod",
     "metadata": {"name": "p", "namespace": "default", "uid": "1", "resourceVersion": "1"},
@@ -97,6 +97,7 @@ class Messages:
                 return b""
             self._protocol.receive_data(data)
             for frame in self._protocol.events_received():
+                assert isinstance(frame, Frame)
                 if frame.opcode in (Opcode.BINARY, Opcode.CONT):
                     self._message += bytes(frame.data)
                     if frame.fin:

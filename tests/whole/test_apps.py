@@ -143,7 +143,10 @@ async def test_an_apps_websockets_end_as_either_side_says(cluster: Cluster) -> N
         await vanishing.send_str("one")
         assert await vanishing.receive_str() == "echo one"
         if whole.kind == "ours":  # a base hub doesn't report that a silent client left
-            vanishing._response.connection.transport.abort()
+            connection = vanishing._response.connection
+            assert connection is not None
+            assert connection.transport is not None
+            connection.transport.abort()
             await until(lambda: len(served.closed) == 2)  # 1005 or 1006, as its server has it
         await vanishing.close()
 

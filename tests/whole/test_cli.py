@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -69,17 +69,19 @@ class Process:
         self._process.stdout.close()
 
 
+Start = Callable[..., Process]
+
+
 @pytest.fixture
-def processes(tmp_path: pathlib.Path) -> Iterator[type[Process]]:
-    """Process, all of whose instances are killed after the test."""
+def processes(tmp_path: pathlib.Path) -> Iterator[Start]:
+    """Starts a Process with these arguments, and kills it after the test."""
     started: list[Process] = []
 
-    class Own(Process):
-        def __init__(self, *arguments: str) -> None:
-            super().__init__(tmp_path / f"log{len(started)}", *arguments)
-            started.append(self)
+    def start(*arguments: str) -> Process:
+        started.append(Process(tmp_path / f"log{len(started)}", *arguments))
+        return started[-1]
 
-    yield Own
+    yield start
     for process in started:
         process.kill()
 
@@ -139,7 +141,7 @@ class Curl(threading.Thread):
 
 
 @contextlib.contextmanager
-def hub_and_agent(processes: type[Process], mode: str, target: str) -> Iterator[tuple[str, Process, Process]]:
+def hub_and_agent(processes: Start, mode: str, target: str) -> Iterator[tuple[str, Process, Process]]:
     """(the hub's URL for users, the hub, the agent), both ready. Each of their lines is compared exactly."""
     hub = processes("hub", "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0")
     grpc_port, http_port = hub.port("grpc"), hub.port("http")
@@ -159,7 +161,7 @@ def hub_and_agent(processes: type[Process], mode: str, target: str) -> Iterator[
     yield f"http://127.0.0.1:{http_port}/c1", hub, agent
 
 
-def test_requests_through_hub_and_agent_and_a_clean_end(processes: type[Process], mode: str, nginx: Nginx) -> None:
+def test_requests_through_hub_and_agent_and_a_clean_end(processes: Start, mode: str, nginx: Nginx) -> None:
     with hub_and_agent(processes, mode, nginx.url) as (url, hub, agent):
         assert curl(f"{url}/hello").stdout == b"hello from nginx\n"
         assert hashlib.sha256(curl(f"{url}/big").stdout).hexdigest() == BIG_SHA256
@@ -172,9 +174,7 @@ def test_requests_through_hub_and_agent_and_a_clean_end(processes: type[Process]
             assert "Traceback" not in process.log
 
 
-def test_sigterm_lets_the_request_in_flight_finish(
-    processes: type[Process], mode: str, slow_target: SlowTarget
-) -> None:
+def test_sigterm_lets_the_request_in_flight_finish(processes: Start, mode: str, slow_target: SlowTarget) -> None:
     with hub_and_agent(processes, mode, slow_target.url) as (url, _, agent):
         waiting = Curl(f"{url}/")
         connection = slow_target.take()
@@ -186,7 +186,7 @@ def test_sigterm_lets_the_request_in_flight_finish(
         assert agent.end() == (0, ""), agent.log
 
 
-def test_second_sigterm_aborts(processes: type[Process], mode: str, slow_target: SlowTarget) -> None:
+def test_second_sigterm_aborts(processes: Start, mode: str, slow_target: SlowTarget) -> None:
     with hub_and_agent(processes, mode, slow_target.url) as (url, _, agent):
         waiting = Curl("-o", "/dev/null", "-w", "%{http_code}", f"{url}/")
         with slow_target.take():
@@ -197,9 +197,7 @@ def test_second_sigterm_aborts(processes: type[Process], mode: str, slow_target:
             assert waiting.answer().stdout in (b"502", b"503")
 
 
-def test_killed_agent_is_a_clean_failure_for_its_clients(
-    processes: type[Process], mode: str, slow_target: SlowTarget
-) -> None:
+def test_killed_agent_is_a_clean_failure_for_its_clients(processes: Start, mode: str, slow_target: SlowTarget) -> None:
     with hub_and_agent(processes, mode, slow_target.url) as (url, hub, agent):
         waiting = Curl("-w", "%{http_code}", "-o", "/dev/null", f"{url}/")
         address = ("127.0.0.1", int(url.split(":")[2].split("/")[0]))
@@ -219,7 +217,7 @@ def test_killed_agent_is_a_clean_failure_for_its_clients(
 
 
 def test_killed_agent_on_a_base_hub_is_a_clean_failure(
-    processes: type[Process], mode: str, slow_target: SlowTarget, base_hub_process: BaseHubProcess
+    processes: Start, mode: str, slow_target: SlowTarget, base_hub_process: BaseHubProcess
 ) -> None:
     cluster = f"killed-{mode}"
     memory = ["--use-memory-comm"] if mode == "memory" else []
@@ -241,7 +239,7 @@ def test_killed_agent_on_a_base_hub_is_a_clean_failure(
         assert waiting.answer().returncode == 52  # curl: the server returned nothing
 
 
-def test_sighup_dials_anew_and_loses_no_request(processes: type[Process], nginx: Nginx) -> None:
+def test_sighup_dials_anew_and_loses_no_request(processes: Start, nginx: Nginx) -> None:
     with hub_and_agent(processes, "uds", nginx.url) as (url, hub, agent):
         for _ in range(3):
             agent.signal(signal.SIGHUP)
@@ -252,7 +250,7 @@ def test_sighup_dials_anew_and_loses_no_request(processes: type[Process], nginx:
         assert hub.end() == (0, "")
 
 
-def test_proxy_alone_with_longest_prefix_and_no_cluster_name(processes: type[Process], nginx: Nginx) -> None:
+def test_proxy_alone_with_longest_prefix_and_no_cluster_name(processes: Start, nginx: Nginx) -> None:
     proxy = processes(
         "proxy", "--listen", "127.0.0.1:0", "--route", f"/files={nginx.url}", "--route", f"/files/more={nginx.url}/up"
     )
@@ -277,14 +275,14 @@ def test_proxy_alone_with_longest_prefix_and_no_cluster_name(processes: type[Pro
         (["proxy", "--listen", "127.0.0.1:0"], "route"),
     ],
 )
-def test_bad_value_exits_2_and_names_its_field(processes: type[Process], arguments: list[str], field: str) -> None:
+def test_bad_value_exits_2_and_names_its_field(processes: Start, arguments: list[str], field: str) -> None:
     process = processes(*arguments)
     assert process.end() == (2, "")
     assert field in process.log
     assert "Traceback" not in process.log
 
 
-def test_demo_exits_0_with_a_table_of_both_modes(processes: type[Process]) -> None:
+def test_demo_exits_0_with_a_table_of_both_modes(processes: Start) -> None:
     demo = processes("demo")
     code, table = demo.end()
     assert code == 0, demo.log
@@ -295,7 +293,7 @@ def test_demo_exits_0_with_a_table_of_both_modes(processes: type[Process]) -> No
     assert demo.log == ""
 
 
-def test_version_names_program_twin_and_loop(processes: type[Process]) -> None:
+def test_version_names_program_twin_and_loop(processes: Start) -> None:
     import fastpipe
 
     code, said = processes("version").end()

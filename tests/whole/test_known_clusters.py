@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
+from collections.abc import Mapping
 
 import aiohttp
 import pytest
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.parametrize(("hub_kind", "mode"), [("ours", "memory")],
 HINT = "the first segment of the path must be a cluster's name"
 
 
-async def ask(url: str, method: str = "GET") -> tuple[int, str, aiohttp.typedefs.LooseHeaders]:
+async def ask(url: str, method: str = "GET") -> tuple[int, str, Mapping[str, str]]:
     async with aiohttp.ClientSession() as client, client.request(method, url, allow_redirects=False) as answer:
         return answer.status, await answer.text(), answer.headers
 

@@ -73,7 +73,9 @@ class Scene:
     def agents(self, state: str) -> float:
         for metric in read(self.hub):
             if metric.name == "agents":
-                return next(value for labels, value in metric.samples if labels == (state,))
+                found = next(value for labels, value in metric.samples if labels == (state,))
+                assert isinstance(found, float | int)
+                return found
         raise AssertionError("no such metric")
 
 

@@ -162,7 +162,7 @@ async def test_what_is_wrong_with_a_dial_is_said_with_what_helps(
 
 @pytest.mark.loops("uvloop")
 async def test_https_target_is_verified(mode: str, files: Files, base_hub_process: BaseHubProcess) -> None:
-    async def hello(_request: web.Request) -> web.Response:
+    async def hello(_request: web.BaseRequest) -> web.Response:
         return web.Response(text="hello from the origin\n")
 
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

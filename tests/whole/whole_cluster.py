@@ -134,8 +134,8 @@ async def running_hub(**config: Any) -> AsyncIterator[tuple[int, int]]:
         if len(ports) == 2:
             listening.set()
 
-    config = {"grpc_address": "127.0.0.1:0", "http_address": "127.0.0.1:0", "drain_grace_s": 2.0} | config
-    task = asyncio.ensure_future(Hub(HubConfig(**config), on_listening=on_listening).run())
+    defaults: dict[str, Any] = {"grpc_address": "127.0.0.1:0", "http_address": "127.0.0.1:0", "drain_grace_s": 2.0}
+    task = asyncio.ensure_future(Hub(HubConfig(**defaults | config), on_listening=on_listening).run())
     waiting = asyncio.ensure_future(listening.wait())
     try:
         await asyncio.wait([waiting, task], timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)

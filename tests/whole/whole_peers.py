@@ -98,7 +98,8 @@ class BaseHubProcess:
         self, cluster: str, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 15.0
     ) -> dict[str, Any]:
         """The cluster's stats as soon as they meet the condition."""
-        return await until(lambda: self.stats(cluster), condition, timeout_s)
+        found: dict[str, Any] = await until(lambda: self.stats(cluster), condition, timeout_s)
+        return found
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -116,7 +117,7 @@ class BaseHubProcess:
         self._process.wait()
 
 
-async def until(state: Callable[[], Any], condition: Callable[[Any], bool] = bool, timeout_s: float = 15.0) -> Any:
+async def until(state: Callable[..., Any], condition: Callable[..., bool] = bool, timeout_s: float = 15.0) -> Any:
     """The state as soon as it meets the condition, checked every 5 ms."""
     deadline_s = time.monotonic() + scaled(timeout_s)
     while not condition(found := state()):
