@@ -164,12 +164,11 @@ def kept_out() -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
+def nothing_left_open() -> Iterator[None]:
     """Fail where a test leaves a descriptor open that was not open before it."""
     kept_out()
     before = open_descriptors()
     yield
     gc.collect()
     left = {fd: name for fd, name in open_descriptors().items() if before.get(fd) != name}
-    if request.node.get_closest_marker("leaves_descriptors") is None:
-        assert not left, f"descriptors left open: {left}"
+    assert not left, f"descriptors left open: {left}"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from .whole_cluster import Cluster
+from .whole_grpc import GrpcClient, Tunnel
 from .whole_log import Process as LoggingProcess
 from .whole_peers import BaseHubProcess, Nginx, free_port
 
@@ -21,6 +22,14 @@ def base_hub_process() -> Iterator[BaseHubProcess]:
     process = BaseHubProcess()
     yield process
     process.close()
+
+
+@pytest.fixture(scope="session")
+def tunnel() -> Iterator[Tunnel]:
+    """Calls of grpcio's client, which runs in one child process for all tests."""
+    client = GrpcClient()
+    yield client.tunnel
+    client.close()
 
 
 @pytest.fixture(scope="session")

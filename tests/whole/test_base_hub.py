@@ -6,27 +6,28 @@ import asyncio
 import hashlib
 from collections.abc import Iterator
 
-import grpc
 import pytest
 
-from .whole_grpc import DRAIN, ERROR, Packet, probe, tunnel
+from .whole_grpc import DRAIN, ERROR, Packet, Tunnel, probe
 from .whole_peers import BIG, BIG_SHA256, BaseHubProcess, curl
 
-pytestmark = [pytest.mark.loops("asyncio"), pytest.mark.leaves_descriptors]
+pytestmark = pytest.mark.loops("asyncio")
 
 
-async def test_probe_is_answered_with_an_error(base_hub_process: BaseHubProcess) -> None:
+async def test_probe_is_answered_with_an_error(base_hub_process: BaseHubProcess, tunnel: Tunnel) -> None:
     async with tunnel(base_hub_process.grpc_port, ("cluster-name", "probe")) as call:
         await probe(call)
     assert base_hub_process.stats("probe")["probes"] == 1
 
 
-async def test_stream_without_cluster_name_ends_unknown(base_hub_process: BaseHubProcess) -> None:
+async def test_stream_without_cluster_name_ends_unknown(base_hub_process: BaseHubProcess, tunnel: Tunnel) -> None:
     async with tunnel(base_hub_process.grpc_port) as call:
-        assert await call.code() is grpc.StatusCode.UNKNOWN
+        assert await call.code() == "UNKNOWN"
 
 
-async def test_first_request_comes_as_an_empty_packet_and_one_whole_one(base_hub_process: BaseHubProcess) -> None:
+async def test_first_request_comes_as_an_empty_packet_and_one_whole_one(
+    base_hub_process: BaseHubProcess, tunnel: Tunnel
+) -> None:
     hub, url = base_hub_process, f"http://127.0.0.1:{base_hub_process.http_port}/first/up"
     async with tunnel(hub.grpc_port, ("cluster-name", "first")) as call:
         await probe(call)
@@ -48,7 +49,7 @@ async def test_first_request_comes_as_an_empty_packet_and_one_whole_one(base_hub
         assert await call.read() == Packet(conn_id=1, code=ERROR, error_message="unknown packet connection 1")
 
 
-async def test_further_bytes_come_raw_in_packets_of_32_kib(base_hub_process: BaseHubProcess) -> None:
+async def test_further_bytes_come_raw_in_packets_of_32_kib(base_hub_process: BaseHubProcess, tunnel: Tunnel) -> None:
     hub = base_hub_process
     async with tunnel(hub.grpc_port, ("cluster-name", "raw")) as call:
         await probe(call)
@@ -70,7 +71,7 @@ async def test_further_bytes_come_raw_in_packets_of_32_kib(base_hub_process: Bas
         writer.close()
 
 
-async def test_packets_past_a_hundred_are_dropped_silently(base_hub_process: BaseHubProcess) -> None:
+async def test_packets_past_a_hundred_are_dropped_silently(base_hub_process: BaseHubProcess, tunnel: Tunnel) -> None:
     hub = base_hub_process
     async with tunnel(hub.grpc_port, ("cluster-name", "slow")) as call:
         await probe(call)
@@ -83,22 +84,22 @@ async def test_packets_past_a_hundred_are_dropped_silently(base_hub_process: Bas
         writer.transport.abort()
 
 
-async def test_drain_ends_the_stream_at_once(base_hub_process: BaseHubProcess) -> None:
+async def test_drain_ends_the_stream_at_once(base_hub_process: BaseHubProcess, tunnel: Tunnel) -> None:
     async with tunnel(base_hub_process.grpc_port, ("cluster-name", "drain")) as call:
         await probe(call)
         await call.write(Packet(code=DRAIN))
-        assert await call.code() is grpc.StatusCode.OK
+        assert await call.code() == "OK"
     assert base_hub_process.stats("drain")["drains"] == 1
 
 
-async def test_message_of_four_mib_ends_the_stream(base_hub_process: BaseHubProcess) -> None:
+async def test_message_of_four_mib_ends_the_stream(base_hub_process: BaseHubProcess, tunnel: Tunnel) -> None:
     async with tunnel(base_hub_process.grpc_port, ("cluster-name", "large")) as call:
         await probe(call)
         await call.write(Packet(conn_id=1, data=bytes(4 * 1024 * 1024)))
-        assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await call.code() == "RESOURCE_EXHAUSTED"
 
 
-async def test_replaced_agent_is_flooded_with_id_zero(base_hub_process: BaseHubProcess) -> None:
+async def test_replaced_agent_is_flooded_with_id_zero(base_hub_process: BaseHubProcess, tunnel: Tunnel) -> None:
     async with tunnel(base_hub_process.grpc_port, ("cluster-name", "twice")) as old:
         await probe(old)
         async with tunnel(base_hub_process.grpc_port, ("cluster-name", "twice")) as new:
@@ -107,7 +108,7 @@ async def test_replaced_agent_is_flooded_with_id_zero(base_hub_process: BaseHubP
                 assert await old.read() == Packet()
 
 
-async def test_commands_drop_refuse_and_send_packets(base_hub_process: BaseHubProcess) -> None:
+async def test_commands_drop_refuse_and_send_packets(base_hub_process: BaseHubProcess, tunnel: Tunnel) -> None:
     hub = base_hub_process
     async with tunnel(hub.grpc_port, ("cluster-name", "cmd")) as call:
         await probe(call)
@@ -118,10 +119,10 @@ async def test_commands_drop_refuse_and_send_packets(base_hub_process: BaseHubPr
         hub.command("flood cmd 3")
         assert [await call.read() for _ in range(3)] == [Packet()] * 3
         hub.command("drop cmd INTERNAL")
-        assert await call.code() is grpc.StatusCode.INTERNAL
+        assert await call.code() == "INTERNAL"
     hub.command("refuse cmd PERMISSION_DENIED")
     async with tunnel(hub.grpc_port, ("cluster-name", "cmd")) as call:
-        assert await call.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert await call.code() == "PERMISSION_DENIED"
     assert hub.stats("cmd")["ends"] == ["INTERNAL", "PERMISSION_DENIED"]
 
 
@@ -146,7 +147,7 @@ async def ask(hub: BaseHubProcess, cluster: str) -> tuple[asyncio.StreamReader, 
     return reader, writer
 
 
-async def test_go_hub_lists_a_connection_for_its_time_and_no_longer(go_hub: BaseHubProcess) -> None:
+async def test_go_hub_lists_a_connection_for_its_time_and_no_longer(go_hub: BaseHubProcess, tunnel: Tunnel) -> None:
     async with tunnel(go_hub.grpc_port, ("cluster-name", "life")) as call:
         await probe(call)
         reader, writer = await ask(go_hub, "life")
@@ -159,11 +160,11 @@ async def test_go_hub_lists_a_connection_for_its_time_and_no_longer(go_hub: Base
         await go_hub.until("life", lambda seen: seen["open_connections"] == 0)
         writer.close()
         await call.write(Packet(code=DRAIN))
-        assert await call.code() is grpc.StatusCode.OK
+        assert await call.code() == "OK"
     assert go_hub.frozen() == {"frozen": False, "stuck": []}
 
 
-async def test_go_hub_answers_an_error_behind_what_is_queued_and_closes(go_hub: BaseHubProcess) -> None:
+async def test_go_hub_answers_an_error_behind_what_is_queued_and_closes(go_hub: BaseHubProcess, tunnel: Tunnel) -> None:
     async with tunnel(go_hub.grpc_port, ("cluster-name", "error")) as call:
         await probe(call)
         reader, writer = await ask(go_hub, "error")
@@ -178,7 +179,7 @@ async def test_go_hub_answers_an_error_behind_what_is_queued_and_closes(go_hub: 
 
 
 async def test_go_hub_is_stuck_where_a_stream_ends_under_a_connection_and_frozen_by_the_next(
-    go_hub: BaseHubProcess,
+    go_hub: BaseHubProcess, tunnel: Tunnel
 ) -> None:
     async with tunnel(go_hub.grpc_port, ("cluster-name", "stuck")) as call:
         await probe(call)
@@ -199,7 +200,7 @@ async def test_go_hub_is_stuck_where_a_stream_ends_under_a_connection_and_frozen
     listed.close()
 
 
-async def test_go_hub_is_frozen_by_a_second_stream_beside_a_connection(go_hub: BaseHubProcess) -> None:
+async def test_go_hub_is_frozen_by_a_second_stream_beside_a_connection(go_hub: BaseHubProcess, tunnel: Tunnel) -> None:
     async with tunnel(go_hub.grpc_port, ("cluster-name", "second")) as call:
         await probe(call)
         _, listed = await ask(go_hub, "second")

@@ -170,7 +170,6 @@ async def test_logs_and_watches_arrive_line_by_line(cluster: Cluster, tmp_path: 
     await _logs_and_watches(cluster, tmp_path, through_nginx=False)
 
 
-@pytest.mark.leaves_descriptors
 @pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
 async def test_logs_and_watches_pass_an_nginx_that_speaks_1_0(cluster: Cluster, tmp_path: pathlib.Path) -> None:
     await _logs_and_watches(cluster, tmp_path, through_nginx=True)

@@ -17,7 +17,7 @@ from ..limits import scaled
 from .whole_cluster import Cluster
 from .whole_peers import NginxServer, curl, nginx_before, program, until
 
-pytestmark = [pytest.mark.parametrize("hub_kind", ["ours"], indirect=True), pytest.mark.leaves_descriptors]
+pytestmark = pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
 
 REPOSITORY_BYTES = 40_000_000
 CHUNKED = (

@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from .whole_cluster import running_hub
-from .whole_grpc import DATA, DRAIN, ERROR, Packet, probe, tunnel
+from .whole_grpc import DATA, DRAIN, ERROR, Packet, Tunnel, probe
 from .whole_peers import curl, running_cable, until
 
-pytestmark = [pytest.mark.loops("asyncio"), pytest.mark.leaves_descriptors]
+pytestmark = pytest.mark.loops("asyncio")
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nwhole\n"
 
@@ -18,7 +18,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nwhole\n"
 DRAIN_MESSAGE = bytes.fromhex("00 00000002 1002")  # gRPC's prefix, and the packet: field 2, code, is 2
 
 
-async def test_answer_right_before_the_tunnels_end_reaches_its_client() -> None:
+async def test_answer_right_before_the_tunnels_end_reaches_its_client(tunnel: Tunnel) -> None:
     async with (
         running_hub() as (grpc_port, http_port),
         running_cable(grpc_port) as cable,
@@ -36,7 +36,7 @@ async def test_answer_right_before_the_tunnels_end_reaches_its_client() -> None:
         assert await waiting == (0, b"whole\n", b"")
 
 
-async def test_agents_error_is_a_502_before_and_a_cut_after_the_first_byte() -> None:
+async def test_agents_error_is_a_502_before_and_a_cut_after_the_first_byte(tunnel: Tunnel) -> None:
     async with running_hub() as (grpc_port, http_port), tunnel(grpc_port, ("cluster-name", "c1")) as call:
         await probe(call)
         for sent, expected in ((b"", 22), (ANSWER[:-2], 18)):
