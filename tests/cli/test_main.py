@@ -534,6 +534,7 @@ async def body():
     if sys.argv[2] == "fails":
         raise OSError(98, "Address already in use")
 
+process.LEAVE_S = 0.5
 set_up_logging(ProcessConfig())
 sys.exit(process.serve(body, ProcessConfig(loop=sys.argv[1])))
 """

@@ -253,7 +253,10 @@ async def test_no_100_for_http_1_0_and_none_without_a_body(stack, origin):
 async def test_the_proxy_answers_expect_itself_where_told_to(stack, origin):
     answers = itertools.cycle((True, False))
 
-    async with origin() as o, stack(lambda head: Target(o.url, answers_expect=next(answers))) as h:
+    def route(head):
+        return Target(o.url, answers_expect=next(answers))
+
+    async with origin() as o, stack(route, limits={"expect_timeout_s": 0.05}) as h:
         client = await h.open()
         for _ in range(4):  # the same head each time, and not the same target
             client.send(POST + b"Expect: 100-continue\r\n\r\n")

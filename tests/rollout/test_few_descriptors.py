@@ -8,6 +8,7 @@ import pathlib
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import aiohttp
@@ -31,8 +32,11 @@ CLIENT_TIMEOUT = aiohttp.ClientTimeout(total=20)
 
 
 @contextlib.contextmanager
-def flood(port: int, said: bytes = b"") -> Iterator[list[socket.socket]]:
-    """Connections that send these bytes and no more."""
+def flood(port: int, said: bytes = b"", pause_s: float = 0.0) -> Iterator[list[socket.socket]]:
+    """Connections that send these bytes and no more. pause_s: between two, so that a short backlog does not fill.
+
+    The kernel repeats a SYN that finds the backlog full a second later.
+    """
     sockets: list[socket.socket] = []
     try:
         for _ in range(FLOOD):
@@ -40,6 +44,7 @@ def flood(port: int, said: bytes = b"") -> Iterator[list[socket.socket]]:
             sockets.append(sock)
             with contextlib.suppress(OSError):  # closed already
                 sock.send(said)
+            time.sleep(pause_s)
         yield sockets
     finally:
         for sock in sockets:
@@ -153,7 +158,7 @@ async def test_mute_connections_to_the_health_port_do_not_hide_the_hub(tmp_path:
     port = free_port()
     with few(tmp_path, f"--health-address=127.0.0.1:{port}") as hub:
         await hub.logged("health checks are served")
-        with flood(port):
+        with flood(port, pause_s=0.001):
             for _ in range(5):
                 assert (await get(f"http://127.0.0.1:{port}/healthz"))[0] == 200
             assert (await get(f"http://127.0.0.1:{hub.http_port}/c1/"))[0] == 503  # there is no agent
