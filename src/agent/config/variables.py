@@ -15,7 +15,15 @@ from .settings import OLD_PREFIX, Setting, settings
 __all__ = ["Doubt", "describe_rename", "find_doubts", "find_outdated", "list_config_variables"]
 
 OWN_PREFIX = "FASTPIPE_"
-READ_BY_US = frozenset({"FASTPIPE_NO_EXTENSIONS", "FASTPIPE_REQUIRE_EXTENSIONS", "FASTPIPE_DEBUG", "FASTPIPE_SANITIZE"})
+READ_BY_US = frozenset(
+    {
+        "FASTPIPE_NO_EXTENSIONS",
+        "FASTPIPE_REQUIRE_EXTENSIONS",
+        "FASTPIPE_DEBUG",
+        "FASTPIPE_QUICK_BUILD",
+        "FASTPIPE_SANITIZE",
+    }
+)
 """Variables that the library reads on import or build. The tests use more, so only slips are reported."""
 
 NEAR = 0.85
