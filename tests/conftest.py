@@ -65,7 +65,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Scale pytest-timeout's limits by FASTPIPE_SLOW."""
+    """Leave out the loops that a parameter's `loops` mark does not name. Scale pytest-timeout's limits."""
+    items[:] = [item for item in items if runs_on_its_loop(item)]
     if SLOW != 1:
         for item in items:
             item.add_marker(pytest.mark.timeout(scaled(allowed_s(item))), append=False)
@@ -79,6 +80,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
     loop_name = str(pyfuncitem.callspec.params["loop_name"])
     run_on(loop_name, pyfuncitem.obj(**arguments), allowed_s(pyfuncitem) - SOONER_S)
     return True
+
+
+def runs_on_its_loop(item: pytest.Item) -> bool:
+    """Whether the test's `loops` mark names its loop. `pytest_generate_tests` sees no marks of single parameters."""
+    wanted = item.get_closest_marker("loops")
+    if wanted is None or not hasattr(item, "callspec"):
+        return True
+    return item.callspec.params.get("loop_name", wanted.args[0]) in wanted.args
 
 
 def allowed_s(item: pytest.Item) -> float:

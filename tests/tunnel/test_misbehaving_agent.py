@@ -267,7 +267,8 @@ async def test_a_peer_without_an_accepted_call_is_sent_away(tunnels: Any, raw_ag
 
 
 async def test_an_agent_with_a_tunnel_is_kept_while_nothing_happens_on_it(tunnels: Any, raw_agent: Any) -> None:
-    async with tunnels(liveness=LivenessTimes(idle_s=0.02, answer_s=5)) as ends, raw_agent(ends.port) as agent:
+    times = LivenessTimes(idle_s=0.02, answer_s=5, suspect_s=0.02)
+    async with tunnels(liveness=times) as ends, raw_agent(ends.port) as agent:
         hello(agent)
         agent.headers(*CALL)
         for _ in range(5):

@@ -151,7 +151,10 @@ async def test_an_apps_websockets_end_as_either_side_says(cluster: Cluster) -> N
         await vanishing.close()
 
 
-async def test_an_apps_websockets_hear_of_a_drain_and_its_requests_finish(cluster: Cluster) -> None:
+async def test_an_apps_websockets_hear_of_a_drain_and_its_requests_finish(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.spoke.agent.QUIET_S", 0.5)
     served = Served()
     async with cluster.hub() as whole, aiohttp.ClientSession() as client, asyncio.timeout(scaled(30)):
         agent = await whole.start_agent(app=served.app, drain_grace_s=25.0)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import re
 import signal
 import sys
 import time
@@ -31,6 +32,9 @@ SHORT = LivenessTimes(idle_s=2.0, answer_s=2.0, unanswered_s=0.4, suspect_s=0.6)
 
 SLACK_S = 5.0
 """A busy machine can add so much to a short time."""
+
+NO_BYTE = r"no byte came from it for 16(\.\d)? s"
+"""The reason after `LivenessTimes.idle_s` and `answer_s`. A busy machine adds tenths."""
 
 PATIENT = LivenessTimes(idle_s=20.0, answer_s=20.0, unanswered_s=0.4, suspect_s=0.6)
 """Suspects soon and ends late."""
@@ -136,11 +140,12 @@ async def test_a_stopped_agent_beside_a_live_one_costs_users_5_s(caplog: pytest.
         assert max(took_s for _, _, took_s in results) < 5.0
         assert found.agents("suspected") == 0
         status, text, took_s = await post
-        assert (status, reason_of(text)) == (502, "the agent of this cluster was lost: no byte came from it for 16 s\n")
+        assert status == 502
+        assert re.fullmatch(rf"the agent of this cluster was lost: {NO_BYTE}\n", reason_of(text))
         assert 12 < took_s < 20
         lost = next(record for record in caplog.records if record.message == "agent disconnected")
         assert lost.levelno == logging.WARNING
-        assert lost.__dict__["reason"] == "no byte came from it for 16 s"
+        assert re.fullmatch(NO_BYTE, lost.__dict__["reason"])
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])
