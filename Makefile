@@ -28,12 +28,16 @@ test: alone-compiled alone-python ## run the whole suite on both twins (a part: 
 	@.ci/beside "$(MAKE) --no-print-directory share-python" "$(MAKE) --no-print-directory share-compiled"
 
 # Half of a test's time is waiting, so more processes than cores. WORKERS=0 runs all tests in one process.
-WORKERS ?= 2
+WORKERS ?= 3
 PARALLEL = $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist worksteal)
 # The parts of the suite for code that has one twin. A whole run tests them once, on the compiled twin.
-ONE_TWIN := tests/bench tests/config tests/spoke tests/x509 tests/test_architecture.py tests/test_commit_message.py \
-  tests/test_contributing.py tests/test_deploy.py tests/test_language.py tests/test_layout.py tests/test_messages.py \
-  tests/test_packaging.py
+ONE_TWIN := tests/bench tests/config tests/spoke tests/x509 tests/cli/test_allocator.py tests/cli/test_options.py \
+  tests/connections/test_ids.py tests/hub/test_agent_door.py \
+  $(patsubst %,tests/policy/test_%.py,agents chains identity router trust) \
+  $(patsubst %,tests/runtime/test_%.py,acceptor descriptors serving) \
+  $(patsubst %,tests/telemetry/test_%.py,health logs repeats writing) tests/tunnel/test_backoff.py \
+  $(patsubst %,tests/test_%.py,architecture commit_message contributing deploy errors language layout messages packaging \
+  time_limits)
 TEST_COMPILED = $(BIN)/python -m pytest
 TEST_PYTHON = FASTPIPE_NO_EXTENSIONS=1 $(BIN)/python -m pytest $(if $(PYTEST_ARGS),,$(ONE_TWIN:%=--ignore=%))
 # pytest exits with 5 if it finds no test. Most values of PYTEST_ARGS name none that run alone.
