@@ -31,7 +31,7 @@ from .whole_peers import Origin, running_origin, until
 SHORT = LivenessTimes(idle_s=2.0, answer_s=2.0, unanswered_s=0.4, suspect_s=0.6)
 """A quarter of the product's, so that a busy machine makes no live agent suspected."""
 
-SLACK_S = 5.0
+SLACK_S = scaled(5.0)
 """A busy machine can add so much to a short time."""
 
 NO_BYTE = r"no byte came from it for 16(\.\d)? s"
