@@ -7,6 +7,7 @@ Each state is tried with a standard error that is read, and with one that is a f
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 import signal
 import socket
@@ -30,10 +31,17 @@ def until(reached: object, what: str = "") -> None:
         time.sleep(0.01)
 
 
-def sockets_to(port: int, state: str) -> int:
-    """How many of this machine's IPv4 sockets are in this state of TCP towards a port."""
+def sockets_to(port: int, state: str, pid: int) -> int:
+    """How many of a process's IPv4 sockets are in this state of TCP towards a port.
+
+    Not the machine's: a test in another process may still dial a hub that had this port before.
+    """
+    own = set()
+    for link in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            own.add(os.readlink(link))
     rows = [line.split() for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(row[2].endswith(f":{port:04X}") and row[3] == state for row in rows)
+    return sum(row[2].endswith(f":{port:04X}") and row[3] == state and f"socket:[{row[9]}]" in own for row in rows)
 
 
 @contextlib.contextmanager
@@ -69,7 +77,7 @@ def unreachable() -> Iterator[int]:
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(("127.0.0.1", port))
-        until(lambda: sockets_to(port, "02"), "a SYN without a reply")
+        until(lambda: sockets_to(port, "02", os.getpid()), "a SYN without a reply")
         yield port
 
 
@@ -89,9 +97,8 @@ def run_of(port: int, *arguments: str) -> tuple[str, ...]:
 @BLOCKED
 def test_an_agent_that_dials(started: type[Process], blocked: bool) -> None:
     with unreachable() as port:
-        before = sockets_to(port, "02")
         agent = started(*run_of(port, "--insecure"), blocked=blocked)
-        until(lambda: sockets_to(port, "02") > before, "the agent's SYN")
+        until(lambda: sockets_to(port, "02", agent.process.pid), "the agent's SYN")
         assert agent.end() == 0
 
 
@@ -112,7 +119,7 @@ def test_an_agent_in_its_back_off(started: type[Process], blocked: bool) -> None
         listening.settimeout(EXIT_S)
         for _ in range(2):  # the second dial came after the first back-off, so now it is in the next one
             listening.accept()[0].close()
-    until(lambda: not sockets_to(port, "01"))
+    until(lambda: not sockets_to(port, "01", agent.process.pid))
     assert agent.end() == 0
 
 
