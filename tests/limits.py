@@ -11,5 +11,5 @@ SLOW = float(os.environ.get("FASTPIPE_SLOW") or 1)
 
 
 def scaled(seconds: float) -> float:
-    """A limit in seconds on this machine; seconds: the limit on an idle one of two cores."""
+    """A limit in seconds on this machine. seconds: the limit on an idle machine of two cores."""
     return seconds * SLOW

@@ -1,4 +1,4 @@
-"""Each module of src has a test file of its name in its room, or a line in one table that names its tests."""
+"""Each module of src has a test file of its name, or a line in one table."""
 
 from __future__ import annotations
 

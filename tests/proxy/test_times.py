@@ -187,7 +187,7 @@ async def test_a_generation_that_fails_stops_no_sweep(stack, origin, eventually,
             fails = False
             caplog.clear()
             assert (await client.get()).status == 200
-            while h.upstreams._generation_failed:  # until a sweep finds that it works; the connection stays in use
+            while h.upstreams._generation_failed:  # until a sweep finds that it works
                 await asyncio.sleep(0.01)
                 assert (await client.get()).status == 200
             fails = True
