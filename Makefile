@@ -60,8 +60,9 @@ share-python: $(VENV)/.tested ## run all other tests in several processes, on th
 	$(TEST_PYTHON) $(PARALLEL) -m "not alone" $(PYTEST_ARGS)
 
 # The transport's own tests, on every newer CPython that pyenv has. Two at a time, since half of an install is waiting.
-# An output comes whole, when its tests have ended. -O0 takes gcc a sixth of the time of -O3.
-test-pythons: ## run the transport's tests on every newer CPython that pyenv has
+# An output comes whole, when its tests have ended. -O0 takes gcc a sixth of the time of -O3. The two builds share
+# Cython's output, so one build comes before them.
+test-pythons: $(VENV)/.tested ## run the transport's tests on every newer CPython that pyenv has
 	@mkdir -p build
 	@printf '%s\n' $(OTHER_PYTHONS) | FASTPIPE_QUICK_BUILD=1 xargs -r -P 2 -I {} sh -c ' \
 	  version=$$({} -c "import sys; print(\"%d.%d\" % sys.version_info[:2])"); \
