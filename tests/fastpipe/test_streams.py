@@ -23,6 +23,8 @@ from hypothesis import strategies as st
 import fastpipe
 from fastpipe import PipeBrokenError, PipeBusyError, _streams, open_pipe_streams, open_streams
 
+from ..limits import scaled
+
 Pair = tuple[tuple[Any, Any], tuple[Any, Any]]
 
 
@@ -632,7 +634,7 @@ async def test_a_busy_pair_of_tasks_lets_timers_have_their_turn(open_pair: Any) 
         late.append(loop.time() - due)
     stop = True
     assert sum(await asyncio.gather(*both)) > 100
-    assert sorted(late)[10] < 0.05
+    assert sorted(late)[10] < scaled(0.05)
     await close(writer, their_writer)
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from agent.messages import Target
 from agent.proxy import ProxyLimits
-from own_responses import reason_of
+
+from ..own_responses import reason_of
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"

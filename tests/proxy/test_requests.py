@@ -9,7 +9,8 @@ import pytest
 from agent.errors import Refused
 from agent.messages import Target
 from agent.outcome import Kind, Stage
-from own_responses import reason_of
+
+from ..own_responses import reason_of
 
 
 async def test_a_get_goes_through_and_the_connection_stays(stack, origin):

@@ -17,7 +17,8 @@ from agent.proxy import ProxyLimits
 from agent.proxy.heads import Fault, parse_request, parse_response
 from agent.proxy.readers import RequestHeadReader, ResponseHeadReader
 from agent.proxy.rules import RULES, HeadError
-from own_responses import reason_of
+
+from ..own_responses import reason_of
 
 LIMITS = ProxyLimits(target_bytes=64, request_head_bytes=512, response_head_bytes=512)
 FIRST, ANSWER = b"POST / HTTP/1.1\r\nHost: a\r\n", b"HTTP/1.1 200 OK\r\n"

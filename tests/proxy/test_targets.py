@@ -17,7 +17,8 @@ from agent.errors import HubError, TargetError
 from agent.messages import Target
 from agent.outcome import Kind, Stage
 from fastpipe import create_pipe
-from own_responses import reason_of
+
+from ..own_responses import reason_of
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"
 

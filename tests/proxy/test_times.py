@@ -10,7 +10,8 @@ import pytest
 
 from agent.messages import Target
 from agent.outcome import Kind, Stage
-from own_responses import reason_of
+
+from ..own_responses import reason_of
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"

@@ -16,10 +16,9 @@ import pytest
 import trustme
 
 from ..limits import scaled
+from ..own_responses import reason_of
 from ..whole.whole_peers import free_port, running_origin
 from .rollout_processes import AgentProcess, HubProcess, running_agent, scrape
-
-from own_responses import reason_of
 
 pytestmark = [
     pytest.mark.loops("asyncio"),

@@ -13,9 +13,9 @@ import trustme
 
 from agent import ConfigError, HubConfig
 from agent.hub.hub import Hub
-from own_responses import reason_of
 
 from ..limits import scaled
+from ..own_responses import reason_of
 from ..whole.whole_cluster import RunningAgent, running_hub
 from ..whole.whole_peers import running_origin
 from .rollout_processes import HubProcess

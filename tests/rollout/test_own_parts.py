@@ -11,10 +11,9 @@ import aiohttp
 import pytest
 
 from ..limits import scaled
+from ..own_responses import reason_of
 from .rollout_clusters import BESIDE
 from .rollout_processes import AgentProcess, HubProcess
-
-from own_responses import reason_of
 
 pytestmark = pytest.mark.loops("asyncio")
 

@@ -17,10 +17,9 @@ from typing import cast
 import aiohttp
 import pytest
 
+from ..own_responses import reason_of
 from ..whole.whole_peers import until
 from .rollout_processes import AgentProcess, HubProcess, running_agent
-
-from own_responses import reason_of
 
 pytestmark = [pytest.mark.loops("uvloop"), pytest.mark.timeout(120)]
 

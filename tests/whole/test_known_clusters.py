@@ -11,9 +11,9 @@ import pytest
 
 from agent.hub import known_clusters as known
 from agent.hub.known_clusters import KnownClusters
-from own_responses import reason_of
 
 from ..limits import scaled
+from ..own_responses import reason_of
 from .whole_cluster import Cluster, running_hub
 from .whole_peers import running_origin
 

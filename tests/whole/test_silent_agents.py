@@ -23,9 +23,9 @@ from agent import HubConfig
 from agent.hub.hub import Hub
 from agent.hub.metrics import read
 from agent.tunnel.liveness import LivenessTimes
-from own_responses import reason_of
 
 from ..limits import scaled
+from ..own_responses import reason_of
 from .whole_peers import Origin, running_origin, until
 
 SHORT = LivenessTimes(idle_s=2.0, answer_s=2.0, unanswered_s=0.4, suspect_s=0.6)

@@ -20,8 +20,8 @@ import trustme
 from aiohttp import web
 
 from agent.x509.peer import whose_dates
-from own_responses import reason_of
 
+from ..own_responses import reason_of
 from .whole_cluster import RunningAgent, running_hub
 from .whole_peers import BaseHubProcess, curl, free_port, program, running_origin, until
 
