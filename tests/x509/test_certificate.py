@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.x509 import certificate as certificates
-from agent.x509.certificate import in_pem, read_certificate
+from agent.x509.certificate import in_pem, names_in_pem, read_certificate
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 EARLIEST, LATEST = datetime.datetime(1950, 1, 1), datetime.datetime(9999, 12, 31, 23, 59, 59)
@@ -163,3 +163,22 @@ def test_any_bytes_are_a_value_error(data: bytes) -> None:
 def test_lengths_that_promise_more_are_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"certificate|element|length|tag|DER"):
         read_certificate(data)
+
+
+def test_all_dns_names_of_the_first_certificate_are_read() -> None:
+    names = [f"h{number}.example.com" for number in range(20)] + ["*.Tunnel.example.com"]
+    der = made([(NameOID.COMMON_NAME, "x")], names=names)
+    pem = ssl.DER_cert_to_PEM_cert(der) + ssl.DER_cert_to_PEM_cert(made([], names=["other.example.com"]))
+    assert names_in_pem(b"-- a key --\n" + pem.encode()) == [name.lower() for name in names]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_certificate_that_cannot_be_read_has_no_names(seed: int) -> None:
+    assert names_in_pem(b"") == names_in_pem(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----") == []
+    rng = random.Random(seed)
+    der = bytearray(made([], names=["a.example.com", "b.example.com"]))
+    for _ in range(300):
+        broken = der.copy()
+        for _ in range(rng.randint(1, 4)):
+            broken[rng.randrange(len(broken))] = rng.randrange(256)
+        names_in_pem(ssl.DER_cert_to_PEM_cert(bytes(broken[: rng.randint(1, len(broken))])).encode())

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["Certificate", "in_pem", "read_certificate"]
+__all__ = ["Certificate", "in_pem", "names_in_pem", "read_certificate"]
 
 MAX_BYTES = 100 * 1024
 """OpenSSL's limit for a peer's whole chain (SSL_CTX_set_max_cert_list). A certificate has 1 to 4 KiB, and post-quantum
@@ -54,6 +54,17 @@ class Certificate(NamedTuple):
 
 def read_certificate(der: bytes) -> Certificate:
     """Read a DER certificate, without checking its signature. Raises ValueError for anything else."""
+    fields = _signed_fields(der)
+    times = [_time(tag, content) for tag, content in _elements(fields[3][1])]
+    if len(times) != 2:
+        raise ValueError("a certificate's validity must be two times")
+    parts = list(itertools.islice(_subject(fields[4][1]), _SHOWN_PARTS)) or _shown_names(fields[6:])
+    subject = ", ".join(parts) or "without a name"
+    return Certificate(subject[:_SHOWN], *times)
+
+
+def _signed_fields(der: bytes) -> list[tuple[int, bytes]]:
+    """The fields of what is signed, from the serial number on."""
     if len(der) > MAX_BYTES:
         raise ValueError("a certificate must be at most 100 KiB")
     whole = _one(der, _SEQUENCE)
@@ -65,12 +76,7 @@ def read_certificate(der: bytes) -> Certificate:
         del fields[0]
     if len(fields) < 6 or any(fields[each][0] != _SEQUENCE for each in (1, 2, 3, 4, 5)):
         raise ValueError("a certificate must have issuer, validity, subject and key")
-    times = [_time(tag, content) for tag, content in _elements(fields[3][1])]
-    if len(times) != 2:
-        raise ValueError("a certificate's validity must be two times")
-    parts = list(itertools.islice(_subject(fields[4][1]), _SHOWN_PARTS)) or _dns_names(fields[6:])
-    subject = ", ".join(parts) or "without a name"
-    return Certificate(subject[:_SHOWN], *times)
+    return fields
 
 
 def in_pem(pem: bytes) -> list[Certificate]:
@@ -82,6 +88,19 @@ def in_pem(pem: bytes) -> list[Certificate]:
         except ValueError:  # binascii.Error is one
             continue
     return found
+
+
+def names_in_pem(pem: bytes) -> list[str]:
+    """All DNS names of the first certificate in a PEM file, in lower case.
+
+    The list is empty if the file has no certificate, or a malformed one.
+    """
+    block = _PEM.search(pem)
+    try:
+        names = _dns_names(_signed_fields(binascii.a2b_base64(block[1]))[6:]) if block is not None else ()
+        return [name.decode("latin-1").lower() for _, name in names]
+    except ValueError:
+        return []
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -141,9 +160,12 @@ def _subject(name: bytes) -> Iterator[str]:
                 yield f"{label}={_text(*pair[1])}"
 
 
-def _dns_names(fields: list[tuple[int, bytes]]) -> list[str]:
-    """The first names of the extension subjectAltName."""
-    found: list[str] = []
+def _shown_names(fields: list[tuple[int, bytes]]) -> list[str]:
+    return [f"DNS={_text(*each)}" for each in itertools.islice(_dns_names(fields), _SHOWN_NAMES)]
+
+
+def _dns_names(fields: list[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """The names of the extension subjectAltName, each as its element."""
     for tag, content in fields:
         if tag != _EXTENSIONS:
             continue
@@ -151,9 +173,7 @@ def _dns_names(fields: list[tuple[int, bytes]]) -> list[str]:
             parts = list(_elements(extension))
             if len(parts) < 2 or parts[0] != (_OID, _ALT_NAMES) or parts[-1][0] != _OCTETS:
                 continue
-            names = (each for each in _elements(_one(parts[-1][1], _SEQUENCE)) if each[0] == _DNS_NAME)
-            found += [f"DNS={_text(*each)}" for each in itertools.islice(names, _SHOWN_NAMES)]
-    return found
+            yield from (each for each in _elements(_one(parts[-1][1], _SEQUENCE)) if each[0] == _DNS_NAME)
 
 
 def _text(tag: int, content: bytes) -> str:
