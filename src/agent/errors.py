@@ -16,6 +16,7 @@ __all__ = [
     "PolicyError",
     "Redirected",
     "Refused",
+    "Responded",
     "TargetError",
     "WireError",
     "listening",
@@ -169,3 +170,16 @@ class Refused(AgentError):
         self.reason = reason
         self.fault: Party = fault or ("client" if status < 500 else "policy")
         self.limit = limit
+
+
+class Responded(AgentError):
+    """Raised by the hub's own router: nobody's fault. The client gets this page, and nothing is logged.
+
+    body: the text, shown to the client with a line's end behind it.
+    fields: the response's, with its Content-Type.
+    """
+
+    def __init__(self, body: str, fields: list[tuple[bytes, bytes]]) -> None:
+        super().__init__("responded")
+        self.body = body
+        self.fields = fields

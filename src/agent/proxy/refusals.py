@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from ..errors import PolicyError, Redirected, Refused
+from ..errors import PolicyError, Redirected, Refused, Responded
 from .client_side import ClientSide
 
 __all__ = ["respond_to_policy"]
@@ -16,6 +16,9 @@ def respond_to_policy(client: ClientSide, error: BaseException) -> None:
     """Log why the policy gave no target, and respond with it. The log and not the client has what a fault of it was."""
     if isinstance(error, Redirected):
         client.respond_with(308, "it is found below", fields=[(b"Location", error.location)])
+        return
+    if isinstance(error, Responded):
+        client.respond_with(200, error.body, fields=error.fields)
         return
     extra: dict[str, object] = {**client.log_fields(), "stage": "policy", "fault": "policy"}
     if isinstance(error, Refused):

@@ -24,18 +24,18 @@ def own_response(
 
     reason: its text, shown to the client.
     request_id: shown to the client with the text, and as a field.
+    fields: if the first is a Content-Type, the text is a page of that type. Then the id is only a field.
     connection: the `Connection` field's value, b"" for none.
     head_only: for a HEAD request.
     """
     head: Fields = []
     body = b""
     if status != 204:
-        body = b"%b\nrequest id: %b\n" % (reason.encode("utf-8", "replace"), request_id)
-        head = [
-            (b"Content-Type", b"text/plain; charset=utf-8"),
-            (b"X-Content-Type-Options", b"nosniff"),
-            (b"Content-Length", b"%d" % len(body)),
-        ]
+        body = reason.encode("utf-8", "replace") + b"\n"
+        if not fields or fields[0][0] != b"Content-Type":
+            body += b"request id: %b\n" % request_id
+            head.append((b"Content-Type", b"text/plain; charset=utf-8"))
+        head += [(b"X-Content-Type-Options", b"nosniff"), (b"Content-Length", b"%d" % len(body))]
     head.append((b"X-Request-Id", request_id))
     head += fields
     if connection:
