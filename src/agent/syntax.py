@@ -15,6 +15,7 @@ __all__ = [
     "SOCKET_PATH_BYTES",
     "Address",
     "Route",
+    "check_domain",
     "check_label",
     "check_route",
     "has_dot_segments",
@@ -38,6 +39,8 @@ LABEL_RULE = "one RFC 1123 label: 1 to 63 of a-z, 0-9 and '-', with a letter or 
 # as a separator. Some targets also treat a backslash as one, and some cut a segment at ";" or at a NUL. The pattern
 # matches every segment that climbs in any of them.
 _DOT_SEGMENT = re.compile(rb"(?:^|/|\\|%2f|%5c)(?:\.|%2e){1,2}(?:/|\\|;|%2f|%5c|%3b|%00|\Z)", re.IGNORECASE)
+_DOMAIN_CHARS = 253 - 64
+"""A name has 253 characters (RFC 1035, section 2.3.4). A cluster's label and its dot take up to 64 of them."""
 _PLAIN_DOTS = re.compile(rb"(?:/\.)+(?=/)")
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[-A-Za-z0-9_.]{0,251}[A-Za-z0-9_])?\.?")  # "_": names in compose files
@@ -55,6 +58,20 @@ def check_label(name: str) -> str:
     if not (name.isascii() and is_label(name.encode("ascii"))):
         raise ValueError(f"must be {LABEL_RULE}, not {name!r}")
     return name
+
+
+def check_domain(name: str) -> str:
+    """`name` in lower case without its trailing dot, if it is a DNS name that a label fits before. Raises ValueError.
+
+    An IPv4 address is no DNS name, so the last label must not be a number (RFC 1123, section 2.1).
+    """
+    domain = name.lower().removesuffix(".")
+    labels = domain.split(".")
+    is_name = name.isascii() and all(is_label(label.encode("ascii")) for label in labels)
+    if not is_name or labels[-1].isdigit() or len(domain) > _DOMAIN_CHARS:
+        rule = f"must be a DNS name of at most {_DOMAIN_CHARS} characters, as tunnel.example.com"
+        raise ValueError(f"{rule}, not {name!r}")
+    return domain
 
 
 def has_dot_segments(path: bytes) -> bool:

@@ -144,6 +144,35 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     (HubConfig, {"max_clients": 0}, "max_clients", "from 1 to 1000000 (connections)"),
     (HubConfig, {"cluster_parser": "x"}, "cluster_parser", "module:name"),
     (HubConfig, {"cluster_parser": 3}, "cluster_parser", "a function from a RequestHead"),
+    (HubConfig, {"cluster_from": "header"}, "cluster_from", "one of path, host"),
+    (HubConfig, {"cluster_from": "host"}, "cluster_domain", "together with cluster_from = host"),
+    (HubConfig, {"cluster_domain": "a.example"}, "cluster_domain", "together with cluster_from = host"),
+    *[
+        (HubConfig, {"cluster_from": "host", "cluster_domain": domain}, "cluster_domain", "must be a DNS name")
+        for domain in (
+            "*.a.example",
+            ".a.example",
+            "a..b",
+            "a_b.example",
+            "10.0.0.1",
+            "[::1]",
+            "a.example:443",
+            "b\xfc.de",
+            "http://a.example",
+            "a.example..",
+            ".",
+            "a" * 64,
+            ".".join(["a" * 60] * 4),
+            "\u212a.example",
+        )
+    ],
+    (HubConfig, {"cluster_from": "host", "cluster_domain": 3}, "cluster_domain", "must be text"),
+    (
+        HubConfig,
+        {"cluster_from": "host", "cluster_domain": "a.example", "cluster_parser": "m:f"},
+        "cluster_parser",
+        "not be set with cluster_from = host",
+    ),
     (HubConfig, {"user_ca_file": __file__}, "user_ca_file", "together with http_cert_file"),
     (HubConfig, {"allow_any_user": True}, "allow_any_user", "together with user_ca_file"),
     (HubConfig, {"grpc_address": "0.0.0.0:0"}, "grpc_address", "--allow-any-agent"),
@@ -189,6 +218,11 @@ def test_a_wrong_value_names_its_field_and_what_would_be_right(
 )
 def test_a_hub_starts_where_only_this_machine_or_known_agents_reach_it(values: dict[str, Any]) -> None:
     HubConfig(**values)
+
+
+@pytest.mark.parametrize("given", ["tunnel.example.com", "Tunnel.EXAMPLE.com.", "tunnel.example.com."])
+def test_a_domain_is_in_lower_case_without_a_trailing_dot(given: str) -> None:
+    assert HubConfig(cluster_from="HOST", cluster_domain=given).cluster_domain == "tunnel.example.com"
 
 
 def test_every_wrong_value_is_reported_at_once() -> None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..syntax import Route, check_label, check_route, parse_address, parse_reference, parse_route
+from ..syntax import Route, check_domain, check_label, check_route, parse_address, parse_reference, parse_route
 from .settings import GROUP, ON_RELOAD, SETTING, OnReload, Setting
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "applied",
     "boolean",
     "choice",
+    "domain",
     "file",
     "files",
     "group",
@@ -87,6 +88,15 @@ def text(help: str, *, default: Any = "", metavar: str = "TEXT", check: Callable
 def label(help: str) -> Any:
     """A required RFC 1123 label."""
     return _field(dataclasses.MISSING, Setting(help, lambda value: check_label(_text(value)), str, "NAME"))
+
+
+def domain(help: str) -> Any:
+    """A domain with names below it, in lower case without a trailing dot. "" if not set."""
+
+    def convert(value: Any) -> str:
+        return check_domain(_text(value)) if value != "" else ""
+
+    return _field("", Setting(help, convert, str, "DOMAIN"))
 
 
 def choice(help: str, options: Sequence[str], *, default: str) -> Any:

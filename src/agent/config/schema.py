@@ -343,15 +343,21 @@ class HubConfig(Checked):
     }
 
     grpc_address: str = kind.address("address for agents' tunnels (port 0: a free port)", default="127.0.0.1:8443")
-    http_address: str = kind.address("address for users' requests to /<cluster>/…", default="127.0.0.1:8080")
+    http_address: str = kind.address("address for users' requests", default="127.0.0.1:8080")
     grpc_cert_file: str = kind.file("PEM certificate chain of the gRPC port (default: plaintext)", holds="certificate")
     grpc_key_file: str = kind.file("its private key, unless it is in the same file", holds="secret")
     http_cert_file: str = kind.file("PEM certificate chain of the HTTP port (default: plaintext)", holds="certificate")
     http_key_file: str = kind.file("its private key, unless it is in the same file", holds="secret")
     user_ca_file: str = kind.file("PEM CA of users' certificates, which the HTTP port then requires", holds="roots")
     allow_any_user: bool = kind.boolean("admission of users without a certificate, despite user_ca_file")
+    cluster_from: str = kind.choice(
+        "the part of a request that names its cluster, its path's first segment or its host's first label",
+        ("path", "host"),
+        default="path",
+    )
+    cluster_domain: str = kind.domain("the domain of all clusters' host names, with cluster_from = host")
     cluster_parser: Any = kind.reference(
-        "a function for the cluster of a request, instead of the first segment of its path",
+        "a function for the cluster of a request, instead of cluster_from",
         what="a function from a RequestHead to a cluster's name",
     )
     max_clients: int = kind.integer(
@@ -407,6 +413,16 @@ class HubConfig(Checked):
             ("allow_any_user", "user_ca_file"),
             lambda anyone, ca: anyone and not ca,
             "must be set together with user_ca_file, since without one every user is admitted",
+        ),
+        Rule(
+            ("cluster_domain", "cluster_from"),
+            lambda domain, source: (source == "host") != bool(domain),
+            "must be set together with cluster_from = host",
+        ),
+        Rule(
+            ("cluster_parser", "cluster_from"),
+            lambda parser, source: parser is not None and source == "host",
+            "must not be set with cluster_from = host, since the parser names the cluster",
         ),
         Rule(
             ("agent_ca_file", "grpc_cert_file"),

@@ -1,4 +1,4 @@
-"""The hub: agents on one port, users on the other, and each user's request routed by its own path.
+"""The hub: agents on one port, users on the other, and each user's request routed to its cluster.
 
     user ──HTTP──► Proxy ──route──► AgentSession.connect ──pipe, packets──► the cluster's agent
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from ..config.credentials import CredentialWatch
 from ..config.schema import HubConfig, make_limits
-from ..errors import ConfigError, PolicyError, Redirected, Refused, listening
+from ..errors import ConfigError, Refused, listening
 from ..messages import RequestHead, Target
 from ..outcome import log_outcome
 from ..policy.agents import AgentPolicy
@@ -27,7 +27,7 @@ from ..proxy import A_USER, Proxy, ProxyLimits, RequestMetrics, Upstreams
 from ..runtime.acceptor import listening_sockets
 from ..runtime.descriptors import Shares, descriptor_limit, share_out
 from ..runtime.serving import run_beside, serve_until_cancelled
-from ..syntax import is_label, is_loopback, parse_address
+from ..syntax import is_loopback, parse_address
 from ..telemetry.health import HealthServer
 from ..telemetry.metrics import MetricsPage
 from ..tunnel.budget import MessageBudget
@@ -37,12 +37,13 @@ from ..tunnel.liveness import LivenessTimes
 from ..tunnel.server import TunnelServer
 from ..tunnel.session import Tunnel
 from .agent_door import AgentDoor
-from .known_clusters import UNKNOWN, UNKNOWN_SEGMENT, KnownClusters
+from .clusters import ByHost, ByParser, ByPath, ClusterParser, Clusters, warn_of_certificate
+from .known_clusters import KnownClusters
 from .metrics import read
 from .session import AgentSession, why_lost
 from .user_door import UserDoor
 
-__all__ = ["ClusterParser", "Hub", "cluster_of_path"]
+__all__ = ["ClusterParser", "Hub"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,18 +54,11 @@ report that. So the time is well below 75 s."""
 IDLE_CONNECTIONS = 1000
 """Unused connections kept for each agent. They cost no descriptor, and the agent allows so many by default."""
 
-ClusterParser = Callable[[RequestHead], str]
-"""Returns the name of the cluster that a request is for, one RFC 1123 label. Its agent gets the request unchanged.
-Raises Refused for an error response to the client instead."""
-
 BACKLOG = 4096
 """Connections that the kernel holds on each port until they are accepted. net.core.somaxconn may lower it."""
 
 CARRIER = "tcp"
 """The name of users' connections in the metrics of requests."""
-
-REDIRECTED = ("GET", "HEAD")
-"""Methods of requests that are redirected to a cluster's root. Requests with other methods are forwarded unchanged."""
 
 UNGUARDED = "every client of the HTTP port reaches the agents, because the port requires no client certificate"
 
@@ -137,11 +131,21 @@ class Hub:
             client_required=False,  # the door responds to users without one
             alpn=["http/1.1"],
         )
-        given = cluster_parser or config.cluster_parser or cluster_of_path
-        self._is_by_path = given is cluster_of_path
-        self._cluster_of: ClusterParser = load_reference("cluster_parser", given) if isinstance(given, str) else given
-        if not callable(self._cluster_of):
-            raise ConfigError("cluster_parser", str(given), "must be a function from a RequestHead to a cluster's name")
+        self._clusters = self._make_clusters(cluster_parser or config.cluster_parser)
+
+    def _make_clusters(self, parser: Any) -> Clusters:
+        """The way to name clusters that the configuration chooses. parser: a function, or its name, or None."""
+        if parser is not None:
+            if self._config.cluster_from == "host":
+                raise ConfigError("cluster_parser", "argument", "must not be set with cluster_from = host")
+            found = load_reference("cluster_parser", parser) if isinstance(parser, str) else parser
+            if not callable(found):
+                rule = "must be a function from a RequestHead to a cluster's name"
+                raise ConfigError("cluster_parser", str(parser), rule)
+            return ByParser(found)
+        if self._config.cluster_from == "host":
+            return ByHost(self._config.cluster_domain)
+        return ByPath()
 
     async def run(self) -> None:
         """Listen and serve until cancelled, then let requests in flight finish for up to `drain_grace_s`.
@@ -149,6 +153,7 @@ class Hub:
         A second cancellation ends the drain at once. Raises ListenError if the hub can't listen on an address.
         """
         self._known.start()
+        warn_of_certificate(self._config.cluster_domain, self._config.http_cert_file)
         shares = self._shares()
         self._max_agents = shares.agents
         limits = self._limits()
@@ -316,25 +321,22 @@ class Hub:
         Draining agents get no new requests. Suspected agents get them only if no other agent is left.
 
         Raises:
-            Refused: 400, 404, 503, or the cluster parser's own status.
+            Refused: 400, 404, 421, 503, or the cluster parser's own status.
             Redirected: to a cluster's root.
-            PolicyError: the parser returns no name.
+            PolicyError: the parser returns no name, or a wrong path.
         """
-        cluster = self._cluster_of(request)
-        if not isinstance(cluster, str):
-            raise PolicyError("cluster_parser", "a cluster's name, a str", type(cluster).__name__)
-        session = self._newest_of(cluster)
+        clusters = self._clusters
+        located = clusters.locate(request)
+        session = self._newest_of(located.cluster)
         if session is None:
-            raise self._known.refusal(cluster, hint=UNKNOWN_SEGMENT if self._is_by_path else UNKNOWN)
-        end = len(cluster) + 1  # of the path's first segment
-        if self._is_by_path and request.target[end : end + 1] != b"/" and request.method in REDIRECTED:
-            path, mark, query = request.target.partition(b"?")
-            raise Redirected(path + b"/" + mark + query)
+            raise self._known.refusal(located.cluster, hint=clusters.unknown)
+        clusters.check_root(request, located)
         try:
             # The host is never dialled. `connect` opens the connection, and the client's own Host is forwarded.
-            url = "http://agent" + request.target.decode("ascii")
+            url = "http://agent" + located.path.decode("ascii")
             return Target(
                 url,
+                stripped=located.stripped,
                 connect=session.connect,
                 preserve_host=True,
                 answers_expect=not session.tunnel.features,
@@ -394,11 +396,3 @@ class Hub:
         else:
             fault, reason = why_lost(error)
             logger.warning("agent disconnected", extra={**extra, "reason": reason, "fault": fault})
-
-
-def cluster_of_path(request: RequestHead) -> str:
-    """Return the first segment of the path. This is the default cluster parser. Raises Refused: 404."""
-    cluster = request.target[1:].partition(b"?")[0].partition(b"/")[0]
-    if not is_label(cluster):
-        raise Refused(404, UNKNOWN_SEGMENT)
-    return cluster.decode("ascii")
