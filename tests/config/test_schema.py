@@ -173,6 +173,13 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
         "cluster_parser",
         "not be set with cluster_from = host",
     ),
+    (
+        HubConfig,
+        {"cluster_from": "host", "cluster_domain": "a.example", "index": True},
+        "index",
+        "not be set with cluster_from = host",
+    ),
+    (HubConfig, {"cluster_parser": "m:f", "index": True}, "index", "not be set with cluster_from = host"),
     (HubConfig, {"user_ca_file": __file__}, "user_ca_file", "together with http_cert_file"),
     (HubConfig, {"allow_any_user": True}, "allow_any_user", "together with user_ca_file"),
     (HubConfig, {"grpc_address": "0.0.0.0:0"}, "grpc_address", "--allow-any-agent"),

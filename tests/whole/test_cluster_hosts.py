@@ -212,3 +212,36 @@ async def test_a_parsers_wrong_path_is_a_503_and_one_line(path: Any, caplog: pyt
         assert "cluster_parser must give a name and a path" in record.getMessage()
         assert record.exc_info is None
         assert seen(origin) == []
+
+
+# -- the page at /
+
+
+async def test_the_page_lists_the_connected_clusters() -> None:
+    async with (
+        running_origin() as origin,
+        running_hub(index=True) as (grpc_port, http_port),
+        agents_of(grpc_port, c2=origin.url, c1=origin.url),
+    ):
+        user = User(http_port)
+        status, head, body = await user("hub", "/")
+        assert status == 200
+        assert '<a href="c1/">c1</a>' in body
+        assert body.index("c1/") < body.index("c2/")
+        fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:])
+        assert fields["content-type"] == "text/html; charset=utf-8"
+        assert fields["content-security-policy"] == "default-src 'none'; style-src 'unsafe-inline'"
+        assert (fields["x-content-type-options"], fields["cache-control"]) == ("nosniff", "no-store")
+        assert "/c1/\n/c2/" in (await user("hub", "/?x", "-H", "Accept: text/plain"))[2]
+        status, head, body = await user("hub", "/", "-I")
+        assert (status, body, "text/html" in head) == (200, "", True)
+        assert (await user("hub", "/", "-X", "POST"))[0] == 404
+        assert (await user("hub", "/favicon.ico"))[0] == 404
+        assert (await user("hub", "/c1"))[0] == 308
+
+
+@pytest.mark.loops("asyncio")
+async def test_the_page_is_off_by_default() -> None:
+    async with running_hub() as (_, http_port):
+        status, _, body = await User(http_port)("hub", "/")
+        assert (status, "as in /<cluster>/path" in body) == (404, True)

@@ -360,6 +360,7 @@ class HubConfig(Checked):
         "a function for the cluster of a request, instead of cluster_from",
         what="a function from a RequestHead to a cluster's name",
     )
+    index: bool = kind.boolean("a page at / with links to all connected clusters")
     max_clients: int = kind.integer(
         "users' connections at once, else 503",
         default=10_000,
@@ -423,6 +424,11 @@ class HubConfig(Checked):
             ("cluster_parser", "cluster_from"),
             lambda parser, source: parser is not None and source == "host",
             "must not be set with cluster_from = host, since the parser names the cluster",
+        ),
+        Rule(
+            ("index", "cluster_from", "cluster_parser"),
+            lambda index, source, parser: index and (source == "host" or parser is not None),
+            "must not be set with cluster_from = host or cluster_parser, since only paths have a page at /",
         ),
         Rule(
             ("agent_ca_file", "grpc_cert_file"),

@@ -38,6 +38,7 @@ from ..tunnel.server import TunnelServer
 from ..tunnel.session import Tunnel
 from .agent_door import AgentDoor
 from .clusters import ByHost, ByParser, ByPath, ClusterParser, Clusters, warn_of_certificate
+from .index import Index
 from .known_clusters import KnownClusters
 from .metrics import read
 from .session import AgentSession, why_lost
@@ -145,7 +146,11 @@ class Hub:
             return ByParser(found)
         if self._config.cluster_from == "host":
             return ByHost(self._config.cluster_domain)
-        return ByPath()
+        return ByPath(Index(lambda: self._sessions, self.may_see).respond if self._config.index else None)
+
+    def may_see(self, request: RequestHead, cluster: str) -> bool:
+        """Whether the page at `/` shows a cluster to the user of this request."""
+        return True
 
     async def run(self) -> None:
         """Listen and serve until cancelled, then let requests in flight finish for up to `drain_grace_s`.
@@ -323,6 +328,7 @@ class Hub:
         Raises:
             Refused: 400, 404, 421, 503, or the cluster parser's own status.
             Redirected: to a cluster's root.
+            Responded: with the page at `/`.
             PolicyError: the parser returns no name, or a wrong path.
         """
         clusters = self._clusters
