@@ -8,8 +8,10 @@ import pathlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import pytest
 import trustme
+from aiohttp import web
 from whole_cluster import RunningAgent, running_hub
 from whole_peers import Origin, curl, running_origin
 
@@ -99,6 +101,8 @@ async def test_each_clusters_host_is_an_origin(files: Files, is_base: bool) -> N
         for path in ("/", "/docs?q=1", "/c2/docs", "/api/v1/namespaces/default/pods?watch=true&limit=5", "/a//b", "/?"):
             assert (await user(f"c1.{DOMAIN}", path))[0] == 200
             assert seen(one) == [f"GET {path}"]
+        assert one.headers.get("x-forwarded-host") == (None if is_base else f"c1.{DOMAIN}:{http_port}")
+        assert one.headers.get("x-forwarded-prefix") == ("/c1" if is_base else None)
         assert (await user(f"c2.{DOMAIN}", "/x", "-X", "POST", "--data", "y"))[0] == 200
         assert (seen(one), seen(two)) == ([], ["POST /x"])
         for host in (f"C1.Tunnel.EXAMPLE.com@{http_port}", f"c1.{DOMAIN}.", f"c1.{DOMAIN}@443", f"c1.{DOMAIN}@1"):
@@ -107,7 +111,7 @@ async def test_each_clusters_host_is_an_origin(files: Files, is_base: bool) -> N
         assert (await user(f"c1.{DOMAIN}", "/same", "--resolve", f"c1.{DOMAIN}:{http_port}:127.0.0.1"))[0] == 200
         assert (await user(f"xn--bcher-kva.{DOMAIN}", "/idn"))[0] == 200
         assert seen(two) == ["GET /idn"]
-        assert (await user(f"c1.{DOMAIN}", "*", "-X", "OPTIONS", "--request-target", "*"))[0] == 204
+        assert (await user(f"c1.{DOMAIN}", "/", "-X", "OPTIONS", "--request-target", "*"))[0] == 204
         assert seen(one) == ["GET /same"]
 
 
@@ -183,6 +187,7 @@ async def test_a_parser_may_name_the_path_too(is_base: bool) -> None:
         user = User(http_port)
         assert (await user("hub", "/t/acme/docs?q=/t/acme/"))[0] == 200
         assert seen(origin) == ["GET /docs?q=/t/acme/"]
+        assert origin.headers["x-forwarded-prefix"] == ("/acme" if is_base else "/t/acme")
 
 
 async def test_a_name_alone_gets_the_whole_path() -> None:
@@ -245,3 +250,119 @@ async def test_the_page_is_off_by_default() -> None:
     async with running_hub() as (_, http_port):
         status, _, body = await User(http_port)("hub", "/")
         assert (status, "as in /<cluster>/path" in body) == (404, True)
+
+
+# -- isolation
+
+
+@contextlib.asynccontextmanager
+async def running_setter(*fields: tuple[str, str]) -> AsyncIterator[str]:
+    """URL of a target that responds to everything with these fields, and with the request's Destination in its body."""
+
+    async def handle(request: web.Request) -> web.Response:
+        response = web.Response(text=request.headers.get("Destination", "none"))
+        for name, value in fields:
+            response.headers.add(name, value)
+        return response
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.2)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+HOSTILE = (
+    ("Set-Cookie", "wide=1; Domain=tunnel.example.com; Path=/"),
+    ("Set-Cookie", "plain=1; HttpOnly"),
+    ("Set-Cookie", "__Host-own=1; Path=/; Secure"),
+    ("Alt-Svc", 'h3=":443"'),
+    ("Clear-Site-Data", '"cookies"'),
+    ("Service-Worker-Allowed", "/"),
+    ("X-Other", "Path=/"),
+)
+
+
+@pytest.mark.parametrize("is_base", [False, True], ids=["our agents", "base agents"])
+@pytest.mark.parametrize("is_by_host", [False, True], ids=["by path", "by host"])
+async def test_a_response_reaches_no_other_cluster(
+    is_by_host: bool, is_base: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        running_setter(*HOSTILE) as url,
+        running_hub(**(BY_HOST if is_by_host else {})) as (grpc_port, http_port),
+        agents_of(grpc_port, is_base=is_base, c1=url),
+        aiohttp.ClientSession() as client,
+    ):
+        path = "/x" if is_by_host else "/c1/x"
+        for _ in range(2):
+            async with client.get(
+                f"http://127.0.0.1:{http_port}{path}", headers={"Host": f"c1.{DOMAIN}:{http_port}"}
+            ) as answer:
+                assert answer.status == 200
+                cookies = answer.headers.getall("Set-Cookie")
+                others = {name: answer.headers.get(name) for name in ("Alt-Svc", "Clear-Site-Data", "X-Other")}
+                scope = answer.headers["Service-Worker-Allowed"]
+    warned = [each for each in caplog.records if "__Host-" in each.getMessage()]
+    if is_by_host:
+        assert cookies == ["wide=1; Path=/", "plain=1; HttpOnly", "__Host-own=1; Path=/; Secure"]
+        assert others == {"Alt-Svc": None, "Clear-Site-Data": '"cookies"', "X-Other": "Path=/"}
+        assert scope == "/"
+        assert warned == []
+    else:
+        assert cookies == ["wide=1; Path=/c1/", "plain=1; HttpOnly"]
+        assert others == {"Alt-Svc": None, "Clear-Site-Data": None, "X-Other": "Path=/"}
+        assert scope == "/c1/"
+        assert [each.__dict__["cluster"] for each in warned] == ["c1"]
+
+
+ODD = [
+    b"a=1",
+    b"b=1; Path=/",
+    b'c=1; Path="/"',
+    b"d=1; Path=/; Path",
+    b"e=1; pAtH =  /x",
+    b"f=1; Path=/c1/y/",
+    b"g=1; Path=/c10",
+]
+
+
+async def test_the_jar_of_curl_has_no_cookie_above_the_prefix() -> None:
+    async with (
+        running_setter(*(("Set-Cookie", cookie.decode()) for cookie in ODD)) as url,
+        running_hub() as (grpc_port, http_port),
+        agents_of(grpc_port, c1=url),
+    ):
+        for options, path, default in (((), "/c1/docs/x", "/c1/docs"), (("-X", "POST"), "/c1", "/c1")):
+            hub = f"http://127.0.0.1:{http_port}"
+            code, output, errors = await curl("-o", "/dev/null", "-c", "-", *options, f"{hub}{path}")
+            assert code == 0, errors
+            rows = [line.split("\t") for line in output.decode().splitlines() if line.count("\t") == 6]
+            paths = {row[5]: row[2].rstrip("/") for row in rows}
+            assert paths.pop("d") in ("/c1", default)  # with or without the attribute that has no value
+            assert paths == {"a": default, "b": "/c1", "c": "/c1", "e": "/c1/x", "f": "/c1/y", "g": "/c1/c10"}
+
+
+async def test_a_destination_in_another_cluster_is_a_502() -> None:
+    async with (
+        running_setter() as url,
+        running_hub() as (grpc_port, http_port),
+        agents_of(grpc_port, c1=url, c2=url),
+        aiohttp.ClientSession() as client,
+    ):
+        hub = f"http://127.0.0.1:{http_port}"
+        for value, status in (
+            (f"{hub}/c1/b", 200),
+            ("/c1/b", 200),
+            (f"{hub}/c2/b", 502),
+            ("/c1/../c2/b", 502),
+            ("http://other/c1/b", 502),
+        ):
+            async with client.request("MOVE", f"{hub}/c1/a", headers={"Destination": value}) as answer:
+                text = await answer.text()
+                assert answer.status == status, (value, text)
+                assert ("the Destination is refused" in text) is (status == 502)

@@ -39,6 +39,7 @@ from ..tunnel.session import Tunnel
 from .agent_door import AgentDoor
 from .clusters import ByHost, ByParser, ByPath, ClusterParser, Clusters, warn_of_certificate
 from .index import Index
+from .isolation import Isolation
 from .known_clusters import KnownClusters
 from .metrics import read
 from .session import AgentSession, why_lost
@@ -133,6 +134,7 @@ class Hub:
             alpn=["http/1.1"],
         )
         self._clusters = self._make_clusters(cluster_parser or config.cluster_parser)
+        self._isolation = Isolation(self._clusters.locate)
 
     def _make_clusters(self, parser: Any) -> Clusters:
         """The way to name clusters that the configuration chooses. parser: a function, or its name, or None."""
@@ -343,6 +345,8 @@ class Hub:
             return Target(
                 url,
                 stripped=located.stripped,
+                map_request=self._isolation.map_request,
+                map_response=self._isolation.map_response,
                 connect=session.connect,
                 preserve_host=True,
                 answers_expect=not session.tunnel.features,
