@@ -25,6 +25,7 @@ __all__ = [
     "parse_address",
     "parse_reference",
     "parse_route",
+    "split_target",
     "without_plain_dots",
 ]
 
@@ -46,6 +47,8 @@ _PLAIN_DOTS = re.compile(rb"(?:/\.)+(?=/)")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[-A-Za-z0-9_.]{0,251}[A-Za-z0-9_])?\.?")  # "_": names in compose files
 _REFERENCE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _VISIBLE_ASCII = re.compile(r"[!-~]*")
+# Everything but visible ASCII, and "#": RFC 9112 section 3.2.1 has no fragment in a request target.
+_UNFIT_TARGET = re.compile(rb"[^!-\"$-~]")
 
 
 def is_label(name: bytes) -> bool:
@@ -95,6 +98,19 @@ def without_plain_dots(path: bytes) -> bytes:
         return path
     path = _PLAIN_DOTS.sub(b"", path)
     return path[:-1] if path.endswith(b"/.") else path
+
+
+def split_target(target: bytes) -> tuple[bytes, bytes]:
+    """Split a raw request target in origin-form into (path, query). Raises ValueError.
+
+    The path starts with "/". It has no dot segments in any spelling. The query is empty or starts with "?".
+    """
+    path, mark, query = target.partition(b"?")
+    if not path.startswith(b"/") or _UNFIT_TARGET.search(target):
+        raise ValueError("must be a path in visible ASCII, without a fragment")
+    if has_dot_segments(path):
+        raise ValueError("must have no '.' or '..' segment")
+    return path, mark + query
 
 
 class Address(NamedTuple):
