@@ -45,6 +45,7 @@ _DOMAIN_CHARS = 253 - 64
 _PLAIN_DOTS = re.compile(rb"(?:/\.)+(?=/)")
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[-A-Za-z0-9_.]{0,251}[A-Za-z0-9_])?\.?")  # "_": names in compose files
+_HOST_FIELD = re.compile(r"([^:\s]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?", re.ASCII)
 _REFERENCE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _VISIBLE_ASCII = re.compile(r"[!-~]*")
 # Everything but visible ASCII, and "#": RFC 9112 section 3.2.1 has no fragment in a request target.
@@ -175,10 +176,29 @@ def is_loopback(host: str) -> bool:
 
 
 class Route(NamedTuple):
-    """Sends requests below `prefix` to `url`. Neither has a trailing slash, except for the prefix "/"."""
+    """Sends requests below `prefix` to `url`. Neither has a trailing slash, except for the prefix "/".
+
+    host: the Host that the target gets. `client` is the client's own, and `target` is the URL's. Anything else is a
+        host with perhaps a port.
+    strip_prefix: the target's path is without the prefix.
+    rewrite: fields that name URLs are mapped between the target's paths and the public ones.
+    """
 
     prefix: str
     url: str
+    host: str = "client"
+    strip_prefix: bool = True
+    rewrite: bool = True
+
+    @property
+    def is_short(self) -> bool:
+        """Whether `PREFIX=URL` gives the same route."""
+        return self == (self.prefix, self.url, _default_host(self.url), True, True)
+
+
+def _default_host(url: str) -> str:
+    """A target over TLS expects its own name, and other targets compare Host with the browser's Origin."""
+    return "target" if url.startswith("https:") else "client"
 
 
 def parse_route(text: str) -> Route:
@@ -189,9 +209,12 @@ def parse_route(text: str) -> Route:
     return check_route(prefix, url)
 
 
-def check_route(prefix: str, url: str) -> Route:
-    """Check the two parts of a route and remove trailing slashes. Raises ValueError.
+def check_route(
+    prefix: str, url: str, host: str | None = None, strip_prefix: bool = True, rewrite: bool = True
+) -> Route:
+    """Check the parts of a route and remove trailing slashes. Raises ValueError.
 
+    host: None for the default, which is `target` for https and `client` for http.
     The error never quotes the URL, since it may hold a password.
     """
     where = f"the prefix {prefix!r}"
@@ -223,7 +246,27 @@ def check_route(prefix: str, url: str) -> Route:
         raise ValueError(f"{where} must have a host name, an IPv4 address, or an IPv6 address in brackets")
     if has_dot_segments(parts.path.encode("ascii")):
         raise ValueError(f"{where} must have no '.' or '..' segment")
-    return Route(prefix.rstrip("/") or "/", url.rstrip("/"))
+    if host is not None and host.lower() in ("client", "target"):
+        host = host.lower()
+    elif host is not None and not _is_host(host):
+        raise ValueError(
+            f"the host for {prefix} must be client, target, or a host name with perhaps a port, not {host!r}"
+        )
+    url = f"{parts.scheme}{url[len(parts.scheme) :].rstrip('/')}"
+    return Route(prefix.rstrip("/") or "/", url, host or _default_host(url), strip_prefix, rewrite)
+
+
+def _is_host(text: str) -> bool:
+    """Whether a Host field may have this text: a name, an IPv4 or bracketed IPv6 address, perhaps with a port."""
+    match = _HOST_FIELD.fullmatch(text)
+    if match is None:
+        return False
+    name, port = match.groups()
+    if port and not 1 <= int(port) <= 65535:
+        return False
+    if name.startswith("["):
+        return _is_ipv6(name[1:-1])
+    return _HOST_NAME.fullmatch(name) is not None and ".." not in name
 
 
 def parse_reference(text: str) -> tuple[str, str]:

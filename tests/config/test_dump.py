@@ -25,6 +25,7 @@ from agent.config.schema import (
 )
 from agent.config.settings import Checked, ConfigErrors, Setting, load, settings
 from agent.proxy import ProxyLimits
+from agent.syntax import Route
 
 
 def loaded(cls: type, tmp_path: Path, toml: str, **flags: Any) -> tuple[list[Any], dict[str, str]]:
@@ -42,6 +43,11 @@ EXAMPLES = [
     ),
     (HubConfig, 'cluster_parser = "a.b:c"\nmax_clients = 5\nlimits.head_timeout_s = 2\n'),
     (ProxyConfig, 'route = ["/=http://h"]\nlisten = "[::1]:0"\n'),
+    (
+        ProxyConfig,
+        'listen = "[::1]:0"\n[limits]\nkeep_alive_s = 3\n[[routes]]\nprefix = "/a"\nurl = "http://h/x"\n'
+        'host = "a.name:81"\nstrip_prefix = false\n[[routes]]\nprefix = "/"\nurl = "https://g"\nrewrite = false\n',
+    ),
 ]
 
 
@@ -93,12 +99,37 @@ def test_changes_are_named_and_some_can_be_left_out() -> None:
         "h:1", "c2", routes=["/=http://b"], memory_comm=MemoryCommConfig(buffer_size=4096, max_connections=3)
     )
     assert find_changes(old, new) == ["cluster_name", "memory_comm.buffer_size", "memory_comm.max_connections", "route"]
-    assert get_value(new, "route") == (("/", "http://b"),)
+    assert get_value(new, "route") == (Route("/", "http://b"),)
     result = merge(old, new, ["cluster_name", "memory_comm.buffer_size"])
     assert find_changes(old, result) == ["memory_comm.max_connections", "route"]
     assert merge(old, new, []) == new
     with pytest.raises(KeyError):
         get_value(old, "no.such")
+
+
+def test_routes_with_other_keys_than_the_short_form_are_printed_as_tables(tmp_path: Path) -> None:
+    toml = '[[routes]]\nprefix = "/a"\nurl = "http://h"\nhost = "target"\n[[routes]]\nprefix = "/"\nurl = "https://g"\n'
+    made, sources = loaded(ProxyConfig, tmp_path, toml)
+    text = write_toml(made, sources)
+    assert text.count("[[routes]]  # ") == 2
+    assert tomllib.loads(text)["routes"] == [
+        {"prefix": "/a", "url": "http://h", "host": "target", "strip_prefix": True, "rewrite": True},
+        {"prefix": "/", "url": "https://g", "host": "target", "strip_prefix": True, "rewrite": True},
+    ]
+    shown = show_value(made[0], "route")
+    assert tomllib.loads(f"route = {shown}")["route"] == [
+        {"prefix": "/a", "url": "http://h", "host": "target", "strip_prefix": True, "rewrite": True},
+        "/=https://g",
+    ]
+
+
+def test_a_route_that_only_changes_a_key_is_a_change() -> None:
+    old = AgentConfig("h:1", "c1", routes=["/=http://a"])
+    new = AgentConfig("h:1", "c1", routes=[{"prefix": "/", "url": "http://a", "host": "client"}])
+    assert find_changes(old, new) == []
+    for key, value in {"host": "target", "strip_prefix": False, "rewrite": False}.items():
+        changed = AgentConfig("h:1", "c1", routes=[{"prefix": "/", "url": "http://a", key: value}])
+        assert find_changes(old, changed) == ["route"]
 
 
 def test_what_is_left_out_may_break_the_rest() -> None:

@@ -24,7 +24,7 @@ from agent.config.schema import (
 from agent.config.settings import load as load_all
 from agent.config.settings import settings as settings_of
 from agent.errors import ConfigError
-from agent.syntax import Address, is_loopback, parse_address, parse_reference
+from agent.syntax import Address, Route, is_loopback, parse_address, parse_reference
 
 AGENT: dict[str, Any] = {"hub_address": "hub:8443", "cluster_name": "c1"}
 
@@ -73,12 +73,42 @@ def test_hub_address_is_one_or_several(given_addresses: Any, expected: list[tupl
         [("/", "http://a"), ("/api", "http://b/v1")],
         {"/": "http://a", "/api": "http://b/v1"},
         iter(["/=http://a", ("/api", "http://b/v1")]),
+        [{"prefix": "/", "url": "http://a"}, {"url": "http://b/v1/", "prefix": "/api/", "host": "client"}],
+        ["/=http://a", {"prefix": "/api", "url": "http://b/v1", "strip_prefix": True, "rewrite": True}],
     ],
-    ids=["texts", "pairs", "table", "iterator"],
+    ids=["texts", "pairs", "table", "iterator", "tables", "mixed"],
 )
-def test_routes_are_written_in_any_of_three_ways(routes: Any) -> None:
+def test_routes_are_written_in_any_of_four_ways(routes: Any) -> None:
     found = AgentConfig(**AGENT, routes=routes).static_routes
-    assert found == (("/", "http://a"), ("/api", "http://b/v1"))
+    assert found == (Route("/", "http://a"), Route("/api", "http://b/v1"))
+    assert AgentConfig(**AGENT, routes=found).static_routes == found
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "expected"),
+    [
+        ("http://a", None, "client"),
+        ("HTTP://a", None, "client"),
+        ("https://a", None, "target"),
+        ("HTTPS://a", None, "target"),
+        ("https://a", "client", "client"),
+        ("https://a", "Client", "client"),
+        ("http://a", "target", "target"),
+        ("http://a", "a.name", "a.name"),
+        ("http://a", "a.name:8080", "a.name:8080"),
+        ("http://a", "localhost", "localhost"),
+        ("http://a", "10.0.0.1:1", "10.0.0.1:1"),
+        ("http://a", "[::1]", "[::1]"),
+        ("http://a", "[::1]:65535", "[::1]:65535"),
+    ],
+)
+def test_host_of_a_route_is_the_clients_for_http_and_the_targets_for_https(
+    url: str, host: str | None, expected: str
+) -> None:
+    route = {"prefix": "/", "url": url} | ({} if host is None else {"host": host})
+    found = AgentConfig(**AGENT, routes=[route]).static_routes[0]
+    assert (found.host, found.strip_prefix, found.rewrite) == (expected, True, True)
+    assert found.url == url.lower()
 
 
 WRONG: list[tuple[type, dict[str, Any], str, str]] = [
@@ -117,6 +147,64 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     (AgentConfig, {"routes": ["/a=http://h", "/a/=http://g"]}, "route", "once only"),
     (AgentConfig, {"routes": [3]}, "route", "PREFIX=URL"),
     (AgentConfig, {"routes": 3}, "route", "list"),
+    *(
+        (AgentConfig, {"routes": ["/=http://h", {"prefix": "/a", "url": "http://h"} | keys]}, "route", text)
+        for keys, text in (
+            ({"hots": "client"}, "the entry with the prefix '/a': must have no key 'hots', perhaps host is meant"),
+            ({"zzz": 1}, "only prefix, url, host, strip_prefix, rewrite"),
+            ({"strip_prefix": "yes"}, "'/a': must have true or false for strip_prefix, not 'yes'"),
+            ({"rewrite": 0}, "'/a': must have true or false for rewrite, not 0"),
+            ({"host": 5}, "'/a': must have text for host, not 5"),
+            ({"host": True}, "must have text for host"),
+            ({"url": ["http://u:secret@h"]}, "'/a': must have text for url"),
+            ({"prefix": 7}, "the entry with the prefix 7: must have text for prefix"),
+            ({"prefix": "/\0"}, "must have text for prefix"),
+            ({"prefix": "a"}, "starts with '/'"),
+            ({"prefix": "/"}, "the prefix / once only"),
+            ({"url": "ftp://h"}, "'/a': the URL for /a must be http://"),
+        )
+    ),
+    *(
+        (
+            AgentConfig,
+            {"routes": [{"prefix": "/a", "url": "http://h", "host": host}]},
+            "route",
+            "'/a': the host for /a must",
+        )
+        for host in (
+            "",
+            "a b",
+            "http://h",
+            "h/x",
+            "h:",
+            "h:0",
+            "h:65536",
+            "h:x",
+            "h:1:2",
+            "::1",
+            "[::g]",
+            "[h]",
+            "u@h",
+            "a..b",
+            ".a",
+            "-a",
+            "h\r\nX: y",
+            "h\n",
+            "é",
+            "h:٣",
+        )
+    ),
+    (
+        AgentConfig,
+        {"routes": [{"url": "http://h"}]},
+        "route",
+        "the entry with the prefix None: must have the key prefix",
+    ),
+    (AgentConfig, {"routes": [{"prefix": "/a"}]}, "route", "'/a': must have the key url"),
+    (AgentConfig, {"routes": [{}]}, "route", "must have the key prefix, and must have the key url"),
+    (AgentConfig, {"routes": {"prefix": "/a", "url": "http://h"}}, "route", "[[routes]], not [routes]"),
+    (AgentConfig, {"routes": {"/a": {"url": "http://h"}}}, "route", "must be text"),
+    (ProxyConfig, {"routes": [{"prefix": "/a", "url": "http://h", "host": "?"}]}, "route", "the host for /a"),
     (AgentConfig, {"app": "module"}, "app", "module:name"),
     (AgentConfig, {"app": "mod ule:app"}, "app", "module:name"),
     (AgentConfig, {"app": 3}, "app", "ASGI application"),
@@ -342,19 +430,19 @@ def test_lists_in_variables_flags_and_file(tmp_path: Path) -> None:
     environ = BASE | {"AGENT_HUB_ADDRESS": "a:1, b:2\n[::1]:3", "AGENT_ROUTE": "/=http://a /b=http://b/x,y"}
     config, _ = load(tmp_path, environ=environ)
     assert [str(address) for address in config.hub_addresses] == ["a:1", "b:2", "[::1]:3"]
-    assert config.static_routes == (("/", "http://a"), ("/b", "http://b/x,y"))
+    assert config.static_routes == (Route("/", "http://a"), Route("/b", "http://b/x,y"))
 
     config, _ = load(tmp_path, environ=BASE, hub_address=("c:1", "d:2"), route=("/=http://c",))
     assert [str(address) for address in config.hub_addresses] == ["c:1", "d:2"]
-    assert config.static_routes == (("/", "http://c"),)
+    assert config.static_routes == (Route("/", "http://c"),)
 
     toml = 'hub_address = ["e:1", "f:2"]\ncluster_name = "c1"\n[route]\n"/" = "http://e"\n"/f" = "http://f"\n'
     config, _ = load(tmp_path, toml)
     assert config.hub_addresses == (Address("e", 1), Address("f", 2))
-    assert config.static_routes == (("/", "http://e"), ("/f", "http://f"))
+    assert config.static_routes == (Route("/", "http://e"), Route("/f", "http://f"))
 
     config, _ = load(tmp_path, 'route = ["/=http://e"]', BASE)
-    assert config.static_routes == (("/", "http://e"),)
+    assert config.static_routes == (Route("/", "http://e"),)
 
 
 @pytest.mark.parametrize("between", [" ", "\n", ",", ", ", " ,\t", ",,"])
@@ -395,6 +483,7 @@ def test_each_error_names_the_source_of_its_value(tmp_path: Path) -> None:
         (AgentConfig, 'listen = "a:1"', "listen", "is a setting of `proxy`, not of this command"),
         (AgentConfig, "max_clients = 3", "max_clients", "is a setting of `hub` and `proxy`, not of this command"),
         (HubConfig, 'route = "/=http://a"', "route", "is a setting of `run` and `proxy`, not of this command"),
+        (HubConfig, "[[routes]]\na = 1", "routes", "is a setting of `run` and `proxy`, not of this command"),
         (HubConfig, 'hub_address = "a:1"', "hub_address", "is a setting of `run`, not of this command"),
         (HubConfig, "[limits]\ntls_timeout_s = 1", "limits.tls_timeout_s", "is a setting of `run` and `proxy`"),
         (ProxyConfig, 'agent_token_file = "a"', "agent_token_file", "is a setting of `hub`, not of this command"),
@@ -456,6 +545,56 @@ def test_a_route_from_any_source_never_shows_its_password(tmp_path: Path) -> Non
     ):
         found = errors_of(lambda: load(tmp_path, environ=environ, **flags))  # noqa: B023
         assert "secret" not in str(found["route"])
+
+
+ROUTES = """
+[[routes]]
+prefix = "/grafana/"
+url = "http://grafana:3000/"
+host = "grafana.example.com"
+strip_prefix = false
+
+[[routes]]
+prefix = "/"
+url = "https://web:8443/base"
+host = "client"
+rewrite = false
+"""
+
+
+@pytest.mark.parametrize("cls", [AgentConfig, ProxyConfig])
+def test_routes_of_a_file_are_an_array_of_tables(tmp_path: Path, cls: type) -> None:
+    base = BASE if cls is AgentConfig else {}
+    config, _ = load(tmp_path, ROUTES, base, cls=cls)
+    assert config.static_routes == (
+        Route("/grafana", "http://grafana:3000", "grafana.example.com", strip_prefix=False),
+        Route("/", "https://web:8443/base", "client", rewrite=False),
+    )
+    for environ, flags in (({"AGENT_ROUTE": "/b=http://b"}, {}), ({}, {"route": ("/b=http://b",)})):
+        config, _ = load(tmp_path, ROUTES, base | environ, cls=cls, **flags)
+        assert config.static_routes == (Route("/b", "http://b"),)
+
+
+@pytest.mark.parametrize(
+    ("toml", "field", "expected"),
+    [
+        ('route = ["/=http://a"]' + ROUTES, "routes", "must not be set beside route, which is the same setting"),
+        (ROUTES + '[route]\n"/" = "http://a"', "routes", "must not be set beside route"),
+        (ROUTES + '[[routes]]\nprefix = "/grafana"\nurl = "http://b"', "route", "'/grafana': must have the prefix"),
+        (ROUTES + "[[routes]]\nhost = 1", "route", "must have text for host, not 1, and must have the key prefix"),
+        ('[routes]\nprefix = "/"\nurl = "http://a"', "route", "[[routes]], not [routes]"),
+        ("routes = 3", "route", "list"),
+        ('[[routes]]\nprefix = "/"\nurl = "http://u:secret@a"', "route", "user info"),
+    ],
+)
+def test_wrong_routes_of_a_file_are_errors_that_name_the_entry(
+    tmp_path: Path, toml: str, field: str, expected: str
+) -> None:
+    found = errors_of(lambda: load(tmp_path, toml, BASE))
+    assert list(found) == [field]
+    assert expected in found[field].expected
+    assert found[field].source == str(tmp_path / "agent.toml")
+    assert "secret" not in str(found[field])
 
 
 @pytest.mark.parametrize("cls", [AgentConfig, HubConfig, ProxyConfig, ProcessConfig])

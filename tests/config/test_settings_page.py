@@ -3,11 +3,16 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from agent.config.schema import ProxyConfig
+from agent.syntax import Route
+
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+ROUTES_PAGE = PAGE.with_name("routes.md")
 RUN = [sys.executable, "-c", "from agent.cli.main import main; main()"]
 
 
@@ -28,6 +33,13 @@ def test_every_option_is_on_the_page_with_its_default(command):
     expected = options(command)
     assert len(expected) > 20
     assert {name: page.get(name, "missing").replace("false", "") for name in expected} == expected
+
+
+def test_every_example_of_routes_is_accepted_and_shows_the_defaults():
+    examples = re.findall(r"```toml\n(.*?)```", ROUTES_PAGE.read_text("utf-8"), re.DOTALL)
+    assert len(examples) >= 3
+    loaded = [ProxyConfig(**tomllib.loads(example)).static_routes for example in examples]
+    assert loaded[0] == (Route("/grafana", "http://grafana:3000"), Route("/", "http://127.0.0.1:9000"))
 
 
 def test_the_page_has_nothing_that_is_no_option():

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from agent.errors import ConfigError, Refused
 from agent.messages import RequestHead, Target
-from agent.policy.router import KubernetesRouter, Router, StaticRouter
+from agent.policy.router import AppRouter, KubernetesRouter, Router, StaticRouter
+from agent.syntax import Route
 
 SERVICES = "/c1/api/v1/namespaces/ns/services"
 
@@ -269,9 +270,11 @@ ROUTES = [
 )
 def test_longest_prefix_of_whole_segments_wins(path: str, expected: str) -> None:
     for routes in (ROUTES, list(reversed(ROUTES))):
-        assert StaticRouter(routes, "c1").route(head("/c1" + path)) == Target(expected)
+        wanted = Target(expected)
+        found = StaticRouter(routes, "c1").route(head("/c1" + path))
+        assert (found.url, found.path, found.authority) == (wanted.url, wanted.path, wanted.authority)
         if path.startswith("/"):
-            assert StaticRouter(routes, None).route(head(path)) == Target(expected)
+            assert StaticRouter(routes, None).route(head(path)).url == wanted.url
 
 
 @pytest.mark.parametrize(
@@ -294,6 +297,98 @@ def test_without_a_cluster_the_first_segment_is_the_paths_own() -> None:
     assert outcome(router, "/a/../b") == 400
     assert outcome(router, "?q") == 400
     assert router.route(head("/")).path == b"/"
+
+
+@pytest.mark.parametrize(
+    ("route", "path", "expected"),
+    [
+        (Route("/a", "http://h"), "/a/x?q", "http://h/x?q"),
+        (Route("/a", "http://h", strip_prefix=False), "/a/x?q", "http://h/a/x?q"),
+        (Route("/a", "http://h", strip_prefix=False), "/a", "http://h/a"),
+        (Route("/a", "http://h/sub/"), "/a/x", "http://h/sub/x"),
+        (Route("/a", "http://h/sub", strip_prefix=False), "/a//x/", "http://h/sub/a//x/"),
+        (Route("/", "http://h/sub", strip_prefix=False), "", "http://h/sub/"),
+    ],
+)
+def test_strip_prefix_decides_whether_the_target_sees_the_prefix(route: Route, path: str, expected: str) -> None:
+    target = StaticRouter([route], "c1").route(head("/c1" + path))
+    assert target.url == expected
+    assert target.stripped == (route.prefix.rstrip("/").encode() if route.strip_prefix else b"")
+
+
+@pytest.mark.parametrize(
+    ("route", "preserve_host", "host_name"),
+    [
+        (("/", "http://h:1"), True, ""),
+        (("/", "https://h:1"), False, ""),
+        (Route("/", "https://h:1", "client"), True, ""),
+        (Route("/", "http://h:1", "target"), False, ""),
+        (Route("/", "http://h:1", "a.name:80"), False, "a.name:80"),
+    ],
+)
+def test_host_of_a_route_is_a_property_of_its_targets(
+    route: Route | tuple[str, str], preserve_host: bool, host_name: str
+) -> None:
+    for router in (StaticRouter([route], "c1"), StaticRouter([route], None)):
+        target = router.route(head("/c1/x"))
+        assert (target.preserve_host, target.host_name, target.host, target.port) == (preserve_host, host_name, "h", 1)
+
+
+def test_rewrite_of_a_route_decides_about_its_maps() -> None:
+    router = StaticRouter([("/a", "http://h"), Route("/b", "http://h", rewrite=False)], "c1")
+    mapped, plain = router.route(head("/c1/a/x")), router.route(head("/c1/b/x"))
+    assert mapped.map_request is not None
+    assert mapped.map_response is not None
+    assert (plain.map_request, plain.map_response) == (None, None)
+    assert plain.stripped == b"/b"
+    assert router.route(head("/c1/a/x")) is mapped, "the decision is kept with its maps"
+
+
+def test_an_app_sees_the_clients_host_and_strips_nothing() -> None:
+    target = AppRouter(object(), "c1").route(head("/c1/x"))
+    assert (target.preserve_host, target.host_name, target.stripped) == (True, "", b"")
+    assert target.map_request is not None
+    assert target.map_response is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "destination", "expected"),
+    [
+        ("/dav/a", "/c1/dav/b", "http://h:1/b"),
+        ("/dav/a", "/c1/dav", "http://h:1/"),
+        ("/dav/a", "/c1/dav/deep", "http://h:1/deep"),
+        ("/dav/a", "/c1/dav/api/x", 502),  # the longer prefix is another route
+        ("/dav/a", "/c1/davx/b", 502),
+        ("/dav/a", "/c1/b", 502),
+        ("/b", "/c1/dav/b", 502),
+        ("/b", "/c1/c", "http://root:2/c"),
+        ("/dav/api/a", "/c1/dav/api/b", "http://api:3/v1/b"),
+        ("/keep/a", "/c1/keep/b", "http://keep:4/x/keep/b"),
+    ],
+)
+def test_destination_leads_to_the_route_of_its_request_or_nowhere(
+    path: str, destination: str, expected: str | int
+) -> None:
+    router = StaticRouter(
+        [
+            ("/", "http://root:2"),
+            ("/dav", "http://h:1"),
+            ("/dav/api", "http://api:3/v1"),
+            Route("/keep", "http://keep:4/x", strip_prefix=False),
+        ],
+        "c1",
+    )
+    request = head("/c1" + path)
+    request.prefix = "/c1"
+    target = router.route(request)
+    assert target.map_request is not None
+    fields = [(b"Destination", destination.encode())]
+    if expected == 502:
+        with pytest.raises(Refused, match="another route") as caught:
+            target.map_request(request, target, fields)
+        assert caught.value.status == 502
+    else:
+        assert target.map_request(request, target, fields) == [(b"Destination", str(expected).encode())]
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,8 @@ async def run_checks(config: AgentConfig, sources: Mapping[str, str] | None = No
     if policy is None:
         return
     try:
-        for prefix, url in config.static_routes:
-            yield await _target(f"route {prefix}", Target(url), policy)
+        for route in config.static_routes:
+            yield await _target(f"route {route.prefix}", Target(route.url), policy)
         for name, access, rights in (
             ("managed cluster", policy.managed, (REVIEW_RIGHT, *(IMPERSONATION_RIGHTS if policy.hub else ()))),
             ("hub cluster", policy.hub, (REVIEW_RIGHT,)),

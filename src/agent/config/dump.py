@@ -43,17 +43,33 @@ def write_toml(configs: Sequence[Any], sources: Mapping[str, str]) -> str:
     """
     top: list[str] = []
     tables: dict[str, list[str]] = {}
+    arrays: list[str] = []
     for config in configs:
         for setting in settings(type(config)):
             group, dot, key = setting.name.partition(".")
             lines = tables.setdefault(group, []) if dot else top
             source = sources.get(setting.name, DEFAULT)
-            lines.append(_line(key if dot else setting.name, setting, get_value(config, setting.name), source))
-    return "\n".join([*top, *(line for name, lines in tables.items() for line in ("", f"[{name}]", *lines)), ""])
+            value = get_value(config, setting.name)
+            if setting.table and not all(route.is_short for route in value):
+                arrays += (line for route in value for line in _table(setting.table, route, source))
+            else:
+                lines.append(_line(key if dot else setting.name, setting, value, source))
+    grouped = (line for name, lines in tables.items() for line in ("", f"[{name}]", *lines))
+    return "\n".join([*top, *grouped, *arrays, ""])
+
+
+def _table(key: str, route: Route, source: str) -> list[str]:
+    """The lines of one entry of an array of tables."""
+    fields = (f"{name} = {_value(value)}" for name, value in route._asdict().items())
+    return ["", f"[[{key}]]{_comment(source)}", *fields]
+
+
+def _comment(source: str) -> str:
+    return f"  # {source if source.isprintable() else _text(source)}"
 
 
 def _line(key: str, setting: Setting, value: Any, source: str) -> str:
-    comment = f"  # {source if source.isprintable() else _text(source)}"
+    comment = _comment(source)
     if value is None:
         return f"# {key} is not set{comment}"
     if setting.secret and value:
@@ -67,7 +83,9 @@ def _value(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Route):
-        return _text(f"{value.prefix}={value.url}")
+        if value.is_short:
+            return _text(f"{value.prefix}={value.url}")
+        return f"{{ {', '.join(f'{name} = {_value(part)}' for name, part in value._asdict().items())} }}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
     return _text(str(value))

@@ -7,10 +7,12 @@ help: one line for the command line's help.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from ..syntax import Route, check_domain, check_label, check_route, parse_address, parse_reference, parse_route
@@ -259,27 +261,72 @@ def _split_routes(value: str) -> list[str]:
     return [item for item in re.split(r"[,\s]*\s[,\s]*|,+(?=/[^,\s=]*=https?://)", value) if item]
 
 
+_ROUTE_KEYS: Mapping[str, type] = MappingProxyType(
+    {"prefix": str, "url": str, "host": str, "strip_prefix": bool, "rewrite": bool}
+)
+_KEY_RULES = {str: "text", bool: "true or false"}
+_NO_ROUTE = "must be PREFIX=URL, a table with prefix and url, or a table of prefixes and URLs"
+
+
+def _route_of_table(table: Mapping[Any, Any]) -> Route:
+    """One entry of `[[routes]]`. Raises ValueError with the texts of all wrong keys."""
+    wrong: list[str] = []
+    for key, value in table.items():
+        if key not in _ROUTE_KEYS:
+            close = difflib.get_close_matches(str(key), _ROUTE_KEYS, n=1)
+            meant = f"perhaps {close[0]} is meant" if close else f"only {', '.join(_ROUTE_KEYS)}"
+            wrong.append(f"must have no key {key!r}, {meant}")
+        elif not isinstance(value, _ROUTE_KEYS[key]) or (isinstance(value, str) and "\0" in value):
+            shown = "" if key == "url" else f", not {value!r}"  # a URL may hold a password
+            wrong.append(f"must have {_KEY_RULES[_ROUTE_KEYS[key]]} for {key}{shown}")
+    wrong += [f"must have the key {key}" for key in ("prefix", "url") if key not in table]
+    if wrong:
+        raise ValueError(", and ".join(wrong))
+    return check_route(**table)
+
+
+def _entry(item: Any) -> str:
+    """The start of an error's text, which names the entry of `[[routes]]`. "" for other forms, whose text has names."""
+    return f"the entry with the prefix {item.get('prefix')!r}: " if isinstance(item, Mapping) else ""
+
+
+def _route(item: Any) -> Route:
+    """One route in any of its forms. Raises ValueError, which names the entry of a table by its prefix."""
+    if isinstance(item, Route):
+        return check_route(*item)
+    if isinstance(item, str):
+        return parse_route(item)
+    if isinstance(item, Mapping):
+        try:
+            return _route_of_table(item)
+        except ValueError as error:
+            raise ValueError(f"{_entry(item)}{error}") from None
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return check_route(_text(item[0]), _text(item[1]))
+    raise ValueError(_NO_ROUTE)
+
+
 def routes(help: str, *, name: str) -> Any:
-    """Routes as "PREFIX=URL", (prefix, URL), or a table of them. `_split_routes` splits a variable."""
+    """Routes, each as "PREFIX=URL", (prefix, URL) or a table of a route's keys, or one table of prefixes and URLs.
+
+    `_split_routes` splits a variable.
+    """
 
     def convert(value: Any) -> tuple[Route, ...]:
         prefixes: set[str] = set()
 
         def check(item: Any) -> Route:
-            if isinstance(item, str):
-                route = parse_route(item)
-            elif isinstance(item, tuple | list) and len(item) == 2:
-                route = check_route(_text(item[0]), _text(item[1]))
-            else:
-                raise ValueError("must be PREFIX=URL, or a table of prefixes and URLs")
+            route = _route(item)
             if route.prefix in prefixes:
-                raise ValueError(f"must have the prefix {route.prefix} once only")
+                raise ValueError(f"{_entry(item)}must have the prefix {route.prefix} once only")
             prefixes.add(route.prefix)
             return route
 
+        if isinstance(value, Mapping) and "prefix" in value:
+            raise ValueError("must be an array of tables: [[routes]], not [routes]")
         return _each(value.items() if isinstance(value, Mapping) else _items(value), check)
 
-    return _field((), Setting(help, convert, _split_routes, "PREFIX=URL", many=True, name=name))
+    return _field((), Setting(help, convert, _split_routes, "PREFIX=URL", many=True, name=name, table="routes"))
 
 
 def reference(

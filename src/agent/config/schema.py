@@ -32,7 +32,7 @@ __all__ = [
     "make_limits",
 ]
 
-Routes = Sequence[str | tuple[str, str]] | Mapping[str, str]
+Routes = Sequence[str | tuple[str, str] | Mapping[str, str | bool]] | Mapping[str, str]
 
 DRAIN_GRACE_S = 25.0
 """Below Kubernetes' default terminationGracePeriodSeconds of 30, so that DRAIN still goes out."""
@@ -42,7 +42,10 @@ _DAY_S = 86400.0
 _AGENTS, _CLIENTS, _TARGETS, _PROCESS = "Agents", "Clients", "Targets", "Process"
 _CONNECTIONS, _LIMITS_HEADING = "Connections from the tunnel to the proxy", "Limits of requests"
 _DRAIN_HELP = "time for requests in flight after the first SIGTERM"
-_ROUTE_HELP = "a path prefix and the URL for requests below it, repeatable, where the longest prefix wins"
+_ROUTE_HELP = (
+    "a path prefix and the URL for requests below, repeatable, the longest prefix wins "
+    "(more keys: [[routes]] in a file)"
+)
 _TARGET_CA_HELP = "PEM certificates to trust targets by, besides the system's, reloaded on change"
 _TARGET_CERT_HELP = "PEM certificate to present to the targets of routes over TLS, reloaded on change"
 _TARGET_KEY_HELP = "its private key, unless it is in the same file"
@@ -183,7 +186,7 @@ class Targets:
 
     @property
     def static_routes(self) -> tuple[Route, ...]:
-        """The routes as (prefix, URL), without trailing slashes."""
+        """The routes, without trailing slashes."""
         return cast("tuple[Route, ...]", self.routes)  # converted by the field
 
     @property

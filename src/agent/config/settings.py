@@ -81,6 +81,7 @@ class Setting:
     prefix: the prefix of its variable.
     on_reload: the effect of a changed value: "restart" (none until then), "apply", or "redial" (the agent reconnects).
     heading: its group in the help.
+    table: the TOML key of its array of tables, beside the name. "" if it has none.
     """
 
     help: str
@@ -98,6 +99,7 @@ class Setting:
     prefix: str = OLD_PREFIX
     on_reload: OnReload = "restart"
     heading: str = ""
+    table: str = ""
 
     @property
     def flag(self) -> str:
@@ -316,6 +318,7 @@ def _from_file(
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
         return {}, [ConfigError(CONFIG, path, f"must be valid TOML ({error})")]
     names = [setting.name for setting in declared]
+    tables = {setting.table: setting.name for setting in declared if setting.table}
     groups = _groups(names)
     given: dict[str, Given] = {}
     errors: list[ConfigError] = []
@@ -325,11 +328,14 @@ def _from_file(
         elif key in groups:
             errors.append(ConfigError(key, path, f"must be a table, [{key}]"))
             continue
-        elif key not in names and isinstance(value, dict):
+        elif key not in names and key not in tables and isinstance(value, dict):
             errors.append(ConfigError(key, path, _no_table(key, names, others)))
             continue
+        elif key in tables and tables[key] in content:
+            errors.append(ConfigError(key, path, f"must not be set beside {tables[key]}, which is the same setting"))
+            continue
         else:
-            flat = {key: value}
+            flat = {tables.get(key, key): value}
         for name, found in flat.items():
             if name in names:
                 given[name] = Given(found, path)
@@ -342,9 +348,14 @@ def _groups(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name.partition(".")[0] for name in names if "." in name))
 
 
+def _keys(declared: Iterable[Setting]) -> list[str]:
+    """All TOML keys of some settings."""
+    return [key for each in declared for key in (each.name, each.table) if key]
+
+
 def _owners(others: Mapping[str, type[Any]], owns: Callable[[list[str]], bool]) -> str:
     """The commands that own such settings, as text for an error, "" for none."""
-    found = [f"`{command}`" for command, cls in others.items() if owns([each.name for each in settings(cls)])]
+    found = [f"`{command}`" for command, cls in others.items() if owns(_keys(settings(cls)))]
     return " and ".join(filter(None, (", ".join(found[:-1]), *found[-1:])))
 
 

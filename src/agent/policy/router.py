@@ -12,18 +12,16 @@ They reject every path that is not plainly right:
 
 from __future__ import annotations
 
-import re
+import functools
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import ConfigError, Refused
 from ..messages import RequestHead, Target
-from ..syntax import check_label, check_route, has_dot_segments, is_label
+from ..syntax import Route, check_label, check_route, is_label, split_target
+from .rewriting import Rewriter
 
 __all__ = ["API_SERVER", "AppRouter", "KubernetesRouter", "Router", "StaticRouter"]
-
-# Everything but visible ASCII, and "#": RFC 9112 section 3.2.1 has no fragment in a request target.
-_UNFIT = re.compile(rb"[^!-\"$-~]")
 
 API_SERVER = "https://kubernetes.default.svc"
 _API_NAMESPACES = b"/api/v1/namespaces/"
@@ -64,48 +62,74 @@ class _ClusterPaths:
 
     def split(self, target: bytes) -> tuple[bytes, bytes]:
         """(path, query): the path starts with "/", the query is empty or starts with "?". Raises Refused."""
-        path, mark, query = target.partition(b"?")
-        if not path.startswith(b"/") or _UNFIT.search(target):
-            raise Refused(400, "the request target must be a path in visible ASCII, without a fragment")
-        if has_dot_segments(path):
-            raise Refused(400, "the path must have no '.' or '..' segment")
+        try:
+            path, query = split_target(target)
+        except ValueError as error:
+            raise Refused(400, f"the request target {error}") from None
         prefix = self._prefix
         rest = path[len(prefix) :]
         if not path.startswith(prefix) or (rest and not rest.startswith(b"/")):
             if not is_label(path[1:].partition(b"/")[0]):
                 raise Refused(400, "the path must start with a cluster's name, which is one RFC 1123 label")
             raise Refused(421, "this connection leads to another cluster")
-        return rest or b"/", mark + query
+        return rest or b"/", query
+
+
+class _Entry:
+    """One route, ready to use.
+
+    prefix: b"" for "/", so that all prefixes end alike.
+    stripped: the part of it that the target does not see.
+    above: the URL's path, which the target sees in front.
+    """
+
+    __slots__ = ("above", "prefix", "stripped", "target")
+
+    def __init__(self, route: Route, leads_here: Callable[[_Entry, bytes], bool]) -> None:
+        """leads_here: whether a path behind the cluster's name belongs to this entry. Raises ValueError."""
+        self.prefix = route.prefix.rstrip("/").encode("ascii")
+        self.stripped = self.prefix if route.strip_prefix else b""
+        target = Target(route.url)
+        self.above = target.path.rstrip(b"/")
+        if route.host == "client":
+            target.preserve_host = True
+        elif route.host != "target":
+            target.host_name = route.host
+        target.stripped = self.stripped
+        if route.rewrite:
+            rewriter = Rewriter(self.stripped, self.above, functools.partial(leads_here, self))
+            target.map_request, target.map_response = rewriter.map_request, rewriter.map_response
+        self.target = target
 
 
 class StaticRouter:
     """Sends each path below a prefix to that prefix's URL.
 
     The longest prefix of whole segments wins: `/api` matches `/api` and `/api/x`, not `/apix`. The URL's path replaces
-    the prefix. Trailing slashes of both are ignored, and an empty result is `/`.
+    the prefix, or comes before the prefix if the route does not strip it. Trailing slashes of both are ignored, and an
+    empty result is `/`.
     """
 
-    def __init__(self, routes: Iterable[tuple[str, str]], cluster: str | None) -> None:
+    def __init__(self, routes: Iterable[Route | tuple[str, str]], cluster: str | None) -> None:
         """Set the routes. Raises ConfigError for a duplicate or wrong prefix or URL.
 
         Args:
-            routes: (prefix, URL) pairs. A URL has no query, fragment or user information.
+            routes: routes, or (prefix, URL) pairs. A URL has no query, fragment or user information.
             cluster: the first segment of all paths, None for none (`fastpipe-agent proxy`).
         """
         self._paths = _ClusterPaths(cluster)
-        found: dict[bytes, tuple[Target, bytes]] = {}  # by prefix: the URL, and its path before a rest
-        for given_prefix, given_url in routes:
+        found: dict[bytes, _Entry] = {}
+        for given in routes:
             try:
-                route = check_route(given_prefix, given_url)
+                entry = _Entry(check_route(*given), self._leads_to)
             except ValueError as error:
                 raise ConfigError("route", "argument", str(error)) from None
-            prefix = route.prefix.rstrip("/").encode("ascii")  # b"" for "/", so that all prefixes end alike
-            if prefix in found:
-                raise ConfigError("route", "argument", f"must have the prefix {route.prefix} once only")
-            target = Target(route.url)
-            found[prefix] = target, target.path.rstrip(b"/")
+            if entry.prefix in found:
+                shown = entry.prefix.decode("ascii") or "/"
+                raise ConfigError("route", "argument", f"must have the prefix {shown} once only")
+            found[entry.prefix] = entry
         # Two prefixes that match one path are prefixes of each other, so the longer text has more segments.
-        self._routes = sorted(((prefix, *url) for prefix, url in found.items()), key=lambda item: -len(item[0]))
+        self._routes = sorted(found.values(), key=lambda entry: -len(entry.prefix))
         self._known: dict[bytes, Target] = {}  # recent decisions, which depend on the raw target alone
 
     def route(self, request: RequestHead) -> Target:
@@ -121,12 +145,20 @@ class StaticRouter:
 
     def _decide(self, target: bytes) -> Target:
         path, query = self._paths.split(target)
-        for prefix, url, above in self._routes:
-            if path.startswith(prefix):
-                rest = path[len(prefix) :]
-                if not rest or rest.startswith(b"/"):
-                    return url.with_path((above + rest or b"/") + query)
-        raise Refused(404, "no route for this path")
+        entry = self._find(path)
+        if entry is None:
+            raise Refused(404, "no route for this path")
+        return entry.target.with_path((entry.above + path[len(entry.stripped) :] or b"/") + query)
+
+    def _find(self, path: bytes) -> _Entry | None:
+        for entry in self._routes:
+            prefix = entry.prefix
+            if path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in (b"", b"/"):
+                return entry
+        return None
+
+    def _leads_to(self, entry: _Entry, path: bytes) -> bool:
+        return self._find(path) is entry
 
 
 class AppRouter:
@@ -134,8 +166,15 @@ class AppRouter:
 
     def __init__(self, app: Any, cluster: str | None) -> None:
         """app: an ASGI 3 application. cluster: as in StaticRouter. Raises ConfigError."""
+        rewriter = Rewriter(is_app=True)
         # Nothing dials the host. The application sees the client's own Host.
-        self._target = Target("http://app", app=app, preserve_host=True)
+        self._target = Target(
+            "http://app",
+            app=app,
+            preserve_host=True,
+            map_request=rewriter.map_request,
+            map_response=rewriter.map_response,
+        )
         self._paths = _ClusterPaths(cluster)
 
     def route(self, request: RequestHead) -> Target:

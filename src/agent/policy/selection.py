@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigError
+from ..syntax import Route
 from .identity import Anonymous, RequestProcessor
 from .router import AppRouter, KubernetesRouter, Router, StaticRouter
 
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 def select_policy(
     *,
     cluster: str | None,
-    routes: Sequence[tuple[str, str]] = (),
+    routes: Sequence[Route | tuple[str, str]] = (),
     app: Any = None,
     router: Router | None = None,
     request_processor: RequestProcessor | None = None,
@@ -32,7 +33,7 @@ def select_policy(
 
     Args:
         cluster: the agent's name, None for paths without one.
-        routes: (prefix, URL) pairs.
+        routes: routes, or (prefix, URL) pairs.
         app: an ASGI application.
         router, request_processor: the user's own, which win.
 
