@@ -143,6 +143,13 @@ def test_own_origin_and_paths_get_the_public_prefix(name: bytes, value: str, by_
         ("http://a.name:81/x", "http://t:1", "a.name:81", "hub.example", "/c1/x"),
         ("http://A.NAME:81/x", "https://t:1", "a.name:81", "hub.example", "/c1/x"),
         ("https://hub.example/x", "http://t:1", "a.name:81", "hub.example", "https://hub.example/x"),
+        # nginx: the name of the Host with the port that nginx itself listens on
+        ("http://hub.example:8080/x", "http://t:8080", "client", "hub.example:8443", "/c1/x"),
+        ("http://hub.example:8080/x", "http://t:8080", "client", "hub.example", "/c1/x"),
+        ("http://hub.example/x", "http://t", "client", "hub.example:8443", "/c1/x"),
+        ("http://a.name:8080/x", "http://t:8080", "a.name", "hub.example", "/c1/x"),
+        ("http://[::2]:8080/x", "http://t:8080", "client", "[::2]:1", "/c1/x"),
+        ("http://hub.example:8081/x", "http://t:8080", "client", "hub.example", "http://hub.example:8081/x"),
         # the URL's authority, with and without its default port
         ("http://t/x", "http://t", "client", "hub.example", "/c1/x"),
         ("http://t:80/x", "http://t", "client", "hub.example", "/c1/x"),

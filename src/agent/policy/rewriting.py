@@ -7,8 +7,9 @@ Responses go up this table: Location, Content-Location, Refresh and the Path of 
 Destination (WebDAV, RFC 4918, section 10.3). Bodies are never rewritten. All functions are pure, since their arguments
 come from targets and users.
 
-The target's own origin has two authorities: the one in the route's URL, and the Host that the target got. The scheme
-does not count, because a target behind TLS often knows only `http`. So the ports 80 and 443 also count as no port.
+Three authorities are the target's own: the one in the route's URL, the Host that it got, and a mix. The mix is the name
+in that Host with the port of the URL, to which nginx redirects. The scheme does not count, because a target behind TLS
+often knows only `http`. So the ports 80 and 443 also count as no port.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ MAX_VALUE_BYTES = 16 * 1024
 _WITH_URL = frozenset({b"location", b"content-location", b"refresh"})
 _PORTS = {b"http": b"80", b"https": b"443", b"ws": b"80", b"wss": b"443"}
 
+_PORT = re.compile(rb":[0-9]*\Z")
 _CONTROL = re.compile(rb"[\0-\x08\x0a-\x1f\x7f]")
 # A URL with an authority, perhaps without its scheme: (authority, path and the rest). A browser also takes a backslash
 # for a slash, so no authority contains one.
@@ -147,6 +149,11 @@ def plain_authority(authority: bytes) -> bytes:
     return name if colon and port in (b"", b"80", b"443") else authority.lower()
 
 
+def _own_authorities(target: Target, sent_host: bytes) -> frozenset[bytes]:
+    name = _PORT.sub(b"", sent_host)
+    return frozenset(map(plain_authority, (target.authority, sent_host, b"%b:%d" % (name, target.port))))
+
+
 class Rewriter:
     """Maps the fields of one route or app. Its two methods are a Target's `map_response` and `map_request`."""
 
@@ -183,8 +190,7 @@ class Rewriter:
             lower = name.lower()
             if lower in _WITH_URL:
                 if own is None:
-                    sent = _sent_host(head, target)
-                    own = frozenset((plain_authority(target.authority), plain_authority(sent)))
+                    own = _own_authorities(target, _sent_host(head, target))
                 mapped = (map_refresh if lower == b"refresh" else map_url)(value, own, prefix, above)
             elif lower == b"set-cookie" and (self._stripped or above):
                 mapped = map_cookie(value, prefix, above)
