@@ -277,7 +277,9 @@ def test_url_of_refresh_is_mapped_as_location_is(value: str, expected: str) -> N
         ("a=b; Path", "a=b; Path"),
         ("a=b; Path=", "a=b; Path="),
         ("a=b; Path=x", "a=b; Path=x"),
-        ('a=b; Path="/x"', 'a=b; Path="/x"'),
+        ('a=b; Path="/x"; Secure', 'a=b; Path="/c1/grafana/x"; Secure'),
+        ('a=b; Path="/"', 'a=b; Path="/c1/grafana"'),
+        ('a=b; Path="/c1/grafana"', 'a=b; Path="/c1/grafana"'),
         ("Path=/x", "Path=/x"),  # the cookie's own name
         ("a=Path=/x; Secure", "a=Path=/x; Secure"),
         ("a=b; xPath=/x; PathX=/x", "a=b; xPath=/x; PathX=/x"),

@@ -42,7 +42,8 @@ _DOT = re.compile(rb"(?:\.|%2e)\Z", re.IGNORECASE)
 _TWO_DOTS = re.compile(rb"(?:\.|%2e){2}\Z", re.IGNORECASE)
 # The seconds, a separator, and perhaps `url=` with a quote (HTML, "shared declarative refresh steps").
 _REFRESH = re.compile(rb"\s*[0-9.]*\s*[;,\s]\s*(?:url\s*=\s*)?([\"']?)", re.IGNORECASE)
-_COOKIE_PATH = re.compile(rb"(;[ \t]*path[ \t]*=[ \t]*)(/[^;]*)", re.IGNORECASE)
+# Chromium takes a path in quotes for none, and curl removes the quotes.
+_COOKIE_PATH = re.compile(rb"(;[ \t]*path[ \t]*=[ \t]*\"?)(/[^;\"]*)", re.IGNORECASE)
 _DESTINATION = re.compile(rb"(https?)://([^/?#\\@\s]+)((?:[/?].*)?)", re.IGNORECASE | re.DOTALL)
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)(?::[0-9]*)?")
 
