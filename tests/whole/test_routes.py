@@ -14,10 +14,7 @@ import pytest
 from whole_cluster import Cluster, Whole
 from whole_peers import NginxServer, until
 
-pytestmark = [
-    pytest.mark.parametrize("mode", ["memory"], indirect=True),
-    pytest.mark.loops("uvloop"),
-]
+pytestmark = pytest.mark.loops("uvloop")
 
 
 @contextlib.contextmanager
@@ -44,10 +41,10 @@ def tornado_port() -> Iterator[int]:
         yield port
 
 
-@pytest.fixture(scope="module")
-def webdav(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NginxServer]:
+@pytest.fixture
+def webdav(tmp_path: pathlib.Path) -> Iterator[NginxServer]:
     """nginx with `ngx_http_dav_module`, which compares the host of Destination with Host."""
-    directory = tmp_path_factory.mktemp("webdav")
+    directory = tmp_path / "webdav"
     (directory / "www" / "files" / "folder").mkdir(parents=True)
     server = NginxServer(directory, f"root {directory}/www; location / {{ dav_methods PUT DELETE MKCOL COPY MOVE; }}")
     yield server
