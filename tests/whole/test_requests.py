@@ -54,6 +54,14 @@ async def test_path_query_and_headers_go_on_as_they_came(cluster: Cluster) -> No
         assert not {"x-hop", "impersonate-user"} & set(origin.headers)
 
 
+@pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
+async def test_the_agent_believes_its_hub_over_every_carrier(cluster: Cluster) -> None:
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
+        await curl("-H", "X-Forwarded-For: 203.0.113.9", f"{whole.url}/x")
+        assert origin.headers["x-forwarded-for"] == "127.0.0.1"
+        assert origin.headers["x-forwarded-host"] == f"127.0.0.1:{whole.http_port}"
+
+
 async def test_post_with_content_length_arrives_whole(cluster: Cluster) -> None:
     async with running_origin() as origin, cluster.running(origin.url) as whole, http_client() as client:
         for size in (0, 1, 1000, 70_000):
