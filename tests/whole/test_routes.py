@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -160,14 +161,14 @@ async def test_webdav_moves_and_copies_below_one_route(cluster: Cluster, webdav:
             for destination, reason in (
                 (f"http://evil.example/{whole.cluster}{prefix}/x", "another host"),
                 (f"{webdav.url}/files/x", "another host"),
-                (f"/c0{prefix}/x", "outside the cluster"),
+                (f"/c0{prefix}/x", "outside the (request's )?cluster"),
                 (f"/{whole.cluster}/other/x", "another route"),
-                (f"{public}/../x", "'.' or '..' segment"),
-                (f"{public}/%2e%2e/x", "'.' or '..' segment"),
+                (f"{public}/../x", "dot segments|'..' segment"),
+                (f"{public}/%2e%2e/x", "dot segments|'..' segment"),
             ):
                 status, text = await move("MOVE", f"{prefix}/b%20c.txt", destination)
                 assert status == 502
-                assert reason in text
+                assert re.search(reason, text)
             assert (files / "b c.txt").exists()
             (files / "b c.txt").unlink()
             (files / "folder" / "d.txt").unlink()
