@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import uvicorn
 from uvicorn.server import ServerState
 
+from fastpipe.asgi_scope import ForwardedScope
 from fastpipe.listener import Listener
 
 POLL_S = 0.05  # uvicorn does not report when its background tasks finish. Its own server polls half as often
@@ -56,6 +57,7 @@ async def serve(
     *,
     listener: Listener | None = None,
     shutdown_timeout_s: float | None = 10.0,
+    trust_forwarded_fields: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Listener]:
     """Serve an ASGI app on a Listener, from its lifespan startup to its lifespan shutdown.
@@ -65,6 +67,8 @@ async def serve(
         listener: where to serve. None makes a listener.
         shutdown_timeout_s: seconds for requests in flight after the body of `async with`. Then their tasks are
             cancelled and their connections aborted. None is no limit.
+        trust_forwarded_fields: the app's scopes follow X-Forwarded-Prefix, -For, -Proto, -Host and -Port. Set it only
+            if all clients are proxies that write these fields themselves. Otherwise any client can claim any address.
         settings: those of uvicorn.Config except for sockets and processes (`http="h11"`, `root_path="/x"`, …).
             By default uvicorn's logging is not configured, and forwarded headers are not trusted.
 
@@ -78,6 +82,8 @@ async def serve(
     """
     config = uvicorn.Config(app, **{"log_config": None, "proxy_headers": False, **settings})
     config.load()
+    if trust_forwarded_fields:
+        config.loaded_app = ForwardedScope(config.loaded_app)
     lifespan = config.lifespan_class(config)
     state = DatedState(config)
     protocol_class: Callable[..., asyncio.Protocol] = config.http_protocol_class
