@@ -100,8 +100,8 @@ class Target:
     Args:
         url: absolute, http or https, in visible ASCII, without user information and fragment. The target gets its path
             and query unchanged.
-        app: an ASGI 3 application in this process. `url` may then give the path and query. With "" the request's own
-            are kept.
+        app: an ASGI 3 application in this process. `url` may then give the path and query. With "" the application
+            gets the request's own, behind the cluster's name. The public prefix is in its scope's `root_path`.
         connect: opens the connection instead of a dial to the URL's host and port. A hub reaches its agents with it.
         preserve_host: the target gets the client's Host header rather than the URL's.
         host_name: the Host that the target gets, instead of either. TLS and the pool still use the URL's.

@@ -1,11 +1,15 @@
 """ASGI applications in this process as targets: no port, no socket, the proxy's bytes go over a pipe to uvicorn.
 
 proxy ── Target(connect=…) ──► Listener ══ pipe ══ uvicorn's protocol ──► app
+
+The bytes have the path behind the public prefix. The proxy names the prefix and the user in its forwarding fields, and
+fastpipe puts both into the scope. Only this proxy writes to the pipe, so the fields are believed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
@@ -48,7 +52,8 @@ class _App:
         from fastpipe.asgi import serve
 
         try:
-            async with serve(self._app, access_log=False) as serving:  # its lines have query strings: tokens, too
+            # uvicorn's access log has query strings: tokens, too.
+            async with serve(self._app, trust_forwarded_fields=True, access_log=False) as serving:
                 listener.set_result(serving)
                 await self._stop.wait()
         except Exception as error:
@@ -92,6 +97,15 @@ class _App:
             await asyncio.wait([self._serving])
         finally:
             self._serving.cancel()
+
+
+def _behind_cluster(request: RequestHead) -> bytes:
+    """The request's own target without the cluster's name, which is a part of the public prefix if users see it."""
+    cluster = b"/" + request.cluster.encode("latin-1")
+    rest = request.target[len(cluster) :]
+    if request.cluster and request.target.startswith(cluster) and (not rest or rest[:1] in b"/?"):
+        return rest if rest.startswith(b"/") else b"/" + rest
+    return request.target
 
 
 def _fail(listener: asyncio.Future[Any], error: Exception) -> None:
@@ -146,8 +160,9 @@ class Apps:
     def _reachable(self, target: Target, request: RequestHead) -> Target:
         if not isinstance(target, Target) or target.app is None or target.connect is not None:
             return target  # the caller reports a value that is not a Target
-        path = target.path if target.url else request.target
-        return Target(ORIGIN + path.decode("latin-1"), connect=self._connect(target.app), preserve_host=True)
+        path = target.path if target.url else _behind_cluster(request)
+        url = ORIGIN + path.decode("latin-1")
+        return dataclasses.replace(target, url=url, app=None, connect=self._connect(target.app), preserve_host=True)
 
     def _connect(self, app: Any) -> Connect:
         return self._of(app).connect
