@@ -88,3 +88,27 @@ async def test_the_example_of_aiohttp_is_answered():
     async with await fastpipe.Listener().create_server(web.Server(handler)) as listener:
         names = await typed(asked, aiohttp=aiohttp, listener=listener)
     assert names["got"] == "HELLO"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "host"), [("/c1", "hub.example.com"), ("", "c1.tunnel.example.com")], ids=["path", "host"]
+)
+async def test_the_example_behind_a_hub_has_the_public_links(prefix, host):
+    pytest.importorskip("fastapi")
+    httpx = pytest.importorskip("httpx")
+    from fastpipe.asgi import serve
+    from fastpipe.httpx import PipeTransport
+
+    [example] = [text for text in examples("docs/fastpipe.md") if "FastAPI" in text]
+    names: dict[str, object] = {"__name__": "hello"}
+    exec(compile(example, "docs", "exec"), names)
+    fields = {"Host": host, "X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
+    if prefix:
+        fields["X-Forwarded-Prefix"] = prefix
+    async with (
+        serve(names["app"], trust_forwarded_fields=True) as listener,
+        httpx.AsyncClient(transport=PipeTransport(listener), base_url="http://app") as client,
+    ):
+        response = await client.get("/hello", headers=fields)
+        assert response.json() == {"user": "203.0.113.9", "here": f"https://{host}{prefix}/hello"}
+        assert f"'{prefix}/openapi.json'" in (await client.get("/docs", headers=fields)).text
