@@ -82,7 +82,8 @@ def apply_forwarded(scope: MutableMapping[str, Any]) -> None:
     server = _host(_first(fields, b"x-forwarded-host")) or _host(_first(fields, b"host"))
     if server is not None:
         name, port = server
-        port = _port(_first(fields, b"x-forwarded-port").decode("latin-1")) or port
+        # The host's own port first: the proxy's port may be behind a mapping that the user does not know.
+        port = port or _port(_first(fields, b"x-forwarded-port").decode("latin-1"))
         scope["server"] = (name, port or _DEFAULT_PORTS.get(scope.get("scheme", "http"), 80))
 
 
