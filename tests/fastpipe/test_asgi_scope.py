@@ -306,7 +306,7 @@ async def test_lifespan_and_unknown_scopes_pass_untouched() -> None:
         called.append(arguments)
 
     for kind in ("lifespan", "of.tomorrow"):
-        scope = {"type": kind, "headers": [(PREFIX, b"/c1")], "path": "/", "state": {}}
+        scope: dict[str, Any] = {"type": kind, "headers": [(PREFIX, b"/c1")], "path": "/", "state": {}}
         before = copy.deepcopy(scope)
         receive, send = object(), object()
         await ForwardedScope(app)(scope, receive, send)
