@@ -21,7 +21,7 @@ import trustme
 
 from agent.messages import RequestHead, Target
 from agent.outcome import Kind, Stage
-from agent.proxy import Proxy, ProxyLimits, Upstreams
+from agent.proxy import ClientOrigin, HubOrigin, Proxy, ProxyLimits, Upstreams
 from fastpipe import create_pipe
 
 from ..limits import scaled
@@ -147,6 +147,7 @@ class Stack:
         self._server: asyncio.Server | None = None
         self._directory: str | None = None
         self.port = 0
+        self.client_origin: ClientOrigin | HubOrigin = HubOrigin()
 
     def _outcome(self, conn_id: int, kind: Kind, stage: Stage) -> None:
         self.outcomes.append((conn_id, kind, stage))
@@ -160,7 +161,7 @@ class Stack:
 
     def connection(self) -> asyncio.Protocol:
         self._conn_id += 1
-        return self.proxy.connection(self._conn_id, self._outcome)
+        return self.proxy.connection(self._conn_id, self._outcome, origin=self.client_origin)
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()

@@ -21,6 +21,7 @@ from starlette.websockets import WebSocket
 
 from agent.messages import RequestHead, Target
 from agent.policy.router import AppRouter
+from agent.proxy import HubOrigin
 from agent.proxy.apps import Apps
 
 TIMEOUT_S = 30.0
@@ -140,6 +141,7 @@ def serve(stack: Any, prefix: str) -> Serve:
         await apps.start(app)
         route: Callable[[RequestHead], Target | Awaitable[Target]] = apps.routed(AppRouter(app, "c1").route)
         async with stack(route, cluster="c1") as running:
+            running.client_origin = HubOrigin(is_trusted=True)
             yield Site(running, prefix)
             apps.start_draining(lambda connect: None)
         async with asyncio.timeout(TIMEOUT_S):
@@ -251,14 +253,42 @@ async def test_a_routers_app_gets_the_path_behind_the_clusters_name(stack: Any, 
     apps = Apps()
 
     def route(head: RequestHead) -> Target:
-        return Target(app=app)
+        return Target(app=app, stripped=b"/cut")
 
     async with stack(apps.routed(route), cluster="c1") as running:
+        running.client_origin = HubOrigin(is_trusted=True)
         site = Site(running, prefix)
         for path in ("/links", "/links?q=1"):
-            assert shown(await site.ask(path))["url"] == site.plain_root + path
+            assert shown(await site.ask(path))["url"] == f"{site.plain_root}/cut{path}"
         assert (await site.ask("/c1/links")).status == 404
         assert (await site.ask("")).status == 404
+    await apps.close()
+
+
+SPOOFED = {
+    "X-Forwarded-For": "192.0.2.66",
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Host": "evil.example",
+    "X-Forwarded-Port": "1",
+    "X-Forwarded-Prefix": "/evil",
+}
+
+
+@pytest.mark.parametrize("spell", [str, str.lower, str.upper, lambda name: name.replace("-", "_")])
+async def test_a_hub_that_is_not_believed_names_no_user(
+    stack: Any, spell: Callable[[str], str], tmp_path: Path
+) -> None:
+    app = starlette(tmp_path)
+    apps = Apps()
+    async with stack(apps.routed(AppRouter(app, "c1").route), cluster="c1") as running:
+        running.client_origin = HubOrigin(prefix="/c1")
+        client = await running.open()
+        spoofed = "".join(f"{spell(name)}: {value}\r\n" for name, value in SPOOFED.items())
+        client.send(f"GET /c1/links HTTP/1.1\r\nHost: hub.example\r\n{spoofed}\r\n".encode())
+        scope = shown(await client.answer())
+        assert scope["url"] == "http://hub.example/c1/links"
+        assert (scope["root_path"], scope["client"], scope["server"]) == ("/c1", None, ["hub.example", 80])
+        assert scope["forwarded"] == ["x-forwarded-prefix"]
     await apps.close()
 
 
