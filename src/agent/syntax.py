@@ -18,11 +18,13 @@ __all__ = [
     "check_domain",
     "check_label",
     "check_route",
+    "find_address",
     "has_dot_segments",
     "is_ip_address",
     "is_label",
     "is_loopback",
     "parse_address",
+    "parse_network",
     "parse_reference",
     "parse_route",
     "split_target",
@@ -47,6 +49,7 @@ _PLAIN_DOTS = re.compile(rb"(?:/\.)+(?=/)")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[-A-Za-z0-9_.]{0,251}[A-Za-z0-9_])?\.?")  # "_": names in compose files
 _HOST_FIELD = re.compile(r"([^:\s]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?", re.ASCII)
 _REFERENCE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+_NETWORK = re.compile(r"[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?")  # without a zone, and without a netmask
 _VISIBLE_ASCII = re.compile(r"[!-~]*")
 # Everything but visible ASCII, and "#": RFC 9112 section 3.2.1 has no fragment in a request target.
 _UNFIT_TARGET = re.compile(rb"[^!-\"$-~]")
@@ -173,6 +176,41 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4-mapped addresses (RFC 4291, section 2.5.5.2)
+
+
+def find_address(text: str) -> IpAddress | None:
+    """Return the IP address in `text`, or None. An IPv4-mapped IPv6 address is the IPv4 one, and a zone is cut off."""
+    try:
+        found = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return mapped or found
+
+
+def parse_network(text: str) -> IpNetwork:
+    """Parse an IP address or a CIDR, such as `10.0.0.0/8` or `fd00::/8`. Raises ValueError.
+
+    A network of IPv4-mapped IPv6 addresses is the IPv4 one.
+    """
+    wrong = ValueError(f"must be IP addresses or networks without host bits, as 10.0.0.0/8 or fd00::/8, not {text!r}")
+    if not _NETWORK.fullmatch(text):
+        raise wrong
+    try:
+        found = ipaddress.ip_network(text)
+    except ValueError:
+        raise wrong from None
+    if isinstance(found, ipaddress.IPv6Network) and found.subnet_of(_MAPPED):
+        first = found.network_address.ipv4_mapped
+        assert first is not None
+        return ipaddress.IPv4Network((first, found.prefixlen - 96))
+    return found
 
 
 class Route(NamedTuple):

@@ -42,6 +42,7 @@ EXAMPLES = [
         "[limits]\nkeep_alive_s = 3\n",
     ),
     (HubConfig, 'cluster_parser = "a.b:c"\nmax_clients = 5\nlimits.head_timeout_s = 2\n'),
+    (HubConfig, 'trusted_proxies = ["10.0.0.0/8", "fd00::1"]\nproxy_protocol = true\n'),
     (ProxyConfig, 'route = ["/=http://h"]\nlisten = "[::1]:0"\n'),
     (
         ProxyConfig,

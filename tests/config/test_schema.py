@@ -278,6 +278,15 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     (HubConfig, {"http_address": "x"}, "http_address", "HOST:PORT"),
     (HubConfig, {"grpc_key_file": __file__}, "grpc_key_file", "together with grpc_cert_file"),
     (HubConfig, {"http_key_file": __file__}, "http_key_file", "together with http_cert_file"),
+    (HubConfig, {"proxy_protocol": True}, "proxy_protocol", "together with trusted_proxies"),
+    (HubConfig, {"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies", "without host bits, as 10.0.0.0/8"),
+    (HubConfig, {"trusted_proxies": "lb.example"}, "trusted_proxies", "not 'lb.example'"),
+    (HubConfig, {"trusted_proxies": ["10.0.0.0/33", "::1", "fe80::1%eth0"]}, "trusted_proxies", "'fe80::1%eth0'"),
+    (HubConfig, {"trusted_proxies": "10.0.0.0/255.0.0.0"}, "trusted_proxies", "IP addresses or networks"),
+    (HubConfig, {"trusted_proxies": ["10.0.0.0/"]}, "trusted_proxies", "IP addresses or networks"),
+    (HubConfig, {"trusted_proxies": [""]}, "trusted_proxies", "IP addresses or networks"),
+    (HubConfig, {"trusted_proxies": [10]}, "trusted_proxies", "must be text"),
+    (HubConfig, {"trusted_proxies": 10}, "trusted_proxies", "a list of texts"),
     (HubConfig, {"agent_ca_file": __file__}, "agent_ca_file", "together with grpc_cert_file"),
     (ProxyConfig, {}, "route", "at least one PREFIX=URL"),
     (ProxyConfig, {"routes": ["/=http://h"], "listen": "127.0.0.1"}, "listen", "HOST:PORT"),
@@ -318,6 +327,13 @@ def test_a_hub_starts_where_only_this_machine_or_known_agents_reach_it(values: d
 @pytest.mark.parametrize("given", ["tunnel.example.com", "Tunnel.EXAMPLE.com.", "tunnel.example.com."])
 def test_a_domain_is_in_lower_case_without_a_trailing_dot(given: str) -> None:
     assert HubConfig(cluster_from="HOST", cluster_domain=given).cluster_domain == "tunnel.example.com"
+
+
+def test_networks_are_kept_in_one_form() -> None:
+    given = ["127.0.0.1", "10.0.0.0/8", "FD00:0::/8", "::1/128", "::ffff:192.0.2.0/120", "::ffff:192.0.2.9", "::/0"]
+    kept = ("127.0.0.1", "10.0.0.0/8", "fd00::/8", "::1", "192.0.2.0/24", "192.0.2.9", "::/0")
+    assert HubConfig(trusted_proxies=given, proxy_protocol=True).trusted_proxies == kept
+    assert HubConfig().trusted_proxies == ()
 
 
 def test_every_wrong_value_is_reported_at_once() -> None:

@@ -15,7 +15,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from ..syntax import Route, check_domain, check_label, check_route, parse_address, parse_reference, parse_route
+from ..syntax import (
+    Route,
+    check_domain,
+    check_label,
+    check_route,
+    parse_address,
+    parse_network,
+    parse_reference,
+    parse_route,
+)
 from .settings import GROUP, ON_RELOAD, SETTING, OnReload, Setting
 
 __all__ = [
@@ -30,6 +39,7 @@ __all__ = [
     "group",
     "integer",
     "label",
+    "networks",
     "redials",
     "reference",
     "routes",
@@ -254,6 +264,19 @@ def addresses(help: str) -> Any:
         return found
 
     return _field(dataclasses.MISSING, Setting(help, convert, _split, "HOST:PORT", many=True))
+
+
+def networks(help: str) -> Any:
+    """IP addresses and networks, as their text in canonical form."""
+
+    def check(item: Any) -> str:
+        found = parse_network(_text(item))
+        return str(found.network_address if found.num_addresses == 1 else found)
+
+    def convert(value: Any) -> tuple[str, ...]:
+        return _each(_items(value), check)
+
+    return _field((), Setting(help, convert, _split, "CIDR", many=True))
 
 
 def _split_routes(value: str) -> list[str]:

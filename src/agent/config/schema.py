@@ -353,6 +353,12 @@ class HubConfig(Checked):
     http_key_file: str = kind.file("its private key, unless it is in the same file", holds="secret")
     user_ca_file: str = kind.file("PEM CA of users' certificates, which the HTTP port then requires", holds="roots")
     allow_any_user: bool = kind.boolean("admission of users without a certificate, despite user_ca_file")
+    trusted_proxies: str | Sequence[str] = kind.networks(
+        "addresses and networks of proxies in front of the hub, whose forwarding fields it believes (default: none)"
+    )
+    proxy_protocol: bool = kind.boolean(
+        "a PROXY header (version 1 or 2) at the start of each connection from trusted_proxies, else 400"
+    )
     cluster_from: str = kind.choice(
         "the part of a request that names its cluster, its path's first segment or its host's first label",
         ("path", "host"),
@@ -432,6 +438,11 @@ class HubConfig(Checked):
             ("index", "cluster_from", "cluster_parser"),
             lambda index, source, parser: index and (source == "host" or parser is not None),
             "must not be set with cluster_from = host or cluster_parser, since only paths have a page at /",
+        ),
+        Rule(
+            ("proxy_protocol", "trusted_proxies"),
+            lambda protocol, proxies: protocol and not proxies,
+            "must be set together with trusted_proxies, since only those may send a PROXY header",
         ),
         Rule(
             ("agent_ca_file", "grpc_cert_file"),
