@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 __all__ = [
     "SOCKET_PATH_BYTES",
     "Address",
+    "IpAddress",
     "Route",
     "check_domain",
     "check_label",

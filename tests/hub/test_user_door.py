@@ -1,4 +1,4 @@
-"""The door that users come through: responses to users without TLS or without a certificate."""
+"""The door that users come through: responses to users without TLS, without a certificate, or with PROXY headers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from typing import Any
 import pytest
 import trustme
 
+from agent.config.schema import LimitsConfig
 from agent.hub import user_door
+from agent.hub.proxy_protocol import SIGNATURE
+from agent.proxy.origin import ClientOrigin
 from agent.x509 import expiry
 
 from ..limits import scaled
@@ -222,7 +225,7 @@ async def test_a_handshake_that_gives_way_before_it_began_leaves_no_socket(certi
     """Many come in one turn of the loop. Each makes room for the next before its own turn."""
     loop = asyncio.get_running_loop()
     door = user_door.UserDoor(
-        protocol=asyncio.Protocol,
+        protocol=lambda origin: asyncio.Protocol(),
         open_connections=lambda: 0,
         make_room=lambda: False,
         max_connections=20,
@@ -233,7 +236,7 @@ async def test_a_handshake_that_gives_way_before_it_began_leaves_no_socket(certi
     pairs = [socket.socketpair() for _ in range(15)]
     try:
         for ours, _ in pairs:
-            door._accepted_tls(ours, "peer")
+            door._accepted(ours, "peer")
         assert door.refused["handshakes"] == 5
         for _, theirs in pairs[:5]:
             theirs.setblocking(False)
@@ -252,7 +255,7 @@ async def test_a_user_that_gives_way_while_the_door_answers_is_counted_no_longer
 ) -> None:
     """Between the call of a protocol's `connection_made` and the end of `connect_accepted_socket`."""
     door = user_door.UserDoor(
-        protocol=asyncio.Protocol,
+        protocol=lambda origin: asyncio.Protocol(),
         open_connections=lambda: 0,
         make_room=lambda: False,
         max_connections=3,
@@ -265,12 +268,12 @@ async def test_a_user_that_gives_way_while_the_door_answers_is_counted_no_longer
 
     def crowded(answer: user_door._Answer, transport: asyncio.BaseTransport) -> None:
         made(answer, transport)
-        door._accepted_tls(others, "peer")
+        door._accepted(others, "peer")
 
     monkeypatch.setattr(user_door._Answer, "connection_made", crowded)
     with theirs, last:
         theirs.sendall(HELLO)
-        door._accepted_tls(ours, "peer")
+        door._accepted(ours, "peer")
         await until(lambda: door.refused["handshakes"] == 1)
         await until(lambda: not door._answering and ours.fileno() < 0)
         await door.close()
@@ -289,3 +292,296 @@ async def test_the_hub_ends_with_users_at_its_door(certificates: Certificates) -
             with contextlib.suppress(ConnectionError):
                 await reader.read()
             writer.close()
+
+
+V1 = b"PROXY TCP4 203.0.113.9 198.51.100.7 56324 443\r\n"
+V2 = SIGNATURE + b"\x21\x11\x00\x0c" + bytes([203, 0, 113, 9, 198, 51, 100, 7, 220, 4, 1, 187])
+V2_IPV6 = SIGNATURE + b"\x21\x21\x00\x24" + bytes.fromhex("20010db8" + "00" * 27 + "01") + V2[-4:]
+V2_LOCAL = SIGNATURE + b"\x20\x00\x00\x00"
+UNKNOWN = b"PROXY UNKNOWN\r\n"
+TRUSTED: dict[str, Any] = {"trusted_proxies": ("127.0.0.1",), "proxy_protocol": True}
+STRANGERS: dict[str, Any] = {"trusted_proxies": ("192.0.2.0/24",), "proxy_protocol": True}
+
+
+class Recorder(asyncio.Protocol):
+    """A protocol in place of the proxy's: keeps the origin and the bytes, and responds `ok` to a head."""
+
+    def __init__(self, origin: ClientOrigin) -> None:
+        self.origin = origin
+        self.data = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        if self.data.endswith(b"\r\n\r\n"):
+            self.transport.write(b"ok")  # type: ignore[attr-defined]
+            self.transport.close()
+
+
+class Door(user_door.UserDoor):
+    """A door on a free port, with a list of what it let in."""
+
+    def __init__(self, certificates: Certificates | None = None, **config: Any) -> None:
+        self.let_in: list[Recorder] = []
+        tls: ssl.SSLContext | None = None
+        if certificates is not None:
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates.ca)
+            tls.verify_mode = ssl.CERT_OPTIONAL
+            tls.load_cert_chain(certificates.hub)
+        known: dict[str, Any] = {
+            "protocol": self._record,
+            "open_connections": lambda: 0,
+            "make_room": lambda: False,
+            "max_connections": 100,
+            "tls": tls,
+            "certificate_required": False,
+            "reason_of": str,
+        }
+        super().__init__(**known | config)
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setblocking(False)
+        self.port = self.open([listener])
+
+    def _record(self, origin: ClientOrigin) -> Recorder:
+        self.let_in.append(Recorder(origin))
+        return self.let_in[-1]
+
+    @property
+    def only(self) -> tuple[str, str, int, bool]:
+        (one,) = self.let_in
+        return one.origin.peer, one.origin.scheme, one.origin.port, one.origin.is_trusted
+
+
+@contextlib.asynccontextmanager
+async def running_door(certificates: Certificates | None = None, **config: Any) -> AsyncIterator[Door]:
+    door = Door(certificates, **config)
+    try:
+        yield door
+    finally:
+        await door.close()
+        assert not door._entering
+
+
+def in_one_segment(port: int, header: bytes, context: ssl.SSLContext, request: bytes) -> bytes:
+    """The response over TLS, where the header and the ClientHello are one write."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    with socket.create_connection(("127.0.0.1", port), 10) as sock:
+        ahead = header
+        done = b""
+        steps = [tls.do_handshake, lambda: tls.write(request), lambda: tls.read(100)]
+        while steps:
+            try:
+                found = steps[0]()
+                steps.pop(0)
+                done = found if isinstance(found, bytes) else b""
+            except ssl.SSLWantReadError:
+                sock.sendall(ahead + outgoing.read())
+                ahead = b""
+                received = sock.recv(65536)
+                if not received:
+                    raise ConnectionError("the door closed the connection") from None
+                incoming.write(received)
+        return done
+
+
+HEADERS = {
+    "v1": (V1, "203.0.113.9", 443),
+    "v2": (V2, "203.0.113.9", 443),
+    "v2-ipv6": (V2_IPV6, "2001:db8::", 443),
+    "local": (V2_LOCAL, "127.0.0.1", 0),
+    "unknown": (UNKNOWN, "127.0.0.1", 0),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+async def test_the_source_of_a_trusted_proxys_header_is_the_user(name: str) -> None:
+    header, peer, port = HEADERS[name]
+    async with running_door(**TRUSTED) as door:
+        assert await answer(door.port, None, header + HELLO) == b"ok"
+        assert door.only[:3] == (peer, "http", port or door.port)
+        assert door.let_in[0].data == HELLO
+        assert not door.refused
+
+
+@pytest.mark.parametrize("name", HEADERS)
+async def test_a_header_comes_before_tls(certificates: Certificates, name: str) -> None:
+    header, peer, port = HEADERS[name]
+    async with running_door(certificates, **TRUSTED) as door:
+        context = certificates.client()
+        assert await asyncio.to_thread(in_one_segment, door.port, header, context, HELLO) == b"ok"
+        assert door.only[:3] == (peer, "https", port or door.port)
+        assert door.let_in[0].data == HELLO
+        assert not door.refused
+
+
+async def test_a_header_may_come_byte_by_byte() -> None:
+    async with running_door(**TRUSTED) as door:
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in V2_IPV6 + HELLO:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            assert await reader.read() == b"ok"
+        writer.close()
+        await writer.wait_closed()
+        assert door.let_in[0].data == HELLO
+
+
+async def test_without_the_setting_a_trusted_proxy_sends_no_header() -> None:
+    async with running_door(trusted_proxies=("127.0.0.0/8",)) as door:
+        assert await answer(door.port, None, HELLO) == b"ok"
+        assert door.only == ("127.0.0.1", "http", door.port, True)
+
+
+async def test_a_stranger_needs_no_header() -> None:
+    async with running_door(**STRANGERS) as door:
+        assert await answer(door.port, None, HELLO) == b"ok"
+        assert door.only == ("127.0.0.1", "http", door.port, False)
+
+
+REFUSED = {
+    "http": (HELLO, "must begin with a PROXY header (proxy_protocol)", None),
+    "tls": (b"\x16\x03\x01\x02\x00\x01", "must begin with a PROXY header", None),
+    "malformed": (V1.replace(b"TCP4", b"TCP5") + HELLO, "TCP4, TCP6 or UNKNOWN", None),
+    "too-long": (SIGNATURE + b"\x21\x11\xff\xff", "at most 4096 bytes", "limits.proxy_header_bytes"),
+    "late": (V1[:20], "within 0.2 s (limits.head_timeout_s)", "limits.head_timeout_s"),
+    "silent": (b"", "within 0.2 s (limits.head_timeout_s)", "limits.head_timeout_s"),
+}
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+@pytest.mark.parametrize("name", REFUSED)
+async def test_a_trusted_proxy_without_a_valid_header_gets_a_400(
+    certificates: Certificates, name: str, is_tls: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent, reason, limit = REFUSED[name]
+    timeout_s = 0.2 if reason.startswith("within") else 60.0
+    async with running_door(certificates if is_tls else None, header_timeout_s=timeout_s, **TRUSTED) as door:
+        told = await answer(door.port, None, sent)
+        assert told.startswith(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain")
+        assert b"\r\nConnection: close\r\n" in told
+        assert reason in told.decode()
+        assert door.refused == {"proxy_header": 1}
+        assert not door.let_in
+    (record,) = [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert record.getMessage() == "a trusted proxy sent no valid PROXY header"
+    assert reason in vars(record)["reason"]
+    assert vars(record)["peer"][0] == "127.0.0.1"
+    assert (vars(record).get("limit"), vars(record)["fault"]) == (limit, "client")
+
+
+async def test_a_truncated_header_gets_a_400() -> None:
+    async with running_door(**TRUSTED) as door:
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(V1[:20])
+        writer.write_eof()
+        async with asyncio.timeout(20):
+            assert b"ended within the header" in await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_a_proxys_check_of_the_port_is_no_warning(
+    certificates: Certificates, is_tls: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A TCP check connects and closes, or resets the connection."""
+    caplog.set_level(logging.DEBUG)
+    async with running_door(certificates if is_tls else None, **TRUSTED) as door:
+        for linger in (b"", b"\1\0\0\0\0\0\0\0"):
+            with socket.create_connection(("127.0.0.1", door.port)) as sock:
+                if linger:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                await until(lambda: len(door._entering) == 1)
+            await until(lambda: not door._entering)
+        assert not door.refused
+        assert not door.let_in
+    assert not [each for each in caplog.records if each.levelno > logging.DEBUG]
+
+
+@pytest.mark.parametrize("header", [V1, V2, V2_LOCAL, UNKNOWN, SIGNATURE[:3]])
+@pytest.mark.parametrize("config", [{}, STRANGERS, {"trusted_proxies": ("127.0.0.1",)}], ids=["off", "on", "trusted"])
+async def test_an_unasked_header_to_the_tls_port_gets_a_400(
+    certificates: Certificates, config: dict[str, Any], header: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_door(certificates, **config) as door:
+        told = await answer(door.port, None, header)
+        assert told.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert told.endswith(b"the hub accepts no PROXY header here (proxy_protocol, trusted_proxies)\n")
+        assert door.refused == {"unasked_proxy_header": 1}
+        assert not door.let_in
+    (record,) = [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert vars(record)["peer"][0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("header", [V1, V2, V2_LOCAL, UNKNOWN])
+async def test_an_unasked_header_to_the_plaintext_port_gets_a_400(header: bytes) -> None:
+    for config in ({}, STRANGERS):
+        async with running_hub(**config) as (_, port):
+            told = await answer(port, None, header + HELLO)
+            assert told.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+            assert told.count(b"HTTP/1.1 ") == 1
+
+
+async def test_a_second_header_gets_a_400(certificates: Certificates) -> None:
+    async with running_door(certificates, **TRUSTED) as door:
+        assert b"accepts no PROXY header here" in await answer(door.port, None, V1 + V2)
+    async with running_hub(**TRUSTED) as (_, port):
+        told = await answer(port, None, V1 + V1 + HELLO)
+        assert told.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert told.count(b"HTTP/1.1 ") == 1
+
+
+async def test_log_lines_behind_a_header_name_the_user(
+    certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with running_door(certificates, certificate_required=True, **TRUSTED) as door:
+        assert (await answer(door.port, None, V2 + HELLO)).endswith(b"to an HTTPS port\n")
+        await asyncio.to_thread(in_one_segment, door.port, V1, certificates.client(), HELLO)
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(in_one_segment, door.port, V1, certificates.client(certificates.stranger), HELLO)
+        await until(lambda: door.refused["tls"] == 1)
+    lines = {each.getMessage(): vars(each)["peer"] for each in caplog.records if hasattr(each, "peer")}
+    assert lines == {
+        "a user speaks plain HTTP to the TLS port": ("203.0.113.9", 56324),
+        "a user showed no certificate": ("203.0.113.9", 56324),
+        "a user's TLS handshake failed": ("203.0.113.9", 56324),
+    }
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_connections_without_their_header_are_bounded(
+    certificates: Certificates, is_tls: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_door(certificates if is_tls else None, max_connections=20, **TRUSTED) as door:
+        waiting = []
+        for _ in range(15):
+            waiting.append(await asyncio.open_connection("127.0.0.1", door.port))
+            waiting[-1][1].write(V2[:13])
+        async with asyncio.timeout(20):
+            for reader, _ in waiting[:5]:
+                assert await reader.read() == b""
+        await until(lambda: len(door._entering) == 10)
+        assert door.refused == {"handshakes": 5}
+        waiting[-1][1].write(V2[13:] + (b"\x16" if is_tls else HELLO))
+        if not is_tls:
+            async with asyncio.timeout(20):
+                assert await waiting[-1][0].read() == b"ok"
+    assert {each.getMessage()[:14] for each in caplog.records} == {"too many users"}
+    for reader, writer in waiting:
+        with contextlib.suppress(OSError):
+            async with asyncio.timeout(20):
+                await reader.read()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def test_a_header_is_due_within_the_time_for_a_head() -> None:
+    async with running_hub(limits=LimitsConfig(head_timeout_s=0.2), **TRUSTED) as (_, port):
+        assert b"within 0.2 s (limits.head_timeout_s)" in await answer(port, None, b"PROXY ")

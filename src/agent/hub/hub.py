@@ -23,7 +23,7 @@ from ..outcome import log_outcome
 from ..policy.agents import AgentPolicy
 from ..policy.plugins import load_reference
 from ..policy.trust import handshake_failure, server_context
-from ..proxy import A_USER, Proxy, ProxyLimits, RequestMetrics, Upstreams
+from ..proxy import Proxy, ProxyLimits, RequestMetrics, Upstreams
 from ..runtime.acceptor import listening_sockets
 from ..runtime.descriptors import Shares, descriptor_limit, share_out
 from ..runtime.serving import run_beside, serve_until_cancelled
@@ -234,13 +234,16 @@ class Hub:
 
     def _make_user_door(self, proxy: Proxy, shares: Shares) -> UserDoor:
         return UserDoor(
-            protocol=lambda: proxy.connection(next(self._ids), log_outcome, CARRIER, A_USER),
+            protocol=lambda origin: proxy.connection(next(self._ids), log_outcome, CARRIER, origin),
             open_connections=lambda: proxy.open_connections,
             make_room=proxy.make_room,
             max_connections=shares.clients + shares.spare_clients,
             tls=self._http_tls or None,
             certificate_required=bool(self._config.user_ca_file) and not self._config.allow_any_user,
             reason_of=handshake_failure,
+            trusted_proxies=tuple(self._config.trusted_proxies),
+            proxy_protocol=self._config.proxy_protocol,
+            header_timeout_s=self._config.limits.head_timeout_s,
         )
 
     async def _open_doors(self, agent_door: AgentDoor, user_door: UserDoor) -> None:

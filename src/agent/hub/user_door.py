@@ -1,8 +1,10 @@
 """The door that users come through: from an accepted socket to the proxy, by TLS or plainly.
 
 accepted ──► too many? 503, close
+    │ a trusted proxy, with `proxy_protocol` ──► its PROXY header ──► wrong, or late ──► 400, close
+    │◄───────────────────────────────────────────────┘
     │ plaintext port ─────────────────────────────────────────────────────────► the proxy's connection
-    │ TLS port: first byte ──► not TLS's ──► 400, close
+    │ TLS port: first bytes ──► HTTP or a PROXY header ──► 400, close
     └─────────────────────────► handshake ──► no certificate where one is due ──► 400, close
                                     └─────────────────────────────────────────► the proxy's connection
 """
@@ -11,29 +13,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
+from ..proxy.origin import ClientOrigin
 from ..runtime.acceptor import Acceptor, RateLimitedLog, hang_up
 from ..runtime.handover import HandOver
 from ..x509.expiry import has_expired
+from .first_bytes import peek, receive_header
+from .origins import Origins
+from .proxy_protocol import SIGNATURE, MalformedHeader, ProxyHeader, looks_like_header
 
 __all__ = ["UserDoor"]
 
 logger = logging.getLogger(__name__)
 
 TLS_TIMEOUT_S = 10.0
-"""From a connection to the end of its TLS handshake."""
+"""From a connection, or the end of its PROXY header, to the end of its TLS handshake."""
 
 ANSWER_TIMEOUT_S = 5.0
 """Seconds that a refused user has to send a byte, and to read the response."""
-
-_TLS_HANDSHAKE = b"\x16"
-"""The first byte of a TLS connection: a record of type handshake (RFC 8446, section 5.1)."""
 
 
 def _answer(status: str, text: str, *fields: str) -> bytes:
@@ -55,35 +59,43 @@ TOO_MANY = _answer("503 Service Unavailable", "too many connections", "Retry-Aft
 NOT_TLS = _answer("400 Bad Request", "the client sent an HTTP request to an HTTPS port")
 NO_CERTIFICATE = _answer("400 Bad Request", "the client sent no certificate, and one is required")
 EXPIRED = _answer("400 Bad Request", "the client's certificate has expired")
+UNASKED = _answer("400 Bad Request", "the hub accepts no PROXY header here (proxy_protocol, trusted_proxies)")
 
 
 class UserDoor:
     """Admits users to the HTTP port.
 
     Args:
-        protocol: makes the proxy's protocol for one connection.
+        protocol: makes the proxy's protocol for one connection of this origin.
         open_connections: the number of the proxy's connections.
         make_room: closes a connection that was never used. Returns whether it found one.
         max_connections: the limit of the port. Past it a connection gets a 503 at once, or is closed before TLS.
         tls: the port's context, None for plaintext.
         certificate_required: users without a certificate get 400.
         reason_of: describes a failed handshake, None if it needs no log line.
+        trusted_proxies: addresses and networks of proxies in front of the hub.
+        proxy_protocol: a connection from one of them must begin with a PROXY header.
+        header_timeout_s: from a connection to the end of its PROXY header.
 
     Attributes:
-        refused: connections refused here, by reason: `connections`, `handshakes`, `not_tls`, `no_certificate` (or an
-            expired one), `tls`.
+        refused: connections refused here, by reason. `connections` and `handshakes` are too many, the latter of users
+            before the end of TLS or a PROXY header. `no_certificate` includes expired ones. `proxy_header` is a wrong
+            one, or none in time, and `unasked_proxy_header` is one from a stranger. The others are `not_tls` and `tls`.
     """
 
     def __init__(
         self,
         *,
-        protocol: Callable[[], asyncio.Protocol],
+        protocol: Callable[[ClientOrigin], asyncio.Protocol],
         open_connections: Callable[[], int],
         make_room: Callable[[], bool],
         max_connections: int,
         tls: ssl.SSLContext | None,
         certificate_required: bool,
         reason_of: Callable[[BaseException], str | None],
+        trusted_proxies: Sequence[str] = (),
+        proxy_protocol: bool = False,
+        header_timeout_s: float = 10.0,
     ) -> None:
         self._protocol = protocol
         self._open_connections = open_connections
@@ -92,22 +104,25 @@ class UserDoor:
         self._tls = tls
         self._certificate_required = certificate_required
         self._reason_of = reason_of
+        self._origins = Origins(trusted_proxies, "http" if tls is None else "https")
+        self._proxy_protocol = proxy_protocol
+        self._header_timeout_s = header_timeout_s
         self._loop = asyncio.get_running_loop()
         self._acceptor: Acceptor | None = None
         self._entering: dict[asyncio.Task[Any], socket.socket] = {}  # the oldest first
         self._answering: set[_Answer] = set()
-        self._max_handshakes = max(1, max_connections // 2)
+        self._max_entering = max(1, max_connections // 2)
         self.refused: Counter[str] = Counter()
         self._full = RateLimitedLog(logger, logging.WARNING, "too many connections from users, so some are refused")
         self._slow = RateLimitedLog(
-            logger, logging.WARNING, "too many TLS handshakes with users at once: the oldest are closed"
+            logger, logging.WARNING, "too many users before the end of TLS or a PROXY header: the oldest are closed"
         )
 
     def open(self, sockets: list[socket.socket]) -> int:
         """Accept on these sockets, which are the door's from now on. Returns the port."""
         refuse = _send_too_many if self._tls is None else lambda sock: None
-        accepted = self._accepted if self._tls is None else self._accepted_tls
-        self._acceptor = Acceptor(sockets, accepted, refuse, name="http")
+        self._acceptor = Acceptor(sockets, self._accepted, refuse, name="http")
+        self._origins.port = self._acceptor.port
         self._acceptor.start()
         return self._acceptor.port
 
@@ -122,8 +137,8 @@ class UserDoor:
         """Close all that is not the proxy's yet. Cancelled: all of it is closed but not waited for."""
         self.stop()
         tasks = list(self._entering)
-        for sock in self._entering.values():
-            hang_up(sock)
+        while self._entering:
+            self._hang_up_oldest()
         for answer in list(self._answering):
             answer.abort()
         if tasks:
@@ -144,24 +159,26 @@ class UserDoor:
         self._full(limit=self._max_connections)
         return False
 
-    def _accepted(self, sock: socket.socket, peer: Any) -> None:
-        if self._has_room():
-            self._enter(self._loop.connect_accepted_socket(self._protocol, sock), sock)
-            return
-        sock.setblocking(False)
-        with sock, contextlib.suppress(OSError):
-            _send_too_many(sock)
-
-    def _accepted_tls(self, sock: socket.socket, peer: Any) -> None:
+    def _accepted(self, sock: socket.socket, address: Any) -> None:
         sock.setblocking(False)
         if not self._has_room():
-            sock.close()
+            with sock, contextlib.suppress(OSError):
+                if self._tls is None:
+                    _send_too_many(sock)
             return
-        if len(self._entering) >= self._max_handshakes:
-            hang_up(self._entering.pop(next(iter(self._entering))))
+        origin = self._origins.of_socket(address)
+        has_header = self._proxy_protocol and origin.is_trusted
+        if self._tls is None and not has_header:
+            self._enter(self._loop.connect_accepted_socket(functools.partial(self._protocol, origin), sock), sock)
+            return
+        if len(self._entering) >= self._max_entering:
+            self._hang_up_oldest()
             self.refused["handshakes"] += 1
-            self._slow(limit=self._max_handshakes)
-        self._enter(self._let_in_by_tls(sock, peer), sock)
+            self._slow(limit=self._max_entering)
+        self._enter(self._let_in(sock, address, origin, has_header=has_header), sock)
+
+    def _hang_up_oldest(self) -> None:
+        hang_up(self._entering.pop(next(iter(self._entering))))
 
     def _enter(self, entering: Coroutine[Any, Any, Any], sock: socket.socket) -> None:
         task: asyncio.Task[Any] = self._loop.create_task(entering)
@@ -176,18 +193,63 @@ class UserDoor:
         elif error is not None:
             raise error
 
-    async def _let_in_by_tls(self, sock: socket.socket, peer: Any) -> None:
-        protocol: Callable[[], asyncio.BaseProtocol] = self._protocol
+    async def _let_in(self, sock: socket.socket, peer: Any, origin: ClientOrigin, *, has_header: bool) -> None:
+        """Let a connection in by its PROXY header, by TLS, or by both. peer: for the log."""
+        if has_header:
+            header = await self._receive_header(sock, peer)
+            if header is None:
+                return
+            origin = self._origins.of_header(origin, header)
+            if header.source:
+                peer = (header.source, header.source_port)
+        if self._tls is None:
+            await self._loop.connect_accepted_socket(functools.partial(self._protocol, origin), sock)
+        else:
+            await self._let_in_by_tls(sock, peer, origin)
+
+    async def _receive_header(self, sock: socket.socket, peer: Any) -> ProxyHeader | None:
+        """The PROXY header of a connection. None: it has none, and the door has closed it or sends a response."""
+        found: ProxyHeader | None = None
+        reason = limit = ""
+        try:
+            async with asyncio.timeout(self._header_timeout_s):
+                found = await receive_header(sock)
+        except TimeoutError:
+            limit = "limits.head_timeout_s"
+            reason = f"the PROXY header did not arrive within {self._header_timeout_s:g} s ({limit})"
+        except MalformedHeader as error:
+            reason, limit = f"{error} (proxy_protocol)", error.limit
+        except BaseException:
+            sock.close()
+            raise
+        if asyncio.current_task() not in self._entering:  # it gave way to another, or the door has closed
+            sock.close()
+            return None
+        if reason:
+            await self._refuse_header(sock, peer, reason, limit)
+        elif found is None:  # a proxy's check of the port
+            sock.close()
+            logger.debug("a proxy closed a connection before its PROXY header", extra={"peer": peer})
+        return found
+
+    async def _refuse_header(self, sock: socket.socket, peer: Any, reason: str, limit: str) -> None:
+        self.refused["proxy_header"] += 1
+        extra = {"peer": peer, "reason": reason, "fault": "client"} | ({"limit": limit} if limit else {})
+        logger.warning("a trusted proxy sent no valid PROXY header", extra=extra)
+        answer = _answer("400 Bad Request", reason)
+        await self._loop.connect_accepted_socket(lambda: _Answer(self._answering, answer, at_once=True), sock)
+
+    async def _let_in_by_tls(self, sock: socket.socket, peer: Any, origin: ClientOrigin) -> None:
+        protocol: Callable[[], asyncio.BaseProtocol] = functools.partial(self._protocol, origin)
         if self._certificate_required:
-            protocol = lambda: HandOver(self._choose_by_certificate)  # noqa: E731 - a def would need the same types again
+            protocol = lambda: HandOver(functools.partial(self._choose_by_certificate, peer, origin))  # noqa: E731
         due_s = self._loop.time() + TLS_TIMEOUT_S
         try:
             async with asyncio.timeout_at(due_s):
-                first = await self._first_byte(sock)
-            if first and first != _TLS_HANDSHAKE and first.isalpha():
-                self.refused["not_tls"] += 1
-                logger.info("a user speaks plain HTTP to the TLS port", extra={"peer": peer})
-                await self._loop.connect_accepted_socket(lambda: _Answer(self._answering, NOT_TLS), sock)
+                first = await peek(sock, len(SIGNATURE))
+            answer = self._answer_to_plaintext(first, peer)
+            if answer is not None:
+                await self._loop.connect_accepted_socket(lambda: _Answer(self._answering, answer), sock)
                 return
             await self._loop.connect_accepted_socket(
                 protocol, sock, ssl=self._tls, ssl_handshake_timeout=max(0.1, due_s - self._loop.time())
@@ -204,20 +266,31 @@ class UserDoor:
             sock.close()
             raise
 
+    def _answer_to_plaintext(self, first: bytes, peer: Any) -> bytes | None:
+        """The response to a user who begins with HTTP or a PROXY header. None: the handshake decides."""
+        if looks_like_header(first):
+            self.refused["unasked_proxy_header"] += 1
+            logger.warning("a user sent a PROXY header, which only trusted proxies may", extra={"peer": peer})
+            return UNASKED
+        if first[:1].isalpha() or first[:1] == b"\r":
+            self.refused["not_tls"] += 1
+            logger.info("a user speaks plain HTTP to the TLS port", extra={"peer": peer})
+            return NOT_TLS
+        return None
+
     def _failed(self, peer: Any, reason: str) -> None:
         self.refused["tls"] += 1
         logger.info("a user's TLS handshake failed", extra={"peer": peer, "reason": reason})
 
-    def _choose_by_certificate(self, transport: asyncio.Transport) -> asyncio.Protocol:
+    def _choose_by_certificate(self, peer: Any, origin: ClientOrigin, transport: asyncio.Transport) -> asyncio.Protocol:
         """The proxy's protocol for a user who shows a valid certificate, one that sends a 400 for any other.
 
         TLS also accepts users without a certificate, so that they get the 400. A TLS 1.3 client doesn't wait for the
         server's verdict.
         """
-        peer = transport.get_extra_info("peername")
         certificate = transport.get_extra_info("peercert")
         if certificate and not has_expired(certificate):
-            return self._protocol()
+            return self._protocol(origin)
         self.refused["no_certificate"] += 1
         if certificate:  # expired since the handshake that this TLS session began with
             logger.info("a user's certificate has expired", extra={"peer": peer})
@@ -225,32 +298,17 @@ class UserDoor:
         logger.info("a user showed no certificate", extra={"peer": peer})
         return _Answer(self._answering, NO_CERTIFICATE)
 
-    async def _first_byte(self, sock: socket.socket) -> bytes:
-        """Peek at the first byte, b"" without one. If cancelled, nothing has changed."""
-        while True:
-            try:
-                return sock.recv(1, socket.MSG_PEEK)
-            except (BlockingIOError, InterruptedError):
-                readable = asyncio.Event()
-                try:
-                    self._loop.add_reader(sock, readable.set)
-                except NotImplementedError:  # Windows' proactor
-                    return b""
-                try:
-                    await readable.wait()
-                finally:
-                    self._loop.remove_reader(sock)
-
 
 class _Answer(asyncio.Protocol):
     """Sends its response to any input, and closes. It also reads the input, so that the client can read the response.
 
-    open: the set that holds this protocol while it is connected.
+    open: the set that holds this protocol while it is connected. at_once: without waiting for input.
     """
 
-    def __init__(self, open: set[_Answer], answer: bytes) -> None:
+    def __init__(self, open: set[_Answer], answer: bytes, *, at_once: bool = False) -> None:
         self._open = open
         self._answer = answer
+        self._at_once = at_once
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -258,6 +316,8 @@ class _Answer(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._open.add(self)
         self._timer = asyncio.get_running_loop().call_later(ANSWER_TIMEOUT_S, self.abort)
+        if self._at_once:
+            self.data_received(b"")
 
     def data_received(self, data: bytes) -> None:
         answer, self._answer = self._answer, b""
