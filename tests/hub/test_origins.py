@@ -54,3 +54,31 @@ def test_a_header_without_a_source_keeps_the_sockets_peer(header: ProxyHeader) -
     origins.port = 8080
     found = origins.of_header(origins.of_socket(("10.0.0.1", 5)), header)
     assert (found.peer, found.port) == ("10.0.0.1", 8080)
+
+
+@pytest.mark.parametrize(
+    ("header", "is_trusted"),
+    [
+        (ProxyHeader(50, "203.0.113.9", 4711, 443), False),
+        (ProxyHeader(50, "2001:db8::9", 4711, 443), False),
+        (ProxyHeader(50, "10.9.9.9", 4711, 443), True),
+        (ProxyHeader(15), False),
+        (ProxyHeader(16, is_local=True), True),
+    ],
+    ids=["user", "user-ipv6", "another-proxy", "unknown", "local"],
+)
+def test_a_user_is_not_trusted_because_a_proxy_forwards_its_bytes(header: ProxyHeader, is_trusted: bool) -> None:
+    """A proxy in TCP mode passes the user's own X-Forwarded-For."""
+    origins = Origins(TRUSTED, "http")
+    assert origins.of_header(origins.of_socket(("10.0.0.1", 5)), header).is_trusted is is_trusted
+
+
+def test_other_text_than_an_address_is_not_trusted() -> None:
+    origins = Origins(("0.0.0.0/0",), "http")
+    assert [origins.trusts(text) for text in ("10.0.0.1", "::ffff:10.0.0.1", "::1", "localhost", "")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]

@@ -162,7 +162,7 @@ async def test_haproxy_sends_the_users_address_in_a_proxy_header(
             scheme = "https" if is_tls else "http"
             await get(f"{scheme}://127.0.0.1:{front.port}", "--cacert", ca)
             users = [each for each in origins if each.peer == USER]
-            assert [(each.scheme, each.port) for each in users] == [(scheme, front.port)]
+            assert [(each.scheme, each.port, each.is_trusted) for each in users] == [(scheme, front.port, False)]
             assert {each.peer for each in origins} <= {USER, "127.0.0.1"}  # LOCAL and UNKNOWN: of a check
             assert_fields(target, forwarded_for=USER, proto=scheme, port=front.port)
             assert len(target.seen) == 3
@@ -185,7 +185,7 @@ async def test_nginx_sends_the_users_address_in_a_proxy_header(
             scheme = "https" if is_tls else "http"
             await get(f"{scheme}://127.0.0.1:{front.port}", "--cacert", ca)
             users = [each for each in origins if each.peer == USER]
-            assert [(each.scheme, each.port) for each in users] == [(scheme, front.port)]
+            assert [(each.scheme, each.port, each.is_trusted) for each in users] == [(scheme, front.port, False)]
             assert_fields(target, forwarded_for=USER, proto=scheme, port=front.port)
         finally:
             await asyncio.to_thread(front.close)

@@ -35,11 +35,17 @@ class Origins:
         return ClientOrigin(peer, self._scheme, self.port, self._has(found), self.trusts)
 
     def of_header(self, proxy: ClientOrigin, header: ProxyHeader) -> ClientOrigin:
-        """The origin of a connection with a PROXY header. proxy: the socket's own origin."""
-        if not header.source:
+        """The origin of a connection with a PROXY header. proxy: the socket's own origin.
+
+        A proxy that sends a header may forward bytes as they are. Then the user wrote the forwarding fields, so they
+        are believed only if the source is itself a trusted proxy.
+        """
+        if header.is_local:  # the proxy itself is the client
             return proxy
+        if not header.source:
+            return ClientOrigin(proxy.peer, self._scheme, self.port, is_trusted=False, trusts=self.trusts)
         port = header.port or self.port
-        return ClientOrigin(header.source, self._scheme, port, proxy.is_trusted, self.trusts)
+        return ClientOrigin(header.source, self._scheme, port, self.trusts(header.source), self.trusts)
 
     def trusts(self, address: str) -> bool:
         """Whether a trusted proxy has this IP address. False for any other text."""
