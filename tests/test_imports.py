@@ -31,7 +31,15 @@ ARROWS = {
     "connections": {"runtime", "agent.tunnel.features", "agent.tunnel.packet"},
     "proxy": {"runtime", "x509", "agent.config.limits"},
     "policy": {"config", "runtime", "x509"},
-    "hub": {"runtime", "x509", "connections", "agent.proxy.origin", "agent.tunnel.features", "agent.tunnel.packet"},
+    "hub": {
+        "runtime",
+        "x509",
+        "connections",
+        "agent.proxy.origin",
+        "agent.proxy.request_id",
+        "agent.tunnel.features",
+        "agent.tunnel.packet",
+    },
     "spoke": {"runtime"},
     "cli": {"runtime", "config", "telemetry"},
 }

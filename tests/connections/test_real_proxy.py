@@ -15,7 +15,7 @@ from agent.connections import ConnectionLimits, MemoryConnManager, UDSAcceptor, 
 from agent.connections.manager import ConnManager
 from agent.messages import RequestHead, Target
 from agent.outcome import Kind, Outcome, Stage
-from agent.proxy import Proxy, Upstreams
+from agent.proxy import HubOrigin, Proxy, Upstreams
 
 from .conftest import ERROR, RecordingTunnel, Stack, until
 
@@ -53,22 +53,24 @@ def run_proxy(mode: str) -> RunProxy:
         upstreams = Upstreams()
         proxy = Proxy(route=route, upstreams=upstreams)
 
-        def accept(conn_id: int, outcome: Outcome, is_base_hubs: bool = False) -> asyncio.Protocol:
+        def accept(conn_id: int, outcome: Outcome, is_base: bool = False) -> asyncio.Protocol:
             def heard(conn_id: int, kind: Kind, stage: Stage) -> None:
                 words.append((conn_id, kind, stage))
                 outcome(conn_id, kind, stage)
 
-            return proxy.connection(conn_id, heard, is_base_hubs=is_base_hubs)
+            return proxy.connection(conn_id, heard, origin=HubOrigin(is_base=is_base))
 
-        accept_base = functools.partial(accept, is_base_hubs=True)
+        def accept_for(features: frozenset[str]) -> Callable[[int, Outcome], asyncio.Protocol]:
+            return functools.partial(accept, is_base=not features)
+
         tunnel = RecordingTunnel()
-        acceptor = UDSAcceptor(accept, accept_base=accept_base)
+        acceptor = UDSAcceptor(accept, accept_for=accept_for)
         await acceptor.start()
         manager: ConnManager
         if mode == "uds":
             manager = UDSConnManager(tunnel, acceptor, limits=ConnectionLimits(**limits))
         else:
-            manager = MemoryConnManager(tunnel, accept, accept_base=accept_base, limits=ConnectionLimits(**limits))
+            manager = MemoryConnManager(tunnel, accept, accept_for=accept_for, limits=ConnectionLimits(**limits))
         try:
             yield Stack(mode, tunnel, manager, {}, acceptor), proxy, words
         finally:

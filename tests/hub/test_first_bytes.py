@@ -114,7 +114,7 @@ async def test_a_loop_that_watches_no_sockets_looks_again(monkeypatch: pytest.Mo
 
     with connected() as (ours, theirs):
         receiving = asyncio.ensure_future(receive_header(ours))
-        monkeypatch.setattr(first_bytes.asyncio, "get_running_loop", Proactor)
+        monkeypatch.setattr(asyncio, "get_running_loop", Proactor)
         theirs.sendall(V1[:20])
         await asyncio.sleep(0)
         theirs.sendall(V1[20:])

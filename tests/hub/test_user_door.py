@@ -10,7 +10,7 @@ import pathlib
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,11 +24,16 @@ from agent.proxy.origin import ClientOrigin
 from agent.x509 import expiry
 
 from ..limits import scaled
+from ..own_responses import reason_of
 from ..whole.whole_cluster import RunningAgent, running_hub
 from ..whole.whole_peers import running_origin, until
 
 VALID_S = 86400.0
 """How long users' certificates are valid."""
+
+
+def body_of(response: bytes) -> bytes:
+    return response.partition(b"\r\n\r\n")[2]
 
 
 class Certificates:
@@ -99,7 +104,7 @@ async def test_plain_http_to_the_tls_port_gets_a_400_that_says_so(
         told = await answer(port, None, request_bytes)
         assert told.startswith(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain")
         assert b"\r\nConnection: close\r\n" in told
-        assert told.endswith(b"\r\n\r\nthe client sent an HTTP request to an HTTPS port\n")
+        assert reason_of(body_of(told)) == b"the client sent an HTTP request to an HTTPS port\n"
         assert not seen
         (record,) = [each for each in caplog.records if "plain HTTP" in each.getMessage()]
         assert vars(record)["peer"][0] == "127.0.0.1"
@@ -112,7 +117,7 @@ async def test_a_user_without_the_certificate_that_is_required_gets_a_400(
     async with hub_with_agent(certificates, user_ca_file=certificates.ca) as (port, seen):
         told = await answer(port, certificates.client(newest=version), HELLO)
         assert told.startswith(b"HTTP/1.1 400 Bad Request\r\n")
-        assert told.endswith(b"the client sent no certificate, and one is required\n")
+        assert reason_of(body_of(told)) == b"the client sent no certificate, and one is required\n"
         assert not seen
         assert (await answer(port, certificates.client(certificates.user, version), HELLO)).startswith(b"HTTP/1.1 200")
         assert seen == ["GET /hello"]
@@ -181,7 +186,7 @@ async def test_a_resumed_session_does_not_outlive_its_certificate(
         monkeypatch.setattr(expiry, "time", SimpleNamespace(time=lambda: time.time() + 2 * VALID_S))
         late, reused, _ = await asyncio.to_thread(told, session)
         assert reused
-        assert late.endswith(b"\r\n\r\nthe client's certificate has expired\n")
+        assert reason_of(body_of(late)) == b"the client's certificate has expired\n"
         assert not seen
 
 
@@ -371,7 +376,7 @@ def in_one_segment(port: int, header: bytes, context: ssl.SSLContext, request: b
     with socket.create_connection(("127.0.0.1", port), 10) as sock:
         ahead = header
         done = b""
-        steps = [tls.do_handshake, lambda: tls.write(request), lambda: tls.read(100)]
+        steps: list[Callable[[], object]] = [tls.do_handshake, lambda: tls.write(request), lambda: tls.read(100)]
         while steps:
             try:
                 found = steps[0]()
@@ -511,7 +516,7 @@ async def test_an_unasked_header_to_the_tls_port_gets_a_400(
     async with running_door(certificates, **config) as door:
         told = await answer(door.port, None, header)
         assert told.startswith(b"HTTP/1.1 400 Bad Request\r\n")
-        assert told.endswith(b"the hub accepts no PROXY header here (proxy_protocol, trusted_proxies)\n")
+        assert reason_of(body_of(told)) == b"the hub accepts no PROXY header here (proxy_protocol, trusted_proxies)\n"
         assert door.refused == {"unasked_proxy_header": 1}
         assert not door.let_in
     (record,) = [each for each in caplog.records if each.levelno >= logging.WARNING]
@@ -541,7 +546,7 @@ async def test_log_lines_behind_a_header_name_the_user(
 ) -> None:
     caplog.set_level(logging.INFO)
     async with running_door(certificates, certificate_required=True, **TRUSTED) as door:
-        assert (await answer(door.port, None, V2 + HELLO)).endswith(b"to an HTTPS port\n")
+        assert reason_of(body_of(await answer(door.port, None, V2 + HELLO))).endswith(b"to an HTTPS port\n")
         await asyncio.to_thread(in_one_segment, door.port, V1, certificates.client(), HELLO)
         with contextlib.suppress(OSError):
             await asyncio.to_thread(in_one_segment, door.port, V1, certificates.client(certificates.stranger), HELLO)

@@ -12,12 +12,13 @@ import aiohttp
 import pytest
 import trustme
 from aiohttp import web
-from whole_cluster import RunningAgent, running_hub
-from whole_peers import Origin, curl, running_origin
 
 from agent import Agent, ConfigError, HubConfig, RequestHead
 from agent.hub import known_clusters as known
 from agent.hub.hub import Hub
+
+from .whole_cluster import RunningAgent, running_hub
+from .whole_peers import Origin, curl, running_origin
 
 DOMAIN = "tunnel.example.com"
 BY_HOST = {"cluster_from": "host", "cluster_domain": DOMAIN}

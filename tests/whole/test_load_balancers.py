@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 import trustme
-from whole_cluster import RunningAgent, running_hub
-from whole_peers import START_TIMEOUT_S, NginxServer, Origin, curl, free_port, missing, program, running_origin, until
 
 from agent.config.schema import HubConfig
 from agent.hub.hub import Hub
 from agent.proxy.origin import ClientOrigin
+
+from .whole_cluster import RunningAgent, running_hub
+from .whole_peers import START_TIMEOUT_S, NginxServer, Origin, curl, free_port, missing, program, running_origin, until
 
 USER = "127.0.0.2"
 SPOOFED = "192.0.2.66"

@@ -12,8 +12,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from whole_cluster import Cluster, Whole
-from whole_peers import NginxServer, until
+
+from .whole_cluster import Cluster, Whole
+from .whole_peers import NginxServer, until
 
 pytestmark = pytest.mark.loops("uvloop")
 

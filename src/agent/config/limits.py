@@ -11,7 +11,7 @@ KIB = 1024
 ADDED_TARGET_BYTES = 64
 ADDED_HEAD_BYTES = 16 * KIB
 ADDED_FIELDS = 32
-"""What a hub may add to a user's request. An agent that knows `forwarded` allows so much more."""
+"""The allowance for fields that a hub adds. An agent with `forwarded` accepts requests larger by this."""
 
 NEARER_FIRST_S = 2.0
 """How much later the farther of two chained proxies times out: a round trip of the link, and both sweeps."""

@@ -22,6 +22,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
 from ..proxy.origin import ClientOrigin
+from ..proxy.request_id import RequestIds
 from ..runtime.acceptor import Acceptor, RateLimitedLog, hang_up
 from ..runtime.handover import HandOver
 from ..x509.expiry import has_expired
@@ -40,13 +41,14 @@ ANSWER_TIMEOUT_S = 5.0
 """Seconds that a refused user has to send a byte, and to read the response."""
 
 
-def _answer(status: str, text: str, *fields: str) -> bytes:
-    body = text.encode() + b"\n"
+def _answer(request_id: str, status: str, text: str, *fields: str) -> bytes:
+    body = f"{text}\nrequest id: {request_id}\n".encode()
     head = (
         f"HTTP/1.1 {status}",
         "Content-Type: text/plain; charset=utf-8",
         "X-Content-Type-Options: nosniff",
         f"Content-Length: {len(body)}",
+        f"X-Request-Id: {request_id}",
         *fields,
         "Connection: close",
         "",
@@ -55,11 +57,17 @@ def _answer(status: str, text: str, *fields: str) -> bytes:
     return "\r\n".join(head).encode() + body
 
 
-TOO_MANY = _answer("503 Service Unavailable", "too many connections", "Retry-After: 1")
-NOT_TLS = _answer("400 Bad Request", "the client sent an HTTP request to an HTTPS port")
-NO_CERTIFICATE = _answer("400 Bad Request", "the client sent no certificate, and one is required")
-EXPIRED = _answer("400 Bad Request", "the client's certificate has expired")
-UNASKED = _answer("400 Bad Request", "the hub accepts no PROXY header here (proxy_protocol, trusted_proxies)")
+TOO_MANY = "503 Service Unavailable", "too many connections", "Retry-After: 1"
+NOT_TLS = "400 Bad Request", "the client sent an HTTP request to an HTTPS port"
+NO_CERTIFICATE = "400 Bad Request", "the client sent no certificate, and one is required"
+EXPIRED = "400 Bad Request", "the client's certificate has expired"
+UNASKED = "400 Bad Request", "the hub accepts no PROXY header here (proxy_protocol, trusted_proxies)"
+
+_ids = RequestIds()
+
+
+def _new_id() -> str:
+    return _ids.next().decode()
 
 
 class UserDoor:
@@ -234,9 +242,12 @@ class UserDoor:
 
     async def _refuse_header(self, sock: socket.socket, peer: Any, reason: str, limit: str) -> None:
         self.refused["proxy_header"] += 1
-        extra = {"peer": peer, "reason": reason, "fault": "client"} | ({"limit": limit} if limit else {})
+        request_id = _new_id()
+        extra = {"request_id": request_id, "peer": peer, "reason": reason, "fault": "client"}
+        if limit:
+            extra["limit"] = limit
         logger.warning("a trusted proxy sent no valid PROXY header", extra=extra)
-        answer = _answer("400 Bad Request", reason)
+        answer = _answer(request_id, "400 Bad Request", reason)
         await self._loop.connect_accepted_socket(lambda: _Answer(self._answering, answer, at_once=True), sock)
 
     async def _let_in_by_tls(self, sock: socket.socket, peer: Any, origin: ClientOrigin) -> None:
@@ -270,12 +281,14 @@ class UserDoor:
         """The response to a user who begins with HTTP or a PROXY header. None: the handshake decides."""
         if looks_like_header(first):
             self.refused["unasked_proxy_header"] += 1
-            logger.warning("a user sent a PROXY header, which only trusted proxies may", extra={"peer": peer})
-            return UNASKED
+            extra = {"request_id": _new_id(), "peer": peer}
+            logger.warning("a user sent a PROXY header, which only trusted proxies may", extra=extra)
+            return _answer(extra["request_id"], *UNASKED)
         if first[:1].isalpha() or first[:1] == b"\r":
             self.refused["not_tls"] += 1
-            logger.info("a user speaks plain HTTP to the TLS port", extra={"peer": peer})
-            return NOT_TLS
+            extra = {"request_id": _new_id(), "peer": peer}
+            logger.info("a user speaks plain HTTP to the TLS port", extra=extra)
+            return _answer(extra["request_id"], *NOT_TLS)
         return None
 
     def _failed(self, peer: Any, reason: str) -> None:
@@ -292,11 +305,12 @@ class UserDoor:
         if certificate and not has_expired(certificate):
             return self._protocol(origin)
         self.refused["no_certificate"] += 1
+        extra = {"request_id": _new_id(), "peer": peer}
         if certificate:  # expired since the handshake that this TLS session began with
-            logger.info("a user's certificate has expired", extra={"peer": peer})
-            return _Answer(self._answering, EXPIRED)
-        logger.info("a user showed no certificate", extra={"peer": peer})
-        return _Answer(self._answering, NO_CERTIFICATE)
+            logger.info("a user's certificate has expired", extra=extra)
+            return _Answer(self._answering, _answer(extra["request_id"], *EXPIRED))
+        logger.info("a user showed no certificate", extra=extra)
+        return _Answer(self._answering, _answer(extra["request_id"], *NO_CERTIFICATE))
 
 
 class _Answer(asyncio.Protocol):
@@ -342,5 +356,5 @@ def _send_too_many(sock: socket.socket) -> None:
     """Send a 503 at once. The client's bytes are read first, since a close with unread bytes discards the response."""
     with contextlib.suppress(BlockingIOError):
         sock.recv(65536)
-    sock.send(TOO_MANY)
+    sock.send(_answer(_new_id(), *TOO_MANY))
     sock.shutdown(socket.SHUT_WR)

@@ -71,7 +71,7 @@ REWRITTEN = frozenset({FOR, PROTO, HOST, PORT, PREFIX, REQUEST_ID, FORWARDED})
 forms of one fact can contradict each other."""
 
 PREFIX_BYTES = 1024
-_PREFIX = re.compile(rb"(?:/(?!\.{0,2}(?:/|\Z))(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)+")
+_PREFIX = re.compile(rb"(?:/(?!\.{0,2}(?:/|\Z))(?:[A-Za-z0-9._~!$&'()*+,=:@-]|%[0-9A-Fa-f]{2})+)+")
 _ENCODED_DOT_OR_SLASH = re.compile(rb"%(?:2[ef]|5c|00)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(?::[0-9]{1,5})?")
@@ -88,7 +88,7 @@ def is_forwarding_field(name: bytes) -> bool:
 
 
 def receive(request: Request, origin: Origin) -> None:
-    """Take the forwarding fields off a request that was just parsed, and note what `origin` may say by them."""
+    """Take the forwarding fields off a new request, and note the facts that `origin` may report by them."""
     fields = request.fields
     kept: Fields | None = None
     found: Fields | None = None
@@ -150,7 +150,7 @@ def _from_client(request: Request, origin: ClientOrigin, found: Fields) -> None:
 
 
 def _from_hub(request: Request, origin: HubOrigin, found: Fields) -> None:
-    """Note what a trusted hub reports. Its fields go on to the target, except those that change on the way."""
+    """Note what a trusted hub reports. The target gets its fields, except those that the agent writes."""
     host = request.host.decode("ascii")
     if not origin.is_trusted:
         request.public_host = host

@@ -26,7 +26,7 @@ cdef class Request:
     cdef public list received
     cdef public bytes host
     cdef public bint has_urls
-    # Who asks, and what the target gets about that.
+    # The user, and the lines that report the user to the target.
     cdef public str peer, scheme, public_host, prefix_text
     cdef public bytes prefix, request_id, forwarding
     # the body: bytes, or CHUNKED

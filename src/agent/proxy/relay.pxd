@@ -52,6 +52,7 @@ cdef class Exchange:
     cpdef pause_receiving(self)
     cpdef resume_receiving(self)
     cpdef target_moved(self)
+
     @cython.locals(mapped=Response)
     cpdef informational(self, Response response)
     cpdef _say_continue(self)

@@ -149,7 +149,7 @@ class Agent:
         )
 
     def _origin_of(self, features: frozenset[str]) -> HubOrigin:
-        """What the proxy believes of a hub with these features."""
+        """A hub with these features, as the proxy sees it."""
         return HubOrigin(
             is_base=not features,
             is_trusted=FORWARDED in features or self.config.trust_hub_fields,
