@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -37,6 +37,8 @@ class Served:
                 Route("/hello/{name}", self.hello),
                 Route("/length", self.length, methods=["POST"]),
                 Route("/big", self.big),
+                Route("/scope", self.scope),
+                Route("/slash/", self.scope, name="slash"),
                 Route("/steps", self.steps),
                 WebSocketRoute("/ws", self.echo),
             ],
@@ -54,6 +56,10 @@ class Served:
 
     async def length(self, request: Request) -> PlainTextResponse:
         return PlainTextResponse(str(len(await request.body())))
+
+    async def scope(self, request: Request) -> JSONResponse:
+        named = {name: request.scope[name] for name in ("root_path", "path", "client", "server")}
+        return JSONResponse({"url": str(request.url), "link": str(request.url_for("hello", name="x")), **named})
 
     async def big(self, request: Request) -> StreamingResponse:
         async def pieces() -> AsyncIterator[bytes]:
@@ -107,6 +113,26 @@ async def test_an_app_is_served_behind_a_hub(cluster: Cluster, caplog: pytest.Lo
     assert "uvicorn.error" in {each.name for each in ours}  # the log has the app's failures
     assert not [each for each in ours if "of-a-user" in each.getMessage()]
     assert served.events == ["startup", "shutdown"]
+
+
+async def test_an_app_sees_its_user_and_its_public_prefix(cluster: Cluster) -> None:
+    served = Served()
+    async with cluster.hub() as whole, aiohttp.ClientSession() as client:
+        await whole.start_agent(app=served.app)
+        forged = {"X-Forwarded-For": "192.0.2.66", "X-Forwarded-Prefix": "/evil", "X-Forwarded-Proto": "https"}
+        async with client.get(f"{whole.url}/scope", headers=forged) as answer:
+            scope = await answer.json()
+        prefix = f"/{whole.cluster}"
+        assert scope == {
+            "url": f"{whole.url}/scope",
+            "link": f"{whole.url}/hello/x",
+            "root_path": prefix,
+            "path": f"{prefix}/scope",
+            "client": ["127.0.0.1", 0] if whole.kind == "ours" else None,  # a base hub does not name its user
+            "server": ["127.0.0.1", whole.http_port],
+        }
+        async with client.get(f"{whole.url}/slash", allow_redirects=False) as answer:
+            assert (answer.status, answer.headers["Location"]) == (307, f"{whole.url}/slash/")
 
 
 async def test_an_app_streams_step_by_step_and_hears_that_its_reader_has_gone(cluster: Cluster) -> None:
