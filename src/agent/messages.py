@@ -162,7 +162,8 @@ class Target:
     def with_path(self, path: bytes) -> Target:
         """The same with another path and query.
 
-        path: begins with "/" and is visible ASCII without "#", as a checked request target is: not checked again.
+        path: begins with "/" and is visible ASCII without "#", as a checked request target is. It is not checked again.
+            b"": the target gets the request's own.
         """
         made = self._copy()
         made.url = self.origin + path.decode("ascii")

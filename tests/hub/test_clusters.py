@@ -32,7 +32,8 @@ def refusal(clusters: Clusters, request: RequestHead) -> tuple[int, str]:
 
 @pytest.mark.parametrize("target", [b"/c1", b"/c1/", b"/c1/docs?q=/c2/", b"/c1?q=/c2/", b"/c1//c2", b"/c1?/c2"])
 def test_the_first_segment_is_the_cluster_and_the_agent_gets_the_path_unchanged(target: bytes) -> None:
-    assert ByPath().locate(head(target)) == ("c1", target, b"/c1")
+    located = ByPath().locate(head(target))
+    assert located == ("c1", b"", b"/c1", target[3:4] != b"/")
 
 
 @pytest.mark.parametrize("target", [b"/", b"//c1/", b"/?/c1", b"/C1/", b"/c%31/", b"/.well-known/x", b"/-c/", b"/c.1/"])
@@ -89,7 +90,7 @@ def test_only_the_root_has_a_page(target: bytes, method: str, asked: bool) -> No
 )
 @pytest.mark.parametrize("target", [b"/", b"/docs?q", b"/?", b"/c2/x", b"//x"])
 def test_the_first_label_of_the_host_is_the_cluster(host: str, target: bytes) -> None:
-    assert ByHost(DOMAIN).locate(head(target, host)) == ("c1", b"/c1" + target, b"")
+    assert ByHost(DOMAIN).locate(head(target, host)) == ("c1", b"/c1" + target, b"", False)
 
 
 def test_a_label_of_an_international_name_is_a_cluster() -> None:
@@ -199,7 +200,8 @@ def test_the_name_in_a_host_is_plain(host: str, name: str) -> None:
     ],
 )
 def test_a_name_alone_is_put_before_the_path_unless_it_is_there(target: bytes, path: bytes, stripped: bytes) -> None:
-    assert ByParser(lambda request: "c1").locate(head(target)) == ("c1", path, stripped)
+    located = ByParser(lambda request: "c1").locate(head(target))
+    assert (located.cluster, located.path or target, located.stripped) == ("c1", path, stripped)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +225,7 @@ def test_a_pair_has_the_path_and_the_rest_of_the_clients_is_stripped(
 ) -> None:
     for given in (own, own.decode()):
         parser = ByParser(lambda request, path=given: ("c1", path))  # type: ignore[misc]
-        assert parser.locate(head(target)) == ("c1", b"/c1" + own, stripped)
+        assert parser.locate(head(target)) == ("c1", b"/c1" + own, stripped, False)
 
 
 @pytest.mark.parametrize(

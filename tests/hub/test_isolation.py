@@ -252,7 +252,7 @@ def request(target: bytes, host: str = "hub:8080", prefix: str = "") -> RequestH
 
 def target_of(clusters: Clusters, head: RequestHead) -> Target:
     located = clusters.locate(head)
-    return Target("http://agent" + located.path.decode(), stripped=located.stripped)
+    return Target("http://agent", stripped=located.stripped).with_path(located.path)
 
 
 def mapped(clusters: Clusters, head: RequestHead, fields: Fields) -> Fields:

@@ -39,6 +39,9 @@ Raises Refused for an error response to the client instead.
 REDIRECTED = ("GET", "HEAD")
 """Methods of requests that are redirected to a cluster's root. Requests with other methods are forwarded unchanged."""
 
+MOST_LOCATED = 1000
+"""Clusters whose first segment is kept. A user may ask for any."""
+
 FOREIGN_HOST = "the hub does not serve this host: it must be <cluster>.%s"
 UNKNOWN_HOST = "the hub knows no such cluster: the host must be a cluster's name before the domain, as in <cluster>.%s"
 PATH_RULE = "a name and a path in visible ASCII that begins with /, without #, backslashes and dot segments"
@@ -51,13 +54,15 @@ class Located(NamedTuple):
     """Where a request goes.
 
     cluster: its name. No agent may be connected for it, and a parser may return any text.
-    path: with the query, for the agent.
+    path: with the query, for the agent. b"": the path that the user asked for.
     stripped: the part of the client's path before the application's own, as in `Target`.
+    is_bare: the user's path is the cluster's name alone, without a slash behind it.
     """
 
     cluster: str
     path: bytes
     stripped: bytes
+    is_bare: bool = False
 
 
 class Clusters(Protocol):
@@ -84,20 +89,30 @@ class ByPath:
 
     def __init__(self, respond_to_root: Callable[[RequestHead], None] | None = None) -> None:
         self._respond_to_root = respond_to_root
+        self._located: dict[bytes, Located] = {}  # by the first segment with its slash, since the same few repeat
 
     def locate(self, request: RequestHead) -> Located:
         target = request.target
+        found = self._located.get(target[: target.find(b"/", 1)])
+        if found is not None:
+            return found
         prefix = _first_segment(target)
         if not is_label(prefix[1:]):
             is_root = target == b"/" or target.startswith(b"/?")
             if is_root and request.method in REDIRECTED and self._respond_to_root is not None:
                 self._respond_to_root(request)
             raise Refused(404, UNKNOWN_SEGMENT)
-        return Located(prefix[1:].decode("ascii"), target, prefix)
+        is_bare = target[len(prefix) : len(prefix) + 1] != b"/"
+        located = Located(prefix[1:].decode("ascii"), b"", prefix, is_bare)
+        if not is_bare:
+            if len(self._located) >= MOST_LOCATED:
+                self._located.clear()
+            self._located[prefix] = located
+        return located
 
     def check_root(self, request: RequestHead, located: Located) -> None:
         end = len(located.stripped)
-        if request.target[end : end + 1] != b"/" and request.method in REDIRECTED:
+        if located.is_bare and request.method in REDIRECTED:
             raise Redirected(request.prefix.encode("ascii") + located.stripped + b"/" + request.target[end:])
 
 
@@ -138,7 +153,7 @@ class ByParser:
         if isinstance(found, str):
             prefix = b"/" + found.encode("utf-8", "replace")
             if _first_segment(target) == prefix:
-                return Located(found, target, prefix)
+                return Located(found, b"", prefix)
             return Located(found, prefix + target, b"")
         if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], str)):
             raise PolicyError("cluster_parser", "a cluster's name, a str", type(found).__name__)

@@ -62,6 +62,9 @@ BACKLOG = 4096
 CARRIER = "tcp"
 """The name of users' connections in the metrics of requests."""
 
+MOST_TARGETS = 64
+"""Targets kept for each agent. A parser may name any prefix."""
+
 UNGUARDED = "every client of the HTTP port reaches the agents, because the port requires no client certificate"
 
 GRPC_STATUS = {400: Status.UNKNOWN, 401: Status.UNAUTHENTICATED, 403: Status.PERMISSION_DENIED}
@@ -341,23 +344,31 @@ class Hub:
         session = self._newest_of(located.cluster)
         if session is None:
             raise self._known.refusal(located.cluster, hint=clusters.unknown)
-        clusters.check_root(request, located)
-        try:
-            # The host is never dialled. `connect` opens the connection, and the client's own Host is forwarded.
-            url = "http://agent" + located.path.decode("ascii")
-            return Target(
-                url,
-                stripped=located.stripped,
-                map_request=self._isolation.map_request,
-                map_response=self._isolation.map_response,
-                connect=session.connect,
-                preserve_host=True,
-                answers_expect=not session.tunnel.features,
-                bounds_head=FORWARDED not in session.tunnel.features,
-                party="agent",
-            )
-        except ValueError:
-            raise Refused(400, "the request target must be a path in visible ASCII, without a fragment") from None
+        if located.is_bare:
+            clusters.check_root(request, located)
+        target = session.targets.get(located.stripped)
+        if target is None:
+            target = self._make_target(session, located.stripped)
+        return target.with_path(located.path) if located.path else target
+
+    def _make_target(self, session: AgentSession, stripped: bytes) -> Target:
+        """Make the target of all requests for an agent with the same public prefix. It has no path."""
+        # The host is never dialled. `connect` opens the connection, and the client's own Host is forwarded.
+        made = Target(
+            "http://agent",
+            stripped=stripped,
+            map_request=self._isolation.map_request,
+            map_response=self._isolation.map_response,
+            connect=session.connect,
+            preserve_host=True,
+            answers_expect=not session.tunnel.features,
+            bounds_head=FORWARDED not in session.tunnel.features,
+            party="agent",
+        ).with_path(b"")
+        if len(session.targets) >= MOST_TARGETS:
+            session.targets.clear()
+        session.targets[stripped] = made
+        return made
 
     @property
     def sessions(self) -> list[AgentSession]:

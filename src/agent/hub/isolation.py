@@ -70,7 +70,7 @@ class Isolation:
         path = head.prefix.encode("latin-1", "replace") + head.target.partition(b"?")[0]
         kept, dropped = isolate_by_path(prefix, path == prefix, fields)
         if dropped:
-            self._warn(target.path[1:].partition(b"?")[0].partition(b"/")[0])
+            self._warn((target.path or head.target)[1:].partition(b"?")[0].partition(b"/")[0])
         return kept
 
     def map_request(self, head: RequestHead, target: Target, fields: Fields) -> Fields:
@@ -106,7 +106,7 @@ class Isolation:
             located = self._locate(dataclasses.replace(head, target=own_path))
         except AgentError:
             raise _refused("it is in no cluster") from None
-        if b"/" + located.cluster.encode("utf-8", "replace") != _first_segment(target.path):
+        if b"/" + located.cluster.encode("utf-8", "replace") != _first_segment(target.path or head.target):
             raise _refused("it is outside the request's cluster")
 
     def _warn(self, cluster: bytes) -> None:

@@ -23,6 +23,7 @@ from ..connections.hub_connection import HubConnection
 from ..connections.inbound import UNBOUNDED_BYTES, FirstPacketBudget, Inbound
 from ..connections.probing import Prober
 from ..errors import AgentError, Party, TargetError
+from ..messages import Target
 from ..runtime.deadlines import Deadline
 from ..tunnel.features import CLOSE as FEATURE_CLOSE
 from ..tunnel.features import GOAWAY as FEATURE_GOAWAY
@@ -94,6 +95,9 @@ class AgentSession:
         on_lost: called once, when the tunnel has ended. Its second argument is the error, None after an orderly end.
         on_draining: called once, when the session stops opening connections.
         successor: returns the session that then opens connections, None without one.
+
+    Attributes:
+        targets: the targets of requests for this agent, by their public prefix. The hub makes and keeps them.
     """
 
     def __init__(
@@ -110,6 +114,7 @@ class AgentSession:
         self.cluster = cluster
         self.identity = identity
         self.draining = False
+        self.targets: dict[bytes, Target] = {}
         self._carried = [0, 0]
         self._on_lost = on_lost
         self._on_draining = on_draining
