@@ -121,6 +121,7 @@ class Target:
         scheme, host, port, path: the URL's parts, path with the query.
         origin: the URL without its path.
         authority: the URL's `Host`, without the scheme's default port.
+        fixed_host: the Host that the target gets whatever the client sent, b"" for the client's.
 
     Raises:
         ValueError: url and app are both missing, or url is malformed.
@@ -144,8 +145,10 @@ class Target:
     path: bytes = dataclasses.field(init=False, default=b"")
     origin: str = dataclasses.field(init=False, default="", repr=False, compare=False)
     authority: bytes = dataclasses.field(init=False, default=b"", repr=False, compare=False)
+    fixed_host: bytes = dataclasses.field(init=False, default=b"", repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self.fixed_host = self.host_name.encode("ascii")
         if not self.url:
             if self.app is None:
                 raise ValueError("a Target needs a url or an app")
@@ -156,6 +159,8 @@ class Target:
         origin, path = match.groups()
         self.origin = origin
         self.scheme, self.host, self.port, self.authority = _origin(origin)
+        if not self.host_name and not self.preserve_host:
+            self.fixed_host = self.authority
         # Unchanged, not joined from its parts, since the "?" of an empty query belongs to it too.
         self.path = (path if path[:1] == "/" else "/" + path).encode("ascii")
 
@@ -186,4 +191,5 @@ class Target:
         made.map_request, made.map_response = self.map_request, self.map_response
         made.scheme, made.host, made.port, made.path = self.scheme, self.host, self.port, self.path
         made.origin, made.authority = self.origin, self.authority
+        made.fixed_host = self.fixed_host
         return made

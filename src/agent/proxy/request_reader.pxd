@@ -6,7 +6,7 @@ from agent.proxy.heads cimport Request
 from agent.proxy.readers cimport RequestHeadReader
 
 cdef bytes ID_FIELD
-cdef Py_ssize_t ID_VALUE_BYTES, ID_LINE_BYTES
+cdef Py_ssize_t ID_BYTES, ID_FIELD_BYTES, ID_LINE_BYTES
 
 
 @cython.final
@@ -22,6 +22,6 @@ cdef class RequestReader:
     cdef public Request _last
     cdef public bytes _last_head, _last_target
 
-    @cython.locals(head=bytes, last=Request, request=Request, target=bytes)
+    @cython.locals(head=bytes, bare=bytes, text=cython.p_uchar, end=Py_ssize_t, last=Request, request=Request, target=bytes)
     cpdef take(self, data, limits)
     cpdef bint has_begun(self) except -1

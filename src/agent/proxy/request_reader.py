@@ -13,9 +13,9 @@ from .request_id import ID_BYTES
 __all__ = ["RequestReader"]
 
 ID_FIELD = b"\r\nX-Request-Id: "
-ID_VALUE_BYTES = ID_BYTES + 4
-"""An id and the end of the head."""
-ID_LINE_BYTES = len(ID_FIELD) + ID_VALUE_BYTES
+ID_FIELD_BYTES = len(ID_FIELD)
+ID_LINE_BYTES = ID_FIELD_BYTES + ID_BYTES + 4
+"""The last field of a head from our hub, with the CRLF before it and the end of the head."""
 
 
 class RequestReader:
@@ -65,19 +65,24 @@ class RequestReader:
         if head is None:
             return rest
         last, self.request_id = self._last, b""
-        if self._ends_with_id and head[-ID_LINE_BYTES:-ID_VALUE_BYTES] == ID_FIELD:
-            # Without its id, a head of our hub is the same as the one before.
-            self.request_id = head[-ID_VALUE_BYTES:-4]
-            head = head[:-ID_LINE_BYTES] + b"\r\n\r\n"
+        bare = text = head
+        if self._ends_with_id:
+            end = len(head) - ID_LINE_BYTES
+            if end > 0 and text[end : end + ID_FIELD_BYTES] == ID_FIELD:
+                # Without its id, a head of our hub is the same as the one before.
+                self.request_id = text[end + ID_FIELD_BYTES : end + ID_FIELD_BYTES + ID_BYTES]
+                bare = text[:end]
         request, target = last, self._last_target
-        if request is None or head != self._last_head:
+        if request is None or bare != self._last_head:
+            if bare is not head:
+                head = bare + b"\r\n\r\n"
             request, target = parse_request(head, limits, request)
             if request is not last:
                 receive(request, self.origin)
                 if request.upgrade and self._is_base_hubs:
                     bound_upgrade(request, 0, "upgrade-base-hub")
             if request.block:
-                self._last, self._last_target, self._last_head = request, target, head
+                self._last, self._last_target, self._last_head = request, target, bare
             else:  # a long one would be held while the connection idles
                 self._last, self._last_target, self._last_head = None, b"", b""
         self.request, self.own_target = request, target

@@ -8,7 +8,7 @@ cdef long long CHUNKED  # a length, as in `heads`
 
 
 # Each function returns the bytes of one head. `_tail` reuses the bytes written for an equal earlier request.
-@cython.locals(tail=bytes, line=tuple, prefix=tuple)
+@cython.locals(tail=bytes, stripped=bytes)
 cpdef bytes head_for_target(Request request, bytes own_target, object fields, object target, bytes request_id)
 
 

@@ -20,11 +20,7 @@ def head_for_target(request: Request, own_target: bytes, fields: Fields, target:
     fields: end-to-end fields from the policy. Framing fields, connection fields and `Host` among them are ignored.
     request_id: of this request. It is the last field, since it is never the same.
     """
-    if target.host_name:
-        host = target.host_name.encode("ascii")
-    else:
-        own_host = request.host if target.preserve_host or not target.host else b""
-        host = own_host or target.authority
+    host = target.fixed_host or request.host or target.authority
     if fields == request.given:  # by value: a kept-alive client's head repeats, and so does what a policy makes of it
         tail = request.tail
     elif fields is request.fields or fields == request.received:  # as they were checked
@@ -38,21 +34,29 @@ def head_for_target(request: Request, own_target: bytes, fields: Fields, target:
             request.given, request.tail = fields.copy(), tail
     if request.expects_continue and not target.answers_expect:
         tail = b"Expect: 100-continue\r\n" + tail  # not in the cached tail, since the next request may not have it
-    line = (
-        request.method,
-        b" ",
-        target.path or own_target,
-        b" HTTP/1.1\r\nHost: ",
-        host,
-        b"\r\n",
-        tail,
-        request.forwarding,
-    )
+    path = target.path or own_target
     stripped = target.stripped
     if stripped or request.prefix:
-        prefix = b"X-Forwarded-Prefix: ", request.prefix, stripped, b"\r\nX-Request-Id: ", request_id, b"\r\n\r\n"
-        return b"".join(line + prefix)
-    return b"".join((*line, b"X-Request-Id: ", request_id, b"\r\n\r\n"))
+        return b"".join(
+            (
+                request.method,
+                b" ",
+                path,
+                b" HTTP/1.1\r\nHost: ",
+                host,
+                b"\r\n",
+                tail,
+                request.forwarding,
+                b"X-Forwarded-Prefix: ",
+                request.prefix,
+                stripped,
+                b"\r\nX-Request-Id: ",
+                request_id,
+                b"\r\n\r\n",
+            )
+        )
+    line = (request.method, b" ", path, b" HTTP/1.1\r\nHost: ", host, b"\r\n", tail)
+    return b"".join((*line, request.forwarding, b"X-Request-Id: ", request_id, b"\r\n\r\n"))
 
 
 def check_size(head: bytes, limits: ProxyLimits) -> None:
