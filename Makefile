@@ -13,7 +13,7 @@ OTHER_PYTHONS ?= $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
 WHEEL_PYTHONS ?= $(or $(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python),$(PYTHON))
 WHEEL_SUITE ?= tests
 
-.PHONY: alone-compiled alone-python share-compiled share-python bench bench-curves bench-docs bench-quick chaos commits demo help hooks test test-compiled test-python test-pythons fuzz soak sanitize lint types wheels wheels-quick sdist pure identifiers clean
+.PHONY: alone-compiled alone-python share-compiled share-python bench bench-curves bench-docs bench-quick browser chaos commits demo help hooks test test-compiled test-python test-pythons fuzz soak sanitize lint types wheels wheels-quick sdist pure identifiers clean
 
 demo: $(VENV)/.installed ## run hub, agent and target in one process, and print a table (the default target)
 	$(BIN)/fastpipe-agent demo
@@ -37,7 +37,7 @@ ONE_TWIN := tests/bench tests/config tests/spoke tests/x509 tests/cli/test_alloc
   $(patsubst %,tests/runtime/test_%.py,acceptor descriptors serving) \
   $(patsubst %,tests/telemetry/test_%.py,health logs repeats writing) tests/tunnel/test_backoff.py \
   $(patsubst %,tests/test_%.py,architecture commit_message contributing deploy errors language layout messages packaging \
-  time_limits)
+  time_limits web_apps_page)
 TEST_COMPILED = $(BIN)/python -m pytest
 TEST_PYTHON = FASTPIPE_NO_EXTENSIONS=1 $(BIN)/python -m pytest $(if $(PYTEST_ARGS),,$(ONE_TWIN:%=--ignore=%))
 # pytest exits with 5 if it finds no test. Most values of PYTEST_ARGS name none that run alone.
@@ -134,6 +134,11 @@ soak: $(VENV)/.tested ## run the long tests: stalled readers, and a hub that is 
 chaos: $(VENV)/.tested ## break links between processes in network namespaces, as root (CHAOS_ARGS=--list)
 	$(BIN)/python -m bench.chaos $(CHAOS_ARGS)
 
+# Real web applications behind hub and agent, opened by Debian's Chromium. The applications are not in the environment of
+# `make test`. A part: PYTEST_ARGS="-k django".
+browser: $(VENV)/.tested $(VENV)-browser/.browser ## open real web applications through a hub with Chromium
+	$(VENV)-browser/bin/python -m pytest tests/browser $(PYTEST_ARGS)
+
 # The check of the language reads all of these.
 PLAIN := $(wildcard *.md docs/*.md) .ci .github deploy Makefile pyproject.toml MANIFEST.in setup.py bench src tests
 
@@ -180,6 +185,13 @@ $(VENV)/.installed $(VENV)/.tested $(VENV)/.linted: $(VENV)/bin/python pyproject
 	@echo "$(COMPILING)"
 	$(BIN)/python -m pip install --editable '.$(EXTRAS)'
 	touch $(DONE) $@
+
+# The extensions in `src` serve this environment too, so nothing is compiled for it. vite comes from npm's registry.
+VITE := vite@>=6
+%/.browser: %/bin/python pyproject.toml
+	FASTPIPE_NO_EXTENSIONS=1 $*/bin/python -m pip install --quiet --editable '.[asgi]' --group browser
+	PATH="$(abspath $*)/bin:$$PATH" npm install --silent --no-audit --no-fund --prefix $*/npm '$(VITE)'
+	touch $@
 
 # Packaging's tools need no install of this package, and are separate from the tests' tools.
 %/.packaging: %/bin/python pyproject.toml
