@@ -382,8 +382,8 @@ async def test_hop_by_hop_fields_end_here(stack, origin):
         )
         assert (await client.get(more=more + "Connection: X-Other\r\nX-Other: 2\r\n")).status == 200
         request, _ = o.requests[0]
-        assert request.headers[:-1] == [(b"host", o.url[7:].encode()), (b"x-kept", b"yes"), (b"x-empty", b"")]
-        assert request.headers[-1][0] == b"x-request-id"
+        assert list(request.headers)[:-1] == [(b"host", o.url[7:].encode()), (b"x-kept", b"yes"), (b"x-empty", b"")]
+        assert list(request.headers)[-1][0] == b"x-request-id"
         assert (await client.get(more="TE: trailers\r\n")).status == 200
         request, _ = o.requests[1]
         assert (b"te", b"trailers") in request.headers

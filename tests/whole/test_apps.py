@@ -132,7 +132,7 @@ async def test_an_app_sees_its_user_and_its_public_prefix(cluster: Cluster) -> N
             "server": ["127.0.0.1", whole.http_port],
         }
         async with client.get(f"{whole.url}/slash", allow_redirects=False) as answer:
-            assert (answer.status, answer.headers["Location"]) == (307, f"{whole.url}/slash/")
+            assert (answer.status, answer.headers["Location"]) == (307, f"/{whole.cluster}/slash/")
 
 
 async def test_an_app_streams_step_by_step_and_hears_that_its_reader_has_gone(cluster: Cluster) -> None:
