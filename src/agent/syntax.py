@@ -12,6 +12,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 __all__ = [
+    "PEER_CHARS",
     "SOCKET_PATH_BYTES",
     "Address",
     "IpAddress",
@@ -28,12 +29,16 @@ __all__ = [
     "parse_network",
     "parse_reference",
     "parse_route",
+    "readable",
     "split_target",
     "without_plain_dots",
 ]
 
 SOCKET_PATH_BYTES = 103
 """The longest path of a Unix socket. `sun_path` has 108 bytes on Linux and 104 on macOS, including the final NUL."""
+
+PEER_CHARS = 200
+"""The longest text of a peer in a log line or a response."""
 
 # One RFC 1123 label as Kubernetes writes it: lower case, 63 bytes at most. fullmatch only: `$` would let "\n" through.
 _LABEL = re.compile(rb"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
@@ -306,6 +311,12 @@ def _is_host(text: str) -> bool:
     if name.startswith("["):
         return _is_ipv6(name[1:-1])
     return _HOST_NAME.fullmatch(name) is not None and ".." not in name
+
+
+def readable(text: str | bytes, most: int = PEER_CHARS) -> str:
+    """Return a peer's text for a log line or a response: one line of at most `most` printable characters."""
+    text = text[:most].decode("latin-1") if isinstance(text, bytes) else text[:most]
+    return "".join(char if char.isprintable() else " " for char in text).strip()
 
 
 def parse_reference(text: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 
 from ..errors import AgentError
+from ..syntax import readable
 
 __all__ = ["ErrorCode", "GoAwayError", "StreamReset", "code_name"]
 
@@ -48,6 +49,6 @@ class GoAwayError(AgentError):
     """The peer closed the connection with a GOAWAY that ends our stream. code: an HTTP/2 error code."""
 
     def __init__(self, code: int, last_stream_id: int, debug: bytes) -> None:
-        text = f": {debug[:200].decode('ascii', 'replace')}" if debug else ""
+        text = f": {readable(debug)}" if debug else ""
         super().__init__(f"the peer sent GOAWAY {code_name(code)}, last stream {last_stream_id}{text}")
         self.code = code

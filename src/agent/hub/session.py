@@ -25,6 +25,7 @@ from ..connections.probing import Prober
 from ..errors import AgentError, Party, TargetError
 from ..messages import Target
 from ..runtime.deadlines import Deadline
+from ..syntax import readable
 from ..tunnel.features import CLOSE as FEATURE_CLOSE
 from ..tunnel.features import GOAWAY as FEATURE_GOAWAY
 from ..tunnel.features import WINDOW as FEATURE_WINDOW
@@ -33,9 +34,6 @@ from ..tunnel.session import Tunnel
 from ..tunnel.window import ReceiveWindow
 
 __all__ = ["AgentSession"]
-
-SAID_BYTES = 200
-"""The most characters of an agent's error message that a response and the log contain."""
 
 logger = logging.getLogger(__name__)
 
@@ -363,8 +361,3 @@ def why_lost(error: Exception | None) -> tuple[Party, str]:
         said = (error.strerror if isinstance(error, OSError) else "") or str(error)
         return "agent", readable(said) or type(error).__name__
     return "hub", f"the hub failed ({type(error).__name__})"  # its text may hold anything, and the log has it
-
-
-def readable(text: str) -> str:
-    """Return a peer's text for the log and a response: one line of at most SAID_BYTES printable characters."""
-    return "".join(char if char.isprintable() else " " for char in text[:SAID_BYTES]).strip()

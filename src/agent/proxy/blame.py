@@ -11,6 +11,7 @@ import logging
 from typing import cast
 
 from ..errors import Party
+from ..syntax import PEER_CHARS
 
 __all__ = ["FAULT_FIELD", "log_fault", "read_fault", "write_fault"]
 
@@ -20,12 +21,11 @@ FAULT_FIELD = b"Tunnel-Fault"
 BLAMED = ("client", "target", "agent", "policy")
 """Parties that an agent may name. If an agent names another party, the agent is at fault."""
 LIMIT_CHARS = 64
-REASON_CHARS = 200
 
 
 def write_fault(fault: Party, limit: str, reason: str) -> bytes:
     """The field's value."""
-    text = f"{fault} {limit or '-'} {reason[:REASON_CHARS]}"
+    text = f"{fault} {limit or '-'} {reason[:PEER_CHARS]}"
     return "".join(char if " " <= char <= "~" else "?" for char in text).encode()
 
 
@@ -35,7 +35,7 @@ def read_fault(value: bytes) -> tuple[Party, str, str]:
     party, _, rest = text.partition(" ")
     limit, _, reason = rest.partition(" ")
     fault = cast(Party, party) if party in BLAMED else "agent"
-    return fault, "" if limit == "-" else limit[:LIMIT_CHARS], reason[:REASON_CHARS]
+    return fault, "" if limit == "-" else limit[:LIMIT_CHARS], reason[:PEER_CHARS]
 
 
 def log_fault(fields: dict[str, object], value: bytes, status: int, method: bytes) -> None:

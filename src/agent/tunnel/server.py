@@ -13,6 +13,7 @@ from ..http2.errors import ErrorCode
 from ..http2.heads import Headers
 from ..http2.stream import Http2Stream
 from ..runtime.deadlines import CATCH_UP_S, LATE_S
+from ..syntax import readable
 from .budget import MessageBudget
 from .features import FEATURES, GOAWAY, WINDOW, read_features, write_features
 from .grpc import PATH, GrpcStatus, Status, is_grpc, metadata_of, response_headers, trailers
@@ -33,9 +34,6 @@ CALL_TIMEOUT_S = 10.0
 """Seconds that a connection may have no accepted call, since only a call identifies the peer."""
 
 _HTTP_METHOD_NOT_ALLOWED, _HTTP_UNSUPPORTED_MEDIA_TYPE = b"405", b"415"
-
-_SAID_BYTES = 200
-"""Of a peer's words, in a status and in the log."""
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +244,7 @@ class _Call:
             return False
         try:
             if fields.get(b":path") != PATH:
-                path = fields.get(b":path", b"")[:_SAID_BYTES].decode("latin-1")
+                path = readable(fields.get(b":path", b""))
                 raise GrpcStatus(Status.UNIMPLEMENTED, f"there is no method {path}")
             if b"content-length" in fields:
                 # h2 would hold its own count of bytes, of which it sees none, against it.
