@@ -13,8 +13,8 @@ import yaml
 
 from agent import Agent, AgentConfig
 from agent.cli.checks import IMPERSONATION_RIGHTS, REVIEW_RIGHT
+from agent.config.loading import load
 from agent.config.schema import ProcessConfig
-from agent.config.settings import load
 from agent.connections import ConnectionLimits
 from agent.policy.services import parse_services
 from agent.spoke.agent import DRAIN_TIMEOUT_S

@@ -13,7 +13,7 @@ import trustme
 
 from agent.config.credentials import CredentialWatch
 from agent.config.schema import AgentConfig, HubConfig
-from agent.policy.agents import AgentPolicy
+from agent.policy.agent_identity import AgentPolicy
 from agent.spoke.hub_endpoint import EndpointSource
 from agent.x509.peer import fault_of_own
 

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.main import COMMANDS as LISTED
+from agent.config.loading import settings
 from agent.config.schema import COMMANDS, ProcessConfig
-from agent.config.settings import settings
 
 CONFIGURATIONS = [*COMMANDS.values(), ProcessConfig]
 

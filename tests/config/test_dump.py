@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from agent.config import fields as kind
 from agent.config.dump import find_changes, get_value, merge, show_value, write_toml
 from agent.config.fields import _field
+from agent.config.loading import Checked, ConfigErrors, Setting, load, settings
 from agent.config.schema import (
     AgentConfig,
     HubConfig,
@@ -23,7 +24,6 @@ from agent.config.schema import (
     ProxyConfig,
     make_limits,
 )
-from agent.config.settings import Checked, ConfigErrors, Setting, load, settings
 from agent.proxy import ProxyLimits
 from agent.syntax import Route
 

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.config.loading import load as load_all
+from agent.config.loading import settings as settings_of
 from agent.config.schema import (
     COMMANDS,
     AgentConfig,
@@ -21,8 +23,6 @@ from agent.config.schema import (
     ProxyConfig,
     TargetLimitsConfig,
 )
-from agent.config.settings import load as load_all
-from agent.config.settings import settings as settings_of
 from agent.errors import ConfigError
 from agent.syntax import Address, Route, is_loopback, parse_address, parse_reference
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from agent.config.loading import ConfigErrors, load, settings
 from agent.config.schema import COMMANDS, HubConfig, ProcessConfig
-from agent.config.settings import ConfigErrors, load, settings
 from agent.config.variables import MOST, find_doubts, find_outdated, list_config_variables
 
 

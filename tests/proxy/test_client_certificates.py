@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import pytest
 import trustme
 
+from agent.config.loading import ConfigErrors
 from agent.config.schema import AgentConfig, ProxyConfig
-from agent.config.settings import ConfigErrors
 from agent.errors import ConfigError
 from agent.policy.trust import FileTrust
 

@@ -19,10 +19,10 @@ from agent.errors import PolicyError
 from agent.messages import Target
 from agent.proxy import ProxyLimits
 from agent.proxy.chunked import ChunkedDecoder, ChunkError, encode_chunk, encode_last
+from agent.proxy.head_writer import head_for_client, head_for_target
 from agent.proxy.headers import check_fields, forwarded_trailers
 from agent.proxy.heads import CHUNKED, UNFRAMED, UNTIL_EOF, Fault, parse_request, parse_response
 from agent.proxy.readers import BodyReader, RequestHeadReader, ResponseHeadReader
-from agent.proxy.rewrite import head_for_client, head_for_target
 from agent.proxy.rules import HeadError
 from agent.syntax import without_plain_dots
 from fastpipe import IMPLEMENTATION

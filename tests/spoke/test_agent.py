@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
+from agent.config.loading import settings_by_reload
 from agent.config.schema import AgentConfig, MemoryCommConfig, TargetLimitsConfig
-from agent.config.settings import settings_by_reload
 from agent.spoke.agent import Agent
 
 OLD = AgentConfig("127.0.0.1:1", "c1", use_memory_comm=True, routes=["/=http://127.0.0.1:2"])

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from ..own_responses import reason_of
-from ..proxy.test_forwarding import NAMES, SPELLINGS
+from ..proxy.test_forwarded_fields import NAMES, SPELLINGS
 from .whole_cluster import Cluster
 
 SPOOFED = "6.6.6.6"

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..config.credentials import EXPIRED, NOT_YET, check_credentials
+from ..config.loading import add_source
 from ..config.schema import AgentConfig
-from ..config.settings import add_source
 from ..errors import ConfigError, HubError
 from ..messages import Target
 from ..policy.api_server import AccessError, ApiAccess

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 from ..config.dump import write_toml
+from ..config.loading import load, settings
 from ..config.schema import COMMANDS, AgentConfig, ProcessConfig
-from ..config.settings import load, settings
 from ..config.variables import Doubt, describe_rename, find_doubts, find_outdated, list_config_variables
 from ..errors import ConfigError
 from .output import DONE, PROGRAM, print_line, report

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from ..config.loading import load
 from ..config.schema import ProcessConfig
-from ..config.settings import load
 from ..errors import ConfigError
 from .configured import set_up_logging
 from .options import GroupedCommand, options

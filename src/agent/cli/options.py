@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..config.settings import Setting, settings
+from ..config.loading import Setting, settings
 from ..config.variables import list_config_variables
 
 __all__ = ["GroupedCommand", "options", "print_config_option"]

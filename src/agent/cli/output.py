@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 
-from ..config.settings import ConfigErrors, add_source
+from ..config.loading import ConfigErrors, add_source
 from ..errors import AgentError, ConfigError
 from ..syntax import Address
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config.dump import find_changes, merge, show_value
+from ..config.loading import settings_by_reload
 from ..config.schema import AgentConfig, ProcessConfig
-from ..config.settings import settings_by_reload
 from ..errors import ConfigError
 from .configured import Configured, set_up_logging
 from .options import GroupedCommand, options, print_config_option

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from ..x509.certificate import Certificate, in_pem
 from .dump import get_value
-from .settings import settings
+from .loading import settings
 
 __all__ = ["EXPIRED", "EXPOSED", "NOT_YET", "SOON", "CredentialWatch", "Finding", "check_credentials"]
 

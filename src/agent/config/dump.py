@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..syntax import Route
-from .settings import Setting, settings
+from .loading import Setting, settings
 
 __all__ = ["find_changes", "get_value", "merge", "show_value", "write_toml"]
 

@@ -25,7 +25,7 @@ from ..syntax import (
     parse_reference,
     parse_route,
 )
-from .settings import GROUP, ON_RELOAD, SETTING, OnReload, Setting
+from .loading import GROUP, ON_RELOAD, SETTING, OnReload, Setting
 
 __all__ = [
     "address",

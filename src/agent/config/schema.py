@@ -2,7 +2,7 @@
 
 A field, its flag, its variable and its TOML key have one name (`hub_address`, `--hub-address`, `AGENT_HUB_ADDRESS`). A
 table's fields have the table's name in front (`--memory-comm-buffer-size`). The hub's variables begin with `HUB_`. The
-constructors check all fields, and ConfigErrors names every wrong one. `settings.py` has the machinery.
+constructors check all fields, and ConfigErrors names every wrong one. `loading.py` has the machinery.
 """
 
 # ruff: noqa: RUF009  (each call makes one dataclass field, as dataclasses.field does)
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, cast
 from ..syntax import SOCKET_PATH_BYTES, Address, Route, is_loopback, parse_address
 from . import fields as kind
 from .limits import ProxyLimits
-from .settings import Checked, ConfigErrors, Rule
+from .loading import Checked, ConfigErrors, Rule
 
 __all__ = [
     "COMMANDS",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .settings import OLD_PREFIX, Setting, settings
+from .loading import OLD_PREFIX, Setting, settings
 
 __all__ = ["Doubt", "describe_rename", "find_doubts", "find_outdated", "list_config_variables"]
 

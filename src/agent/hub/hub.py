@@ -20,7 +20,7 @@ from ..config.schema import HubConfig, make_limits
 from ..errors import ConfigError, Refused, listening
 from ..messages import RequestHead, Target
 from ..outcome import log_outcome
-from ..policy.agents import AgentPolicy
+from ..policy.agent_identity import AgentPolicy
 from ..policy.plugins import load_reference
 from ..policy.trust import handshake_failure, server_context
 from ..proxy import Proxy, ProxyLimits, RequestMetrics, Upstreams
@@ -37,9 +37,9 @@ from ..tunnel.liveness import LivenessTimes
 from ..tunnel.server import TunnelServer
 from ..tunnel.session import Tunnel
 from .agent_door import AgentDoor
+from .browser_isolation import Isolation
 from .clusters import ByHost, ByParser, ByPath, ClusterParser, Clusters, warn_of_certificate
 from .index import Index
-from .isolation import Isolation
 from .known_clusters import KnownClusters
 from .metrics import read
 from .session import AgentSession, why_lost

@@ -34,12 +34,12 @@ from .client_side import ClientSide
 from .clock import NEVER
 from .context import ExchangeContext
 from .decision import Decision, PendingDecision, decide
+from .head_writer import check_size, head_for_target
 from .headers import Fields, check_fields
 from .heads import IDEMPOTENT, Request, Response, response_fields, switches_as_asked, with_fields
 from .metrics import RequestMetrics
 from .pieces import Piece
 from .refusals import respond_to_policy
-from .rewrite import check_size, head_for_target
 from .upgrade import Upgraded
 from .upstream_stream import UpstreamStream
 

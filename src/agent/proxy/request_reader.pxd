@@ -1,7 +1,7 @@
 # The types that `request_reader.py` has when it is compiled.
 cimport cython
 
-from agent.proxy.forwarding cimport receive
+from agent.proxy.forwarded_fields cimport receive
 from agent.proxy.heads cimport Request
 from agent.proxy.readers cimport RequestHeadReader
 
@@ -22,6 +22,8 @@ cdef class RequestReader:
     cdef public Request _last
     cdef public bytes _last_head, _last_target
 
-    @cython.locals(head=bytes, bare=bytes, text=cython.p_uchar, end=Py_ssize_t, last=Request, request=Request, target=bytes)
+    @cython.locals(
+        head=bytes, bare=bytes, text=cython.p_uchar, end=Py_ssize_t, last=Request, request=Request, target=bytes,
+    )
     cpdef take(self, data, limits)
     cpdef bint has_begun(self) except -1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..config.limits import ProxyLimits
-from .forwarding import receive
+from .forwarded_fields import receive
 from .heads import Request, bound_upgrade, parse_request
 from .origin import HubOrigin, Origin
 from .pieces import Piece

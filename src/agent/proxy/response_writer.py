@@ -12,10 +12,10 @@ from typing import cast
 
 from ..outcome import Stage
 from .chunked import encode_chunk, encode_last
+from .head_writer import head_for_client
 from .headers import Fields, forwarded_trailers
 from .heads import CHUNKED, Response
 from .pieces import JOIN_BYTES, Piece, write_pieces
-from .rewrite import head_for_client
 
 __all__ = ["ResponseWriter"]
 

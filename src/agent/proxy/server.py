@@ -29,6 +29,7 @@ from .client_side import ClientSide, ClientTunnel
 from .client_states import NEXT_BY_STATE, Event, State
 from .clock import NEVER, Stall
 from .context import ConnectionOwner
+from .head_writer import informational_head, switching_head
 from .headers import Fields
 from .heads import ALLOW, CHUNKED, UNFRAMED, Fault, Request, Response
 from .liveness import is_gone, reset_when_closed, watch_half_closed
@@ -39,7 +40,6 @@ from .relay import Exchange
 from .request_reader import RequestReader
 from .response_writer import ResponseWriter
 from .responses import CONTINUE, own_response
-from .rewrite import informational_head, switching_head
 
 __all__ = ["ClientConnection"]
 

@@ -18,8 +18,8 @@ from collections.abc import Callable
 
 from ..config.credentials import CredentialWatch
 from ..config.dump import find_changes, merge, show_value
+from ..config.loading import settings_by_reload
 from ..config.schema import AgentConfig, make_limits
-from ..config.settings import settings_by_reload
 from ..connections.carrier_policy import CarrierPolicy
 from ..connections.counters import ConnectionCounters
 from ..connections.inbound import FirstPacketBudget

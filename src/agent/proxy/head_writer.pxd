@@ -1,4 +1,4 @@
-# The types that `rewrite.py` has when it is compiled.
+# The types that `head_writer.py` has when it is compiled.
 cimport cython
 
 from agent.proxy.heads cimport Request, Response

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent.errors import ConfigError, Refused
-from agent.policy.agents import ANYONE, AgentPolicy
+from agent.policy.agent_identity import ANYONE, AgentPolicy
 
 TOKENS = b"""\
 # cluster  token

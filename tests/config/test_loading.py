@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from agent.config.limits import ProxyLimits
+from agent.config.loading import SETTING, load, settings, settings_by_reload
 from agent.config.schema import AgentConfig, LimitsConfig, ProcessConfig, TargetLimitsConfig
-from agent.config.settings import SETTING, load, settings, settings_by_reload
 
 PAGE = Path(__file__).parents[2] / "docs" / "operating.md"
 

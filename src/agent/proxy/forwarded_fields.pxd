@@ -1,4 +1,4 @@
-# The types that `forwarding.py` has when it is compiled.
+# The types that `forwarded_fields.py` has when it is compiled.
 cimport cython
 
 from agent.proxy.heads cimport Request

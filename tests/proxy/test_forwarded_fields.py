@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from agent.proxy import ClientOrigin, HubOrigin, Origin, ProxyLimits
-from agent.proxy.forwarding import is_forwarding_field, receive
+from agent.proxy.forwarded_fields import is_forwarding_field, receive
 from agent.proxy.heads import Request, parse_request
 
 NAMES = [

@@ -8,9 +8,9 @@ import random
 import pytest
 
 from agent.errors import Refused
-from agent.hub import isolation
+from agent.hub import browser_isolation
+from agent.hub.browser_isolation import Isolation, isolate_by_host, isolate_by_path
 from agent.hub.clusters import ByHost, ByParser, ByPath, Clusters
-from agent.hub.isolation import Isolation, isolate_by_host, isolate_by_path
 from agent.messages import RequestHead, Target
 
 Fields = list[tuple[bytes, bytes]]
@@ -283,7 +283,7 @@ def test_a_request_for_the_prefix_itself_is_told_apart(target: bytes) -> None:
 
 
 def test_each_cluster_has_one_warning(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolation, "MOST_WARNED", 2)
+    monkeypatch.setattr(browser_isolation, "MOST_WARNED", 2)
     clusters = ByPath()
     isolated = Isolation(clusters.locate)
     for name in (b"c1", b"c2", b"c1", b"c2", b"c3", b"c2", b"c1"):
