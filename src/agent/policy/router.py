@@ -89,17 +89,16 @@ class _Entry:
         """leads_here: whether a path behind the cluster's name belongs to this entry. Raises ValueError."""
         self.prefix = route.prefix.rstrip("/").encode("ascii")
         self.stripped = self.prefix if route.strip_prefix else b""
-        target = Target(route.url)
-        self.above = target.path.rstrip(b"/")
-        if route.host == "client":
-            target.preserve_host = True
-        elif route.host != "target":
-            target.host_name = route.host
-        target.stripped = self.stripped
-        if route.rewrite:
-            rewriter = Rewriter(self.stripped, self.above, functools.partial(leads_here, self))
-            target.map_request, target.map_response = rewriter.map_request, rewriter.map_response
-        self.target = target
+        self.above = Target(route.url).path.rstrip(b"/")
+        rewriter = Rewriter(self.stripped, self.above, functools.partial(leads_here, self))
+        self.target = Target(
+            route.url,
+            preserve_host=route.host == "client",
+            host_name="" if route.host in ("client", "target") else route.host,
+            stripped=self.stripped,
+            map_request=rewriter.map_request if route.rewrite else None,
+            map_response=rewriter.map_response if route.rewrite else None,
+        )
 
 
 class StaticRouter:
