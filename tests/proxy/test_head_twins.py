@@ -41,7 +41,7 @@ class Twin:
         self.heads = load("heads")
         self.chunked = load("chunked")
         self.readers = load("readers")
-        self.rewrite = load("rewrite")
+        self.rewrite = load("head_writer")
 
     def request(self, data: bytes, fast: bool, parts: list[bytes] | None = None) -> tuple[Any, ...]:
         """The verdict on a request's bytes: a response, or the parsed request and the head for its target."""
