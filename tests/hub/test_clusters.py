@@ -36,6 +36,15 @@ def test_the_first_segment_is_the_cluster_and_the_agent_gets_the_path_unchanged(
     assert located == ("c1", b"", b"/c1", target[3:4] != b"/")
 
 
+@pytest.mark.parametrize("target", [b"/c10", b"/c1x", b"/c1?", b"/c1"])
+def test_a_name_alone_is_read_to_its_end_after_a_request_for_a_shorter_one(target: bytes) -> None:
+    clusters = ByPath()
+    for shorter in (b"/c/docs", b"/c1/docs"):
+        clusters.locate(head(shorter))
+    assert clusters.locate(head(target)) == ByPath().locate(head(target))
+    assert refusal(clusters, head(b"/c1.")) == refusal(ByPath(), head(b"/c1."))
+
+
 @pytest.mark.parametrize("target", [b"/", b"//c1/", b"/?/c1", b"/C1/", b"/c%31/", b"/.well-known/x", b"/-c/", b"/c.1/"])
 def test_a_path_without_a_label_is_a_404_with_a_hint(target: bytes) -> None:
     status, reason = refusal(ByPath(), head(target))

@@ -93,7 +93,8 @@ class ByPath:
 
     def locate(self, request: RequestHead) -> Located:
         target = request.target
-        found = self._located.get(target[: target.find(b"/", 1)])
+        end = target.find(b"/", 1)  # -1 for `/c10`, which must not be read as `/c1`
+        found = self._located.get(target[:end]) if end > 0 else None
         if found is not None:
             return found
         prefix = _first_segment(target)
