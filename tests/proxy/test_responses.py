@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
+from agent.messages import RequestHead, Target
 from agent.outcome import Kind, Stage
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"
@@ -111,6 +113,21 @@ async def test_1xx_responses_pass_where_they_may(stack, origin, answering):
         assert (await client.answer()).informational == []
         assert len((await client.get()).informational) == 5
         assert (await client.get()).status == 502
+
+
+@pytest.mark.parametrize(
+    "then", [OK, b"HTTP/1.1 99\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nSet-Cookie: a\r\n\r\n" + OK]
+)
+async def test_a_1xx_whose_fields_cannot_be_mapped_ends_the_exchange_once(stack, origin, answering, then):
+    def fails(head: RequestHead, target: Target, fields: Any) -> Any:
+        raise RuntimeError("a fault of the policy")
+
+    early = b"HTTP/1.1 103 Early Hints\r\nSet-Cookie: a\r\n\r\n"
+    async with origin(answering(early + then)) as o, stack(lambda _: Target(o.url, map_response=fails)) as h:
+        client = await h.open()
+        for _ in range(2):
+            answer = await client.get()
+            assert (answer.status, answer.informational, client.unread) == (502, [], b"")
 
 
 GARBAGE = [

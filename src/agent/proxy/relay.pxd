@@ -54,7 +54,7 @@ cdef class Exchange:
     cpdef target_moved(self)
 
     @cython.locals(mapped=Response)
-    cpdef informational(self, Response response)
+    cpdef bint informational(self, Response response) except -1
     cpdef _say_continue(self)
     cpdef Response _mapped(self, Response response)
 

@@ -312,8 +312,11 @@ class Exchange:
         if self.client.may_have_left:
             self.client.target_moved()
 
-    def informational(self, response: Response) -> None:
-        """Forward a 100 once if the client expects it, and each 103. Drop all others."""
+    def informational(self, response: Response) -> bool:
+        """Forward a 100 once if the client expects it, and each 103. Drop all others.
+
+        Returns False if the exchange has ended, because the policy could not map the 103.
+        """
         self.target_moved()
         if response.status == 100:
             if self.awaits_continue:
@@ -321,10 +324,11 @@ class Exchange:
         elif response.status == 103:
             mapped = self._mapped(response)
             if mapped is None:
-                return
+                return False
             self.client.send_informational(mapped)
         if self._request_done:
             self._await_response()
+        return True
 
     def _say_continue(self) -> None:
         self.continue_at = NEVER

@@ -115,7 +115,8 @@ class ResponseReader:
                 limit = "limits.informational_responses"
                 user.response_failed("the target sent too many 1xx responses", "response head", limit, "")
                 return
-            user.informational(response)
+            if not user.informational(response):
+                return
 
     def _start(self, user: StreamUser, response: Response, rest: Piece) -> None:
         """Pass a final head on, with the first bytes of its body."""

@@ -34,8 +34,8 @@ class StreamUser(Protocol):
     def target_moved(self) -> None:
         """Note the arrival of bytes that are no whole head yet."""
 
-    def informational(self, response: Response) -> None:
-        """A 1xx, other than a 101."""
+    def informational(self, response: Response) -> bool:
+        """A 1xx, other than a 101. Returns False if the user no longer wants the stream."""
 
     def switched(self, response: Response, rest: Piece) -> None:
         """A 101, with the bytes behind it."""
