@@ -51,7 +51,9 @@ def by_host(cookie: bytes) -> bytes:
         (b'a=b; Path="/; Path=/"', b"a=b; Path=/c1/; Path=/c1/"),
         (b'a=b; Path="/c1/x"', b'a=b; Path="/c1/x"'),
         (b"a=b; Path=/c1/; Path=/; path=/x", b"a=b; Path=/c1/; Path=/c1/; path=/c1/x"),
-        (b"a=b; Path; Path=; Path=x; Path=%2f", b"a=b; Path; Path=; Path=x; Path=%2f"),
+        (b"a=b; Path; Path=; Path=x; Path=%2f", b"a=b"),  # curl takes `/` for some
+        (b"a=b; Path=/x; Secure; Path=x; Path=/y; HttpOnly", b"a=b; Secure; Path=/c1/y; HttpOnly"),
+        (b'a=b; Path=""/c1""; Path=" /"', b"a=b"),
         (b"a=b; Path=/=/", b"a=b; Path=/c1/=/"),
         (b"a=b; Domain=tunnel.example.com", b"a=b"),
         (b"a=b; Domain=c1.tunnel.example.com; Secure", b"a=b; Secure"),
@@ -166,8 +168,11 @@ def stored_path(cookie: bytes, request_path: bytes, *, removes_quotes: bool) -> 
     path = default
     for name, value in attributes(cookie):
         if name == b"path":
-            bare = value[1:-1] if removes_quotes and value[:1] == b'"' == value[-1:] and len(value) > 1 else value
-            path = bare if bare.startswith(b"/") else default
+            if removes_quotes:
+                bare = value.removeprefix(b'"').removesuffix(b'"')
+                path = bare if bare.startswith(b"/") else b"/"
+            else:
+                path = value if value.startswith(b"/") else default
     return path
 
 

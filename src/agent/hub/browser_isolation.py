@@ -15,7 +15,8 @@ A request is by path if its target has a `stripped` prefix. A cluster parser wit
 
 Browsers read `Set-Cookie` by RFC 6265bis, section 5.6. They split at every semicolon, also within quotes. The last
 attribute of a name counts, unless its value has more than 1024 bytes. A path in quotes is no path for Chromium, which
-takes the default. curl removes the quotes. So the hub narrows each attribute, and in each reading.
+takes the default. curl removes a quote at each end, and takes `/` for a malformed path. So the hub narrows each
+attribute, and in each reading.
 """
 
 from __future__ import annotations
@@ -193,20 +194,31 @@ def _cookie_of_host(host: bytes, cookie: bytes) -> bytes:
 
 
 def _cookie_of_path(prefix: bytes, cookie: bytes) -> bytes:
-    """Remove each Domain, and narrow each Path."""
-    pair, *attributes = cookie.split(b";")
+    """Remove each Domain, and narrow each Path. A malformed Path is removed, with those before it."""
+    pair, *parts = cookie.split(b";")
+    attributes = [(part, *_attribute(part)) for part in parts]
+    first = 0  # the attribute from which a Path counts
+    for at, (_, name, value) in enumerate(attributes):
+        if name == b"path" and not _unquoted(value).startswith(b"/"):
+            first = at + 1
     kept = [pair]
-    for part in attributes:
-        name, value = _attribute(part)
-        if name != b"domain":
-            kept.append(_narrow(part, value, prefix) if name == b"path" else part)
+    for at, (part, name, value) in enumerate(attributes):
+        if name == b"path":
+            if at >= first:
+                kept.append(_narrow(part, value, prefix))
+        elif name != b"domain":
+            kept.append(part)
     return b";".join(kept)
 
 
+def _unquoted(value: bytes) -> bytes:
+    return value.removeprefix(b'"').removesuffix(b'"')
+
+
 def _narrow(part: bytes, value: bytes, prefix: bytes) -> bytes:
-    """Return a `Path` attribute with the prefix before its value. A browser's default path is below it already."""
-    path = value.strip(b'"')
-    if not path.startswith(b"/") or _is_below(path, prefix):
+    """Return a `Path` attribute with the prefix before its value."""
+    path = _unquoted(value)
+    if _is_below(path, prefix):
         return part
     return part.replace(value, prefix + path)  # the name and the blanks around have no slash
 
