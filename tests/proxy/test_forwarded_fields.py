@@ -171,6 +171,17 @@ def test_an_agent_keeps_what_our_hub_wrote() -> None:
     assert (request.prefix, request.request_id, request.forwarding) == (b"/c1", b"abc", b"")
 
 
+def test_a_user_without_a_host_has_none_at_the_agent() -> None:
+    """A hub writes `Host: agent` for an HTTP/1.0 client without one. The target then gets its own name."""
+    for said in ([], [("X-Forwarded-Host", "public.example")]):
+        request = received(OUR_HUB, ("X-A", "1"), *said, host="agent")
+        assert request.host == b""
+        assert request.public_host == (said[0][1] if said else "")
+        assert b"Host" not in dict(request.received)
+    for origin, said in ((OUR_HUB, [("X-Forwarded-Host", "agent")]), (HubOrigin(), []), (BASE_HUB, [])):
+        assert received(origin, *said, host="agent").host == b"agent", "the user's own"
+
+
 def test_behind_a_base_hub_the_prefix_is_the_clusters_path() -> None:
     request = received(BASE_HUB, ("X-Forwarded-For", "6.6.6.6"), ("X-Forwarded-Prefix", "/evil"))
     assert (request.prefix, request.peer, request.scheme, request.fields) == (b"/c1", "", "http", [])

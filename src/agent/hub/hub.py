@@ -24,6 +24,7 @@ from ..policy.agent_identity import AgentPolicy
 from ..policy.plugins import load_reference
 from ..policy.trust import handshake_failure, server_context
 from ..proxy import Proxy, ProxyLimits, RequestMetrics, Upstreams
+from ..proxy.origin import NO_HOST
 from ..runtime.acceptor import listening_sockets
 from ..runtime.descriptors import Shares, descriptor_limit, share_out
 from ..runtime.serving import run_beside, serve_until_cancelled
@@ -355,7 +356,7 @@ class Hub:
         """Make the target of all requests for an agent with the same public prefix. It has no path."""
         # The host is never dialled. `connect` opens the connection, and the client's own Host is forwarded.
         made = Target(
-            "http://agent",
+            f"http://{NO_HOST.decode()}",
             stripped=stripped,
             map_request=self._isolation.map_request,
             map_response=self._isolation.map_response,

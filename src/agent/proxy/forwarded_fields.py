@@ -17,7 +17,7 @@ import re
 
 from .headers import Fields
 from .heads import Request
-from .origin import ClientOrigin, HubOrigin, Origin
+from .origin import NO_HOST, ClientOrigin, HubOrigin, Origin
 
 __all__ = ["is_forwarding_field", "receive"]
 
@@ -157,6 +157,8 @@ def _from_hub(request: Request, origin: HubOrigin, found: Fields) -> None:
         _set_prefix(request, origin.prefix.encode())
         return
     said = _exact(found)
+    if request.host == NO_HOST and said.get(HOST) != NO_HOST:
+        request.host, request.received, host = b"", request.fields, ""
     _keep(request, [field for field in found if field[0].lower() not in (PREFIX, REQUEST_ID) and _is_exact(field[0])])
     request.peer = _address(said.get(FOR, b"").partition(b",")[0].strip())
     request.scheme = "https" if said.get(PROTO) == b"https" else "http"

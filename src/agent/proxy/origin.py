@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable
 
-__all__ = ["A_HUB", "A_USER", "ClientOrigin", "HubOrigin", "Origin", "origin_of", "plain_address"]
+__all__ = ["A_HUB", "A_USER", "NO_HOST", "ClientOrigin", "HubOrigin", "Origin", "origin_of", "plain_address"]
 
 
 def _nobody(address: str) -> bool:
@@ -51,6 +51,10 @@ Origin = ClientOrigin | HubOrigin
 
 A_HUB = HubOrigin()
 """A hub with features, whose forwarding fields are not believed."""
+
+NO_HOST = b"agent"
+"""The Host that a hub writes if the user sent no Host, since HTTP/1.1 requires one. X-Forwarded-Host then has another
+name, or is missing."""
 
 A_USER = ClientOrigin()
 """A user whose address is that of the connection's socket."""
