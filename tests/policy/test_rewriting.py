@@ -117,6 +117,9 @@ OWN = [
     ("http://10.0.0.5:3000/\\evil.example/", "/c1/\\evil.example/", "/./\\evil.example/"),
     ("http://10.0.0.5:3000\\\\evil.example/", "/c1/\\evil.example/", "/./\\evil.example/"),
     ("http://10.0.0.5:3000/x/..//evil.example/", "/c1//evil.example/", "/.//evil.example/"),
+    ("http://10.0.0.5:3000/\t/evil.example/", "/c1//evil.example/", "/.//evil.example/"),  # browsers remove tabs
+    ("http://10.0.0.5:3000/\t\\evil.example/", "/c1/\\evil.example/", "/./\\evil.example/"),
+    ("/.\t./c2", "/c1/c2", "/.\t./c2"),
 ]
 
 
@@ -216,6 +219,39 @@ def test_path_of_a_root_routes_url_is_cut_without_making_a_host_of_the_rest(valu
 
 
 @pytest.mark.parametrize(
+    ("value", "by_path", "by_host"),
+    [
+        ("/api/v1/users/1", "/c1/api/users/1", "/api/users/1"),
+        ("http://10.0.0.5:3000/api/v1/users/1", "/c1/api/users/1", "/api/users/1"),
+        ("/api/v1", "/c1/api", "/api"),
+        ("/api/v10", "/c1/api/api/v10", "/api/v10"),
+        ("/api/users/1", "/c1/api/api/users/1", "/api/users/1"),
+        ("/c1/api/users/1", "/c1/api/users/1", "/api/c1/api/users/1"),
+        ("/users/1", "/c1/api/users/1", "/api/users/1"),
+    ],
+)
+def test_path_of_a_url_that_begins_with_the_public_prefix_is_cut(value: str, by_path: str, by_host: str) -> None:
+    """`--route /api=http://10.0.0.5:3000/api/v1`"""
+    where = target("http://10.0.0.5:3000/api/v1", stripped="/api")
+    for request, expected in ((head(), by_path), (head("", BY_HOST), by_host)):
+        assert answered(b"Location", value, request, where, above="/api/v1") == expected
+        if value.startswith("/"):
+            cookie = answered(b"Set-Cookie", f"a=b; Path={value}", request, where, above="/api/v1")
+            assert cookie == f"a=b; Path={expected}"
+
+
+def test_behind_a_proxy_that_sets_x_forwarded_host_the_host_that_was_sent_counts() -> None:
+    request = head(host="public.example")
+    request.headers = [(b"host", b"hub.internal:8080")]
+    where = target(stripped="/dav")
+    for value in ("http://hub.internal:8080/x", "http://hub.internal:3000/x", "https://public.example/x"):
+        assert answered(b"Location", value, request, where) == "/c1/dav/x"
+    assert answered(b"Location", "http://hub.internal:8080/x", request, target(host="target")) is not None
+    assert sent("https://public.example/c1/dav/b", request, where) == "http://hub.internal:8080/b"
+    assert isinstance(sent("http://hub.internal:8080/c1/dav/b", request, where), tuple)
+
+
+@pytest.mark.parametrize(
     ("value", "expected"),
     [
         ("https://hub.example/c1/slash/", "/c1/slash/"),  # Starlette's redirect_slashes, which knows root_path
@@ -243,6 +279,7 @@ def test_location_of_an_app_is_mapped_without_a_second_prefix(value: str, expect
         ("0.5; url=/x", "0.5; url=/c1/x"),
         ("; url=/x", "; url=/c1/x"),
         ("5; url='/x", "5; url='/c1/x"),
+        ("5; url=' http://10.0.0.5:3000/x '", "5; url=' /c1/x '"),  # browsers remove the blanks
         ("5; url='/x'trailing", "5; url='/c1/x'trailing"),
         ("5; url=x", "5; url=x"),
         ("5; url=//evil.example/", "5; url=//evil.example/"),

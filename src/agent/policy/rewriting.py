@@ -8,8 +8,9 @@ Destination (WebDAV, RFC 4918, section 10.3). Bodies are never rewritten. All fu
 come from targets and users.
 
 Three authorities are the target's own: the one in the route's URL, the Host that it got, and a mix. The mix is the name
-in that Host with the port of the URL, to which nginx redirects. The scheme does not count, because a target behind TLS
-often knows only `http`. So the ports 80 and 443 also count as no port.
+in that Host with the port of the URL, to which nginx redirects. A target that got the user's Host may also know the
+X-Forwarded-Host of a trusted proxy. The scheme does not count, because a target behind TLS often knows only `http`. So
+the ports 80 and 443 also count as no port.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ _SEPARATOR = re.compile(rb"[/\\]")
 _DOT = re.compile(rb"(?:\.|%2e)\Z", re.IGNORECASE)
 _TWO_DOTS = re.compile(rb"(?:\.|%2e){2}\Z", re.IGNORECASE)
 # The seconds, a separator, and perhaps `url=` with a quote (HTML, "shared declarative refresh steps").
-_REFRESH = re.compile(rb"\s*[0-9.]*\s*[;,\s]\s*(?:url\s*=\s*)?([\"']?)", re.IGNORECASE)
+_REFRESH = re.compile(rb"\s*[0-9.]*\s*[;,\s]\s*(?:url\s*=\s*)?([\"']?)\s*", re.IGNORECASE)
 # Chromium takes a path in quotes for none, and curl removes the quotes.
 _COOKIE_PATH = re.compile(rb"(;[ \t]*path[ \t]*=[ \t]*\"?)(/[^;\"]*)", re.IGNORECASE)
 _DESTINATION = re.compile(rb"(https?)://([^/?#\\@\s]+)((?:[/?].*)?)", re.IGNORECASE | re.DOTALL)
-_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)(?::[0-9]*)?")
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)(?::[0-9]*)?")
 
 
 def map_url(url: bytes, own: frozenset[bytes], prefix: bytes, above: bytes = b"") -> bytes:
@@ -75,16 +76,24 @@ def _map_path(reference: bytes, prefix: bytes, above: bytes) -> bytes:
     """Map a path with its query and fragment."""
     found = _PATH_END.search(reference)
     end = found.start() if found else len(reference)
-    path, tail = reference[:end], reference[end:]
+    path, tail = reference[:end].replace(b"\t", b""), reference[end:]  # browsers remove tabs: `/\t/a` is `//a`
     if has_dot_segments(path):
         path = _without_dots(path)  # else `/../c2/` behind a prefix would climb out of it
-    if not (prefix and _is_below(path, prefix)):
-        if above and _is_below(path, above):
-            path = path[len(above) :]
-        path = prefix + path if prefix or path else b"/"
+    path = _public(path, prefix, above) or b"/"
     if path[:2] in (b"//", b"/\\"):
         path = b"/." + path  # or the second segment would be a host (WHATWG URL, "URL serializing")
     return path + tail
+
+
+def _public(path: bytes, prefix: bytes, above: bytes) -> bytes:
+    """The public path of a target's path. A path that has the prefix already stays.
+
+    A path below both belongs to the longer one. `/api=http://h/api/v1` makes `/api/x` of the target's `/api/v1/x`.
+    """
+    is_public = bool(prefix) and _is_below(path, prefix)
+    if above and _is_below(path, above) and not (is_public and len(prefix) >= len(above)):
+        return prefix + path[len(above) :]
+    return path if is_public else prefix + path
 
 
 def _is_below(path: bytes, prefix: bytes) -> bool:
@@ -133,11 +142,7 @@ def map_cookie(value: bytes, prefix: bytes, above: bytes = b"") -> bytes:
 
     def mapped(match: re.Match[bytes]) -> bytes:
         given: bytes = match[2].rstrip(b" \t")
-        path = given
-        if not (prefix and _is_below(path, prefix)):
-            if above and _is_below(path, above):
-                path = path[len(above) :]
-            path = prefix + (b"" if given == b"/" else path) or b"/"
+        path = (prefix if given == b"/" else _public(given, prefix, above)) or b"/"
         kept: bytes = match[1] + path + match[2][len(given) :]
         return kept
 
@@ -150,9 +155,11 @@ def plain_authority(authority: bytes) -> bytes:
     return name if colon and port in (b"", b"80", b"443") else authority.lower()
 
 
-def _own_authorities(target: Target, sent_host: bytes) -> frozenset[bytes]:
+def _own_authorities(head: RequestHead, target: Target) -> frozenset[bytes]:
+    sent_host = _sent_host(head, target)
+    others = [head.host.encode("latin-1", "replace")] if target.preserve_host and head.host else []
     name = _PORT.sub(b"", sent_host)
-    return frozenset(map(plain_authority, (target.authority, sent_host, b"%b:%d" % (name, target.port))))
+    return frozenset(map(plain_authority, (target.authority, sent_host, b"%b:%d" % (name, target.port), *others)))
 
 
 class Rewriter:
@@ -191,7 +198,7 @@ class Rewriter:
             lower = name.lower()
             if lower in _WITH_URL:
                 if own is None:
-                    own = _own_authorities(target, _sent_host(head, target))
+                    own = _own_authorities(head, target)
                 mapped = (map_refresh if lower == b"refresh" else map_url)(value, own, prefix, above)
             elif lower == b"set-cookie" and (self._stripped or above):
                 mapped = map_cookie(value, prefix, above)
@@ -262,8 +269,12 @@ def _sent_host(head: RequestHead, target: Target) -> bytes:
     """The Host that the target gets."""
     if target.host_name:
         return target.host_name.encode("latin-1", "replace")
-    if target.preserve_host and _HOST.fullmatch(head.host):
-        return head.host.encode("ascii")
+    if target.preserve_host:
+        # Behind a trusted proxy, `head.host` is its X-Forwarded-Host, and the target gets the request's own Host.
+        hosts = [value for name, value in head.headers if name.lower() == b"host"]
+        host = hosts[0] if hosts else head.host.encode("latin-1", "replace")
+        if _HOST.fullmatch(host):
+            return host
     return target.authority
 
 
