@@ -111,7 +111,7 @@ class Target:
         map_request: changes fields that name URLs (`Destination`). It gets the head and this target, and returns the
             fields. Raises Refused. It is called only for a request with such a field.
         map_response: the same for a response's fields: Location, Content-Location, Refresh, Set-Cookie, Alt-Svc,
-            Clear-Site-Data, Service-Worker-Allowed. It is called only for a response with one of them.
+            Clear-Site-Data, Service-Worker-Allowed, NEL, Report-To. It is called only for a response with one of them.
         client_identity: the client certificate that the connection presents, "" for none. It comes from the processed
             head, and is part of the pool key (wire.md, safety rule 5).
         answers_expect: the proxy itself responds to `Expect: 100-continue`, and the target never sees it.

@@ -12,6 +12,7 @@ from agent.hub import browser_isolation
 from agent.hub.browser_isolation import Isolation, isolate_by_host, isolate_by_path
 from agent.hub.clusters import ByHost, ByParser, ByPath, Clusters
 from agent.messages import RequestHead, Target
+from agent.proxy.heads import parse_response
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -235,6 +236,15 @@ def test_by_path_a_service_worker_stays_below_the_prefix(scope: bytes, expected:
     kept, dropped = isolate_by_path(b"/c1", False, [(ALLOWED, scope)])
     assert kept == ([] if expected is None else [(ALLOWED, expected)])
     assert dropped == 0
+
+
+@pytest.mark.parametrize("name", [b"Alt-Svc", b"Clear-Site-Data", b"NEL", b"nel", b"Report-To"])
+def test_by_path_a_field_that_holds_for_the_whole_origin_is_dropped(name: bytes) -> None:
+    assert isolate_by_path(b"/c1", False, [(name, b"x"), (b"Reporting-Endpoints", b"y")])[0] == [
+        (b"Reporting-Endpoints", b"y")
+    ]
+    response = parse_response(b"HTTP/1.1 200 OK\r\n" + name + b": x\r\n\r\n")
+    assert response.has_urls, "the hub looks at its fields"
 
 
 def test_other_fields_stay_as_they_are() -> None:

@@ -9,6 +9,7 @@ origin. There the hub narrows every path in these fields:
     Set-Cookie: __Host-…      unchanged                            dropped, with one WARNING for each cluster
     Service-Worker-Allowed    unchanged                            narrowed to the cluster's prefix
     Clear-Site-Data           unchanged                            dropped
+    NEL, Report-To            unchanged                            dropped
     Alt-Svc                   dropped                              dropped
 
 A request is by path if its target has a `stripped` prefix. A cluster parser without one is as by host.
@@ -42,6 +43,9 @@ MOST_WARNED = 10_000
 """Clusters that had their WARNING. Without tokens and certificates an agent may name any cluster."""
 ATTRIBUTE_BYTES = 1024
 """Browsers ignore an attribute with a longer value."""
+
+OF_ORIGIN = frozenset({b"alt-svc", b"clear-site-data", b"nel", b"report-to"})
+"""Fields that hold for the whole origin. `NEL` would report each URL of the other clusters to a server of this one."""
 
 HOST_PREFIX = b"__host-"
 """Browsers accept such a cookie only with `Path=/`, which reaches every cluster of the hub."""
@@ -147,7 +151,7 @@ def isolate_by_path(prefix: bytes, is_root: bool, fields: Fields) -> tuple[Field
     dropped = 0
     for name, value in fields:
         lower = name.lower()
-        if lower == b"alt-svc" or lower == b"clear-site-data":
+        if lower in OF_ORIGIN:
             continue
         if lower == b"set-cookie":
             cookie = _cookie_of_root(prefix, value) if is_root else _cookie_of_path(prefix, value)

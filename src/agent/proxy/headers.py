@@ -52,7 +52,9 @@ WITH_URLS = frozenset(
         b"content-location",
         b"destination",
         b"location",
+        b"nel",
         b"refresh",
+        b"report-to",
         b"service-worker-allowed",
         b"set-cookie",
     }
