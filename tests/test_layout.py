@@ -67,7 +67,6 @@ COVERED_BY = {
     "agent/proxy/proxy": "proxy/test_requests proxy/test_responses",
     "agent/proxy/readers": "proxy/test_heads proxy/test_rules",
     "agent/proxy/relay": "proxy/test_requests proxy/test_responses proxy/test_faults",
-    "agent/proxy/request_reader": "proxy/test_heads proxy/test_head_twins",
     "agent/proxy/response_reader": "proxy/test_responses proxy/test_head_twins",
     "agent/proxy/response_writer": "proxy/test_responses proxy/test_http10",
     "agent/proxy/head_writer": "proxy/test_heads proxy/test_kept_heads",

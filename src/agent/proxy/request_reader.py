@@ -69,9 +69,12 @@ class RequestReader:
         if self._ends_with_id:
             end = len(head) - ID_LINE_BYTES
             if end > 0 and text[end : end + ID_FIELD_BYTES] == ID_FIELD:
-                # Without its id, a head of our hub is the same as the one before.
-                self.request_id = text[end + ID_FIELD_BYTES : end + ID_FIELD_BYTES + ID_BYTES]
-                bare = text[:end]
+                found = text[end + ID_FIELD_BYTES : end + ID_FIELD_BYTES + ID_BYTES]
+                # Other bytes may be the end of an id and further lines, which must be parsed. A hub that is believed by
+                # `trust_hub_fields` passes a user's field on.
+                if found.isalnum():
+                    # Without its id, a head of our hub is the same as the one before.
+                    self.request_id, bare = found, text[:end]
         request, target = last, self._last_target
         if request is None or bare != self._last_head:
             if bare is not head:
