@@ -25,8 +25,14 @@ class Answers(asyncio.Protocol):
         self.answered.set()
 
 
-@pytest.mark.parametrize(("bytes_in_field", "kept"), [(10, True), (KEPT_BYTES, False)], ids=["short", "long"])
-async def test_an_idle_connection_holds_no_long_head(bytes_in_field: int, kept: bool) -> None:
+@pytest.mark.parametrize(
+    ("bytes_in_target", "bytes_in_field", "kept", "head_kept"),
+    [(1, 10, True, True), (1, KEPT_BYTES, False, False), (KEPT_BYTES, 10, True, False)],
+    ids=["short", "long", "long target"],
+)
+async def test_an_idle_connection_holds_no_long_head(
+    bytes_in_target: int, bytes_in_field: int, kept: bool, head_kept: bool
+) -> None:
     upstreams = Upstreams()
     proxy = Proxy(route=refuse, upstreams=upstreams)
     near, far = create_pipe()
@@ -36,10 +42,13 @@ async def test_an_idle_connection_holds_no_long_head(bytes_in_field: int, kept: 
     near.set_protocol(answers)
     for _ in range(3):
         answers.answered.clear()
-        near.write(b"GET /x HTTP/1.1\r\nHost: a\r\nCookie: " + b"c" * bytes_in_field + b"\r\n\r\n")
+        target = b"x" * bytes_in_target
+        near.write(b"GET /" + target + b" HTTP/1.1\r\nHost: a\r\nCookie: " + b"c" * bytes_in_field + b"\r\n\r\n")
         await answers.answered.wait()
-        assert (connection._requests._last is not None) is kept
-        assert bool(connection._requests._last_head) is kept
+        requests = connection._requests
+        assert (requests._last is not None) is kept
+        assert bool(requests._last_head) is bool(requests._last_target) is head_kept
+        assert requests.own_target == b""
     near.close()
     proxy.close()
     await upstreams.close()

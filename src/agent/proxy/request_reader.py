@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..config.limits import ProxyLimits
 from .forwarded_fields import receive
-from .heads import Request, bound_upgrade, parse_request
+from .heads import KEPT_BYTES, Request, bound_upgrade, parse_request
 from .origin import HubOrigin, Origin
 from .pieces import Piece
 from .readers import RequestHeadReader
@@ -84,10 +84,10 @@ class RequestReader:
                 receive(request, self.origin)
                 if request.upgrade and self._is_base_hubs:
                     bound_upgrade(request, 0, "upgrade-base-hub")
-            if request.block:
-                self._last, self._last_target, self._last_head = request, target, bare
-            else:  # a long one would be held while the connection idles
-                self._last, self._last_target, self._last_head = None, b"", b""
+            # A long head is not kept, since the connection may idle.
+            self._last = request if request.block else None
+            is_kept = request.block != b"" and len(bare) <= KEPT_BYTES
+            self._last_target, self._last_head = (target, bare) if is_kept else (b"", b"")
         self.request, self.own_target = request, target
         if not self.request_id:
             self.request_id = request.request_id

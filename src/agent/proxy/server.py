@@ -279,11 +279,12 @@ class ClientConnection(ClientSide):
         begun = requests.has_begun()
         try:
             rest = requests.take(data, self._head_limits())
-            request, requests.request = requests.request, None
+            request, target = requests.request, requests.own_target
+            requests.request, requests.own_target = None, b""
             if request is not None:
                 self.request_id = requests.request_id or self.owner.request_ids.next()
                 self._in_hand = len(rest) > 0
-                self._begin(request, requests.own_target)
+                self._begin(request, target)
             elif not begun:
                 self._deadline = self.owner.clock.later(self.owner.limits.head_timeout_s)
             return rest
