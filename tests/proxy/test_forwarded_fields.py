@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from agent.proxy import ClientOrigin, HubOrigin, Origin, ProxyLimits
+from agent.proxy import forwarded_fields as module
 from agent.proxy.forwarded_fields import is_forwarding_field, receive
 from agent.proxy.heads import Request, parse_request
 
@@ -133,11 +134,30 @@ def test_the_forwarded_port_is_the_one_that_the_user_sees(host: str, port: str) 
         ("6.6.6.6, unknown, 10.1.1.1", "10.1.1.1, 10.0.0.1", "10.1.1.1"),
         ("10.2.2.2", "10.2.2.2, 10.0.0.1", "10.2.2.2"),
         (",, ,", "10.0.0.1", "10.0.0.1"),
+        ("fe80::1%eth0", "fe80::1, 10.0.0.1", "fe80::1"),
+        ('fe80::1%é "x y"', "fe80::1, 10.0.0.1", "fe80::1"),
+        ("[fe80::1%a;b]:80", "fe80::1, 10.0.0.1", "fe80::1"),
+        ("::ffff:10.2.2.2", "10.2.2.2, 10.0.0.1", "10.2.2.2"),
+        ("6.6.6.6, ::ffff:203.0.113.9", "203.0.113.9, 10.0.0.1", "203.0.113.9"),
+        ("203.0.113.9" + ", 10.1.1.1" * 40, "10.1.1.1, " * 32 + "10.0.0.1", "10.1.1.1"),
+        ("1" * 5000, "10.0.0.1", "10.0.0.1"),
     ],
 )
 def test_a_trusted_proxy_names_the_user_and_nobody_before_it(said: str, chain: str, peer: str) -> None:
     request = received(BALANCER, ("X-Forwarded-For", said))
     assert (written(request)["X-Forwarded-For"], request.peer) == (chain, peer)
+
+
+def test_no_long_value_is_kept() -> None:
+    """Users write a part of what a trusted party sends."""
+    kept = (module._kept_address, module._kept_prefix)
+    for each in kept:
+        each.cache_clear()
+    for number in range(5):
+        long = f"{number}" + "a" * 5000
+        for origin in (BALANCER, OUR_HUB):
+            received(origin, ("X-Forwarded-For", long), ("X-Forwarded-Prefix", "/" + long))
+    assert [each.cache_info().currsize for each in kept] == [0, 0]
 
 
 def test_a_trusted_proxy_is_believed() -> None:

@@ -12,9 +12,9 @@ A field counts in every spelling: case, and any mark in place of "-". Servers th
 from __future__ import annotations
 
 import functools
-import ipaddress
 import re
 
+from ..syntax import find_address
 from .headers import Fields
 from .heads import Request
 from .origin import NO_HOST, ClientOrigin, HubOrigin, Origin
@@ -76,6 +76,9 @@ _ENCODED_DOT_OR_SLASH = re.compile(rb"%(?:2[ef]|5c|00)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(?::[0-9]{1,5})?")
 HOST_BYTES = 261
+ADDRESS_BYTES = 80  # IPv6 with a zone, in brackets with a port
+MOST_HOPS = 32
+"""Addresses of X-Forwarded-For that are read, from its end."""
 
 _HARMLESS: set[bytes] = set()  # other names, in the sender's spelling, since the same few names repeat
 _HARMLESS_NAMES, _HARMLESS_BYTES = 512, 64
@@ -198,7 +201,7 @@ def _peer_of_chain(value: bytes, origin: ClientOrigin) -> tuple[str, bytes]:
     The last address that no trusted proxy has is the user's. A user can write anything before it, so that is dropped.
     """
     chain = [origin.peer]
-    for part in reversed(value.split(b",")) if value else ():
+    for part in reversed(value.rsplit(b",", MOST_HOPS)) if value else ():
         if len(chain) > 1 and not origin.trusts(chain[0]):
             break
         address = _address(part.strip())
@@ -208,20 +211,20 @@ def _peer_of_chain(value: bytes, origin: ClientOrigin) -> tuple[str, bytes]:
     return chain[0], ", ".join(chain).encode()
 
 
-@functools.lru_cache(maxsize=4096)
 def _address(value: bytes) -> str:
-    """An IP address, perhaps with a port and in brackets, as plain text. "" for anything else."""
-    text = value[:64].decode("latin-1")
+    """An IP address, perhaps with a port and in brackets, as plain text without a zone. "" for anything else."""
+    return _kept_address(value) if len(value) <= ADDRESS_BYTES else ""  # the cache must hold no long value
+
+
+@functools.lru_cache(maxsize=4096)
+def _kept_address(value: bytes) -> str:
+    text = value.decode("latin-1")
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
         text = text.partition(":")[0]
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return ""
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return str(mapped or address)
+    address = find_address(text)
+    return "" if address is None else str(address)
 
 
 def _port_of(host: bytes) -> int:
@@ -233,11 +236,15 @@ def _port(value: bytes) -> int:
     return int(value) if value.isdigit() and len(value) <= 5 and 0 < int(value) <= 65535 else 0
 
 
-@functools.lru_cache(maxsize=4096)
 def _prefix(value: bytes) -> bytes:
     """A path without a trailing slash, or b"" if it can't be a prefix."""
     prefix = value.rstrip(b"/")
     if len(prefix) > PREFIX_BYTES or _PREFIX.fullmatch(prefix) is None or _ENCODED_DOT_OR_SLASH.search(prefix):
+    return _kept_prefix(value) if len(value) <= PREFIX_BYTES else b""  # as for addresses
+
+
+@functools.lru_cache(maxsize=4096)
+def _kept_prefix(value: bytes) -> bytes:
         return b""
     return prefix
 
