@@ -28,8 +28,11 @@ from .whole_peers import START_TIMEOUT_S, NginxServer, Origin, curl, free_port, 
 USER = "127.0.0.2"
 SPOOFED = "192.0.2.66"
 SPOOFS = ("-H", f"X-Real-IP: {SPOOFED}", "-H", f"X-Forwarded-Host: {SPOOFED}", "-H", "X-Forwarded-Proto: ftp")
+NAMES = ("X-Forwarded-Host", "X-Forwarded-Prefix", "X-Forwarded-User", "X-Request-Id")
+MORE_SPOOFS = tuple(word for name in NAMES for word in ("-H", f"{name}: /{SPOOFED}"))
 TRUSTED: dict[str, Any] = {"trusted_proxies": ("127.0.0.1",)}
 BY_HEADER: dict[str, Any] = {**TRUSTED, "proxy_protocol": True}
+USERS_FIELDS = "^(x-(forwarded|real|client|remote|original|rewrite|ssl|request-id|scheme)|ssl-client|true-client)"
 STREAM_MODULE = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
@@ -195,6 +198,7 @@ async def test_haproxy_sends_the_users_address_in_a_field(tmp_path: pathlib.Path
     async with hub_with_agent(**TRUSTED) as (port, target):
         lines = (
             "mode http",
+            f"http-request del-header {USERS_FIELDS} -m reg",
             "http-request set-header X-Forwarded-For %[src]",
             "http-request set-header X-Forwarded-Proto https",
             "http-request set-header X-Forwarded-Port 443",
@@ -202,9 +206,10 @@ async def test_haproxy_sends_the_users_address_in_a_field(tmp_path: pathlib.Path
         )
         front = await asyncio.to_thread(haproxy, tmp_path, *lines)
         try:
-            await get(f"http://127.0.0.1:{front.port}")
+            await get(f"http://127.0.0.1:{front.port}", *SPOOFS, *MORE_SPOOFS)
             assert {(each.peer, each.is_trusted) for each in origins} == {("127.0.0.1", True)}
             assert_fields(target, forwarded_for=f"{USER}, 127.0.0.1", proto="https", port=443)
+            assert SPOOFED not in "".join(target.headers.values())
         finally:
             await asyncio.to_thread(front.close)
 
@@ -220,13 +225,18 @@ async def test_nginx_sends_the_users_address_in_a_field(tmp_path: pathlib.Path, 
                 proxy_set_header X-Forwarded-For $remote_addr;
                 proxy_set_header X-Forwarded-Proto $scheme;
                 proxy_set_header X-Forwarded-Port $server_port;
+                proxy_set_header X-Forwarded-Host $host;
+                proxy_set_header X-Forwarded-Prefix "";
+                proxy_set_header X-Request-Id $request_id;
+                proxy_set_header X-Forwarded-User "";
             }}
         """
         front = await asyncio.to_thread(NginxServer, tmp_path, location)
         try:
-            await get(front.url)
+            await get(front.url, *MORE_SPOOFS)
             assert {(each.peer, each.is_trusted) for each in origins} == {("127.0.0.1", True)}
             assert_fields(target, forwarded_for=f"{USER}, 127.0.0.1", proto="http", port=front.port)
+            assert SPOOFED not in "".join(target.headers.values())
         finally:
             await asyncio.to_thread(front.close)
 
