@@ -67,6 +67,20 @@ def test_a_name_alone_is_redirected_to_the_root(target: bytes, location: bytes, 
         clusters.check_root(request, located)
 
 
+@pytest.mark.parametrize("target", [b"/c12", b"/c1x", b"/c1?", b"/c1-", b"/c", b"/c1_", b"/c1?/", b"/"])
+def test_an_earlier_request_changes_no_cluster(target: bytes) -> None:
+    fresh, used = ByPath(), ByPath()
+    assert used.locate(head(b"/c1/")).cluster == "c1"
+
+    def found(clusters: ByPath) -> object:
+        try:
+            return clusters.locate(head(target))
+        except Refused as refused:
+            return refused.status
+
+    assert found(used) == found(fresh)
+
+
 def test_a_redirect_keeps_the_prefix_of_a_proxy_in_front() -> None:
     clusters, request = ByPath(), head(b"/c1?x", prefix="/tunnel")
     with pytest.raises(Redirected) as caught:

@@ -253,13 +253,13 @@ def _port(value: bytes) -> int:
 
 def _prefix(value: bytes) -> bytes:
     """A path without a trailing slash, or b"" if it can't be a prefix."""
-    prefix = value.rstrip(b"/")
-    if len(prefix) > PREFIX_BYTES or _PREFIX.fullmatch(prefix) is None or _ENCODED_DOT_OR_SLASH.search(prefix):
     return _kept_prefix(value) if len(value) <= PREFIX_BYTES else b""  # as for addresses
 
 
 @functools.lru_cache(maxsize=4096)
 def _kept_prefix(value: bytes) -> bytes:
+    prefix = value.rstrip(b"/")
+    if _PREFIX.fullmatch(prefix) is None or _ENCODED_DOT_OR_SLASH.search(prefix):
         return b""
     return prefix
 
