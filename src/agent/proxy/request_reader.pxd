@@ -23,8 +23,8 @@ cdef class RequestReader:
     cdef public bytes _last_head, _last_target
 
     @cython.locals(
-        head=bytes, bare=bytes, found=bytes, text=cython.p_uchar, end=Py_ssize_t, last=Request, request=Request, target=bytes,
-        is_kept=bint,
+        head=bytes, bare=bytes, found=bytes, text=cython.p_uchar, end=Py_ssize_t, last=Request, request=Request,
+        target=bytes, is_kept=bint,
     )
     cpdef take(self, data, limits)
     cpdef bint has_begun(self) except -1
