@@ -3,10 +3,13 @@ cimport cython
 
 from agent.proxy.heads cimport Request
 
-cdef set _HARMLESS
+cdef dict _NOTED
 
 
-@cython.locals(fields=list, kept=list, found=list, at=Py_ssize_t, field=tuple, name=bytes)
+@cython.locals(fields=list, kept=list, found=list, at=Py_ssize_t, field=tuple, name=bytes, is_forwarding=object)
 cpdef receive(Request request, origin)
 cdef _from_client(Request request, origin, list found)
+
+
+@cython.locals(size=Py_ssize_t, field=tuple)
 cdef _from_hub(Request request, origin, list found)

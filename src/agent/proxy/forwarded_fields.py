@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
+from typing import NamedTuple
 
 from ..syntax import find_address
 from .headers import Fields
@@ -95,8 +96,11 @@ ADDRESS_BYTES = 80  # IPv6 with a zone, in brackets with a port
 MOST_HOPS = 32
 """Addresses of X-Forwarded-For that are read, from its end."""
 
-_HARMLESS: set[bytes] = set()  # other names, in the sender's spelling, since the same few names repeat
-_HARMLESS_NAMES, _HARMLESS_BYTES = 512, 64
+_NOTED: dict[bytes, bool] = {}  # whether a field is one of forwarding, since the same few names repeat
+_NOTED_NAMES, _NOTED_BYTES = 512, 64
+
+KEPT_BYTES = 1024
+"""The most bytes of values whose lines or facts are kept. The requests of a connection mostly have equal ones."""
 
 
 def is_forwarding_field(name: bytes) -> bool:
@@ -112,7 +116,10 @@ def receive(request: Request, origin: Origin) -> None:
     found: Fields | None = None
     for at, field in enumerate(fields):
         name = field[0]
-        if name in _HARMLESS or _is_harmless(name):
+        is_forwarding = _NOTED.get(name)
+        if is_forwarding is None:
+            is_forwarding = _note(name)
+        if not is_forwarding:
             if kept is not None:
                 kept.append(field)
         elif found is None:
@@ -128,20 +135,20 @@ def receive(request: Request, origin: Origin) -> None:
         _from_client(request, origin, found or [])
 
 
-def _is_harmless(name: bytes) -> bool:
-    if is_forwarding_field(name):
-        return False
-    if len(name) <= _HARMLESS_BYTES:
-        if len(_HARMLESS) >= _HARMLESS_NAMES:
-            _HARMLESS.clear()
-        _HARMLESS.add(name)
-    return True
+def _note(name: bytes) -> bool:
+    """Whether a field is one of forwarding, remembered by the sender's spelling."""
+    is_forwarding = is_forwarding_field(name)
+    if len(name) <= _NOTED_BYTES:
+        if len(_NOTED) >= _NOTED_NAMES:
+            _NOTED.clear()
+        _NOTED[name] = is_forwarding
+    return is_forwarding
 
 
 def _from_client(request: Request, origin: ClientOrigin, found: Fields) -> None:
     """Note who asks, and write the fields that are the same for every target."""
     peer, scheme, host, named_port = origin.peer, origin.scheme, request.host, 0
-    chain = peer.encode()
+    chain = b""
     if origin.is_trusted and found:
         said = _exact(found)
         _keep(request, [field for field in found if field[0].lower() not in REWRITTEN and _is_exact(field[0])])
@@ -153,10 +160,16 @@ def _from_client(request: Request, origin: ClientOrigin, found: Fields) -> None:
         named_port = _port(said.get(PORT, b""))
         _set_prefix(request, _prefix(said.get(PREFIX, b"")))
         request.request_id = _request_id(said.get(REQUEST_ID, b""))
-    request.peer, request.scheme, request.public_host = peer, scheme, host.decode("ascii")
+    request.peer, request.scheme = peer, scheme
+    write = _kept_lines if len(host) + len(chain) <= KEPT_BYTES else _lines
+    request.forwarding, request.public_host = write(chain or peer.encode(), scheme, host, named_port, origin.port)
+
+
+def _lines(chain: bytes, scheme: str, host: bytes, named_port: int, own_port: int) -> tuple[bytes, str]:
+    """The lines that the edge writes, and the host as text."""
     out = [b"X-Forwarded-For: ", chain, b"\r\n"] if chain else []
     out += [b"X-Forwarded-Proto: ", scheme.encode()]
-    port = named_port or origin.port
+    port = named_port or own_port
     if host:
         out += [b"\r\nX-Forwarded-Host: ", host]
         # The port that the user sees: a port mapping in front may hide the socket's.
@@ -164,27 +177,62 @@ def _from_client(request: Request, origin: ClientOrigin, found: Fields) -> None:
     if port:
         out.append(b"\r\nX-Forwarded-Port: %d" % port)
     out.append(b"\r\n")
-    request.forwarding = b"".join(out)
+    return b"".join(out), host.decode("ascii")
+
+
+_kept_lines = functools.lru_cache(maxsize=1024)(_lines)
+
+
+class _Facts(NamedTuple):
+    """A trusted hub's report. fields: those that the target gets unchanged. has_host: the user sent a Host."""
+
+    fields: Fields
+    peer: str
+    scheme: str
+    public_host: str
+    prefix: bytes
+    request_id: bytes
+    has_host: bool
 
 
 def _from_hub(request: Request, origin: HubOrigin, found: Fields) -> None:
     """Note what a trusted hub reports. The target gets its fields, except those that the agent writes."""
-    host = request.host.decode("ascii")
     if not origin.is_trusted:
-        request.public_host = host
+        request.public_host = request.host.decode("ascii")
         _set_prefix(request, origin.prefix.encode())
         return
-    said = _exact(found)
-    if request.host == NO_HOST and said.get(HOST) != NO_HOST:
-        request.host, request.received, host = b"", request.fields, ""
-    _keep(request, [field for field in found if field[0].lower() not in (PREFIX, REQUEST_ID) and _is_exact(field[0])])
-    request.peer = _address(said.get(FOR, b"").partition(b",")[0].strip())
-    request.scheme = "https" if said.get(PROTO) == b"https" else "http"
+    size = 0
+    for field in found:
+        size += len(field[1])
+    read = _kept_facts if size + len(request.host) <= KEPT_BYTES else _facts
+    facts = read(tuple(found), request.host)
+    if not facts.has_host:
+        request.host, request.received = b"", request.fields
+    _keep(request, facts.fields)
+    request.peer, request.scheme, request.public_host = facts.peer, facts.scheme, facts.public_host
+    request.request_id = facts.request_id
+    _set_prefix(request, facts.prefix)
+
+
+def _facts(found: tuple[tuple[bytes, bytes], ...], host: bytes) -> _Facts:
+    said = _exact(list(found))
+    fields = [field for field in found if field[0].lower() not in (PREFIX, REQUEST_ID) and _is_exact(field[0])]
+    has_host = host != NO_HOST or said.get(HOST) == NO_HOST
+    public_host = host if has_host else b""
     if len(said.get(HOST, b"")) <= HOST_BYTES and _HOST.fullmatch(said.get(HOST, b"")):
-        host = said[HOST].decode("ascii")
-    request.public_host = host
-    _set_prefix(request, _prefix(said.get(PREFIX, b"")))
-    request.request_id = _request_id(said.get(REQUEST_ID, b""))
+        public_host = said[HOST]
+    return _Facts(
+        fields,
+        _address(said.get(FOR, b"").partition(b",")[0].strip()),
+        "https" if said.get(PROTO) == b"https" else "http",
+        public_host.decode("ascii"),
+        _prefix(said.get(PREFIX, b"")),
+        _request_id(said.get(REQUEST_ID, b"")),
+        has_host,
+    )
+
+
+_kept_facts = functools.lru_cache(maxsize=1024)(_facts)
 
 
 def _set_prefix(request: Request, prefix: bytes) -> None:
