@@ -21,10 +21,12 @@ __all__ = [
     "check_label",
     "check_route",
     "find_address",
+    "fold_field_name",
     "has_dot_segments",
     "is_ip_address",
     "is_label",
     "is_loopback",
+    "is_origin_form",
     "parse_address",
     "parse_network",
     "parse_reference",
@@ -50,6 +52,8 @@ LABEL_RULE = "one RFC 1123 label: 1 to 63 of a-z, 0-9 and '-', with a letter or 
 _DOT_SEGMENT = re.compile(rb"(?:^|/|\\|%2f|%5c)(?:\.|%2e){1,2}(?:/|\\|;|%2f|%5c|%3b|%00|\Z)", re.IGNORECASE)
 _DOMAIN_CHARS = 253 - 64
 """A name has 253 characters (RFC 1035, section 2.3.4). A cluster's label and its dot take up to 64 of them."""
+_ORIGIN_FORM = re.compile(rb"/[!-\"$-\[\]-~]*")  # visible ASCII without "#" and "\"
+_FOLDED = bytes(byte if chr(byte).isalnum() and byte < 0x80 else ord("-") for byte in bytes(range(256)).lower())
 _PLAIN_DOTS = re.compile(rb"(?:/\.)+(?=/)")
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[-A-Za-z0-9_.]{0,251}[A-Za-z0-9_])?\.?")  # "_": names in compose files
@@ -311,6 +315,20 @@ def _is_host(text: str) -> bool:
     if name.startswith("["):
         return _is_ipv6(name[1:-1])
     return _HOST_NAME.fullmatch(name) is not None and ".." not in name
+
+
+def is_origin_form(target: bytes) -> bool:
+    """Whether a request target is a path in visible ASCII, without a fragment and backslashes (RFC 9112, 3.2.1)."""
+    return _ORIGIN_FORM.fullmatch(target) is not None
+
+
+def fold_field_name(name: bytes) -> bytes:
+    """Return a field's name in lower case, with "-" for each byte that is not a letter or digit.
+
+    Servers that pass fields as CGI variables treat "_" as "-" (RFC 3875, section 4.1.18), and some treat any mark so.
+    A field that must not pass in one spelling must not pass in another.
+    """
+    return name.translate(_FOLDED)
 
 
 def readable(text: str | bytes, most: int = PEER_CHARS) -> str:

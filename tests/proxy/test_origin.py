@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.proxy.origin import ClientOrigin, origin_of, plain_address
+from agent.proxy.origin import ClientOrigin, origin_of
 
 
 class FakeTransport(asyncio.BaseTransport):
@@ -28,12 +28,3 @@ class FakeTransport(asyncio.BaseTransport):
 )
 def test_the_socket_names_the_user(extra: dict[str, Any], origin: ClientOrigin) -> None:
     assert origin_of(FakeTransport(extra)) == origin
-
-
-def test_a_plain_address_has_no_zone_and_no_mapping() -> None:
-    assert [plain_address(each) for each in ("::1", "::ffff:10.0.0.1", "fe80::1%lo", "::ffff:0:1")] == [
-        "::1",
-        "10.0.0.1",
-        "fe80::1",
-        "::ffff:0:1",
-    ]

@@ -30,7 +30,7 @@ from collections.abc import Callable
 
 from ..errors import AgentError, Refused
 from ..messages import RequestHead, Target
-from ..syntax import has_dot_segments, without_plain_dots
+from ..syntax import has_dot_segments, is_origin_form, without_plain_dots
 from .clusters import Located, host_name
 
 __all__ = ["Isolation", "isolate_by_host", "isolate_by_path"]
@@ -51,7 +51,6 @@ HOST_PREFIX = b"__host-"
 """Browsers accept such a cookie only with `Path=/`, which reaches every cluster of the hub."""
 
 _ABSOLUTE = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
-_ORIGIN_FORM = re.compile(rb"/[!-\"$-\[\]-~]*")  # visible ASCII without "#" and "\"
 _DEFAULT_PORTS = {b"http": ":80", b"https": ":443"}
 _BLANK = bytes(range(0x21)) + b"\x7f"
 """Browsers remove blanks and tabs around a name or value. The rest is not valid, and read as a blank by some."""
@@ -97,7 +96,7 @@ class Isolation:
             own, other = (_without_port(each, port) for each in (head.host, authority.decode("latin-1")))
             if not own or own != other:
                 raise _refused("it is on another host than the request")
-        if _ORIGIN_FORM.fullmatch(path) is None or path.startswith(b"//"):
+        if not is_origin_form(path) or path.startswith(b"//"):
             raise _refused("it is no absolute URL or path in visible ASCII, without a fragment")
         bare, mark, query = path.partition(b"?")
         bare = without_plain_dots(bare)
@@ -256,7 +255,7 @@ def _scope_of_path(prefix: bytes, value: bytes) -> bytes:
     Without the field, the widest scope is the script's own folder, which is below the prefix. Browsers compare scopes
     as text, so `/c1` without a slash reaches `/c10/`, too.
     """
-    if _ORIGIN_FORM.fullmatch(value) is None or value.startswith(b"//") or has_dot_segments(value):
+    if not is_origin_form(value) or value.startswith(b"//") or has_dot_segments(value):
         return b""
     if value == prefix:
         return value + b"/"

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from ..errors import PolicyError, Redirected, Refused
 from ..messages import RequestHead
-from ..syntax import has_dot_segments, is_label
+from ..syntax import has_dot_segments, is_label, is_origin_form
 from ..x509.certificate import names_in_pem
 from .known_clusters import UNKNOWN, UNKNOWN_SEGMENT
 
@@ -46,7 +46,6 @@ FOREIGN_HOST = "the hub does not serve this host: it must be <cluster>.%s"
 UNKNOWN_HOST = "the hub knows no such cluster: the host must be a cluster's name before the domain, as in <cluster>.%s"
 PATH_RULE = "a name and a path in visible ASCII that begins with /, without #, backslashes and dot segments"
 
-_ORIGIN_FORM = re.compile(rb"/[!-\"$-\[\]-~]*")  # visible ASCII without "#" and "\"
 _PORT = re.compile(r":[0-9]*\Z", re.ASCII)
 
 
@@ -205,7 +204,7 @@ def _checked(path: object) -> bytes:
         path = path.encode("ascii")
     if not isinstance(path, bytes):
         raise PolicyError("cluster_parser", PATH_RULE, f"a path of the type {type(path).__name__}")
-    if _ORIGIN_FORM.fullmatch(path) is None or has_dot_segments(path.partition(b"?")[0]):
+    if not is_origin_form(path) or has_dot_segments(path.partition(b"?")[0]):
         raise PolicyError("cluster_parser", PATH_RULE, "another path")
     return path
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 from typing import Protocol, runtime_checkable
 
 from ..messages import RequestHead, Target
+from ..syntax import fold_field_name
 
 __all__ = ["Anonymous", "RequestProcessor", "is_identity_header"]
 
@@ -31,11 +32,6 @@ class RequestProcessor(Protocol):
         ...
 
 
-# Lower case, and every byte that is not a letter or digit as "-". Servers that pass headers as CGI variables treat "_"
-# as "-" (RFC 3875, section 4.1.18), and some treat any mark as "-". So X_Remote_User must not pass where X-Remote-User
-# does not.
-_PLAIN = bytes(byte if chr(byte).isalnum() and byte < 0x80 else ord("-") for byte in bytes(range(256)).lower())
-
 # X-Remote-Uid: Kubernetes 1.32 and later, `--requestheader-uid-headers`.
 _REMOTE = frozenset({b"x-remote-user", b"x-remote-group", b"x-remote-uid"})
 
@@ -47,7 +43,7 @@ def is_identity_header(name: bytes) -> bool:
     """
     if not name.startswith((b"i", b"I", b"x", b"X")):
         return False
-    plain = name.translate(_PLAIN)
+    plain = fold_field_name(name)
     return plain.startswith((b"impersonate-", b"x-remote-extra-")) or plain in _REMOTE
 
 

@@ -1,7 +1,7 @@
 """Cleans a request of forwarding fields, and writes the proxy's: who asks, by which scheme, host, port and prefix.
 
     from a user             all are dropped             For, Proto, Host, Port, Prefix and X-Request-Id are written
-    from a trusted proxy    those five are believed     the same, with the proxy's address appended to For
+    from a trusted proxy    all are believed            the same, with the proxy's address appended to For
     from a trusted hub      all are kept                Prefix gets what a route cut
     from another hub        all are dropped             Prefix is the cluster's path
 
@@ -15,14 +15,13 @@ import functools
 import re
 from typing import NamedTuple
 
-from ..syntax import find_address
+from ..syntax import find_address, fold_field_name
 from .headers import Fields
 from .heads import Request
 from .origin import NO_HOST, ClientOrigin, HubOrigin, Origin
 
 __all__ = ["is_forwarding_field", "receive"]
 
-_PLAIN = bytes(byte if chr(byte).isalnum() and byte < 0x80 else ord("-") for byte in bytes(range(256)).lower())
 
 _NAMES = frozenset(
     {
@@ -105,7 +104,7 @@ KEPT_BYTES = 1024
 
 def is_forwarding_field(name: bytes) -> bool:
     """Whether a field reports a request's way or id, in any case or spelling."""
-    plain = name.translate(_PLAIN)
+    plain = fold_field_name(name)
     return plain in _NAMES or plain.startswith(_BEGINNINGS)
 
 
@@ -249,7 +248,7 @@ def _exact(found: Fields) -> dict[bytes, bytes]:
 
 
 def _is_exact(name: bytes) -> bool:
-    return name.lower() == name.translate(_PLAIN)
+    return name.lower() == fold_field_name(name)
 
 
 def _keep(request: Request, fields: Fields) -> None:

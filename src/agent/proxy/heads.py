@@ -22,7 +22,7 @@ import httptools
 
 from ..config.limits import ProxyLimits
 from ..errors import AgentError
-from ..syntax import has_dot_segments, without_plain_dots
+from ..syntax import has_dot_segments, is_origin_form, without_plain_dots
 from .fast_parser import (
     PLAIN_METHODS,
     USES_FAST_PARSER,
@@ -130,7 +130,6 @@ LINE_EXTRA_BYTES = METHOD_BYTES + len("  HTTP/1.1")
 
 PLAIN_LINE = re.compile(rb"(GET|POST|PUT|DELETE|PATCH|HEAD) (/[!-\"$-\[\]-~]*) HTTP/1\.([01])")
 REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!-~]+) HTTP/([0-9])\.([0-9])")
-ORIGIN_FORM = re.compile(rb"/[!-\"$-\[\]-~]*")  # visible ASCII without "#" and "\"
 NOT_IN_LINE = re.compile(rb"[^ -~]")
 HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)(?=:|\Z)")
 MAX_PORT = 65535
@@ -380,7 +379,7 @@ def check_line(line: bytes, limits: ProxyLimits) -> tuple[bytes, bytes, bytes]:
             raise malformed_line(RULES["target-asterisk"])
     elif target[:1] != b"/":
         raise malformed_line(RULES["target-form"])
-    elif ORIGIN_FORM.fullmatch(target) is None:
+    elif not is_origin_form(target):
         raise malformed_line(RULES["target-byte"])
     elif target.find(b"%") >= 0 or target.find(b"/.") >= 0:
         path, mark, query = target.partition(b"?")

@@ -6,7 +6,9 @@ import asyncio
 import dataclasses
 from collections.abc import Callable
 
-__all__ = ["A_HUB", "A_USER", "NO_HOST", "ClientOrigin", "HubOrigin", "Origin", "origin_of", "plain_address"]
+from ..syntax import find_address
+
+__all__ = ["A_HUB", "A_USER", "NO_HOST", "ClientOrigin", "HubOrigin", "Origin", "origin_of"]
 
 
 def _nobody(address: str) -> bool:
@@ -63,14 +65,9 @@ A_USER = ClientOrigin()
 def origin_of(transport: asyncio.BaseTransport) -> ClientOrigin:
     """Return the user at the other end of a transport, by its socket."""
     peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+    address = find_address(peer[0]) if isinstance(peer, tuple) else None
     return ClientOrigin(
-        peer=plain_address(peer[0]) if isinstance(peer, tuple) else "",
+        peer="" if address is None else str(address),
         scheme="http" if transport.get_extra_info("ssl_object") is None else "https",
         port=own[1] if isinstance(own, tuple) else 0,
     )
-
-
-def plain_address(address: str) -> str:
-    """Return an IP address without a zone. An IPv4-mapped IPv6 address becomes IPv4."""
-    address = address.partition("%")[0]
-    return address[7:] if address.startswith("::ffff:") and "." in address else address
