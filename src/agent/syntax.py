@@ -15,7 +15,9 @@ __all__ = [
     "PEER_CHARS",
     "SOCKET_PATH_BYTES",
     "Address",
+    "ConnectEntry",
     "IpAddress",
+    "IpNetwork",
     "Route",
     "check_domain",
     "check_label",
@@ -28,6 +30,8 @@ __all__ = [
     "is_loopback",
     "is_origin_form",
     "parse_address",
+    "parse_authority",
+    "parse_connect_entry",
     "parse_network",
     "parse_reference",
     "parse_route",
@@ -50,7 +54,8 @@ LABEL_RULE = "one RFC 1123 label: 1 to 63 of a-z, 0-9 and '-', with a letter or 
 # as a separator. Some targets also treat a backslash as one, and some cut a segment at ";" or at a NUL. The pattern
 # matches every segment that climbs in any of them.
 _DOT_SEGMENT = re.compile(rb"(?:^|/|\\|%2f|%5c)(?:\.|%2e){1,2}(?:/|\\|;|%2f|%5c|%3b|%00|\Z)", re.IGNORECASE)
-_DOMAIN_CHARS = 253 - 64
+_NAME_CHARS = 253
+_DOMAIN_CHARS = _NAME_CHARS - 64
 """A name has 253 characters (RFC 1035, section 2.3.4). A cluster's label and its dot take up to 64 of them."""
 _ORIGIN_FORM = re.compile(rb"/[!-\"$-\[\]-~]*")  # visible ASCII without "#" and "\"
 _FOLDED = bytes(byte if chr(byte).isalnum() and byte < 0x80 else ord("-") for byte in bytes(range(256)).lower())
@@ -59,6 +64,10 @@ _PLAIN_DOTS = re.compile(rb"(?:/\.)+(?=/)")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[-A-Za-z0-9_.]{0,251}[A-Za-z0-9_])?\.?")  # "_": names in compose files
 _HOST_FIELD = re.compile(r"([^:\s]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?", re.ASCII)
 _REFERENCE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+_AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_](?:[-A-Za-z0-9_.]{0,251}[A-Za-z0-9_])?\.?):[0-9]{1,5}")
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
+_PORTS = re.compile(r"([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?")
+_BRACKETED = re.compile(r"\[([^\[\]]*)\](/[0-9]{1,3})?")
 _NETWORK = re.compile(r"[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?")  # without a zone, and without a netmask
 _VISIBLE_ASCII = re.compile(r"[!-~]*")
 # Everything but visible ASCII, and "#": RFC 9112 section 3.2.1 has no fragment in a request target.
@@ -221,6 +230,77 @@ def parse_network(text: str) -> IpNetwork:
         assert first is not None
         return ipaddress.IPv4Network((first, found.prefixlen - 96))
     return found
+
+
+def parse_authority(text: str) -> Address:
+    """Parse the target of a CONNECT, `HOST:PORT` with an IPv6 address in brackets. Raises ValueError.
+
+    RFC 9110, section 9.3.6: the port is never left out. A zone, user information and percent-encoding are wrong.
+    """
+    if not _AUTHORITY.fullmatch(text) or ".." in text:
+        raise ValueError("must be HOST:PORT, an IPv6 address in brackets")
+    return parse_address(text)
+
+
+class ConnectEntry(NamedTuple):
+    """An entry of `connect_allow`: a name or a network, and the ports of it.
+
+    name: in lower case without a trailing dot, with `*.` before it for every name below. "" for a network.
+    network: None for a name.
+    """
+
+    name: str
+    network: IpNetwork | None
+    first_port: int
+    last_port: int
+
+    def __str__(self) -> str:
+        ports = str(self.first_port) if self.first_port == self.last_port else f"{self.first_port}-{self.last_port}"
+        if self.network is None:
+            return f"{self.name}:{ports}"
+        host = str(self.network.network_address if self.network.num_addresses == 1 else self.network)
+        return f"[{host}]:{ports}" if ":" in host else f"{host}:{ports}"
+
+    def has_port(self, port: int) -> bool:
+        """Whether the entry is for this port."""
+        return self.first_port <= port <= self.last_port
+
+    def has_name(self, name: str) -> bool:
+        """Whether the entry is for this name. name: in lower case without a trailing dot."""
+        if self.name.startswith("*."):
+            return name.endswith(self.name[1:]) and len(name) >= len(self.name)
+        return name == self.name
+
+
+def parse_connect_entry(text: str) -> ConnectEntry:
+    """Parse `NAME:PORTS`, `*.NAME:PORTS` or `NETWORK:PORTS`. PORTS is a port, or the first and last. Raises ValueError.
+
+    An IPv6 address is in brackets. An IPv6 network may be.
+    """
+    host, colon, ports_text = text.rpartition(":")
+    ports = _PORTS.fullmatch(ports_text)
+    if not colon or ports is None:
+        raise ValueError(f"must end with a port or a range, as db.prod.svc:5432 or *.svc:1-65535, not {text!r}")
+    first = int(ports[1])
+    last = int(ports[2] or first)
+    if not first <= last <= 65535:
+        raise ValueError(f"must have ports from 1 to 65535, the lower one first, not {text!r}")
+    bracketed = _BRACKETED.fullmatch(host)
+    if bracketed is not None:
+        host = bracketed[1] + (bracketed[2] or "")
+        if ":" not in host:
+            raise ValueError(f"must have brackets around IPv6 only, not {text!r}")
+    elif ":" in host and "/" not in host:
+        raise ValueError(f"must have an IPv6 address in brackets, not {text!r}")
+    if bracketed is not None or "/" in host or is_ip_address(host):
+        return ConnectEntry("", parse_network(host), first, last)
+    name = host.lower().removesuffix(".")
+    below = name.removeprefix("*.")
+    is_number = _NUMBER.fullmatch(below.rpartition(".")[2]) is not None  # an odd spelling of an address: 127.1
+    if is_number or not _HOST_NAME.fullmatch(below) or ".." in below or len(below) > _NAME_CHARS:
+        rule = "must have a DNS name, *. and a DNS name, an IP address or a network before its port"
+        raise ValueError(f"{rule}, not {text!r}")
+    return ConnectEntry(name, None, first, last)
 
 
 class Route(NamedTuple):
