@@ -41,7 +41,7 @@ class RequestHead:
     """An HTTP/1.1 request without its body, as parsed and checked (RFC 9112, section 3).
 
     method: an upper-case token.
-    target: the raw request target in origin-form, before any percent-decoding.
+    target: the raw request target in origin-form, before any percent-decoding. For CONNECT: in authority-form.
     version: "1.0" or "1.1".
     headers: (name, value) in the order received. Names have the client's spelling, values no surrounding white space.
     conn_id: the tunnel's connection.
@@ -116,6 +116,10 @@ class Target:
             head, and is part of the pool key (wire.md, safety rule 5).
         answers_expect: the proxy itself responds to `Expect: 100-continue`, and the target never sees it.
         party: the party behind `connect`, at fault if the connection fails.
+        cluster: the cluster's name, which a CONNECT to its agent carries.
+        is_raw: the target of a CONNECT, and no HTTP server. Behind the proxy's own 200 the connection's bytes are the
+            client's. Otherwise the target gets the CONNECT, and responds to it.
+        addresses: the addresses to dial, as `getaddrinfo` returns them, instead of looking up the URL's host.
 
     Attributes:
         scheme, host, port, path: the URL's parts, path with the query.
@@ -139,6 +143,9 @@ class Target:
     bounds_head: bool = False
     map_request: MapFields | None = None
     map_response: MapFields | None = None
+    cluster: str = ""
+    is_raw: bool = False
+    addresses: tuple[tuple[Any, ...], ...] = ()
     scheme: str = dataclasses.field(init=False, default="")
     host: str = dataclasses.field(init=False, default="")
     port: int = dataclasses.field(init=False, default=0)
@@ -188,6 +195,8 @@ class Target:
         made.answers_expect, made.party = self.answers_expect, self.party
         made.host_name, made.stripped = self.host_name, self.stripped
         made.bounds_head = self.bounds_head
+        made.cluster = self.cluster
+        made.is_raw, made.addresses = self.is_raw, self.addresses
         made.map_request, made.map_response = self.map_request, self.map_response
         made.scheme, made.host, made.port, made.path = self.scheme, self.host, self.port, self.path
         made.origin, made.authority = self.origin, self.authority

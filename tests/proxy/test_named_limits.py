@@ -106,7 +106,7 @@ CASES = [
 
 def test_every_limit_is_walked() -> None:
     names = {field.name for field in dataclasses.fields(ProxyLimits)}
-    assert {case.limit for case in CASES} | {"half_closed_idle_s"} == names - ENDS_NOTHING
+    assert {case.limit for case in CASES} | {"half_closed_idle_s", "connect_idle_s"} == names - ENDS_NOTHING
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[Any]:

@@ -43,6 +43,19 @@ LINES = {
     "version-form": [b"GET / http/1.1\r\n", b"GET / HTTP/1.10\r\n", b"GET / RTSP/1.0\r\n", b"GET / HTTP/1\r\n"],
     "target-asterisk": [b"GET * HTTP/1.1\r\n"],
     "target-form": [b"GET http://a/ HTTP/1.1\r\n", b"GET a HTTP/1.1\r\n", b"OPTIONS a:80 HTTP/1.1\r\n"],
+    "target-authority": [
+        b"CONNECT / HTTP/1.1\r\n",
+        b"CONNECT a HTTP/1.1\r\n",
+        b"CONNECT a: HTTP/1.1\r\n",
+        b"CONNECT a:0 HTTP/1.1\r\n",
+        b"CONNECT a:65536 HTTP/1.1\r\n",
+        b"CONNECT u@a:80 HTTP/1.1\r\n",
+        b"CONNECT http://a:80 HTTP/1.1\r\n",
+        b"CONNECT a..b:80 HTTP/1.1\r\n",
+        b"CONNECT [::1%25lo]:80 HTTP/1.1\r\n",
+        b"CONNECT ::1:80 HTTP/1.1\r\n",
+        b"CONNECT a%2eb:80 HTTP/1.1\r\n",
+    ],
     "target-byte": [b"GET /#f HTTP/1.1\r\n", b"GET /a\\b HTTP/1.1\r\n", b"GET /?a#b HTTP/1.1\r\n"],
     "dot-segment": [b"GET /a/.. HTTP/1.1\r\n", b"GET /%2e/a HTTP/1.1\r\n", b"GET /a/.%00/b HTTP/1.1\r\n"],
 }
@@ -93,6 +106,10 @@ REQUESTS = {
     "host-repeated": [FIRST + b"Host: a\r\n\r\n"],
     "host-value": [b"GET / HTTP/1.0\r\nHost: a, b\r\n\r\n", b"GET / HTTP/1.1\r\nHost: u@a\r\n\r\n"],
     "connection-names": [FIRST + b"Connection: close, Host\r\n\r\n", FIRST + b"Connection: impersonate_user\r\n\r\n"],
+    "connect-body": [
+        b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n",
+        b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ],
     "upgrade-body": [
         FIRST + UPGRADE % b"websocket" + b"Transfer-Encoding: chunked\r\n\r\n",
         FIRST + UPGRADE % b"tcp, Spdy/3.1" + b"Content-Length: 65537\r\n\r\n",
@@ -130,12 +147,12 @@ ELSEWHERE = {
 
 def request_ends(parts: list[bytes], fast: bool) -> tuple[int, str, str]:
     """Status, text and rule of the response to these bytes."""
-    reader = RequestHeadReader(LIMITS)
+    reader = RequestHeadReader(LIMITS, serves_connect=True)
     try:
         for part in parts:
             head, _ = reader.take(part)
             if head is not None:
-                parse_request(head, LIMITS, None, fast)
+                parse_request(head, LIMITS, None, fast, serves_connect=True)
     except Fault as fault:
         return fault.status, fault.reason, fault.rule
     raise AssertionError("nothing was found wrong")

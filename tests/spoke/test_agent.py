@@ -12,7 +12,7 @@ from agent.config.schema import AgentConfig, MemoryCommConfig, TargetLimitsConfi
 from agent.spoke.agent import Agent
 
 OLD = AgentConfig("127.0.0.1:1", "c1", use_memory_comm=True, routes=["/=http://127.0.0.1:2"])
-OTHERS = {name: value + 1 for name, value in dataclasses.asdict(TargetLimitsConfig()).items()}
+OTHERS = {name: (value or 0) + 1 for name, value in dataclasses.asdict(TargetLimitsConfig()).items()}
 NEW = dataclasses.replace(
     OLD,
     hub_address="127.0.0.1:3",

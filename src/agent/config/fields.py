@@ -160,8 +160,8 @@ def integer(help: str, *, default: int | None, low: int, high: int, unit: str, u
     return _field(default, Setting(help, convert, parse, unit.upper(), unset=unset))
 
 
-def seconds(help: str, *, default: float, low: float, high: float) -> Any:
-    """A time in seconds."""
+def seconds(help: str, *, default: float | None, low: float, high: float, unset: str = "") -> Any:
+    """A time in seconds. default: None means not set. unset: the help text for that."""
     rule = f"must be a number from {low:g} to {high:g} (seconds)"
 
     def parse(value: str) -> float:
@@ -170,13 +170,15 @@ def seconds(help: str, *, default: float, low: float, high: float) -> Any:
         except ValueError:
             raise ValueError(f"{rule}, not {value!r}") from None
 
-    def convert(value: Any) -> float:
+    def convert(value: Any) -> float | None:
+        if value is None and default is None:
+            return None
         right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not right or not low <= value <= high:
             raise ValueError(f"{rule}, not {value!r}")
         return float(value)
 
-    return _field(float(default), Setting(help, convert, parse, "SECONDS"))
+    return _field(None if default is None else float(default), Setting(help, convert, parse, "SECONDS", unset=unset))
 
 
 def _readable(path: str) -> str:

@@ -52,6 +52,7 @@ class ProxyLimits:
             end of a burst closes connections that the next burst dials again.
         half_closed_idle_s: silence before an upgraded connection closes whose client has sent its FIN. It applies if
             TLS could not pass the FIN on.
+        connect_idle_s: silence of both sides before a CONNECT's connection closes. None: no limit.
     buffer_bytes: bytes in a transport's write buffer before the other side's reading pauses.
     """
 
@@ -83,12 +84,14 @@ class ProxyLimits:
     idle_upstreams_per_target: int = 1000
     half_closed_s: float = 5.0
     half_closed_idle_s: float = 10.0
+    connect_idle_s: float | None = None
     buffer_bytes: int = 256 * KIB
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if not getattr(self, field.name) > 0:
-                raise ValueError(f"{field.name} must be positive, not {getattr(self, field.name)!r}")
+            value = getattr(self, field.name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{field.name} must be positive, not {value!r}")
 
     def later(self, *names: str) -> ProxyLimits:
         """Return a copy with these times a little longer.
@@ -110,5 +113,6 @@ class ProxyLimits:
     @property
     def tick_s(self) -> float:
         """The interval between checks of deadlines: short enough for the shortest deadline, at least 10 ms."""
-        shortest: float = min(getattr(self, f.name) for f in dataclasses.fields(self) if f.name.endswith("_s"))
+        times = (getattr(self, field.name) for field in dataclasses.fields(self) if field.name.endswith("_s"))
+        shortest: float = min(time_s for time_s in times if time_s is not None)
         return max(0.01, min(0.25, shortest / 4))

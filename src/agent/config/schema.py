@@ -142,6 +142,14 @@ class LimitsConfig(Checked):
         "time to connect to a target, else 504", default=_LIMITS.connect_timeout_s, low=0.1, high=3600
     )
 
+    connect_idle_s: float | None = kind.seconds(
+        "time without a byte from either side before a CONNECT's connection closes",
+        default=_LIMITS.connect_idle_s,
+        low=0.1,
+        high=30 * _DAY_S,
+        unset="default: no limit",
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class TargetLimitsConfig(LimitsConfig):

@@ -6,6 +6,7 @@ select_twins(__path__)
 
 from ..config.limits import ProxyLimits  # noqa: E402
 from .apps import Apps  # noqa: E402 - after the choice, here and below
+from .dial import resolve  # noqa: E402
 from .metrics import RequestMetrics  # noqa: E402
 from .origin import A_USER, ClientOrigin, HubOrigin, Origin  # noqa: E402
 from .proxy import Proxy  # noqa: E402
@@ -21,4 +22,5 @@ __all__ = [
     "ProxyLimits",
     "RequestMetrics",
     "Upstreams",
+    "resolve",
 ]

@@ -33,6 +33,7 @@ class ExchangeContext(Protocol):
 
     route: Route
     process: Process | None
+    connect_route: Route | None
     limits: ProxyLimits
     cluster: str
     party: Party

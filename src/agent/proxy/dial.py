@@ -19,7 +19,7 @@ from ..syntax import Address
 from ..x509.peer import whose_dates
 from .shortage import connect_error, is_shortage, lacks_descriptors, most_telling
 
-__all__ = ["dial", "within"]
+__all__ = ["dial", "resolve", "within"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +85,23 @@ async def within(seconds: float, stage: str, opening: Awaitable[R], party: Party
 
 async def _connect(target: Target) -> socket.socket:
     """A connected socket to one of the target's addresses. Raises TargetError: 502, 503 for what ran out here."""
+    addresses = list(_interleaved(target.addresses or await _look_up(target.host, target.port)))
     try:
-        found = await look_up(target.host, target.port)
+        if len(addresses) == 1:
+            return await _connect_to(addresses[0])
+        return await _first_to_connect(addresses)
+    except OSError as error:
+        raise connect_error(error) from error
+
+
+async def resolve(host: str, port: int, timeout_s: float) -> list[AddressInfo]:
+    """The addresses of a name, at least one. Raises TargetError: 502, 503 for what ran out here, 504."""
+    return await within(timeout_s, "connect", _look_up(host, port))
+
+
+async def _look_up(host: str, port: int) -> list[AddressInfo]:
+    try:
+        found = await look_up(host, port)
     except (OSError, UnicodeError) as error:
         lack = error if is_shortage(error) else lacks_descriptors()
         if isinstance(lack, OSError):
@@ -94,13 +109,7 @@ async def _connect(target: Target) -> socket.socket:
         raise TargetError(502, "the target's name could not be resolved", stage="resolve") from error
     if not found:
         raise TargetError(502, "the target's name has no address", stage="resolve")
-    addresses = list(_interleaved(found))
-    try:
-        if len(addresses) == 1:
-            return await _connect_to(addresses[0])
-        return await _first_to_connect(addresses)
-    except OSError as error:
-        raise connect_error(error) from error
+    return found
 
 
 async def look_up(host: str, port: int) -> list[AddressInfo]:

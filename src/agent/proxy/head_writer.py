@@ -8,7 +8,18 @@ from ..messages import Target
 from .headers import SPECIAL, Fields, check_fields
 from .heads import CHUNKED, KEPT_BYTES, Request, Response
 
-__all__ = ["check_size", "head_for_client", "head_for_target", "informational_head", "switching_head"]
+__all__ = [
+    "ESTABLISHED",
+    "check_size",
+    "connect_head",
+    "head_for_client",
+    "head_for_target",
+    "informational_head",
+    "switching_head",
+]
+
+ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+"""The response to a CONNECT: without framing fields, and without fields of an agent (RFC 9110, section 9.3.6)."""
 
 WITH_CONTENT = frozenset({b"POST", b"PUT", b"PATCH"})  # bodyless ones get a length of 0 (RFC 9110, section 8.6)
 
@@ -57,6 +68,25 @@ def head_for_target(request: Request, own_target: bytes, fields: Fields, target:
         )
     line = (request.method, b" ", path, b" HTTP/1.1\r\nHost: ", host, b"\r\n", tail)
     return b"".join((*line, request.forwarding, b"X-Request-Id: ", request_id, b"\r\n\r\n"))
+
+
+def connect_head(request: Request, authority: bytes, target: Target, request_id: bytes) -> bytes:
+    """Write a CONNECT for a cluster's agent. The client's credentials and its other fields stay here."""
+    return b"".join(
+        (
+            b"CONNECT ",
+            authority,
+            b" HTTP/1.1\r\nHost: ",
+            authority,
+            b"\r\nTunnel-Cluster: ",
+            target.cluster.encode("ascii"),
+            b"\r\n",
+            request.forwarding,
+            b"X-Request-Id: ",
+            request_id,
+            b"\r\n\r\n",
+        )
+    )
 
 
 def check_size(head: bytes, limits: ProxyLimits) -> None:
@@ -133,7 +163,9 @@ def informational_head(response: Response) -> bytes:
 
 
 def switching_head(response: Response) -> bytes:
-    """The head of a 101 that names a protocol its request asked for."""
+    """The head of a 101 that names a protocol its request asked for, or of the 200 to a CONNECT."""
+    if response.status != 101:
+        return ESTABLISHED
     return b"HTTP/1.1 101 Switching Protocols\r\n%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (
         response.lines[response.line_bytes :],
         response.upgrade,

@@ -18,7 +18,7 @@ cdef class _Collector:
 cdef class Request:
     # the request line, and what the next head is compared with
     cdef public bytes method
-    cdef public bint is_1_0
+    cdef public bint is_1_0, is_connect
     cdef public bytes block
     # The fields that are sent on, and those that the policy gets.
     cdef public list fields
@@ -65,7 +65,7 @@ cdef class Response:
     text=cython.p_uchar, line_end=Py_ssize_t, method_end=Py_ssize_t, is_1_0=bint, taken=bint, block=bytes,
     lines=HeaderBlock, special=dict, request=Request,
 )
-cpdef tuple parse_request(bytes head, limits, Request last=*, bint fast=*)
+cpdef tuple parse_request(bytes head, limits, Request last=*, bint fast=*, bint serves_connect=*)
 
 
 @cython.locals(
@@ -87,6 +87,7 @@ cdef tuple _ask_about_response(bytes head, Response response)
 cdef object _options(dict special)
 cdef long long _body_length(list lengths, list codings, bint is_1_0) except? -4
 cdef object _set_connection(Request request, dict special)
+cdef object _set_connect(Request request, dict special)
 cpdef bint switches_as_asked(Response response, Request request) except -1
 cdef object _set_host(Request request, list hosts, bint fast)
 

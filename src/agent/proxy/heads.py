@@ -22,7 +22,7 @@ import httptools
 
 from ..config.limits import ProxyLimits
 from ..errors import AgentError
-from ..syntax import has_dot_segments, is_origin_form, without_plain_dots
+from ..syntax import has_dot_segments, is_origin_form, parse_authority, without_plain_dots
 from .fast_parser import (
     PLAIN_METHODS,
     USES_FAST_PARSER,
@@ -107,9 +107,9 @@ METHODS = frozenset(
         b"QUERY",
     }
 )
-# CONNECT asks for a tunnel that a gateway doesn't give. TRACE would show its sender the credentials that the agent adds
-# (RFC 9110, section 9.3.8).
-REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
+CONNECT = b"CONNECT"
+# TRACE would show its sender the credentials that the agent adds (RFC 9110, section 9.3.8).
+REFUSED_METHODS = frozenset({CONNECT, b"TRACE"})
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110, section 9.2.2
 # These protocols turn a connection into another kind of HTTP, or TLS, for the next hop alone.
 NEVER_UPGRADED = re.compile(rb"h2c|(?:http|tls)/.*", re.IGNORECASE)
@@ -233,6 +233,7 @@ class Request:
         takes_trailers: it has `TE: trailers`.
         name, received: method and fields as the policy gets them, the latter with `Host`.
         has_urls: a field is in WITH_URLS.
+        is_connect: the method is CONNECT, and the target a host and a port. Nothing follows it as a request.
         peer, scheme, public_host, prefix, request_id: as `forwarding.receive` notes them, b"" or "" for unknown.
         forwarding: the forwarding fields to write, or b"".
         given, tail: the policy's last fields, and the bytes that a target gets of them after its `Host`. None before.
@@ -248,6 +249,7 @@ class Request:
         "has_urls",
         "host",
         "is_1_0",
+        "is_connect",
         "keep_alive",
         "length",
         "method",
@@ -271,6 +273,7 @@ class Request:
     given: Fields | None
     tail: bytes
     is_1_0: bool
+    is_connect: bool
     host: bytes
     fields: Fields
     length: int
@@ -353,8 +356,8 @@ def check_line_so_far(line: bytes, limits: ProxyLimits) -> None:
         raise Fault(414, "request target too long", limit="limits.target_bytes")
 
 
-def check_line(line: bytes, limits: ProxyLimits) -> tuple[bytes, bytes, bytes]:
-    """Check a request line without its CRLF.
+def check_line(line: bytes, limits: ProxyLimits, serves_connect: bool = False) -> tuple[bytes, bytes, bytes]:
+    """Check a request line without its CRLF. serves_connect: CONNECT is allowed, with a target in authority-form.
 
     Returns (method, target without its `.` segments, minor version "0" or "1"). Raises Fault.
     """
@@ -370,6 +373,12 @@ def check_line(line: bytes, limits: ProxyLimits) -> tuple[bytes, bytes, bytes]:
         raise Fault(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
     if len(target) > limits.target_bytes:
         raise Fault(414, "request target too long", limit="limits.target_bytes")
+    if method == CONNECT and serves_connect:
+        try:
+            parse_authority(target.decode("ascii"))
+        except ValueError:
+            raise malformed_line(RULES["target-authority"]) from None
+        return method, target, minor
     if method in REFUSED_METHODS:
         raise Fault(405, f"{method.decode()} is not served here", fields=[(b"Allow", ALLOW)])
     if method not in METHODS:
@@ -394,7 +403,11 @@ ALLOW = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
 
 def parse_request(
-    head: bytes, limits: ProxyLimits, last: Request | None = None, fast: bool = USES_FAST_PARSER
+    head: bytes,
+    limits: ProxyLimits,
+    last: Request | None = None,
+    fast: bool = USES_FAST_PARSER,
+    serves_connect: bool = False,
 ) -> tuple[Request, bytes]:
     """Check one request head, from its request line to its empty line. Return it, and its target without `.` segments.
 
@@ -403,6 +416,7 @@ def parse_request(
     Args:
         last: the connection's previous head. It is returned if all but the target is the same.
         fast: ask fast_parser.py first.
+        serves_connect: CONNECT is allowed.
 
     Raises:
         Fault: the head breaks a rule or exceeds a limit.
@@ -416,7 +430,7 @@ def parse_request(
         target = text[method_end + 1 : line_end - 9]
         is_1_0 = text[line_end - 1] == ZERO
     else:
-        method, target, minor = check_line(head[:line_end], limits)
+        method, target, minor = check_line(head[:line_end], limits, serves_connect)
         name = method.decode()
         is_1_0 = minor == b"0"
     block = head[line_end:]
@@ -449,7 +463,7 @@ def parse_request(
     request.prefix_text = ""
     request.prefix = request.request_id = request.forwarding = b""
     request.upgrade = b""
-    request.expects_continue = request.takes_trailers = False
+    request.expects_continue = request.takes_trailers = request.is_connect = False
     _set_host(request, special.pop(b"host", None), fast)
     request.length = 0
     request.has_length = False
@@ -459,8 +473,24 @@ def parse_request(
         if not taken:
             raise malformed_head(RULES["head"])
         _set_connection(request, special)
+    if method == CONNECT:
+        _set_connect(request, special)
     request.received = [(b"Host", request.host), *request.fields] if request.host else request.fields
     return request, target
+
+
+def _set_connect(request: Request, special: dict[bytes, list[bytes]]) -> None:
+    """RFC 9110, section 9.3.6: no body. The policy gets the credentials that name a cluster.
+
+    No further request follows on the connection, since what the client sends next may be the tunnel's first bytes.
+    """
+    if request.length != 0:
+        raise malformed_head(RULES["connect-body"])
+    request.is_connect = True
+    request.keep_alive = False
+    request.upgrade = b""
+    credentials = special.get(b"proxy-authorization", [])
+    request.fields = [*request.fields, *[(b"Proxy-Authorization", value) for value in credentials]]
 
 
 def _is_disguised(fields: Fields) -> bool:

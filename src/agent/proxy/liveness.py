@@ -13,13 +13,23 @@ import select
 import socket
 import struct
 
-__all__ = ["is_gone", "reset_when_closed", "watch_half_closed"]
+__all__ = ["is_gone", "probe_when_idle", "reset_when_closed", "watch_half_closed"]
 
 KEEPALIVE_S = 10
+TUNNEL_KEEPALIVE_S = 60
 
 
 def watch_half_closed(transport: asyncio.BaseTransport) -> None:
     """Enable keepalive probes of a TCP peer that has sent its FIN, so that `is_gone` detects when it leaves."""
+    _probe_every(transport, KEEPALIVE_S)
+
+
+def probe_when_idle(transport: asyncio.BaseTransport) -> None:
+    """Enable keepalive probes of a TCP peer in a tunnel without an idle limit. The kernel then finds a dead end."""
+    _probe_every(transport, TUNNEL_KEEPALIVE_S)
+
+
+def _probe_every(transport: asyncio.BaseTransport, seconds: int) -> None:
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
@@ -27,7 +37,7 @@ def watch_half_closed(transport: asyncio.BaseTransport) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
             if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), KEEPALIVE_S)
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
     except OSError:
         return  # gone already: the next look finds that
 

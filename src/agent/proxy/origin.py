@@ -42,11 +42,13 @@ class HubOrigin:
         is_base: the hub has no features. It writes the first request's framing, so no upgrade follows a body there.
         is_trusted: the hub cleans forwarding fields, so the agent believes and keeps them. Otherwise it drops them.
         prefix: the public path of the agent, if the hub can't be believed: "/c1".
+        sends_connect: CONNECT is served, because only the hub itself can have written it (`connect` in wire.md).
     """
 
     is_base: bool = False
     is_trusted: bool = False
     prefix: str = ""
+    sends_connect: bool = False
 
 
 Origin = ClientOrigin | HubOrigin

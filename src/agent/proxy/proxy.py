@@ -31,6 +31,7 @@ class Proxy:
 
     Args:
         route: returns a request's target. It may return an awaitable, and raise Refused.
+        connect_route: the same for a CONNECT, whose head has the client's Proxy-Authorization. None: 405.
         process: returns the head for the target (identity headers), or None for no change. As `route` otherwise.
         upstreams: the pool of connections to targets. The proxy does not close it.
         cluster: passed to `route` with each head.
@@ -57,6 +58,7 @@ class Proxy:
         route: Route,
         upstreams: Upstreams,
         process: Process | None = None,
+        connect_route: Route | None = None,
         limits: ProxyLimits | None = None,
         cluster: str = "",
         max_connections: int = 1000,
@@ -67,6 +69,7 @@ class Proxy:
     ) -> None:
         self.route = route
         self.process = process
+        self.connect_route = connect_route
         self.upstreams = upstreams
         self.limits = limits or ProxyLimits()
         self.widened_limits = self.limits.widened()

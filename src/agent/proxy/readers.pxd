@@ -9,7 +9,7 @@ from agent.proxy.heads cimport Response
 cdef class RequestHeadReader:
     cdef public object _limits
     cdef public Py_ssize_t _scanned
-    cdef public bint _checked_line
+    cdef public bint _checked_line, serves_connect
     cdef public object begun
 
     @cython.locals(limit=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t)

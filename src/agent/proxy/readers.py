@@ -27,12 +27,13 @@ CR = 13
 
 
 class RequestHeadReader:
-    """Finds request heads. begun: part of one is held."""
+    """Finds request heads. begun: part of one is held. serves_connect: one may be a CONNECT."""
 
-    __slots__ = ("_checked_line", "_limits", "_scanned", "begun")
+    __slots__ = ("_checked_line", "_limits", "_scanned", "begun", "serves_connect")
 
-    def __init__(self, limits: ProxyLimits) -> None:
+    def __init__(self, limits: ProxyLimits, serves_connect: bool = False) -> None:
         self._limits = limits
+        self.serves_connect = serves_connect
         self.begun: bytes | bytearray = b""
         self._scanned = 0  # how many of the held bytes are known to hold no end of a head
         self._checked_line = False
@@ -87,7 +88,7 @@ class RequestHeadReader:
         if not self._checked_line:
             line_end = raw.find(b"\r\n", start)
             if line_end >= 0:
-                check_line(bytes(raw[start:line_end]), limits)
+                check_line(bytes(raw[start:line_end]), limits, self.serves_connect)
                 self._checked_line = True
             elif len(raw) > start:
                 partial = bytes(raw[start:])

@@ -9,6 +9,11 @@ from .client_side import ClientSide
 
 __all__ = ["respond_to_policy"]
 
+CHALLENGES = {
+    401: [(b"WWW-Authenticate", b"Bearer")],  # RFC 9110, section 15.5.2
+    407: [(b"Proxy-Authenticate", b'Basic realm="the user name is the cluster"')],  # RFC 9110, section 15.5.8
+}
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,7 +35,7 @@ def respond_to_policy(client: ClientSide, error: BaseException) -> None:
             error.status,
             error.reason,
             close=error.status == 421,
-            fields=[(b"WWW-Authenticate", b"Bearer")] if error.status == 401 else None,  # RFC 9110, section 15.5.2
+            fields=CHALLENGES.get(error.status),
             fault=error.fault,
             limit=error.limit,
         )

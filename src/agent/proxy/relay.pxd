@@ -41,6 +41,7 @@ cdef class Exchange:
 
     @cython.locals(request=Request, head=bytes, upstream=UpstreamStream)
     cpdef _send(self, tuple decision)
+    cpdef _send_connect(self, target)
     cpdef double _lap_s(self) except? -1
     cpdef _attach(self, UpstreamStream upstream)
     cpdef _await_response(self)
@@ -58,8 +59,11 @@ cdef class Exchange:
     cpdef _say_continue(self)
     cpdef Response _mapped(self, Response response)
 
-    @cython.locals(upstream=UpstreamStream, client=ClientSide, mapped=Response)
+    @cython.locals(upstream=UpstreamStream, mapped=Response)
     cpdef switched(self, Response response, rest)
+
+    @cython.locals(client=ClientSide, idle_s=double)
+    cpdef _leave_for_tunnel(self, UpstreamStream upstream, Response response, rest)
 
     @cython.locals(client=ClientSide, mapped=Response)
     cpdef response_started(self, Response response, long long length, list pieces, bint ended, list trailers)

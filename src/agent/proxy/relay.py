@@ -6,6 +6,9 @@ Everything happens in callbacks of the two sides. A task exists only while the p
     request    head built ─► (route, process, connect awaited) ─► head + body as it comes ─► sent whole
     response   AWAITED ──final head──► RELAYED ──body whole──► DONE   (1xx stay in AWAITED; 101 leaves for upgrade.py)
 
+A CONNECT is sent to an agent on a new connection, and a 2xx leaves for upgrade.py too. A raw target gets no head. There
+the proxy itself responds with 200.
+
 Both halves run at the same time. A target may stream its response before it has read the whole request.
 
 Invariants:
@@ -34,9 +37,17 @@ from .client_side import ClientSide
 from .clock import NEVER
 from .context import ExchangeContext
 from .decision import Decision, PendingDecision, decide
-from .head_writer import check_size, head_for_target
+from .head_writer import ESTABLISHED, check_size, connect_head, head_for_target
 from .headers import Fields, check_fields
-from .heads import IDEMPOTENT, Request, Response, response_fields, switches_as_asked, with_fields
+from .heads import (
+    IDEMPOTENT,
+    Request,
+    Response,
+    parse_response,
+    response_fields,
+    switches_as_asked,
+    with_fields,
+)
 from .metrics import RequestMetrics
 from .pieces import Piece
 from .refusals import respond_to_policy
@@ -157,7 +168,11 @@ class Exchange:
             self.client.request_id.decode("ascii"),
         )
         try:
-            decision = decide(head, context.route, context.process)
+            if request.is_connect:
+                assert context.connect_route is not None  # without it, the head was refused
+                decision = decide(head, context.connect_route, None)
+            else:
+                decision = decide(head, context.route, context.process)
             if isinstance(decision, PendingDecision):
                 self._run(self._decided_later(decision), decision)
             else:
@@ -204,6 +219,9 @@ class Exchange:
         target, decided = decision
         request, context = self.request, self._context
         self.target = target
+        if request.is_connect:
+            self._send_connect(target)
+            return
         fields = request.fields if context.process is None else decided.headers
         if request.has_urls and target.map_request is not None and self._received is not None:
             fields = target.map_request(self._received, target, fields)
@@ -220,6 +238,21 @@ class Exchange:
         self._attach(upstream)
         if not self.client.is_delivering:
             self.uncork()
+
+    def _send_connect(self, target: Target) -> None:
+        """Open a raw target, or send the CONNECT on a new connection. A pooled one might need a retry."""
+        if target.is_raw:
+            self._run(self._open_raw(target))
+        else:
+            self._head = self.corked = connect_head(self.request, self.own_target, target, self.client.request_id)
+            self._run(self._dial(target))
+
+    async def _open_raw(self, target: Target) -> None:
+        upstream = await self._context.upstreams.dial(target)
+        self._task = None
+        if self.metrics is not None:
+            self.metrics.connect.add(self._lap_s())
+        self._leave_for_tunnel(upstream, parse_response(ESTABLISHED), b"")
 
     async def _dial(self, target: Target) -> None:
         upstream = await self._context.upstreams.dial(target)
@@ -336,22 +369,30 @@ class Exchange:
 
     def switched(self, response: Response, rest: Piece) -> None:
         """The target has switched protocols: pass it on where it was asked to, to what it was asked to."""
-        upstream, client = self._upstream, self.client
+        upstream = self._upstream
         assert upstream is not None
         self.target_moved()
-        if not switches_as_asked(response, self.request):
+        if response.status == 101 and not switches_as_asked(response, self.request):
             self.fail(502, "the target switched protocols unasked", "response head", rule="switch-unasked")
             return
         mapped = self._mapped(response)
         if mapped is None:
             return
         self._upstream = None
+        self._leave_for_tunnel(upstream, mapped, rest)
+
+    def _leave_for_tunnel(self, upstream: UpstreamStream, response: Response, rest: Piece) -> None:
+        """From now on all bytes are the tunnel's. rest: the target's first ones."""
+        client, context = self.client, self._context
         self._state = DONE
         if self.metrics is not None:
             self.metrics.upgraded += 1
-        upgraded = Upgraded(client, upstream, self._party, self._context.clock, self._context.limits)
-        upstream.switch(upgraded)
-        client.switch_protocols(mapped, rest, upgraded)
+        idle_s = (context.limits.connect_idle_s or NEVER) if self.request.is_connect else NEVER
+        upgraded = Upgraded(client, upstream, self._party, context.clock, context.limits, idle_s)
+        held = upstream.switch(upgraded)
+        client.switch_protocols(response, rest, upgraded)
+        if held is not None:
+            held.give_to(upgraded, is_paused=client.writing_paused)
 
     def response_started(
         self, response: Response, length: int, pieces: list[Piece], ended: bool, trailers: Fields

@@ -17,7 +17,7 @@ cdef class RequestReader:
     # The parts that find it.
     cdef public RequestHeadReader _heads
     cdef public object origin
-    cdef public bint _is_base_hubs, _ends_with_id
+    cdef public bint _is_base_hubs, _ends_with_id, serves_connect
     # The request before, for a head that repeats.
     cdef public Request _last
     cdef public bytes _last_head, _last_target

@@ -25,6 +25,7 @@ class RequestReader:
         request, own_target: the last result of `take`: the checked head, and the target that it asked for.
         origin: the other end.
         request_id: the id that a trusted party gave the request, or b"".
+        serves_connect: CONNECT is served.
     """
 
     __slots__ = (
@@ -38,14 +39,16 @@ class RequestReader:
         "own_target",
         "request",
         "request_id",
+        "serves_connect",
     )
 
-    def __init__(self, limits: ProxyLimits, origin: Origin) -> None:
+    def __init__(self, limits: ProxyLimits, origin: Origin, serves_connect: bool = False) -> None:
         self.request: Request | None = None
         self.own_target = self.request_id = b""
         self.origin = origin
         self._ends_with_id = origin.is_trusted and isinstance(origin, HubOrigin)
-        self._heads = RequestHeadReader(limits)
+        self.serves_connect = serves_connect
+        self._heads = RequestHeadReader(limits, serves_connect)
         self._is_base_hubs = isinstance(origin, HubOrigin) and origin.is_base
         self._last: Request | None = None  # the request before, its head, and the target that this asked for
         self._last_head = self._last_target = b""
@@ -79,7 +82,7 @@ class RequestReader:
         if request is None or bare != self._last_head:
             if bare is not head:
                 head = bare + b"\r\n\r\n"
-            request, target = parse_request(head, limits, request)
+            request, target = parse_request(head, limits, request, serves_connect=self.serves_connect)
             if request is not last:
                 receive(request, self.origin)
                 if request.upgrade and self._is_base_hubs:

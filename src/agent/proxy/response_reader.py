@@ -1,7 +1,7 @@
 """Reads the responses of one HTTP/1.1 connection to a target, and passes them to the exchange that uses it.
 
 HEAD ──final head──► SIZED | CHUNKED | UNTIL_EOF ──body whole──► DONE ──next request──► HEAD
-  └─ 1xx stays in HEAD; a 101 leaves to the tunnel
+  └─ 1xx stays in HEAD; a 101, and a 2xx to CONNECT, leave to the tunnel
 """
 
 from __future__ import annotations
@@ -44,22 +44,33 @@ class ResponseReader:
     is_reusable: the last one was framed, nothing followed it, and its target keeps the connection.
     """
 
-    __slots__ = ("_decoder", "_heads", "_informational", "_is_head_only", "_left", "_limits", "_state", "is_reusable")
+    __slots__ = (
+        "_decoder",
+        "_heads",
+        "_informational",
+        "_is_connect",
+        "_is_head_only",
+        "_left",
+        "_limits",
+        "_state",
+        "is_reusable",
+    )
 
     def __init__(self, limits: ProxyLimits) -> None:
         self._limits = limits
         self._heads = ResponseHeadReader(limits)
         self._state = DONE
-        self._is_head_only = False
+        self._is_connect = self._is_head_only = False
         self._informational = 0
         self._left = 0
         self._decoder: ChunkedDecoder | None = None
         self.is_reusable = False
 
-    def expect(self, is_head_only: bool) -> None:
-        """Expect the response to a new request. is_head_only: it was a HEAD request."""
+    def expect(self, is_head_only: bool, is_connect: bool = False) -> None:
+        """Expect the response to a new request. is_head_only: it was a HEAD request. is_connect: it was a CONNECT."""
         self._state = HEAD
         self._is_head_only = is_head_only
+        self._is_connect = is_connect
         self._informational = 0
         self._decoder = None
         self.is_reusable = False
@@ -104,10 +115,10 @@ class ResponseReader:
             if response is None:
                 user.target_moved()
                 return
-            if response.status >= 200:
+            if response.status >= 200 and not (self._is_connect and response.status < 300):
                 self._start(user, response, data)
                 return
-            if response.status == 101:
+            if response.status == 101 or response.status >= 200:
                 user.switched(response, data)
                 return
             self._informational += 1

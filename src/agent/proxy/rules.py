@@ -52,6 +52,7 @@ RULES = {
         "version-form": "the version is not HTTP/, a digit, a dot and a digit",
         "target-asterisk": "only OPTIONS may ask for *",
         "target-form": "the request target is not a path",
+        "target-authority": "the target of CONNECT is not a host and a port",  # RFC 9112, section 3.2.3
         "target-byte": "the request target has '#' or a backslash",
         "dot-segment": "the request target has dot segments",
         # The status line.
@@ -85,6 +86,7 @@ RULES = {
         "host-value": "the Host field is not one valid host",
         "connection-names": "the Connection field names a field that belongs to the request",
         "upgrade-body": "an upgrade to websocket or SPDY/3.1 with a body that is chunked or too long",
+        "connect-body": "a CONNECT has a body",  # RFC 9110, section 9.3.6
         "upgrade-base-hub": "an upgrade to websocket or SPDY/3.1 with a body, from a hub without features",
         # A response's own fields.
         "switch-unasked": "it switches to a protocol that the request did not ask for",

@@ -32,7 +32,7 @@ from .context import ConnectionOwner
 from .head_writer import informational_head, switching_head
 from .headers import Fields
 from .heads import ALLOW, CHUNKED, UNFRAMED, Fault, Request, Response
-from .liveness import is_gone, reset_when_closed, watch_half_closed
+from .liveness import is_gone, probe_when_idle, reset_when_closed, watch_half_closed
 from .origin import A_HUB, A_USER, HubOrigin, Origin, origin_of
 from .pieces import Piece, write_pieces
 from .readers import BodyReader
@@ -112,7 +112,8 @@ class ClientConnection(ClientSide):
         self._is_tls = False
         self._state = HEAD
         self._is_trusted_hubs = isinstance(origin, HubOrigin) and origin.is_trusted
-        self._requests = RequestReader(self._head_limits(), origin)
+        serves_connect = owner.connect_route is not None and (not isinstance(origin, HubOrigin) or origin.sends_connect)
+        self._requests = RequestReader(self._head_limits(), origin, serves_connect)
         self._body: BodyReader | None = None
         self._backlog = Backlog(owner.limits.pipelined_bytes)  # input behind the request in flight
         self._writer = ResponseWriter()
@@ -527,6 +528,8 @@ class ClientConnection(ClientSide):
         self._body = None  # the rest of the body is sent first, as it arrives
         self.may_have_left = False
         self._deadline = NEVER
+        if response.status != 101:  # a CONNECT's tunnel may be silent for hours
+            probe_when_idle(self._transport)
         if self.writing_paused:
             upgraded.pause_receiving()
         if self._backlog.held:

@@ -1,4 +1,4 @@
-"""Relays bytes both ways between a client and its target after a 101. Each direction ends independently.
+"""Relays bytes both ways between a client and its target, after a 101 or a CONNECT's 200. Each direction ends alone.
 
     both open ──client's end──► target → client only ──target's end──► done
         └──────target's end───► client → target only ──client's end──► done
@@ -30,12 +30,31 @@ class Upgraded:
     """Takes the place of the exchange. It is the user of its stream (`upstream_stream.StreamUser`).
 
     party: who is at the other end of the stream. deadline: when a half-closed connection that stays silent ends.
+    idle_s: silence of both sides that ends the connection, NEVER for no limit.
     """
 
-    __slots__ = ("_client", "_client_ended", "_clock", "_limits", "_party", "_target_ended", "_upstream", "deadline")
+    __slots__ = (
+        "_client",
+        "_client_ended",
+        "_clock",
+        "_has_moved",
+        "_idle_at",
+        "_idle_s",
+        "_limits",
+        "_party",
+        "_target_ended",
+        "_upstream",
+        "deadline",
+    )
 
     def __init__(
-        self, client: ClientSide, upstream: UpstreamStream, party: Party, clock: Clock, limits: ProxyLimits
+        self,
+        client: ClientSide,
+        upstream: UpstreamStream,
+        party: Party,
+        clock: Clock,
+        limits: ProxyLimits,
+        idle_s: float = NEVER,
     ) -> None:
         self.deadline = NEVER
         self._client = client
@@ -45,11 +64,15 @@ class Upgraded:
         self._upstream: UpstreamStream | None = upstream
         self._client_ended = False
         self._target_ended = False
+        self._idle_s = idle_s
+        self._idle_at = NEVER
+        self._has_moved = True  # since the last sweep
 
     # -- from the client
 
     def client_bytes(self, data: Piece) -> None:
         """Pass the client's bytes on, untouched."""
+        self._has_moved = True
         if self._upstream is not None:
             self._upstream.write(data)
 
@@ -98,11 +121,27 @@ class Upgraded:
             extra = {**self._client.log_fields(), "stage": "upgraded", "fault": self._party, "limit": limit}
             logger.warning(f"the {self._party} takes nothing", extra=extra)
             self._cut()
+        elif self._idle_s != NEVER:
+            self._look_at_silence(now)
+
+    def _look_at_silence(self, now: float) -> None:
+        """End a tunnel in which both sides are silent. A side that takes nothing is not idle."""
+        upstream = self._upstream
+        if self._has_moved or self._client.writing_paused or (upstream is not None and upstream.writing_paused):
+            self._has_moved = False
+            self._idle_at = now + self._idle_s
+        elif now >= self._idle_at:
+            self._idle_at = NEVER
+            limit = "limits.connect_idle_s"
+            extra = {**self._client.log_fields(), "stage": "upgraded", "fault": "client", "limit": limit}
+            logger.info(f"neither the client nor the {self._party} sends anything", extra=extra)
+            self._end()
 
     # -- from the target
 
     def tunnel_data(self, data: Piece) -> None:
         """Pass the target's bytes on, untouched."""
+        self._has_moved = True
         if self.deadline != NEVER:
             self._watch_silence()
         self._client.write(data)

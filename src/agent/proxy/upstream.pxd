@@ -24,7 +24,7 @@ cdef class Upstream(UpstreamStream):
     cdef public ResponseReader _reader
     # Of the exchange that uses it.
     cdef public bint _is_chunked
-    cdef public object _tunnel
+    cdef public object _tunnel, held
     # Of the pool, by its clock.
     cdef public double idle_until
 

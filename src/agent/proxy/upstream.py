@@ -22,10 +22,11 @@ from .chunked import LAST_CHUNK, encode_chunk
 from .clock import Clock, Stall
 from .dial import dial, within
 from .heads import CHUNKED, Request
+from .liveness import probe_when_idle
 from .pieces import Piece, write_pieces
 from .response_reader import ResponseReader
 from .shortage import DESCRIPTORS
-from .upstream_stream import StreamUser, TunnelUser, UpstreamStream
+from .upstream_stream import HeldTunnel, StreamUser, TunnelUser, UpstreamStream
 
 __all__ = ["Upstream", "UpstreamKey", "Upstreams"]
 
@@ -59,6 +60,7 @@ class Upstream(UpstreamStream):
         "_reader",
         "_reading_paused",
         "_tunnel",
+        "held",
         "idle_until",
         "is_tls",
         "key",
@@ -83,7 +85,8 @@ class Upstream(UpstreamStream):
         self.idle_until = 0.0
         self._reader = ResponseReader(pool.limits)
         self._is_chunked = False  # the request's body goes out in chunks
-        self._tunnel: TunnelUser | None = None  # who uses it behind a 101
+        self._tunnel: TunnelUser | None = None  # who uses it behind a 101 or a CONNECT's 200
+        self.held: HeldTunnel | None = None  # its first user, if its target is raw
         self._reading_paused = False
 
     # -- the transport's calls
@@ -158,7 +161,7 @@ class Upstream(UpstreamStream):
         self.user = user
         self.has_answered = False
         self._is_chunked = request.length == CHUNKED
-        self._reader.expect(request.method == b"HEAD")
+        self._reader.expect(request.method == b"HEAD", request.is_connect)
         return True
 
     def send(self, head: bytes, pieces: list[Piece], ended: bool) -> None:
@@ -209,9 +212,11 @@ class Upstream(UpstreamStream):
 
     # -- a tunnel
 
-    def switch(self, user: TunnelUser) -> None:
+    def switch(self, user: TunnelUser) -> HeldTunnel | None:
+        held, self.held = self.held, None
         self.user = None
         self._tunnel = user
+        return held
 
     def write(self, data: Piece) -> None:
         if self.transport is not None:
@@ -315,6 +320,10 @@ class Upstreams:
     async def _dial(self, target: Target) -> Upstream:
         context = None
         upstream = Upstream(self, self.key(target))  # before its context, so that new roots never make it look newer
+        if target.is_raw:
+            held = HeldTunnel(upstream)
+            upstream.switch(held)
+            upstream.held = held
         if target.scheme == "https" and target.connect is None:
             if self._ssl_context is None:
                 raise ValueError("an https target needs Upstreams(ssl_context=...)")
@@ -326,6 +335,8 @@ class Upstreams:
                 await within(self.limits.connect_timeout_s, "connect", upstream.made, target.party)
             if upstream.path is not None and upstream.path.connect != target.connect:  # U3: another one opened it
                 upstream.key = upstream.key._replace(connect=upstream.path.connect)
+            if target.is_raw and upstream.transport is not None:
+                probe_when_idle(upstream.transport)
             return upstream
         except BaseException:
             upstream.abort()

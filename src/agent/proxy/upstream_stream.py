@@ -14,7 +14,7 @@ from .headers import Fields
 from .heads import Request, Response
 from .pieces import Piece
 
-__all__ = ["StreamUser", "TunnelUser", "UpstreamStream"]
+__all__ = ["HeldTunnel", "StreamUser", "TunnelUser", "UpstreamStream"]
 
 
 class StreamUser(Protocol):
@@ -67,6 +67,49 @@ class TunnelUser(Protocol):
 
     def resume_sending(self) -> None:
         """The target takes more."""
+
+
+class HeldTunnel:
+    """Holds the bytes of a raw target that speaks before its tunnel is open: ssh, MySQL, SMTP.
+
+    It is the first `TunnelUser` of such a stream. Reading pauses with the first bytes.
+    """
+
+    __slots__ = ("_ended", "_error", "_lost", "_pieces", "_stream")
+
+    def __init__(self, stream: UpstreamStream) -> None:
+        self._stream = stream
+        self._pieces: list[Piece] = []
+        self._ended = self._lost = False
+        self._error: Exception | None = None
+
+    def tunnel_data(self, data: Piece) -> None:
+        self._pieces.append(data)
+        self._stream.pause_reading()
+
+    def tunnel_eof(self) -> bool:
+        self._ended = True
+        return True
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        self._lost, self._error = True, error
+
+    def pause_sending(self) -> None:
+        """Nothing was sent."""
+
+    def resume_sending(self) -> None:
+        """Nothing was sent."""
+
+    def give_to(self, user: TunnelUser, *, is_paused: bool) -> None:
+        """Hand everything to the next user, whose client has its 200. is_paused: the client takes no further bytes."""
+        for piece in self._pieces:
+            user.tunnel_data(piece)
+        if self._lost:
+            user.upstream_lost(self._error)
+        elif self._ended:
+            user.tunnel_eof()
+        elif self._pieces and not is_paused:
+            self._stream.resume_reading()
 
 
 class UpstreamStream:
@@ -130,10 +173,10 @@ class UpstreamStream:
         """Close the stream at once, and drop unsent bytes. Its user gets no further call."""
         raise NotImplementedError
 
-    # -- a tunnel, behind a 101
+    # -- a tunnel, behind a 101 or a CONNECT's 200
 
-    def switch(self, user: TunnelUser) -> None:
-        """From now on `user` gets the target's bytes as they arrive."""
+    def switch(self, user: TunnelUser) -> HeldTunnel | None:
+        """From now on `user` gets the target's bytes as they arrive. Returns what a raw target did before, if any."""
         raise NotImplementedError
 
     def write(self, data: Piece) -> None:

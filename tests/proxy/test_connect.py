@@ -1,0 +1,272 @@
+"""CONNECT in the proxy: raw targets, and agents that respond to it themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+import struct
+from typing import Any
+
+import pytest
+
+from agent.errors import Refused, TargetError
+from agent.messages import Target
+from agent.outcome import Kind, Stage
+from agent.proxy import HubOrigin
+from agent.proxy.upstream_stream import HeldTunnel, UpstreamStream
+
+CONNECT = b"CONNECT db:5432 HTTP/1.1\r\nHost: other\r\nProxy-Authorization: Basic YzE6\r\nX-Kept: no\r\n\r\n"
+OK = b"HTTP/1.1 200 Connection established\r\n\r\n"
+SENDS = HubOrigin(sends_connect=True)
+
+
+def raw(url: str, heads: list[Any] | None = None) -> Any:
+    """The route of an agent: every CONNECT leads to this URL's address."""
+
+    async def route(head):
+        if heads is not None:
+            heads.append(head)
+        await asyncio.sleep(0)
+        return Target(url, is_raw=True)
+
+    return route
+
+
+async def echo(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.write(b"bye")
+    writer.write_eof()
+    await reader.read()
+
+
+async def test_a_raw_target_gets_the_bytes_alone_and_each_way_ends_alone(stack, origin):
+    heads: list[Any] = []
+    async with origin(echo) as o, stack(o.url, connect_route=raw(o.url, heads)) as h:
+        h.client_origin = SENDS
+        client = await h.open()
+        client.send(CONNECT + b"early")
+        assert await client.read_until(b"early") == OK + b"early"
+        client.writer.write_eof()
+        assert await client.read_all() == b"bye"
+        assert await h.outcome() == (Kind.COMPLETE, Stage.UPGRADED)
+        assert (heads[0].method, heads[0].target) == ("CONNECT", b"db:5432")
+        assert (b"Proxy-Authorization", b"Basic YzE6") in heads[0].headers
+
+
+async def test_a_target_that_speaks_and_ends_first_is_heard_whole(stack, origin):
+    banner = random.Random(1).randbytes(2_000_000)
+
+    async def speaks(reader, writer):
+        writer.write(banner)
+        writer.write_eof()
+        await reader.read()
+
+    async with origin(speaks) as o, stack(o.url, connect_route=raw(o.url)) as h:
+        h.client_origin = SENDS
+        for _ in range(10):
+            client = await h.open()
+            client.send(CONNECT)
+            assert await client.read_all() == OK + banner
+            client.writer.close()
+
+
+async def test_a_target_that_resets_at_once_cuts_the_client(stack, origin):
+    async def resets(reader, writer):
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    async with origin(resets) as o, stack(o.url, connect_route=raw(o.url)) as h:
+        h.client_origin = SENDS
+        client = await h.open()
+        client.send(CONNECT)
+        assert (await client.read_all())[:12] in (OK[:12], b"HTTP/1.1 502")
+        await h.outcome()
+
+
+@pytest.mark.parametrize("origin_of", [HubOrigin(), HubOrigin(is_trusted=True), HubOrigin(is_base=True)])
+async def test_a_hub_without_the_feature_gets_a_405(stack, origin, origin_of):
+    async with origin() as o, stack(o.url, connect_route=raw(o.url)) as h:
+        h.client_origin = origin_of
+        client = await h.open()
+        client.send(CONNECT + CONNECT)
+        assert (await client.answer()).status == 405
+        assert o.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Refused(403, "no entry db:5432"), 403),
+        (Refused(421, "another cluster"), 421),
+        (TargetError(502, "the target's name could not be resolved", stage="resolve"), 502),
+        (RuntimeError("secret"), 503),
+    ],
+)
+async def test_a_refused_connect_closes_and_what_follows_is_no_request(stack, origin, error, status):
+    async def route(head):
+        raise error
+
+    async with origin() as o, stack(o.url, connect_route=route) as h:
+        h.client_origin = SENDS
+        client = await h.open()
+        client.send(CONNECT + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = await client.answer()
+        assert answer.status == status
+        assert answer.headers[b"connection"] == b"close"
+        assert b"secret" not in answer.body
+        assert await client.closed()
+        assert o.connections == 0
+
+
+def to_agent(url: str) -> Any:
+    """The route of a hub: every CONNECT is sent on to this agent."""
+
+    def route(head):
+        return Target(url, cluster="c1", party="agent")
+
+    return route
+
+
+@pytest.mark.parametrize(
+    "status", [b"200 OK", b"200 OK\r\nContent-Length: 5", b"204 Sure\r\nTransfer-Encoding: chunked"]
+)
+async def test_an_agent_s_2xx_opens_the_tunnel_whatever_framing_it_has(stack, origin, status):
+    seen: list[bytes] = []
+
+    async def agent(reader, writer):
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 " + status + b"\r\n\r\nfirst")
+        await echo(reader, writer)
+
+    async with origin(agent) as o, stack(o.url, connect_route=to_agent(o.url)) as h:
+        h.client_origin = SENDS
+        client = await h.open()
+        client.send(CONNECT + b"early")
+        assert await client.read_until(b"early") == OK + b"firstearly"
+        client.writer.write_eof()
+        assert await client.read_all() == b"bye"
+        lines = seen[0].split(b"\r\n")
+        assert lines[:3] == [b"CONNECT db:5432 HTTP/1.1", b"Host: db:5432", b"Tunnel-Cluster: c1"]
+        assert not any(line.startswith((b"Proxy-", b"X-Kept")) for line in lines)
+
+
+@pytest.mark.parametrize("status", [b"403 Forbidden", b"405 Method Not Allowed", b"302 Found", b"502 Bad Gateway"])
+async def test_an_agent_s_other_response_is_passed_on_and_closes(stack, origin, status):
+    async def agent(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 4\r\n\r\nwhy?")
+        await reader.read()
+
+    async with origin(agent) as o, stack(o.url, connect_route=to_agent(o.url)) as h:
+        h.client_origin = SENDS
+        client = await h.open()
+        client.send(CONNECT + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = await client.answer()
+        assert (answer.status, answer.body) == (int(status[:3]), b"why?")
+        assert answer.headers[b"connection"] == b"close"
+        assert await client.closed()
+
+
+async def test_an_agent_s_101_is_a_502(stack, origin):
+    async def agent(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+        await reader.read()
+
+    async with origin(agent) as o, stack(o.url, connect_route=to_agent(o.url)) as h:
+        h.client_origin = SENDS
+        client = await h.open()
+        client.send(CONNECT)
+        assert (await client.answer()).status == 502
+
+
+async def test_silence_of_both_sides_ends_at_the_limit_which_the_log_names(stack, origin, caplog):
+    caplog.set_level(logging.INFO, "agent.proxy")
+    async with origin(echo) as o, stack(o.url, connect_route=raw(o.url), limits={"connect_idle_s": 0.3}) as h:
+        h.client_origin = SENDS
+        client = await h.open()
+        client.send(CONNECT)
+        await client.read_until(b"\r\n\r\n")
+        assert await client.closed()
+        assert await h.outcome() == (Kind.COMPLETE, Stage.UPGRADED)
+    (line,) = [record for record in caplog.records if record.name.startswith("agent.proxy")]
+    assert (line.__dict__["limit"], line.__dict__["fault"]) == ("limits.connect_idle_s", "client")
+
+
+async def test_a_target_that_takes_nothing_pauses_its_client(stack, origin, eventually):
+    async def stalls(reader, writer):
+        await asyncio.get_running_loop().create_future()
+
+    limits = {"connect_idle_s": 0.3, "buffer_bytes": 65536}
+    async with origin(stalls) as o, stack(o.url, connect_route=raw(o.url), limits=limits) as h:
+        h.client_origin = SENDS
+        client = await h.open()
+        client.send(CONNECT)
+        await client.read_until(b"\r\n\r\n")
+        for _ in range(64):
+            client.send(bytes(1_000_000))
+        await eventually(lambda: h.upstreams.open_connections == 1)
+        reading = asyncio.ensure_future(client.read())
+        done, _ = await asyncio.wait([reading], timeout=1.0)
+        assert not done, "a side that takes nothing is not idle"
+        assert client.writer.transport.get_write_buffer_size() > 8_000_000
+        reading.cancel()
+
+
+class Stream(UpstreamStream):
+    """A stream that notes how often it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def pause_reading(self) -> None:
+        self.calls.append("pause")
+
+    def resume_reading(self) -> None:
+        self.calls.append("resume")
+
+
+class User:
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+
+    def tunnel_data(self, data: Any) -> None:
+        self.calls.append(bytes(data))
+
+    def tunnel_eof(self) -> bool:
+        self.calls.append("eof")
+        return True
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        self.calls.append(error)
+
+    def pause_sending(self) -> None: ...
+    def resume_sending(self) -> None: ...
+
+
+def test_held_bytes_and_ends_reach_the_next_user_in_order() -> None:
+    error = OSError("gone")
+    for ends, told in (((), []), (("eof",), ["eof"]), (("lost",), [error]), (("eof", "lost"), [error])):
+        stream, user = Stream(), User()
+        held = HeldTunnel(stream)
+        held.tunnel_data(b"a")
+        held.tunnel_data(b"b")
+        for end in ends:
+            held.tunnel_eof() if end == "eof" else held.upstream_lost(error)
+        held.give_to(user, is_paused=False)
+        assert user.calls == [b"a", b"b", *told]
+        assert ("resume" in stream.calls) is (not ends)
+
+
+def test_a_paused_client_is_not_resumed_by_held_bytes() -> None:
+    stream, user = Stream(), User()
+    held = HeldTunnel(stream)
+    held.tunnel_data(b"a")
+    held.give_to(user, is_paused=True)
+    assert stream.calls == ["pause"]
