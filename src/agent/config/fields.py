@@ -21,6 +21,7 @@ from ..syntax import (
     check_label,
     check_route,
     parse_address,
+    parse_connect_entry,
     parse_network,
     parse_reference,
     parse_route,
@@ -33,6 +34,7 @@ __all__ = [
     "applied",
     "boolean",
     "choice",
+    "connect_entries",
     "domain",
     "file",
     "files",
@@ -279,6 +281,15 @@ def networks(help: str) -> Any:
         return _each(_items(value), check)
 
     return _field((), Setting(help, convert, _split, "CIDR", many=True))
+
+
+def connect_entries(help: str) -> Any:
+    """Names and networks with their ports, as their text in canonical form."""
+
+    def convert(value: Any) -> tuple[str, ...]:
+        return _each(_items(value), lambda item: str(parse_connect_entry(_text(item))))
+
+    return _field((), Setting(help, convert, _split, "HOST:PORTS", many=True))
 
 
 def _split_routes(value: str) -> list[str]:

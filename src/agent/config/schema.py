@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
-from ..syntax import SOCKET_PATH_BYTES, Address, Route, is_loopback, parse_address
+from ..syntax import SOCKET_PATH_BYTES, Address, ConnectEntry, Route, is_loopback, parse_address, parse_connect_entry
 from . import fields as kind
 from .limits import ProxyLimits
 from .loading import Checked, ConfigErrors, Rule
@@ -271,6 +271,12 @@ class AgentConfig(Targets, Checked):
         what="an object with `ssl_context` and `generation`",
         methods=("ssl_context", "generation"),
     )
+    connect_allow: str | Sequence[str] = kind.applied(
+        kind.connect_entries(
+            "a name or network and its ports that CONNECT may reach, as db.prod.svc:5432, *.svc:1-65535 or "
+            "10.0.0.0/8:443, repeatable (default: none)"
+        )
+    )
     kubeconfig: str = kind.file(
         "kubeconfig file for this cluster's API server (default: the pod's service account)", holds="secret"
     )
@@ -337,6 +343,11 @@ class AgentConfig(Targets, Checked):
     def hub_addresses(self) -> tuple[Address, ...]:
         """hub_address as hosts and ports, at least one."""
         return tuple(map(parse_address, self.hub_address))
+
+    @property
+    def connect_entries(self) -> tuple[ConnectEntry, ...]:
+        """The entries of connect_allow."""
+        return tuple(map(parse_connect_entry, self.connect_allow))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from ..config.credentials import CredentialWatch
 from ..config.dump import find_changes, merge, show_value
@@ -27,24 +28,26 @@ from ..connections.manager import ConnManager
 from ..connections.mixed import MixedConnManager
 from ..errors import ConfigError
 from ..policy.assembly import make_policy
+from ..policy.connecting import ConnectPolicy
 from ..policy.identity import RequestProcessor
 from ..policy.router import Router
 from ..policy.selection import select_policy
 from ..policy.services import ServiceAllowList
 from ..policy.trust import CertificateProvider
-from ..proxy import Apps, HubOrigin, Proxy, ProxyLimits, RequestMetrics, Upstreams
+from ..proxy import Apps, HubOrigin, Proxy, ProxyLimits, RequestMetrics, Upstreams, resolve
 from ..runtime.descriptors import descriptor_limit, open_descriptors
 from ..runtime.serving import run_beside, serve_until_cancelled
 from ..telemetry.health import HealthServer
 from ..telemetry.metrics import MetricsPage
 from ..tunnel.client import TunnelClient
-from ..tunnel.features import FEATURES, FORWARDED
+from ..tunnel.features import CONNECT, FEATURES, FORWARDED
 from ..tunnel.session import Tunnel
 from ..tunnel.window import WindowBudget
 from .capacity import most_opened, most_served
 from .hub_endpoint import EndpointSource
 from .links import HubLinks
 from .metrics import MODES, read
+from .own_addresses import OwnAddresses
 
 __all__ = ["Agent"]
 
@@ -115,6 +118,13 @@ class Agent:
         self.request_metrics = {mode: RequestMetrics() for mode in MODES} if config.memory_comm.enable_metrics else {}
         self._page = self._make_page()
         self._apps = Apps()
+        self._health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
+        self._connect_policy = ConnectPolicy(
+            config.connect_entries,
+            cluster=config.cluster_name,
+            resolve=self._resolve,
+            is_own=OwnAddresses(lambda: self._health.addresses).has,
+        )
         self.proxy = self._make_proxy(limits)
         self.carrier_policy = self._make_carrier_policy()
         self._descriptors_used = open_descriptors()  # none of them is a connection's
@@ -132,6 +142,7 @@ class Agent:
         return Proxy(
             route=self._apps.routed(self._router_in_force.route),
             process=self.processor.process,
+            connect_route=self._connect_policy.route,
             upstreams=self.upstreams,
             limits=_for_hub(limits),
             cluster=self.config.cluster_name,
@@ -154,7 +165,11 @@ class Agent:
             is_base=not features,
             is_trusted=FORWARDED in features or self.config.trust_hub_fields,
             prefix=f"/{self.config.cluster_name}",
+            sends_connect=CONNECT in features,
         )
+
+    async def _resolve(self, host: str, port: int) -> list[tuple[Any, ...]]:
+        return await resolve(host, port, self.config.limits.connect_timeout_s)
 
     @property
     def ready(self) -> bool:
@@ -197,10 +212,9 @@ class Agent:
             AgentError: the app does not start.
             ListenError: the agent can't listen on the health address.
         """
-        health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
         # Closed in the reverse order, each even if a second cancellation has interrupted the one before it.
         async with contextlib.AsyncExitStack() as ends:
-            ends.push_async_callback(health.close)
+            ends.push_async_callback(self._health.close)
             ends.push_async_callback(self.carrier_policy.close)
             ends.push_async_callback(self.policy.close)
             ends.push_async_callback(self._apps.close)
@@ -212,7 +226,7 @@ class Agent:
                 await self._apps.start(self.policy.app)
             await self.carrier_policy.start()
             self._warn_of_bound()
-            await health.listen(self.config.health_address)
+            await self._health.listen(self.config.health_address)
             await serve_until_cancelled(self._drain, run_beside(ends, self.links.run()))
 
     async def _drain(self) -> None:
@@ -305,6 +319,7 @@ class Agent:
         """Hand every room the settings that it uses. The carriers and the allow list have theirs already."""
         self.config = self._endpoints.config = self.credentials.config = config
         self._router_in_force = router
+        self._connect_policy.use(config.connect_entries)
         self.proxy.route = self._apps.routed(router.route)
         self.upstreams.limits = limits = _limits(config)
         self.proxy.use_limits(_for_hub(limits))

@@ -47,6 +47,12 @@ class HealthServer:
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
+    @property
+    def addresses(self) -> list[Address]:
+        """The addresses that it listens on now."""
+        sockets = self._server.sockets if self._server is not None else ()
+        return [Address(*sock.getsockname()[:2]) for sock in sockets]
+
     async def listen(self, health_address: str) -> None:
         """Listen at the setting's HOST:PORT, nowhere if it is "". Raises ListenError."""
         if health_address:

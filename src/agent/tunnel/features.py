@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["CLOSE", "FEATURES", "FORWARDED", "GOAWAY", "NAME", "WINDOW", "read_features", "write_features"]
+__all__ = ["CLOSE", "CONNECT", "FEATURES", "FORWARDED", "GOAWAY", "NAME", "WINDOW", "read_features", "write_features"]
 
 NAME: Final = b"tunnel-features"
 """The metadata in which an agent offers features and a hub accepts them: lower-case names, separated by commas."""
@@ -14,8 +14,9 @@ CLOSE: Final = "close"
 WINDOW: Final = "window"
 GOAWAY: Final = "goaway"
 FORWARDED: Final = "forwarded"
+CONNECT: Final = "connect"
 
-FEATURES: Final = frozenset({CLOSE, FORWARDED, GOAWAY, WINDOW})
+FEATURES: Final = frozenset({CLOSE, CONNECT, FORWARDED, GOAWAY, WINDOW})
 """The features that this version knows."""
 
 
