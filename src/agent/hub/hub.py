@@ -32,7 +32,7 @@ from ..syntax import is_loopback, parse_address
 from ..telemetry.health import HealthServer
 from ..telemetry.metrics import MetricsPage
 from ..tunnel.budget import MessageBudget
-from ..tunnel.features import FEATURES, FORWARDED
+from ..tunnel.features import CONNECT, FEATURES, FORWARDED
 from ..tunnel.grpc import GrpcStatus, Status
 from ..tunnel.liveness import LivenessTimes
 from ..tunnel.server import TunnelServer
@@ -40,8 +40,9 @@ from ..tunnel.session import Tunnel
 from .agent_door import AgentDoor
 from .browser_isolation import Isolation
 from .clusters import ByHost, ByParser, ByPath, ClusterParser, Clusters, warn_of_certificate
+from .connect_clusters import cluster_of
 from .index import Index
-from .known_clusters import KnownClusters
+from .known_clusters import UNKNOWN, KnownClusters
 from .metrics import read
 from .session import AgentSession, why_lost
 from .user_door import UserDoor
@@ -218,6 +219,7 @@ class Hub:
         return Proxy(
             route=self.route,
             process=None,
+            connect_route=self.route_connect,
             upstreams=self._upstreams,
             limits=limits,
             max_connections=shares.clients,
@@ -352,6 +354,19 @@ class Hub:
             target = self._make_target(session, located.stripped)
         return target.with_path(located.path) if located.path else target
 
+    def route_connect(self, request: RequestHead) -> Target:
+        """The newest agent that serves CONNECT, of the cluster that this one names. The agent checks its target.
+
+        Raises Refused: 400, 404, 407, 501, 503.
+        """
+        cluster = cluster_of(request)
+        session = self._newest_of(cluster, CONNECT)
+        if session is None:
+            if self._newest_of(cluster) is not None:
+                raise Refused(501, "the agent of this cluster does not serve CONNECT", fault="agent")
+            raise self._known.refusal(cluster, hint=UNKNOWN)
+        return Target("http://agent", connect=session.connect, cluster=cluster, party="agent")
+
     def _make_target(self, session: AgentSession, stripped: bytes) -> Target:
         """Make the target of all requests for an agent with the same public prefix. It has no path."""
         # The host is never dialled. `connect` opens the connection, and the client's own Host is forwarded.
@@ -385,14 +400,16 @@ class Hub:
             self._past_bytes[1] + sum(to_agent for _, to_agent in each),
         )
 
-    def _newest_of(self, cluster: str) -> AgentSession | None:
+    def _newest_of(self, cluster: str, feature: str = "") -> AgentSession | None:
         """The session for new connections, or None if the cluster has no agent or all its agents drain.
+
+        feature: one that the session must have, "" for any session.
 
         A suspected session is used only if no other is left. Its requests fail if the agent doesn't respond again.
         """
         silent: AgentSession | None = None
         for session in reversed(self._sessions.get(cluster, ())):
-            if session.draining:
+            if session.draining or (feature and feature not in session.tunnel.features):
                 continue
             if not session.suspected:
                 return session
