@@ -218,6 +218,29 @@ async def test_a_target_that_takes_nothing_pauses_its_client(stack, origin, even
         reading.cancel()
 
 
+@pytest.mark.parametrize("carrier", ["tcp"], indirect=True)
+async def test_a_client_that_resets_behind_its_end_is_noticed_while_the_target_is_silent(stack, origin, eventually):
+    async def silent(reader, writer):
+        await reader.read()
+        await asyncio.get_running_loop().create_future()
+
+    async with origin(silent) as o, stack(o.url, connect_route=raw(o.url)) as h:
+        h.client_origin = SENDS
+        client = await h.open()
+        client.send(CONNECT)
+        await client.read_until(b"\r\n\r\n")
+        client.writer.write_eof()
+        await eventually(lambda: o.open == 1)
+        await asyncio.sleep(0.1)
+        assert h.proxy.open_connections == 1, "a half-close is no end"
+        sock = client.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.writer.transport.abort()
+        await eventually(lambda: h.proxy.open_connections == 0)
+        await eventually(lambda: h.upstreams.open_connections == 0)
+        assert await h.outcome() == (Kind.CLIENT_GONE, Stage.UPGRADED)
+
+
 class Stream(UpstreamStream):
     """A stream that notes how often it reads."""
 

@@ -25,7 +25,7 @@ def watch_half_closed(transport: asyncio.BaseTransport) -> None:
 
 
 def probe_when_idle(transport: asyncio.BaseTransport) -> None:
-    """Enable keepalive probes of a TCP peer in a tunnel without an idle limit. The kernel then finds a dead end."""
+    """Enable keepalive probes of a TCP peer that may be silent for hours. The kernel then finds a dead one."""
     _probe_every(transport, TUNNEL_KEEPALIVE_S)
 
 

@@ -676,7 +676,9 @@ class ClientConnection(ClientSide):
             if self._stall.is_longer_than(limit_s, self._transport.get_write_buffer_size(), now):
                 self._log_end(logging.WARNING, "the client takes nothing", "write", "limits.write_timeout_s")
                 self.abort()
-        if self.may_have_left and self._state is WAITING and is_gone(self._transport):
+        # Behind a FIN the loop does not read. Only a look at the socket shows that the client has left.
+        may_have_left = self.may_have_left if self._state is WAITING else self._state is UPGRADED and self._half_closed
+        if may_have_left and is_gone(self._transport):
             self._transport.abort()
 
     def _late(self) -> None:
