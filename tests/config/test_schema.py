@@ -24,7 +24,15 @@ from agent.config.schema import (
     TargetLimitsConfig,
 )
 from agent.errors import ConfigError
-from agent.syntax import Address, Route, is_loopback, parse_address, parse_reference
+from agent.syntax import (
+    Address,
+    Route,
+    is_loopback,
+    parse_address,
+    parse_authority,
+    parse_connect_entry,
+    parse_reference,
+)
 
 AGENT: dict[str, Any] = {"hub_address": "hub:8443", "cluster_name": "c1"}
 
@@ -279,6 +287,17 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     (HubConfig, {"grpc_key_file": __file__}, "grpc_key_file", "together with grpc_cert_file"),
     (HubConfig, {"http_key_file": __file__}, "http_key_file", "together with http_cert_file"),
     (HubConfig, {"proxy_protocol": True}, "proxy_protocol", "together with trusted_proxies"),
+    (AgentConfig, {"connect_allow": "db"}, "connect_allow", "a port or a range, as db.prod.svc:5432"),
+    (AgentConfig, {"connect_allow": "db:0"}, "connect_allow", "a port or a range"),
+    (AgentConfig, {"connect_allow": "db:2-1"}, "connect_allow", "the lower one first"),
+    (AgentConfig, {"connect_allow": "db:1-65536"}, "connect_allow", "from 1 to 65535"),
+    (AgentConfig, {"connect_allow": "*:80"}, "connect_allow", "*. and a DNS name"),
+    (AgentConfig, {"connect_allow": "a.*.svc:80"}, "connect_allow", "*. and a DNS name"),
+    (AgentConfig, {"connect_allow": "127.1:80"}, "connect_allow", "an IP address or a network"),
+    (AgentConfig, {"connect_allow": "10.0.0.1/8:80"}, "connect_allow", "without host bits"),
+    (AgentConfig, {"connect_allow": "fd00::1:80"}, "connect_allow", "in brackets"),
+    (AgentConfig, {"connect_allow": ["a:1", "http://b:80/"]}, "connect_allow", "'http://b:80/'"),
+    (AgentConfig, {"connect_allow": [443]}, "connect_allow", "must be text"),
     (HubConfig, {"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies", "without host bits, as 10.0.0.0/8"),
     (HubConfig, {"trusted_proxies": "lb.example"}, "trusted_proxies", "not 'lb.example'"),
     (HubConfig, {"trusted_proxies": ["10.0.0.0/33", "::1", "fe80::1%eth0"]}, "trusted_proxies", "'fe80::1%eth0'"),
@@ -327,6 +346,23 @@ def test_a_hub_starts_where_only_this_machine_or_known_agents_reach_it(values: d
 @pytest.mark.parametrize("given", ["tunnel.example.com", "Tunnel.EXAMPLE.com.", "tunnel.example.com."])
 def test_a_domain_is_in_lower_case_without_a_trailing_dot(given: str) -> None:
     assert HubConfig(cluster_from="HOST", cluster_domain=given).cluster_domain == "tunnel.example.com"
+
+
+def test_entries_of_connect_allow_are_kept_in_one_form() -> None:
+    given = [
+        "DB.Prod.svc.:5432",
+        "*.Svc:1-65535",
+        "10.0.0.0/8:443",
+        "[fd00::0:1]:80",
+        "fd00::/8:80",
+        "[fd00::]/8:80-80",
+    ]
+    config = AgentConfig(**AGENT, connect_allow=given)
+    assert config.connect_allow == (
+        *("db.prod.svc:5432", "*.svc:1-65535", "10.0.0.0/8:443", "[fd00::1]:80", "[fd00::/8]:80", "[fd00::/8]:80"),
+    )
+    assert AgentConfig(**AGENT, connect_allow="::ffff:10.0.0.0/104:80").connect_allow == ("10.0.0.0/8:80",)
+    assert AgentConfig(**AGENT).connect_entries == ()
 
 
 def test_networks_are_kept_in_one_form() -> None:
@@ -646,6 +682,68 @@ def test_an_address_is_refused_or_comes_back_as_it_was(text: str) -> None:
     except ValueError:
         return
     assert parse_address(str(found), listen=True) == found
+
+
+@settings(deadline=None)
+@given(text=st.one_of(st.text(max_size=30), st.from_regex(r"\[?[*a-c0-9:./]*\]?:[0-9]*-?[0-9]*", fullmatch=True)))
+def test_an_entry_of_connect_allow_is_refused_or_comes_back_as_it_was(text: str) -> None:
+    try:
+        found = parse_connect_entry(text)
+    except ValueError:
+        return
+    assert parse_connect_entry(str(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("db:5432", ("db", 5432)),
+        ("DB.prod.:00080", ("DB.prod.", 80)),
+        ("[::1]:65535", ("::1", 65535)),
+        ("[::FFFF:127.0.0.1]:1", ("::FFFF:127.0.0.1", 1)),
+        ("1.2.3.4:1", ("1.2.3.4", 1)),
+        ("a_b:1", ("a_b", 1)),
+    ],
+)
+def test_the_target_of_a_connect(text: str, expected: tuple[str, int]) -> None:
+    assert parse_authority(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            ":80",
+            "db",
+            "db:",
+            "db:0",
+            "db:65536",
+            "db:080000",
+            "db:-1",
+            "db:80 ",
+            "db:80/",
+            "/db:80",
+            "db..prod:80",
+        ),
+        *(
+            "-db:80",
+            "db-:80",
+            "u@db:80",
+            "u:p@db:80",
+            "http://db:80",
+            "d%62:80",
+            "[::1",
+            "[::1]",
+            "::1:80",
+            "[::1%lo]:80",
+        ),
+        *("[::1%25lo]:80", "[db]:80", "[1.2.3.4]:80", "[]:80", "db:\u0661", "d\u0431:80", "db:80\n", "a" * 254 + ":80"),
+    ],
+)
+def test_what_is_no_target_of_a_connect(text: str) -> None:
+    with pytest.raises(ValueError, match="must be HOST:PORT"):
+        parse_authority(text)
 
 
 @pytest.mark.parametrize(
