@@ -222,6 +222,21 @@ def test_outside_a_cluster_or_without_the_extra_the_reason_is_said(
     assert "--route" in str(caught.value)
 
 
+def test_connect_allow_alone_needs_no_routes_outside_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    policy = make_policy(AgentConfig(connect_allow="db:5432", **HUB))
+    assert isinstance(policy.router, StaticRouter)
+    with pytest.raises(Refused, match="404"):
+        policy.router.route(RequestHead("GET", b"/c1/", "1.1", []))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr("agent.policy.assembly.extra_is_installed", lambda: False)
+    with pytest.raises(ConfigError, match="Kubernetes"):
+        make_policy(AgentConfig(connect_allow="db:5432", **HUB))
+
+
 def test_in_a_cluster_without_the_extra_that_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")

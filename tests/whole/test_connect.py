@@ -57,7 +57,7 @@ async def tcp_target(serve: Serve, context: ssl.SSLContext | None = None) -> Asy
 async def connecting(cluster: Cluster, *entries: str, **config: Any) -> AsyncIterator[Whole]:
     """A hub, and an agent that allows these entries."""
     async with cluster.hub() as whole:
-        await whole.start_agent(routes=NO_ROUTE, connect_allow=entries, **config)
+        await whole.start_agent(routes=() if entries else NO_ROUTE, connect_allow=entries, **config)
         yield whole
 
 

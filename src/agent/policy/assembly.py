@@ -13,7 +13,7 @@ from ..messages import Target
 from .api_server import SERVICE_ACCOUNT, ApiAccess, extra_is_installed, in_cluster
 from .identity import RequestProcessor
 from .plugins import load_part, load_reference
-from .router import API_SERVER, KubernetesRouter, Router
+from .router import API_SERVER, KubernetesRouter, Router, StaticRouter
 from .selection import select_policy
 from .services import ServiceAllowList
 from .trust import CertificateProvider, FileTrust
@@ -172,7 +172,10 @@ def make_policy(
         raise ConfigError("certificate_provider", "argument", expected)
     app = load_reference("app", config.app) if isinstance(config.app, str) else config.app
     if router is None and not config.static_routes and app is None:
-        return _kubernetes_policy(config, processor, trust)
+        if processor is None and not reviewed and _serves_connect_alone(config):
+            router = StaticRouter((), config.cluster_name)
+        else:
+            return _kubernetes_policy(config, processor, trust)
     if reviewed:
         kubernetes = _Kubernetes(config, "request_processor")
         processor = kubernetes.processor
@@ -210,6 +213,11 @@ def _kubernetes_policy(
     return Policy(router, processor, trust, services=services, kubernetes=kubernetes)
 
 
+def _serves_connect_alone(config: AgentConfig) -> bool:
+    """Whether the agent is for CONNECT, with no API server that it could be for. Every path is then 404."""
+    return bool(config.connect_allow) and not (config.kubeconfig or config.service_allow_file or in_cluster())
+
+
 def _managed_access(config: AgentConfig) -> ApiAccess:
     if config.kubeconfig:
         return ApiAccess.from_kubeconfig(config.kubeconfig, field="kubeconfig")
@@ -229,7 +237,7 @@ def _check_available(config: AgentConfig, field: str) -> None:
     if field == "route":
         expected = (
             f"without routes, the targets are Kubernetes', which can't be authenticated for: {said}. "
-            "Else give --route PREFIX=URL"
+            "Else give --route PREFIX=URL, or --connect-allow for CONNECT alone"
         )
     else:
         expected = f"{KUBERNETES} asks a cluster's API server who a request's user is: {said}"
