@@ -14,7 +14,8 @@ import pytest
 from agent.errors import Refused, TargetError
 from agent.messages import Target
 from agent.outcome import Kind, Stage
-from agent.proxy import HubOrigin
+from agent.proxy import HubOrigin, ProxyLimits
+from agent.proxy.heads import Fault, parse_request
 from agent.proxy.upstream_stream import HeldTunnel, UpstreamStream
 
 CONNECT = b"CONNECT db:5432 HTTP/1.1\r\nHost: other\r\nProxy-Authorization: Basic YzE6\r\nX-Kept: no\r\n\r\n"
@@ -239,6 +240,45 @@ async def test_a_client_that_resets_behind_its_end_is_noticed_while_the_target_i
         await eventually(lambda: h.proxy.open_connections == 0)
         await eventually(lambda: h.upstreams.open_connections == 0)
         assert await h.outcome() == (Kind.CLIENT_GONE, Stage.UPGRADED)
+
+
+async def test_a_target_that_resets_behind_its_end_is_noticed_while_the_client_is_silent(stack, origin, eventually):
+    writers: list[asyncio.StreamWriter] = []
+
+    async def ends(reader, writer):
+        writers.append(writer)
+        writer.write(b"bye")
+        writer.write_eof()
+        await asyncio.get_running_loop().create_future()
+
+    async with origin(ends) as o, stack(o.url, connect_route=raw(o.url)) as h:
+        h.client_origin = SENDS
+        client = await h.open()
+        client.send(CONNECT)
+        await client.read_until(b"bye")
+        await asyncio.sleep(0.1)
+        assert h.upstreams.open_connections == 1, "a half-close is no end"
+        sock = writers[0].get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writers[0].transport.abort()
+        await eventually(lambda: h.upstreams.open_connections == 0)
+        assert await h.outcome() == (Kind.FAILED, Stage.UPGRADED)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_both_parsers_read_a_connect_alike(fast: bool) -> None:
+    head = (
+        b"CONNECT [fd00::1]:443 HTTP/1.1\r\nHost: a\r\nX: y\r\nProxy-Authorization: Basic YzE6\r\nUpgrade: x\r\n"
+        b"Connection: keep-alive, upgrade\r\nProxy-Connection: keep-alive\r\nContent-Length: 0\r\n\r\n"
+    )
+    request, target = parse_request(head, ProxyLimits(), None, fast, serves_connect=True)
+    assert (request.is_connect, target, request.length) == (True, b"[fd00::1]:443", 0)
+    assert (request.keep_alive, request.upgrade) == (False, b"")
+    assert request.fields == [(b"X", b"y"), (b"Proxy-Authorization", b"Basic YzE6")]
+    assert parse_request(head, ProxyLimits(), request, fast, serves_connect=True)[0] is request
+    with pytest.raises(Fault) as caught:
+        parse_request(head, ProxyLimits(), None, fast)
+    assert caught.value.status == 405
 
 
 class Stream(UpstreamStream):

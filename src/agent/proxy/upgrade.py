@@ -121,6 +121,9 @@ class Upgraded:
             extra = {**self._client.log_fields(), "stage": "upgraded", "fault": self._party, "limit": limit}
             logger.warning(f"the {self._party} takes nothing", extra=extra)
             self._cut()
+        elif self._target_ended and self._upstream is not None and self._upstream.is_gone():
+            self._drop_upstream()
+            self.upstream_lost(ConnectionResetError())
         elif self._idle_s != NEVER:
             self._look_at_silence(now)
 

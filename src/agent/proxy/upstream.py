@@ -22,7 +22,7 @@ from .chunked import LAST_CHUNK, encode_chunk
 from .clock import Clock, Stall
 from .dial import dial, within
 from .heads import CHUNKED, Request
-from .liveness import probe_when_idle
+from .liveness import is_gone, probe_when_idle
 from .pieces import Piece, write_pieces
 from .response_reader import ResponseReader
 from .shortage import DESCRIPTORS
@@ -227,6 +227,9 @@ class Upstream(UpstreamStream):
             return False
         self.transport.write_eof()
         return True
+
+    def is_gone(self) -> bool:
+        return self.transport is not None and is_gone(self.transport)
 
     def close(self) -> None:
         self.user = self._tunnel = None

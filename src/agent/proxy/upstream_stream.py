@@ -187,6 +187,10 @@ class UpstreamStream:
         """Send the tunnel's end. Returns whether what carries it could."""
         raise NotImplementedError
 
+    def is_gone(self) -> bool:
+        """Whether a target that has sent its end has left, where what carries the stream can tell."""
+        return False
+
     def close(self) -> None:
         """End the stream behind what is unsent, or without it where the target takes nothing."""
         raise NotImplementedError
