@@ -17,27 +17,31 @@ __all__ = ["is_gone", "probe_when_idle", "reset_when_closed", "watch_half_closed
 
 KEEPALIVE_S = 10
 TUNNEL_KEEPALIVE_S = 60
+TUNNEL_PROBES_S, TUNNEL_PROBES = 15, 4
+"""Probes of a silent tunnel, and how many may be lost. A dead peer is found within two minutes."""
 
 
 def watch_half_closed(transport: asyncio.BaseTransport) -> None:
     """Enable keepalive probes of a TCP peer that has sent its FIN, so that `is_gone` detects when it leaves."""
-    _probe_every(transport, KEEPALIVE_S)
+    _probe(transport, {"TCP_KEEPIDLE": KEEPALIVE_S, "TCP_KEEPINTVL": KEEPALIVE_S})
 
 
 def probe_when_idle(transport: asyncio.BaseTransport) -> None:
     """Enable keepalive probes of a TCP peer that may be silent for hours. The kernel then finds a dead one."""
-    _probe_every(transport, TUNNEL_KEEPALIVE_S)
+    times = {"TCP_KEEPIDLE": TUNNEL_KEEPALIVE_S, "TCP_KEEPINTVL": TUNNEL_PROBES_S, "TCP_KEEPCNT": TUNNEL_PROBES}
+    _probe(transport, times)
 
 
-def _probe_every(transport: asyncio.BaseTransport, seconds: int) -> None:
+def _probe(transport: asyncio.BaseTransport, options: dict[str, int]) -> None:
+    """Enable keepalive probes of a TCP peer. options: by name, those that this system has are set."""
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
+        for name, value in options.items():
             if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     except OSError:
         return  # gone already: the next look finds that
 

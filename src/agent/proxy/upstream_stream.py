@@ -188,7 +188,7 @@ class UpstreamStream:
         raise NotImplementedError
 
     def is_gone(self) -> bool:
-        """Whether a target that has sent its end has left, where what carries the stream can tell."""
+        """Whether a target that has sent its end has left. False if what carries the stream does not show it."""
         return False
 
     def close(self) -> None:
