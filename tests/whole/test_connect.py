@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
+from agent import HubConfig
 from agent.config.schema import TargetLimitsConfig
+from agent.hub.hub import Hub
 from agent.tunnel.features import FEATURES
 
 from ..limits import scaled
@@ -265,6 +267,40 @@ async def test_a_drain_of_the_agent_lets_an_open_tunnel_finish_and_refuses_new_o
             assert await reader.read() == b"BEFORE, AND BEHIND"
             writer.close()
             await stopping
+
+
+async def test_a_drain_of_the_hub_lets_an_open_tunnel_finish_and_refuses_new_ones(mode: str, hub_kind: str) -> None:
+    ports: dict[str, int] = {}
+    config = HubConfig(grpc_address="127.0.0.1:0", http_address="127.0.0.1:0", drain_grace_s=10.0)
+    hub = Hub(config, on_listening=lambda kind, _, port: ports.update({kind: port}))
+    task = asyncio.ensure_future(hub.run())
+    await until(lambda: len(ports) == 2)
+    async with tcp_target(echo_upper) as port, asyncio.timeout(scaled(30)):
+        agent = RunningAgent(
+            hub_address=f"127.0.0.1:{ports['grpc']}",
+            cluster_name="c1",
+            insecure=True,
+            use_memory_comm=mode == "memory",
+            connect_allow=f"127.0.0.1:{port}",
+        )
+        await agent.wait_ready()
+        head = f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: x\r\nTunnel-Cluster: c1\r\n\r\n".encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", ports["http"])
+        late_reader, late_writer = await asyncio.open_connection("127.0.0.1", ports["http"])
+        late_writer.write(head[:20])
+        writer.write(head + b"before, ")
+        await reader.readuntil(b"\r\n\r\n")
+        task.cancel()
+        await until(lambda: hub.proxy is not None and hub.proxy.draining)
+        late_writer.write(head[20:])
+        assert (await late_reader.read()).startswith(b"HTTP/1.1 503 ")
+        writer.write(b"and behind")
+        writer.write_eof()
+        assert await reader.read() == b"BEFORE, AND BEHIND"
+        writer.close()
+        late_writer.close()
+        await asyncio.wait([task])
+        await agent.stop()
 
 
 BYTES = 8 * 1024 * 1024

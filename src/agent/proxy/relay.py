@@ -401,6 +401,9 @@ class Exchange:
         client = self.client
         if client.may_have_left:
             client.target_moved()
+        if response.status == 405 and self.request.is_connect:  # another session of the cluster took it
+            self.fail(501, f"the {self._party} does not serve CONNECT", "response head", fault=self._party)
+            return
         if response.has_urls:
             mapped = self._mapped(response)
             if mapped is None:
