@@ -391,8 +391,8 @@ class Exchange:
         upgraded = Upgraded(client, upstream, self._party, context.clock, context.limits, idle_s)
         held = upstream.switch(upgraded)
         client.switch_protocols(response, rest, upgraded)
-        if held is not None:
-            held.give_to(upgraded, is_paused=client.writing_paused)
+        if held is not None and held.give_to(upgraded) and not client.writing_paused:
+            upstream.resume_reading()
 
     def response_started(
         self, response: Response, length: int, pieces: list[Piece], ended: bool, trailers: Fields

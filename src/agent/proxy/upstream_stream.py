@@ -100,16 +100,18 @@ class HeldTunnel:
     def resume_sending(self) -> None:
         """Nothing was sent."""
 
-    def give_to(self, user: TunnelUser, *, is_paused: bool) -> None:
-        """Hand everything to the next user, whose client has its 200. is_paused: the client takes no further bytes."""
+    def give_to(self, user: TunnelUser) -> bool:
+        """Hand everything to the next user, whose client has its 200.
+
+        Returns whether reading is still paused, and must resume as soon as the client takes further bytes.
+        """
         for piece in self._pieces:
             user.tunnel_data(piece)
         if self._lost:
             user.upstream_lost(self._error)
         elif self._ended:
             user.tunnel_eof()
-        elif self._pieces and not is_paused:
-            self._stream.resume_reading()
+        return bool(self._pieces)
 
 
 class UpstreamStream:
