@@ -138,6 +138,26 @@ async def test_a_refused_connect_closes_and_what_follows_is_no_request(stack, or
         assert o.connections == 0
 
 
+async def test_a_target_that_does_not_respond_is_a_504_that_names_it(stack, origin, caplog):
+    caplog.set_level(logging.INFO, "agent.proxy")
+
+    async def never(protocol):
+        await asyncio.get_running_loop().create_future()
+
+    def route(head):
+        return Target("http://db:5432", is_raw=True, connect=never)
+
+    async with stack("http://unused", connect_route=route, limits={"connect_timeout_s": 0.1}) as h:
+        h.client_origin = SENDS
+        client = await h.open()
+        client.send(CONNECT)
+        answer = await client.answer()
+        assert (answer.status, b"the target took too long" in answer.body) == (504, True)
+    (line,) = [record for record in caplog.records if record.name.startswith("agent.proxy")]
+    found = line.__dict__
+    assert (found["fault"], found["limit"], found["target"]) == ("target", "limits.connect_timeout_s", "db:5432")
+
+
 def to_agent(url: str) -> Any:
     """The route of a hub: every CONNECT is sent on to this agent."""
 

@@ -31,6 +31,15 @@ async def test_readyz_follows_the_agent_and_healthz_does_not() -> None:
         await server.close()
 
 
+async def test_it_knows_the_addresses_that_it_listens_on() -> None:
+    server = HealthServer(lambda: True)
+    assert server.addresses == []
+    port = await server.start("127.0.0.1", 0)
+    assert [str(address) for address in server.addresses] == [f"127.0.0.1:{port}"]
+    await server.close()
+    assert server.addresses == []
+
+
 async def test_a_page_that_fails_is_said_and_the_rest_answers_on(caplog: pytest.LogCaptureFixture) -> None:
     def page(accept: str) -> tuple[str, bytes]:
         raise LookupError(accept)
