@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+import trustme
 
 from agent import HubConfig
 from agent.config.schema import TargetLimitsConfig
@@ -24,7 +25,7 @@ from agent.hub.hub import Hub
 from agent.tunnel.features import FEATURES
 
 from ..limits import scaled
-from .whole_cluster import Cluster, RunningAgent, Whole
+from .whole_cluster import Cluster, RunningAgent, Whole, running_hub
 from .whole_peers import free_port, missing, program, until
 
 pytestmark = pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
@@ -395,6 +396,32 @@ async def test_curl_reaches_a_tls_target_by_connect(cluster: Cluster, tmp_path: 
             code, _, error = await run(program("curl"), "-sS", "-k", "-x", proxy, "https://127.0.0.2:1/")
             assert code == 56  # the proxy refused CONNECT
             assert b"403" in error
+
+
+async def test_curl_reaches_a_target_by_a_hub_with_tls(mode: str, hub_kind: str, tmp_path: pathlib.Path) -> None:
+    authority, pem = trustme.CA(), tmp_path / "hub.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    body = random.Random(5).randbytes(1_000_000)
+
+    async def until_closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + body)
+
+    async with tcp_target(until_closed) as port, running_hub(http_cert_file=str(pem)) as (grpc_port, http_port):
+        agent = RunningAgent(
+            hub_address=f"127.0.0.1:{grpc_port}",
+            cluster_name="c1",
+            insecure=True,
+            use_memory_comm=mode == "memory",
+            connect_allow=f"127.0.0.1:{port}",
+        )
+        await agent.wait_ready()
+        options = ("-sS", "--proxy-cacert", str(tmp_path / "ca.pem"), "-p", "-x", f"https://c1:@127.0.0.1:{http_port}")
+        code, out, error = await run(program("curl"), *options, f"http://127.0.0.1:{port}/")
+        assert (code, error) == (0, b"")
+        assert out == body
+        await agent.stop()
 
 
 @contextlib.asynccontextmanager
