@@ -10,6 +10,7 @@ import hashlib
 import os
 import pathlib
 import random
+import shlex
 import ssl
 import subprocess
 import sys
@@ -357,12 +358,13 @@ async def test_many_connections_carry_every_byte_both_ways_at_once(cluster: Clus
 
 
 async def run(*command: str, timeout_s: float = 20.0, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    given = subprocess.PIPE if stdin else subprocess.DEVNULL
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        *command, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
         async with asyncio.timeout(scaled(timeout_s)):
-            out, error = await process.communicate(stdin)
+            out, error = await process.communicate(stdin or None)
     except TimeoutError:
         process.kill()
         await process.wait()
@@ -486,8 +488,8 @@ def need_run_directory() -> None:
         missing("/run/sshd")
 
 
-async def test_ssh_by_a_proxy_command(cluster: Cluster, tmp_path: pathlib.Path) -> None:
-    sshd, ssh = program("sshd"), program("ssh")
+async def test_ssh_by_a_proxy_command_and_git_over_it(cluster: Cluster, tmp_path: pathlib.Path) -> None:
+    sshd, ssh, clone = program("sshd"), program("ssh"), str(tmp_path / "clone")
     need_run_directory()
     for name in ("host", "user"):
         code, _, error = await run(program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name))
@@ -520,6 +522,27 @@ async def test_ssh_by_a_proxy_command(cluster: Cluster, tmp_path: pathlib.Path) 
             code, out, error = await run(ssh, *options, "127.0.0.1", "sha256sum", stdin=data)
             assert code == 0, error
             assert out.split()[0].decode() == hashlib.sha256(data).hexdigest()
+
+            git, work = program("git"), tmp_path / "work"
+            work.mkdir()
+            (work / "file").write_bytes(data)
+            author = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+            for arguments in (
+                ("init", "-q", str(work)),
+                ("-C", str(work), "add", "file"),
+                ("-C", str(work), *author, "commit", "-q", "-m", "one"),
+                (
+                    "-c",
+                    f"core.sshCommand={shlex.join((ssh, *options))}",
+                    "clone",
+                    "-q",
+                    f"ssh://127.0.0.1{work}",
+                    clone,
+                ),
+            ):
+                code, _, error = await run(git, *arguments)
+                assert code == 0, error
+            assert (tmp_path / "clone" / "file").read_bytes() == data
     finally:
         server.terminate()
         await server.wait()
