@@ -11,10 +11,12 @@ import os
 import pathlib
 import random
 import shlex
+import shutil
+import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -480,6 +482,58 @@ async def test_redis_cli_speaks_with_a_redis_server(cluster: Cluster, tmp_path: 
         lines = b"".join(b"INCR n\n" for _ in range(1000))
         code, out, _ = await run(cli, "-p", str(local), stdin=lines)
         assert (code, out.split()[-1]) == (0, b"1000")
+
+
+def postgres_program(name: str) -> str:
+    """A server program of PostgreSQL. Debian keeps them outside of PATH."""
+    found = sorted(pathlib.Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return str(found[-1]) if found else program(name)
+
+
+@contextlib.contextmanager
+def postgres(directory: pathlib.Path) -> Iterator[int]:
+    """The port of a PostgreSQL of its own. The server refuses to run as root."""
+    initdb, server = postgres_program("initdb"), postgres_program("postgres")
+    data, port = directory / "data", free_port()
+    data.mkdir()
+    user = None
+    if os.getuid() == 0:
+        user = "postgres"
+        for parent in (*directory.parents[:2], directory):
+            parent.chmod(0o755)
+        shutil.chown(data, user)
+    command = [initdb, "-D", str(data), "-A", "trust", "-U", "me", "--no-sync"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", user=user)
+    options = ("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off")
+    command = [server, "-D", str(data), "-p", str(port), *options]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd="/", user=user) as running:
+        try:
+            yield port
+        finally:
+            running.send_signal(signal.SIGINT)  # a fast shutdown
+
+
+@pytest.mark.loops("uvloop")
+async def test_psql_speaks_with_a_postgresql(cluster: Cluster, tmp_path: pathlib.Path) -> None:
+    psql = program("psql")
+    with postgres(tmp_path) as port:
+        async with connecting(cluster, f"127.0.0.1:{port}") as whole, forwarder(whole, f"127.0.0.1:{port}") as local:
+            url = f"postgresql://me@127.0.0.1:{local}/postgres"
+
+            async def ask_psql(query: str, stdin: bytes = b"") -> bytes:
+                code, out, error = await run(psql, "-X", "-q", "-A", "-t", "-d", url, "-c", query, stdin=stdin)
+                assert code == 0, error
+                return out
+
+            ready = postgres_program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)
+            async with asyncio.timeout(scaled(20)):
+                while (await run(*ready))[0]:
+                    pass
+            await ask_psql("CREATE TABLE rows (n int, t text)")
+            rows = b"".join(b"%d\t%064x\n" % (number, number) for number in range(50_000))
+            await ask_psql("COPY rows FROM STDIN", rows)
+            assert await ask_psql("SELECT count(*), sum(n) FROM rows") == b"50000|1249975000\n"
+            assert await ask_psql("COPY (SELECT * FROM rows ORDER BY n) TO STDOUT") == rows
 
 
 def need_run_directory() -> None:
