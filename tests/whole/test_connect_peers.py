@@ -14,6 +14,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -159,32 +160,29 @@ def postgres_program(name: str) -> str:
 
 
 @contextlib.contextmanager
-def postgres(directory: pathlib.Path) -> Iterator[int]:
-    """The port of a new PostgreSQL. The server refuses to run as root."""
+def postgres() -> Iterator[int]:
+    """The port of a new PostgreSQL. The server refuses to run as root, and other users can't enter `tmp_path`."""
     initdb, server = postgres_program("initdb"), postgres_program("postgres")
-    data, port = directory / "data", free_port()
-    data.mkdir()
-    user = None
-    if os.getuid() == 0:
-        user = "postgres"
-        for parent in (*directory.parents[:2], directory):
-            parent.chmod(0o755)
-        shutil.chown(data, user)
-    command = [initdb, "-D", str(data), "-A", "trust", "-U", "me", "--no-sync"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", user=user)
-    options = ("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off")
-    command = [server, "-D", str(data), "-p", str(port), *options]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd="/", user=user) as running:
-        try:
-            yield port
-        finally:
-            running.send_signal(signal.SIGINT)  # a fast shutdown
+    port, user = free_port(), None
+    with tempfile.TemporaryDirectory() as data:
+        if os.getuid() == 0:
+            user = "postgres"
+            shutil.chown(data, user)
+        command = [initdb, "-D", data, "-A", "trust", "-U", "me", "--no-sync"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", user=user)
+        options = ("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off")
+        command = [server, "-D", data, "-p", str(port), *options]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd="/", user=user) as running:
+            try:
+                yield port
+            finally:
+                running.send_signal(signal.SIGINT)  # a fast shutdown
 
 
 @pytest.mark.loops("uvloop")
-async def test_psql_speaks_with_a_postgresql(cluster: Cluster, tmp_path: pathlib.Path) -> None:
+async def test_psql_speaks_with_a_postgresql(cluster: Cluster) -> None:
     psql = program("psql")
-    with postgres(tmp_path) as port:
+    with postgres() as port:
         async with connecting(cluster, f"127.0.0.1:{port}") as whole, forwarder(whole, f"127.0.0.1:{port}") as local:
             url = f"postgresql://me@127.0.0.1:{local}/postgres"
 
