@@ -587,6 +587,29 @@ async def test_connections_without_their_header_are_bounded(
             await writer.wait_closed()
 
 
+async def test_connections_that_gave_way_hold_few_descriptors(certificates: Certificates) -> None:
+    """They came in one burst, so that none of them had a turn of the loop yet."""
+    held: list[int] = []
+
+    def open_connections() -> int:  # asked for each connection that is accepted
+        held.append(sum(sock.fileno() >= 0 for sock in accepted))
+        return 0
+
+    accepted: list[socket.socket] = []
+    async with running_door(certificates, max_connections=20, open_connections=open_connections) as door:
+        assert door._acceptor is not None
+        take = door._acceptor._accepted
+        door._acceptor._accepted = lambda sock, peer: (accepted.append(sock), take(sock, peer))[1]
+        users = [socket.create_connection(("127.0.0.1", door.port)) for _ in range(120)]
+        try:
+            await until(lambda: len(held) == 120)
+        finally:
+            for user in users:
+                user.close()
+        assert max(held) <= 10 + user_door.MOST_LEAVING + 1
+    assert not door._leaving
+
+
 async def test_a_header_is_due_within_the_time_for_a_head() -> None:
     async with running_hub(limits=LimitsConfig(head_timeout_s=0.2), **TRUSTED) as (_, port):
         assert b"within 0.2 s (limits.head_timeout_s)" in await answer(port, None, b"PROXY ")

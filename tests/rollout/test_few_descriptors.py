@@ -55,9 +55,10 @@ def few(directory: pathlib.Path, *arguments: str, leaked: int = 0) -> Iterator[H
     hub = HubProcess(directory / "hub.log", *arguments, descriptors=DESCRIPTORS, leaked=leaked)
     try:
         yield hub
-        assert hub.process.poll() is None, hub.log
+        assert hub.process.poll() is None
         assert "Traceback" not in hub.log
     finally:
+        print(f"the hub's code {hub.process.poll()}, and the end of its log:", hub.log[-10_000:])  # if the test fails
         hub.close()
 
 

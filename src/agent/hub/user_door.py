@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 TLS_TIMEOUT_S = 10.0
 """From a connection, or the end of its PROXY header, to the end of its TLS handshake."""
 
+MOST_LEAVING = 16
+"""The most connections that have given way to others and are not closed yet, since each still has a descriptor."""
+
 ANSWER_TIMEOUT_S = 5.0
 """Seconds that a refused user has to send a byte, and to read the response."""
 
@@ -118,6 +121,7 @@ class UserDoor:
         self._loop = asyncio.get_running_loop()
         self._acceptor: Acceptor | None = None
         self._entering: dict[asyncio.Task[Any], socket.socket] = {}  # the oldest first
+        self._leaving: set[asyncio.Task[Any]] = set()
         self._answering: set[_Answer] = set()
         self._max_entering = max(1, max_connections // 2)
         self.refused: Counter[str] = Counter()
@@ -129,7 +133,9 @@ class UserDoor:
     def open(self, sockets: list[socket.socket]) -> int:
         """Accept on these sockets, which are the door's from now on. Returns the port."""
         refuse = _send_too_many if self._tls is None else lambda sock: None
-        self._acceptor = Acceptor(sockets, self._accepted, refuse, name="http")
+        self._acceptor = Acceptor(
+            sockets, self._accepted, refuse, name="http", is_busy=lambda: len(self._leaving) >= MOST_LEAVING
+        )
         self._origins.port = self._acceptor.port
         self._acceptor.start()
         return self._acceptor.port
@@ -186,7 +192,9 @@ class UserDoor:
         self._enter(self._let_in(sock, address, origin, has_header=has_header), sock)
 
     def _hang_up_oldest(self) -> None:
-        hang_up(self._entering.pop(next(iter(self._entering))))
+        oldest = next(iter(self._entering))
+        self._leaving.add(oldest)
+        hang_up(self._entering.pop(oldest))
 
     def _enter(self, entering: Coroutine[Any, Any, Any], sock: socket.socket) -> None:
         task: asyncio.Task[Any] = self._loop.create_task(entering)
@@ -195,6 +203,7 @@ class UserDoor:
 
     def _entered(self, task: asyncio.Task[Any]) -> None:
         self._entering.pop(task, None)
+        self._leaving.discard(task)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, OSError):  # the peer has left
             logger.debug("a user's connection can't be served", extra={"reason": str(error)})

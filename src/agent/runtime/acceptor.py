@@ -121,6 +121,7 @@ class Acceptor:
         refuse: gets each socket that exceeds the descriptors. It may send a few bytes without blocking. The acceptor
             closes the socket afterwards.
         name: the port's name in the log.
+        is_busy: whether connections must wait, since the owner has not closed those that gave way to others.
     """
 
     def __init__(
@@ -130,11 +131,13 @@ class Acceptor:
         refuse: Callable[[socket.socket], None],
         *,
         name: str,
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._sockets = list(sockets)
         self._accepted = accepted
         self._refuse = refuse
         self._name = name
+        self._is_busy = is_busy
         self._loop = asyncio.get_running_loop()
         self._reserve = os.open(os.devnull, os.O_RDONLY)
         self._tasks: list[asyncio.Task[None]] = []
@@ -180,6 +183,8 @@ class Acceptor:
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(BATCH):
+            if self._is_busy():
+                return  # the loop calls again in its next turn
             try:
                 sock, peer = listener.accept()
             except (BlockingIOError, InterruptedError):
@@ -238,6 +243,9 @@ class Acceptor:
 
     async def _accept_one_by_one(self, listener: socket.socket) -> None:
         while True:
+            if self._is_busy():
+                await asyncio.sleep(0)
+                continue
             try:
                 sock, peer = await self._loop.sock_accept(listener)
             except ConnectionAbortedError:
