@@ -58,7 +58,7 @@ class Twin:
         except self.heads.Fault as fault:
             return fault.status, fault.reason, fault.rule, fault.fields
         seen = {name: getattr(request, name) for name in request.__slots__ if name not in ("block", "given", "tail")}
-        out = self.rewrite.head_for_target(request, target, request.fields, TARGET, b"1")
+        out = self.rewrite.head_for_target(request, target, request.fields, TARGET, b"1").as_http1()
         return "request", head, target, seen, out
 
     def response(self, data: bytes, fast: bool, parts: list[bytes] | None = None) -> tuple[Any, ...]:

@@ -123,7 +123,7 @@ def verdict(parts: list[bytes], as_views: bool = False) -> list[object]:
                     fresh, _ = parse_request(head, LIMITS)
                     assert described(fresh) == described(request)
                     made.append((target, described(request)))
-                    out = head_for_target(request, target, request.fields, Target("http://t"), b"1")
+                    out = head_for_target(request, target, request.fields, Target("http://t"), b"1").as_http1()
                     assert_one_framing(out, request)
                     if request.upgrade:
                         return made
@@ -405,7 +405,7 @@ def test_what_a_policy_adds_to_framing_is_ignored():
         (b"X-Ok", b"1"),
         (b"Connection", b"X-Ok"),
     ]
-    out = head_for_target(request, target, fields, Target("http://[::1]:8080/p?q"), b"1")
+    out = head_for_target(request, target, fields, Target("http://[::1]:8080/p?q"), b"1").as_http1()
     assert out == b"GET /p?q HTTP/1.1\r\nHost: [::1]:8080\r\nX-Ok: 1\r\nX-Request-Id: 1\r\n\r\n"
 
 
@@ -413,12 +413,12 @@ def test_what_a_policy_adds_to_framing_is_ignored():
 def test_a_field_that_a_policy_changes_in_place_goes_on_as_it_is_now(mutable):
     request, target = parse_request(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", LIMITS)
     fields = [mutable]
-    assert b"X-User: alice\r\n" in head_for_target(request, target, fields, Target("http://t"), b"1")
+    assert b"X-User: alice\r\n" in head_for_target(request, target, fields, Target("http://t"), b"1").as_http1()
     if isinstance(mutable, list):
         mutable[1] = b"mallory"
     else:
         mutable[1][:] = b"mallory"
-    assert b"X-User: mallory\r\n" in head_for_target(request, target, fields, Target("http://t"), b"1")
+    assert b"X-User: mallory\r\n" in head_for_target(request, target, fields, Target("http://t"), b"1").as_http1()
 
 
 def test_trailers_that_may_go_on():

@@ -10,8 +10,8 @@ from .heads import CHUNKED, KEPT_BYTES, Request, Response
 
 __all__ = [
     "ESTABLISHED",
+    "TargetHead",
     "check_size",
-    "connect_head",
     "head_for_client",
     "head_for_target",
     "informational_head",
@@ -24,28 +24,58 @@ ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 WITH_CONTENT = frozenset({b"POST", b"PUT", b"PATCH"})  # bodyless ones get a length of 0 (RFC 9110, section 8.6)
 
 
-def head_for_target(request: Request, own_target: bytes, fields: Fields, target: Target, request_id: bytes) -> bytes:
-    """Write the head for the target. Raises PolicyError if a field can't be written.
+class TargetHead:
+    """A request's head in checked parts. The stream to the target writes the head, each protocol in its own form.
 
-    own_target: the client's request target, used if `target` names none.
-    fields: end-to-end fields from the policy. Framing fields, connection fields and `Host` among them are ignored.
-    request_id: of this request. It is the last field, since it is never the same.
+    It is immutable, since a retry sends the same one.
+
+    Attributes:
+        request, own_target: as the client sent them. The target gets `own_target` if `target` names no path.
+        fields: end-to-end fields of the policy. If they are not `request.fields`, framing fields, connection fields and
+            `Host` among them are to be ignored.
+        target: where the head goes.
+        request_id: of this request.
     """
-    host = target.fixed_host or request.host or target.authority
+
+    __slots__ = ("_tail", "_written", "fields", "own_target", "request", "request_id", "target")
+
+    request: Request
+    own_target: bytes
+    fields: Fields
+    target: Target
+    request_id: bytes
+    _tail: bytes  # of an earlier head with equal fields, b"" if there is none
+    _written: bytes
+
+    def as_http1(self) -> bytes:
+        """The whole head for an HTTP/1.1 connection."""
+        if not self._written:
+            self._written = _connect_head(self) if self.request.is_connect else _request_head(self)
+        return self._written
+
+
+def head_for_target(
+    request: Request, own_target: bytes, fields: Fields, target: Target, request_id: bytes
+) -> TargetHead:
+    """Check the head for a target. The arguments are its attributes. Raises PolicyError if a field can't be written."""
+    head = TargetHead.__new__(TargetHead)
+    head.request, head.own_target, head.target, head.request_id = request, own_target, target, request_id
+    head._tail = head._written = b""
+    head.fields = fields
     if fields == request.given:  # by value: a kept-alive client's head repeats, and so does what a policy makes of it
-        tail = request.tail
-    elif fields is request.fields or fields == request.received:  # as they were checked
-        tail = _tail(request, request.fields)
-        if len(tail) <= KEPT_BYTES:
-            request.given, request.tail = request.fields if fields is request.fields else request.received, tail
-    else:
+        head._tail = request.tail
+    elif fields is not request.fields and fields != request.received:
         check_fields(fields)
-        tail = _tail(request, [field for field in fields if field[0].lower() not in SPECIAL])
-        if len(tail) <= KEPT_BYTES and _is_immutable(fields):  # else they could change under the copy
-            request.given, request.tail = fields.copy(), tail
+    return head
+
+
+def _request_head(head: TargetHead) -> bytes:
+    request, target = head.request, head.target
+    host = target.fixed_host or request.host or target.authority
+    tail = head._tail or _new_tail(request, head.fields)
     if request.expects_continue and not target.answers_expect:
         tail = b"Expect: 100-continue\r\n" + tail  # not in the cached tail, since the next request may not have it
-    path = target.path or own_target
+    path = target.path or head.own_target
     stripped = target.stripped
     if stripped or request.prefix:
         return b"".join(
@@ -62,28 +92,41 @@ def head_for_target(request: Request, own_target: bytes, fields: Fields, target:
                 request.prefix,
                 stripped,
                 b"\r\nX-Request-Id: ",
-                request_id,
+                head.request_id,  # the last field, since it is never the same
                 b"\r\n\r\n",
             )
         )
     line = (request.method, b" ", path, b" HTTP/1.1\r\nHost: ", host, b"\r\n", tail)
-    return b"".join((*line, request.forwarding, b"X-Request-Id: ", request_id, b"\r\n\r\n"))
+    return b"".join((*line, request.forwarding, b"X-Request-Id: ", head.request_id, b"\r\n\r\n"))
 
 
-def connect_head(request: Request, authority: bytes, target: Target, request_id: bytes) -> bytes:
+def _new_tail(request: Request, fields: Fields) -> bytes:
+    """Write all of a head behind its `Host`, and keep it for the next request with equal fields."""
+    if fields is request.fields or fields == request.received:
+        tail = _tail(request, request.fields)
+        if len(tail) <= KEPT_BYTES:
+            request.given, request.tail = request.fields if fields is request.fields else request.received, tail
+    else:
+        tail = _tail(request, [field for field in fields if field[0].lower() not in SPECIAL])
+        if len(tail) <= KEPT_BYTES and _is_immutable(fields):  # else they could change under the copy
+            request.given, request.tail = fields.copy(), tail
+    return tail
+
+
+def _connect_head(head: TargetHead) -> bytes:
     """Write a CONNECT for a cluster's agent. The client's credentials and its other fields stay here."""
     return b"".join(
         (
             b"CONNECT ",
-            authority,
+            head.own_target,
             b" HTTP/1.1\r\nHost: ",
-            authority,
+            head.own_target,
             b"\r\nTunnel-Cluster: ",
-            target.cluster.encode("ascii"),
+            head.target.cluster.encode("ascii"),
             b"\r\n",
-            request.forwarding,
+            head.request.forwarding,
             b"X-Request-Id: ",
-            request_id,
+            head.request_id,
             b"\r\n\r\n",
         )
     )

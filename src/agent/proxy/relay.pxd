@@ -2,6 +2,7 @@
 cimport cython
 
 from agent.proxy.client_side cimport ClientSide
+from agent.proxy.head_writer cimport TargetHead
 from agent.proxy.heads cimport Request, Response
 from agent.proxy.upstream_stream cimport UpstreamStream
 
@@ -21,7 +22,8 @@ cdef class Exchange:
     # The request's way: its head, what waits for a stream, and the task that awaits policy or dial.
     cdef public object target, _received
     cdef public UpstreamStream _upstream
-    cdef public bytes _head, corked
+    cdef public TargetHead _head
+    cdef public bint corked
     cdef public bytearray _unsent
     cdef public object _task
     cdef public bint _request_done, _retried
@@ -39,8 +41,10 @@ cdef class Exchange:
     cpdef _run(self, work, pending=*)
     cpdef _policy_failed(self, error)
 
-    @cython.locals(request=Request, head=bytes, upstream=UpstreamStream)
+    @cython.locals(request=Request, head=TargetHead, upstream=UpstreamStream)
     cpdef _send(self, tuple decision)
+
+    @cython.locals(request=Request)
     cpdef _send_connect(self, target)
     cpdef double _lap_s(self) except? -1
     cpdef _attach(self, UpstreamStream upstream)
@@ -48,7 +52,7 @@ cdef class Exchange:
     cpdef uncork(self)
     cpdef client_data(self, list pieces, bint ended)
 
-    @cython.locals(head=bytes)
+    @cython.locals(head=TargetHead)
     cpdef _write_upstream(self, list pieces, bint ended)
     cpdef pause_receiving(self)
     cpdef resume_receiving(self)

@@ -3,7 +3,7 @@
 It knows no protocol. Its client is a `ClientSide`, its target an `UpstreamStream`, and these two read and write HTTP.
 Everything happens in callbacks of the two sides. A task exists only while the policy or a dial is awaited.
 
-    request    head built ─► (route, process, connect awaited) ─► head + body as it comes ─► sent whole
+    request    head checked ─► (route, process, connect awaited) ─► head + body as it comes ─► sent whole
     response   AWAITED ──final head──► RELAYED ──body whole──► DONE   (1xx stay in AWAITED; 101 leaves for upgrade.py)
 
 A CONNECT is sent to an agent on a new connection, and a 2xx leaves for upgrade.py too. A raw target gets no head. There
@@ -37,7 +37,7 @@ from .client_side import ClientSide
 from .clock import NEVER
 from .context import ExchangeContext
 from .decision import Decision, PendingDecision, decide
-from .head_writer import ESTABLISHED, check_size, connect_head, head_for_target
+from .head_writer import ESTABLISHED, TargetHead, check_size, head_for_target
 from .headers import Fields, check_fields
 from .heads import (
     IDEMPOTENT,
@@ -122,13 +122,13 @@ class Exchange:
         self.request = request
         self.own_target = own_target
         self.target: Target | None = None
-        self.corked = b""
+        self.corked = False
         self.deadline = self.continue_at = self.waits_at = NEVER
         self._context = context
         self._upstream: UpstreamStream | None = None
         self._task: asyncio.Task[None] | None = None
         self._received: RequestHead | None = None
-        self._head = b""  # for the target
+        self._head: TargetHead | None = None
         self._unsent: bytearray | None = None  # body that came before there was a stream to the target
         self._request_done = request.length == 0
         self._retried = False
@@ -215,7 +215,7 @@ class Exchange:
     # -- the request's way
 
     def _send(self, decision: Decision) -> None:
-        """Build the head for the target and send it on a stream that is there, or dial."""
+        """Check the head for the target and send it on a stream that is there, or dial."""
         target, decided = decision
         request, context = self.request, self._context
         self.target = target
@@ -227,10 +227,11 @@ class Exchange:
             fields = target.map_request(self._received, target, fields)
         head = head_for_target(request, self.own_target, fields, target, self.client.request_id)
         if target.bounds_head:
-            check_size(head, context.limits)
+            check_size(head.as_http1(), context.limits)
         if target.answers_expect and self.continue_at != NEVER:
             self._say_continue()
-        self._head = self.corked = head
+        self._head = head
+        self.corked = True
         upstream = context.upstreams.take(target)
         if upstream is None:
             self._run(self._dial(target))
@@ -244,7 +245,9 @@ class Exchange:
         if target.is_raw:
             self._run(self._open_raw(target))
         else:
-            self._head = self.corked = connect_head(self.request, self.own_target, target, self.client.request_id)
+            request = self.request
+            self._head = head_for_target(request, self.own_target, request.fields, target, self.client.request_id)
+            self.corked = True
             self._run(self._dial(target))
 
     async def _open_raw(self, target: Target) -> None:
@@ -314,7 +317,8 @@ class Exchange:
 
     def _write_upstream(self, pieces: list[Piece], ended: bool) -> None:
         assert self._upstream is not None
-        head, self.corked = self.corked, b""
+        head = self._head if self.corked else None
+        self.corked = False
         self._upstream.send(head, pieces, ended)
 
     # -- either side is full, or empty again
@@ -522,7 +526,7 @@ class Exchange:
         self._retried = True
         self._upstream = None
         upstream.abort()
-        self.corked = self._head
+        self.corked = True
         self.deadline = self.waits_at = NEVER
         self._run(self._dial(target))
 

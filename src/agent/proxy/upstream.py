@@ -21,6 +21,7 @@ from ..messages import Connect, Target
 from .chunked import LAST_CHUNK, encode_chunk
 from .clock import Clock, Stall
 from .dial import dial, within
+from .head_writer import TargetHead
 from .heads import CHUNKED, Request
 from .liveness import is_gone, probe_when_idle
 from .pieces import Piece, write_pieces
@@ -164,18 +165,19 @@ class Upstream(UpstreamStream):
         self._reader.expect(request.method == b"HEAD", request.is_connect)
         return True
 
-    def send(self, head: bytes, pieces: list[Piece], ended: bool) -> None:
+    def send(self, head: TargetHead | None, pieces: list[Piece], ended: bool) -> None:
         assert self.transport is not None
         if self._is_chunked:
             if pieces:
                 pieces = encode_chunk(pieces)
             if ended:
                 pieces.append(LAST_CHUNK)
-        if head and not pieces:
-            self.transport.write(head)
-            return
-        if head:
-            pieces = [head, *pieces]
+        if head is not None:
+            written = head.as_http1()
+            if not pieces:
+                self.transport.write(written)
+                return
+            pieces = [written, *pieces]
         if pieces:
             write_pieces(self.transport, pieces)
 

@@ -1,4 +1,5 @@
 # The types that `upstream_stream.py` has when it is compiled.
+from agent.proxy.head_writer cimport TargetHead
 from agent.proxy.heads cimport Request
 
 
@@ -10,7 +11,7 @@ cdef class UpstreamStream:
     cdef public bint reused, has_answered, writing_paused
 
     cpdef bint start(self, user, Request request) except -1
-    cpdef send(self, bytes head, list pieces, bint ended)
+    cpdef send(self, TargetHead head, list pieces, bint ended)
     cpdef pause_reading(self)
     cpdef resume_reading(self)
     cpdef bint takes_nothing(self, double now) except -1

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from ..errors import TargetError
 from ..messages import Path
+from .head_writer import TargetHead
 from .headers import Fields
 from .heads import Request, Response
 from .pieces import Piece
@@ -143,8 +144,8 @@ class UpstreamStream:
         """Serve `user` from now on. Returns False where the stream has ended already."""
         raise NotImplementedError
 
-    def send(self, head: bytes, pieces: list[Piece], ended: bool) -> None:
-        """Send the request's head, b"" if it was sent, and the next pieces of its body.
+    def send(self, head: TargetHead | None, pieces: list[Piece], ended: bool) -> None:
+        """Send the request's head, None if it was sent, and the next pieces of its body.
 
         Args:
             pieces: content, immutable, kept by reference.
