@@ -29,7 +29,7 @@ ARROWS = {
     "http2": set[str](),
     "tunnel": {"http2", "runtime", "x509"},
     "connections": {"runtime", "agent.tunnel.features", "agent.tunnel.packet"},
-    "proxy": {"runtime", "x509", "agent.config.limits"},
+    "proxy": {"http2", "runtime", "x509", "agent.config.limits"},
     "policy": {"config", "runtime", "x509"},
     "hub": {
         "runtime",

@@ -111,6 +111,7 @@ class Owner(Changes):
         super().__init__()
         self.connection: Http2Connection
         self.streams: list[User] = []
+        self.refused: list[str] = []
         self.is_connected = False
         self.ended: list[Exception | None] = []
         self.consumes = True
@@ -124,6 +125,9 @@ class Owner(Changes):
         user.stream, user.head, user.ended, user.consumes = stream, headers, ended, self.consumes
         self.streams.append(user)
         self.changed.set()
+
+    def stream_refused(self, connection: Http2Connection, fault: str) -> None:
+        self.refused.append(fault)
 
     def goaway_received(self, connection: Http2Connection) -> None:
         pass

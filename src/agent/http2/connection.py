@@ -65,6 +65,7 @@ from .framing import (
     frame,
 )
 from .heads import Decoder, Headers, HeadKind, fault_of
+from .peer_limits import DEFAULT_LIMITS, PeerLimits
 from .sizes import FRAME_BYTES
 from .socket_options import Link, size_receive_queue_freely
 from .stream import Http2Stream, Sender, StreamUser
@@ -74,9 +75,8 @@ __all__ = ["TRANSITIONS", "ConnectionUser", "Event", "Http2Connection", "State",
 LINGER_S = 2.0
 """How long a peer may take to read what is left when we close."""
 
-_MAX_STREAMS = 100
-_MAX_PINGS = 2 * _MAX_STREAMS
-"""The most PINGs without an ACK: two for each stream, since each user measures with one PING at a time."""
+_MAX_PINGS = 200
+"""The most PINGs without an ACK: two for each stream by default, since each user measures with one PING at a time."""
 _SETTINGS = h2.settings.SettingCodes
 _MOST_STREAMS = 2**32 - 1  # h2's limit, which it never reaches, since it would close the connection
 _SIGN, _MEASURE = b"liveness", b"fastpipe"
@@ -128,6 +128,9 @@ class ConnectionUser(Protocol):
     def stream_opened(self, stream: Http2Stream, headers: Headers, ended: bool) -> None:
         """The peer opened a stream (the server's role): set `stream.user` before returning."""
 
+    def stream_refused(self, connection: Http2Connection, fault: str) -> None:
+        """The peer opened a stream with a malformed head, and the stream was reset. fault: the broken rule."""
+
     def goaway_received(self, connection: Http2Connection) -> None:
         """The peer wants no new streams here. Those that are open stay so."""
 
@@ -152,6 +155,8 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         checks_alpn: whether a transport with TLS must have chosen h2. False if the TLS is a proxy's.
         make_reader: makes a stream's reader after its head, from the stream and the peer's first credit in bytes.
         make_writer: makes a stream's writer from its id. By default both carry plain bytes.
+        peer_limits: what the peer may do.
+        input_ended: called when the bytes of one arrival were all passed on. What they caused can be sent together.
     """
 
     def __init__(
@@ -163,15 +168,19 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         checks_alpn: bool = True,
         make_reader: Callable[[Http2Stream, int], StreamReader] = bytes_reader,
         make_writer: Callable[[int], FrameWriter] = FrameWriter,
+        peer_limits: PeerLimits = DEFAULT_LIMITS,
+        input_ended: Callable[[], None] | None = None,
     ) -> None:
         if not DEFAULT_WINDOW <= window_bytes <= MAX_WINDOW:
             raise ValueError(f"window_bytes must be from {DEFAULT_WINDOW} to {MAX_WINDOW}, not {window_bytes}")
         frames = FrameReader(self, expect_preface=not client)
-        super().__init__(self, window_bytes, frames, Sender(self.flush, self.finish))
+        super().__init__(self, window_bytes, frames, Sender(self.flush, self.finish), input_ended)
         self.user = user
         self.client = client
         self.state = State.IDLE
         self._checks_alpn = checks_alpn
+        self._limits = peer_limits
+        self._head_kind: HeadKind = "extended request" if peer_limits.extended_connect else "request"
         self._make_reader = make_reader
         self._make_writer = make_writer
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -179,9 +188,9 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         config = h2.config.H2Configuration(client_side=client, header_encoding=None, validate_inbound_headers=False)
         self._h2 = h2.connection.H2Connection(config)
         self._decoder = Decoder()
-        self._decoder.max_header_list_size = self._h2.DEFAULT_MAX_HEADER_LIST_SIZE
+        self._decoder.max_header_list_size = peer_limits.head_bytes
         self._h2.decoder = self._decoder
-        self._h2.local_settings = self._settings(_MAX_STREAMS)
+        self._h2.local_settings = self._settings(peer_limits.max_streams)
         self._h2.max_inbound_frame_size = FRAME_BYTES  # the reader holds the peer to it, from the ACK on
         self._malformed = ""  # the rule that a HEADERS frame has broken whose block isn't whole yet
         self._settings_acked = False  # whether the peer has our SETTINGS
@@ -280,6 +289,11 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         return self._transport is not None
 
     @property
+    def has_begun_frame(self) -> bool:
+        """Whether a frame other than DATA, or a header block, has come in part."""
+        return self._frames.has_begun
+
+    @property
     def buffered_bytes(self) -> int:
         """Bytes that wait in the transport."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
@@ -305,7 +319,9 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         transport = cast(asyncio.Transport, transport)  # uvloop's class is not one
         self._transport = transport
         self._loop = asyncio.get_running_loop()
-        self._limiter = ControlFrameLimiter(self._loop.time, lambda: self.sender.sent_bytes)
+        self._limiter = ControlFrameLimiter(
+            self._loop.time, lambda: self.sender.sent_bytes, counts_streams=self._limits.counts_streams
+        )
         self._move(Event.MADE)
         if self.closing:
             transport.abort()
@@ -376,6 +392,7 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
             # h2 would end the connection for one that crosses the end of the stream.
             if self.is_idle(stream_id):
                 raise WireError(f"HTTP/2: RST_STREAM frame on idle stream {stream_id}")
+            self._limiter.closed_stream_reset()
         elif kind == PRIORITY:  # of which nobody takes notice (section 5.3.2)
             if len(whole) != 14:
                 rule = f"PRIORITY frame of {len(whole) - 9} bytes, not 5"
@@ -426,9 +443,11 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
             _SETTINGS.INITIAL_WINDOW_SIZE: self._window_bytes,
             _SETTINGS.MAX_FRAME_SIZE: FRAME_BYTES,
             _SETTINGS.MAX_CONCURRENT_STREAMS: most_streams,
-            _SETTINGS.MAX_HEADER_LIST_SIZE: self._h2.DEFAULT_MAX_HEADER_LIST_SIZE,
+            _SETTINGS.MAX_HEADER_LIST_SIZE: self._limits.announced_head_bytes,
             _SETTINGS.ENABLE_PUSH: 0,
         }
+        if self._limits.extended_connect:
+            values[_SETTINGS.ENABLE_CONNECT_PROTOCOL] = 1
         return h2.settings.Settings(client=self.client, initial_values=values)
 
     def _feed_h2(self, whole: bytes) -> None:
@@ -477,8 +496,10 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
             case h2.events.StreamReset():
                 stream = self.streams.get(event.stream_id)
                 if stream is not None:
+                    assert self._limiter is not None
                     self._forget(stream)
                     stream.user.stream_lost(StreamReset(int(event.error_code)))
+                    self._limiter.stream_reset(responded=stream.responded)
 
     def _settings_changed(self, event: h2.events.RemoteSettingsChanged) -> None:
         window = event.changed_settings.get(_SETTINGS.INITIAL_WINDOW_SIZE)
@@ -489,14 +510,17 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
             self.sender.set_frame_size(size.new_value)
 
     def _request(self, stream_id: int, headers: Headers, ended: bool) -> None:
+        assert self._limiter is not None
         stream = self._add_stream(stream_id)
-        fault = fault_of(headers, "request")
+        fault = fault_of(headers, self._head_kind)
         if fault:
-            logger.info("a request is malformed", extra={"peer": self.extra_info("peername"), "reason": fault})
             self.reset(stream, ErrorCode.PROTOCOL_ERROR)
+            self.user.stream_refused(self, fault)
+            self._limiter.stream_refused()
             return
-        if self.state is State.DRAINING or len(self.streams) > _MAX_STREAMS:  # section 5.1.2
+        if self.state is State.DRAINING or len(self.streams) > self._limits.max_streams:  # section 5.1.2
             self.reset(stream, ErrorCode.REFUSED_STREAM)
+            self._limiter.stream_refused()
             return
         stream.head_received = True
         stream.remote_ended = ended
@@ -567,6 +591,8 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         stream.local_ended = True
         if stream.remote_ended:
             self._forget(stream)
+        elif stream.stops_peer:
+            self.reset(stream, ErrorCode.NO_ERROR)  # section 8.1
 
     def reset(self, stream: Http2Stream, code: int) -> None:
         """Give this stream up, where it isn't already."""
@@ -581,6 +607,8 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
 
     def _forget(self, stream: Http2Stream) -> None:
         self.streams.pop(stream.id, None)
+        if stream.local_ended and self._limiter is not None:
+            self._limiter.stream_completed()
         self._frames.streams.pop(stream.id, None)
         if stream.reader is not None:
             stream.reader.close()

@@ -27,18 +27,65 @@ _ACKNOWLEDGING = 0x100
 OTHERS = (1000, 100.0)  # such as PRIORITY, which is read and ignored
 
 
-class ControlFrameLimiter:
-    """Counts one connection's control frames. now_s: the loop's time. sent_bytes: the DATA bytes sent so far."""
+RESETS = 200
+"""Resets at once of streams that had no response, if streams are not counted. Each completed stream allows one more."""
 
-    def __init__(self, now_s: Callable[[], float], sent_bytes: Callable[[], int]) -> None:
+
+class ControlFrameLimiter:
+    """Counts one connection's control frames.
+
+    Args:
+        now_s: the loop's time.
+        sent_bytes: the DATA bytes sent so far.
+        counts_streams: each HEADERS and RST_STREAM frame counts. If false, a HEADERS frame counts only if its stream is
+            refused, and an RST_STREAM frame only if its stream had no response. Browsers and RPCs open and cancel many
+            streams.
+    """
+
+    def __init__(
+        self, now_s: Callable[[], float], sent_bytes: Callable[[], int], *, counts_streams: bool = True
+    ) -> None:
         self._now_s = now_s
         self._sent_bytes = sent_bytes
+        self._counts_streams = counts_streams
         self._seen_bytes = 0
+        self._resets_left = RESETS
         self._left: dict[int, tuple[float, float]] = {}  # by type: how many are left, and when that was so
 
     def frame(self, kind: int, flags: int) -> None:
         """A frame has come. Raises WireError where it is one too many."""
-        limits = ALLOWED.get(kind, OTHERS)
+        if not self._counts_streams and kind in (HEADERS, RST_STREAM):
+            return
+        self._count(kind, flags, ALLOWED.get(kind, OTHERS))
+
+    def stream_refused(self) -> None:
+        """A HEADERS frame has opened a stream that is refused. Raises WireError where it is one too many."""
+        if not self._counts_streams:
+            self._count(HEADERS, 0, ALLOWED[HEADERS])
+
+    def stream_reset(self, *, responded: bool) -> None:
+        """The peer has reset a stream. Raises WireError where it is one too many.
+
+        responded: the stream had the head of its response.
+        """
+        if self._counts_streams or responded:
+            return
+        self._resets_left -= 1
+        if self._resets_left < 0:
+            rule = f"more than {RESETS} streams reset before their response"
+            raise WireError(f"HTTP/2: {rule}", http2_code=ErrorCode.ENHANCE_YOUR_CALM)
+
+    def closed_stream_reset(self) -> None:
+        """The peer has reset a stream that was closed already. Raises WireError where it is one too many."""
+        if not self._counts_streams:
+            self._count(RST_STREAM, 0, OTHERS)
+
+    def stream_completed(self) -> None:
+        """A stream has ended in order."""
+        if self._resets_left < RESETS:
+            self._resets_left += 1
+
+    def _count(self, kind: int, flags: int, limits: tuple[int, float]) -> None:
         if flags & ACK and kind in (PING, SETTINGS):
             kind, limits = kind | _ACKNOWLEDGING, OTHERS  # nothing is to be done for one
         elif kind == PING:

@@ -24,6 +24,7 @@ cdef class DataPlane:
     cdef public double heard_s
     cdef public ReceiveCoalescing _coalescing
     cdef readonly long long _turn_bytes
+    cdef object _input_ended
     # out
     cdef readonly Out sender
 

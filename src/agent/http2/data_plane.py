@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from ..errors import WireError
@@ -55,9 +56,17 @@ class DataPlane:
 
     control: the other half.
     window_bytes: receive window of each stream and of the connection.
+    input_ended: called when the bytes of one arrival were all passed on.
     """
 
-    def __init__(self, control: ControlPlane, window_bytes: int, frames: FrameReader, sender: Sender) -> None:
+    def __init__(
+        self,
+        control: ControlPlane,
+        window_bytes: int,
+        frames: FrameReader,
+        sender: Sender,
+        input_ended: Callable[[], None] | None = None,
+    ) -> None:
         self._control = control
         self.sender = sender
         self.streams: dict[int, Http2Stream] = {}
@@ -71,6 +80,7 @@ class DataPlane:
         self._buffer: ReceiveBuffer | None = None  # ours, from `get_buffer` on
         self._coalescing: ReceiveCoalescing | None = None
         self._turn_bytes = 0  # received since the transport was last asked to wait
+        self._input_ended = input_ended
 
     # ------------------------------------------------------------ in
 
@@ -103,6 +113,8 @@ class DataPlane:
             logger.exception("a receiver failed, so the connection closes")
             self._control.fail(error)
         self._buffers.give_back(buffer)
+        if self._input_ended is not None:
+            self._input_ended()
         if self.sender.answering:
             self._control.flush()
         self._return_credit()

@@ -148,6 +148,11 @@ cdef class FrameReader:
                 self.begin(self.stash)
         return 0
 
+    @property
+    def has_begun(self):
+        """Whether a frame other than DATA, or a header block, has come in part."""
+        return self.control is not None or self.block_stream != 0 or self.stash_size != 0
+
     def stop(self):
         """Look at no further byte, whatever is fed (I6), and forget unfinished frames and messages."""
         self.stopped = True

@@ -175,6 +175,11 @@ class FrameReader:
         """
         self.feed(bytes(buffer[:size]))
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a frame other than DATA, or a header block, has come in part."""
+        return self._control is not None or self._block_stream != 0 or bool(self._stash)
+
     def stop(self) -> None:
         """Look at no further byte, whatever is fed (I6), and forget unfinished frames and messages."""
         self.stopped = True

@@ -42,18 +42,23 @@ __all__ = ["Decoder", "HeadKind", "Headers", "fault_of"]
 Headers = list[tuple[bytes, bytes]]
 """A head's fields in their order, with names in lower case."""
 
-HeadKind = Literal["request", "response", "trailers"]
+HeadKind = Literal["request", "extended request", "response", "trailers"]
+"""An extended request may be an extended CONNECT (RFC 8441), which SETTINGS_ENABLE_CONNECT_PROTOCOL allows."""
 
 _NAME = re.compile(rb":?[!#-9;-@\[-~]+")  # section 8.2.1: visible ASCII, no capitals, no colon but a pseudo-field's
 _VALUE = re.compile(rb"(?![ \t])[^\0\r\n]*(?<![ \t])")
-_OF_THE_CONNECTION = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
+_OF_THE_CONNECTION = frozenset(
+    (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"http2-settings")
+)
 _PSEUDO: dict[HeadKind, frozenset[bytes]] = {
     "request": frozenset((b":method", b":scheme", b":path", b":authority")),
+    "extended request": frozenset((b":method", b":scheme", b":path", b":authority", b":protocol")),
     "response": frozenset((b":status",)),
     "trailers": frozenset(),
 }
 _REQUIRED: dict[HeadKind, tuple[bytes, ...]] = {
     "request": (b":method", b":scheme", b":path"),
+    "extended request": (b":method", b":scheme", b":path"),
     "response": (b":status",),
     "trailers": (),
 }
@@ -100,7 +105,11 @@ def fault_of(fields: Headers, kind: HeadKind) -> str:
             regular = True
             if name in _OF_THE_CONNECTION or (name == b"te" and value.lower() != b"trailers"):
                 return f"{name.decode()} is a field of HTTP/1.1's connections (section 8.2.2)"
-    if kind == "request" and (b":method", b"CONNECT") in fields:
+    is_connect = kind.endswith("request") and (b":method", b"CONNECT") in fields
+    if b":protocol" in seen:
+        if not is_connect or b":authority" not in seen:
+            return ":protocol is there without CONNECT and :authority (RFC 8441, section 4)"
+    elif is_connect:
         wrong = seen & {b":scheme", b":path"} or b":authority" not in seen
         return "CONNECT has :authority and neither :scheme nor :path (section 8.5)" if wrong else ""
     for name in _REQUIRED[kind]:

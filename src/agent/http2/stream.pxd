@@ -24,6 +24,8 @@ cdef class Http2Stream:
     cdef public object trailers
     cdef public bint local_ended
     cdef public bint gone
+    cdef public bint responded
+    cdef public bint stops_peer
 
     cpdef wake(self)
 

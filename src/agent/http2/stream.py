@@ -105,7 +105,9 @@ class Http2Stream:
         "queued",
         "reader",
         "remote_ended",
+        "responded",
         "sender",
+        "stops_peer",
         "trailers",
         "user",
         "window",
@@ -127,6 +129,8 @@ class Http2Stream:
         self.finishing = False
         self.gone = False  # it sends nothing further
         self.trailers: Headers | None = None
+        self.responded = False  # the head of the final response was sent, as the user says
+        self.stops_peer = False  # behind our end, the peer has to stop sending: the response is complete
         self.queued = False  # in the sender's round
 
     def wake(self) -> None:

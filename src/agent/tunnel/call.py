@@ -317,6 +317,9 @@ class Call:
     def stream_opened(self, stream: Http2Stream, headers: Headers, ended: bool) -> None:
         raise WireError("HTTP/2: the hub opened a stream")
 
+    def stream_refused(self, connection: Http2Connection, fault: str) -> None:
+        pass  # nor does the hub open a malformed one
+
     def goaway_received(self, connection: Http2Connection) -> None:
         logger.info("the hub asks for a new session, and this one drains", extra={"hub": str(self.endpoint)})
         self.leave()

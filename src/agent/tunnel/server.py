@@ -198,6 +198,9 @@ class _Peer:
                 if self._watch is not None:
                     self._watch.calls_ended()
 
+    def stream_refused(self, connection: Http2Connection, fault: str) -> None:
+        logger.info("a request is malformed", extra={"peer": connection.extra_info("peername"), "reason": fault})
+
     def goaway_received(self, connection: Http2Connection) -> None:
         pass  # the agent opens nothing further, and its calls continue
 
