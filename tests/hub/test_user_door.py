@@ -599,7 +599,12 @@ async def test_connections_that_gave_way_hold_few_descriptors(certificates: Cert
     async with running_door(certificates, max_connections=20, open_connections=open_connections) as door:
         assert door._acceptor is not None
         take = door._acceptor._accepted
-        door._acceptor._accepted = lambda sock, peer: (accepted.append(sock), take(sock, peer))[1]
+
+        def note(sock: socket.socket, peer: Any) -> None:
+            accepted.append(sock)
+            take(sock, peer)
+
+        door._acceptor._accepted = note
         users = [socket.create_connection(("127.0.0.1", door.port)) for _ in range(120)]
         try:
             await until(lambda: len(held) == 120)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
 import pytest
 
+from agent.messages import Target
 from agent.proxy import HubOrigin, ProxyLimits
-from agent.proxy.heads import Fault
+from agent.proxy.head_writer import head_for_target
+from agent.proxy.heads import Fault, Request
 from agent.proxy.request_reader import RequestReader
 
 LIMITS = ProxyLimits()
@@ -75,3 +80,83 @@ def test_a_wrong_line_at_the_place_of_an_id_is_a_fault(value: bytes) -> None:
 
 def test_an_untrusted_hub_names_no_id() -> None:
     assert taken(RequestReader(LIMITS, HubOrigin()), head(b"X-Request-Id: " + ID)) == (b"", [])
+
+
+REPORTS = (
+    b"X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: a\r\nX-Forwarded-Port: 80",
+    b"X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: a\r\nX-Forwarded-Prefix: /c1",
+    b"X-Forwarded-For: 192.0.2.1, 10.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: b.test:81",
+    b"X-Forwarded-For:  192.0.2.1 \r\nX-Forwarded-Proto: http",
+    b"X-Forwarded-For: 192.0.2.1\r\nCookie: a=b",
+    b"X-Forwarded-For: 192.0.2.1\r\nContent-Length: 3",
+    b"X-Forwarded-For: 192.0.2.1\r\nX-Forwarded_Proto: https",
+    b"X-Forwarded-For: " + b"1" * 2000,
+    b"X-Forwarded-Proto: http",
+    b"Accept: text/html",
+)
+USERS_FIELDS = (
+    b"Accept: */*",
+    b"Cookie: a=b; c=d",
+    b"X-Real-IP: 192.0.2.9",
+    b"X_Forwarded_For: 192.0.2.9",
+    b"X-Forwarded-For: 192.0.2.9",
+    b"Connection: close",
+    b"Content-Length: 2",
+    b"Transfer-Encoding: chunked",
+    b"Upgrade: websocket\r\nConnection: upgrade",
+    b"Expect: 100-continue",
+    b"Destination: /c1/x",
+    b"Forwarded: for=192.0.2.9",
+    b"Referer : x",
+    b"A: \x00",
+)
+
+
+def facts_of(request: Request) -> dict[str, Any]:
+    """All that a request states, and what a target gets of it."""
+    names = "method is_1_0 host fields received length keep_alive upgrade expects_continue takes_trailers has_urls"
+    reported = "peer scheme public_host prefix prefix_text request_id"
+    facts = {name: getattr(request, name) for name in f"{names} {reported}".split()}
+    target = Target("http://t")
+    written = head_for_target(request, b"/", request.fields, target, b"1").as_http1()
+    return facts | {"written": sorted(written.split(b"\r\n"))}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_report_that_repeats_changes_no_request(seed: int) -> None:
+    """Each head is read behind others, and by a new reader, with the same result."""
+    dice = random.Random(seed)
+    reports = dice.sample(REPORTS, 3)
+    compared = 0
+    reader = RequestReader(LIMITS, OUR_HUB)
+    for _ in range(400):
+        chosen = dice.choices(USERS_FIELDS, (9, 9, 1, 1, 1, 1, 2, 1, 1, 1, 2, 1, 0.2, 0.2), k=dice.randrange(4))
+        host = dice.choices((b"a", b"b.test:81", b"agent"), (8, 2, 1))[0]
+        lines = [b"%s /c1/%d HTTP/1.1" % (dice.choice((b"GET", b"POST")), dice.randrange(2)), b"Host: " + host]
+        ended = [*lines, *chosen, dice.choice(reports), b"X-Request-Id: " + ID, b"", b""]
+        data = b"\r\n".join(ended)
+        new, old = RequestReader(LIMITS, OUR_HUB), reader
+        results: list[object] = []
+        for each in (new, old):
+            try:
+                assert bytes(each.take(data, LIMITS)) == b""
+                assert each.request is not None
+                results.append((facts_of(each.request), each.own_target, each.request_id))
+            except Fault as fault:
+                results.append((fault.status, fault.reason))
+                reader = RequestReader(LIMITS, OUR_HUB)
+        assert results[0] == results[1], data
+        compared += 1
+    assert compared == 400
+
+
+def test_a_report_counts_among_the_fields_of_a_head() -> None:
+    limits = ProxyLimits(request_fields=6)
+    reader = RequestReader(limits, OUR_HUB)
+    report = REPORTS[0] + b"\r\nX-Request-Id: " + ID
+    for number in range(3):
+        reader.take(head(b"A: %d\r\n" % number + report), limits)
+        assert reader.request is not None
+        assert reader.request.peer == "192.0.2.1"
+    with pytest.raises(Fault, match="too many header fields"):
+        reader.take(head(b"A: 1\r\nB: 2\r\n" + report), limits)

@@ -20,7 +20,7 @@ from .headers import Fields
 from .heads import Request
 from .origin import NO_HOST, ClientOrigin, HubOrigin, Origin
 
-__all__ = ["is_forwarding_field", "receive"]
+__all__ = ["Report", "is_forwarding_field", "receive", "receive_reported"]
 
 
 _NAMES = frozenset(
@@ -132,6 +132,66 @@ def receive(request: Request, origin: Origin) -> None:
         _from_hub(request, origin, found or [])
     else:
         _from_client(request, origin, found or [])
+
+
+class Report:
+    """The forwarding fields at the end of a head from a trusted hub. Its next heads mostly end with the same bytes.
+
+    Attributes:
+        ending: these bytes, from the CRLF before the first field.
+        host: the `Host` beside them.
+        count: the number of the fields.
+        fields, lines: those that the target gets, the latter with a CRLF behind each.
+        facts: all that the hub reports.
+    """
+
+    __slots__ = ("count", "ending", "facts", "fields", "host", "lines")
+
+    def __init__(self, ending: bytes, host: bytes, count: int, facts: _Facts) -> None:
+        self.ending = ending
+        self.host = host
+        self.count = count
+        self.facts = facts
+        self.fields = facts.fields
+        self.lines = b"".join([name + b": " + value + b"\r\n" for name, value in facts.fields])
+
+    @staticmethod
+    def of(ending: bytes, request: Request, given: Fields) -> Report | None:
+        """Return the report of a request with this head's end. None if fields before it are a part of the report.
+
+        given: the request's fields, as the hub sent them.
+        """
+        found = [field for field in given if is_forwarding_field(field[0])]
+        parts = [line.partition(b": ") for line in ending.split(b"\r\n")[1:]]
+        facts = _facts(tuple(found), request.host)
+        if not facts.has_host or [(name, value) for name, _, value in parts] != found:
+            return None
+        return Report(ending, request.host, len(found), facts)
+
+
+def receive_reported(request: Request, report: Report) -> bool:
+    """Note a report's facts for a new request, whose head was read without the report.
+
+    Returns False if the request has another host, or has more forwarding fields. Then it is unchanged.
+    """
+    fields = request.fields
+    if request.host != report.host:
+        return False
+    for field in fields:
+        name = field[0]
+        is_forwarding = _NOTED.get(name)
+        if is_forwarding is None:
+            is_forwarding = _note(name)
+        if is_forwarding:
+            return False
+    facts = report.facts
+    request.unreported, request.reported = fields, report.lines
+    request.fields = fields + report.fields
+    request.received = [(b"Host", request.host), *request.fields]
+    request.peer, request.scheme, request.public_host = facts.peer, facts.scheme, facts.public_host
+    request.request_id = facts.request_id
+    _set_prefix(request, facts.prefix)
+    return True
 
 
 def _note(name: bytes) -> bool:

@@ -103,7 +103,10 @@ def _request_head(head: TargetHead) -> bytes:
 def _new_tail(request: Request, fields: Fields) -> bytes:
     """Write all of a head behind its `Host`, and keep it for the next request with equal fields."""
     if fields is request.fields or fields == request.received:
-        tail = _tail(request, request.fields)
+        if request.reported:
+            tail = _tail(request, request.unreported) + request.reported
+        else:
+            tail = _tail(request, request.fields)
         if len(tail) <= KEPT_BYTES:
             request.given, request.tail = request.fields if fields is request.fields else request.received, tail
     else:

@@ -29,6 +29,8 @@ cdef class Request:
     # The user, and the lines that report the user to the target.
     cdef public str peer, scheme, public_host, prefix_text
     cdef public bytes prefix, request_id, forwarding
+    cdef public list unreported
+    cdef public bytes reported
     # the body: bytes, or CHUNKED
     cdef public long long length
     cdef public bint has_length
@@ -65,7 +67,9 @@ cdef class Response:
     text=cython.p_uchar, line_end=Py_ssize_t, method_end=Py_ssize_t, is_1_0=bint, taken=bint, block=bytes,
     lines=HeaderBlock, special=dict, request=Request,
 )
-cpdef tuple parse_request(bytes head, limits, Request last=*, bint fast=*, bint serves_connect=*)
+cpdef tuple parse_request(
+    bytes head, limits, Request last=*, bint fast=*, bint serves_connect=*, Py_ssize_t known_fields=*
+)
 
 
 @cython.locals(

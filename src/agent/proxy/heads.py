@@ -236,6 +236,7 @@ class Request:
         is_connect: the method is CONNECT, and the target a host and a port. Nothing follows it as a request.
         peer, scheme, public_host, prefix, request_id: as `forwarding.receive` notes them, b"" or "" for unknown.
         forwarding: the forwarding fields to write, or b"".
+        unreported, reported: `fields` without a trusted hub's report, and the report's lines. Or [] and b"".
         given, tail: the policy's last fields, and the bytes that a target gets of them after its `Host`. None before.
     """
 
@@ -259,10 +260,12 @@ class Request:
         "prefix_text",
         "public_host",
         "received",
+        "reported",
         "request_id",
         "scheme",
         "tail",
         "takes_trailers",
+        "unreported",
         "upgrade",
     )
 
@@ -290,6 +293,8 @@ class Request:
     prefix_text: str
     request_id: bytes
     forwarding: bytes
+    unreported: Fields
+    reported: bytes
 
 
 class Response:
@@ -408,6 +413,7 @@ def parse_request(
     last: Request | None = None,
     fast: bool = USES_FAST_PARSER,
     serves_connect: bool = False,
+    known_fields: int = 0,
 ) -> tuple[Request, bytes]:
     """Check one request head, from its request line to its empty line. Return it, and its target without `.` segments.
 
@@ -417,6 +423,7 @@ def parse_request(
         last: the connection's previous head. It is returned if all but the target is the same.
         fast: ask fast_parser.py first.
         serves_connect: CONNECT is allowed.
+        known_fields: the number of fields that were cut off the head, which count too.
 
     Raises:
         Fault: the head breaks a rule or exceeds a limit.
@@ -443,7 +450,7 @@ def parse_request(
             taken = ask_llhttp(httptools.HttpRequestParser, head, lines)
         except ValueError as error:
             raise malformed_head(broken_fields(head, line_end + 2)) from error
-    if lines.count > limits.request_fields:
+    if lines.count + known_fields > limits.request_fields:
         raise Fault(431, "too many header fields", limit="limits.request_fields")
     if block.find(b"_") >= 0 and _is_disguised(lines.fields):
         raise malformed_head(RULES["framing-disguised"])
@@ -461,7 +468,8 @@ def parse_request(
     request.peer = request.public_host = ""
     request.scheme = "http"
     request.prefix_text = ""
-    request.prefix = request.request_id = request.forwarding = b""
+    request.prefix = request.request_id = request.forwarding = request.reported = b""
+    request.unreported = []
     request.upgrade = b""
     request.expects_continue = request.takes_trailers = request.is_connect = False
     _set_host(request, special.pop(b"host", None), fast)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ..config.limits import ProxyLimits
-from .forwarded_fields import receive
+from .forwarded_fields import KEPT_BYTES as REPORT_BYTES
+from .forwarded_fields import Report, receive, receive_reported
+from .headers import Fields
 from .heads import KEPT_BYTES, Request, bound_upgrade, parse_request
 from .origin import HubOrigin, Origin
 from .pieces import Piece
@@ -16,6 +18,9 @@ ID_FIELD = b"\r\nX-Request-Id: "
 ID_FIELD_BYTES = len(ID_FIELD)
 ID_LINE_BYTES = ID_FIELD_BYTES + ID_BYTES + 4
 """The last field of a head from our hub, with the CRLF before it and the end of the head."""
+
+REPORT = b"\r\nX-Forwarded-For: "
+"""The beginning of the fields before it, which our hub also writes."""
 
 
 class RequestReader:
@@ -30,11 +35,15 @@ class RequestReader:
 
     __slots__ = (
         "_ends_with_id",
+        "_given",
         "_heads",
         "_is_base_hubs",
         "_last",
         "_last_head",
+        "_last_is_cut",
         "_last_target",
+        "_no_report",
+        "_report",
         "origin",
         "own_target",
         "request",
@@ -52,6 +61,10 @@ class RequestReader:
         self._is_base_hubs = isinstance(origin, HubOrigin) and origin.is_base
         self._last: Request | None = None  # the request before, its head, and the target that this asked for
         self._last_head = self._last_target = b""
+        self._last_is_cut = False  # it was read without its report
+        self._given: Fields = []  # the fields of the last head that was parsed whole
+        self._report: Report | None = None  # the last one that can repeat
+        self._no_report = b""  # the end of the last head that has none
 
     def has_begun(self) -> bool:
         """Whether a part of a head is held."""
@@ -80,13 +93,10 @@ class RequestReader:
                     self.request_id, bare = found, text[:end]
         request, target = last, self._last_target
         if request is None or bare != self._last_head:
-            if bare is not head:
-                head = bare + b"\r\n\r\n"
-            request, target = parse_request(head, limits, request, serves_connect=self.serves_connect)
-            if request is not last:
-                receive(request, self.origin)
-                if request.upgrade and self._is_base_hubs:
-                    bound_upgrade(request, 0, "upgrade-base-hub")
+            if bare is head:
+                request, target = self._read(head, limits)
+            else:
+                request, target = self._read_hubs(bare, limits)
             # A long head is not kept, since the connection may idle.
             self._last = request if request.block else None
             is_kept = request.block != b"" and len(bare) <= KEPT_BYTES
@@ -95,3 +105,37 @@ class RequestReader:
         if not self.request_id:
             self.request_id = request.request_id
         return rest
+
+    def _read(self, head: bytes, limits: ProxyLimits) -> tuple[Request, bytes]:
+        """Parse a whole head, unless the last one differs from it by the target alone."""
+        last = None if self._last_is_cut else self._last
+        self._last_is_cut = False
+        result = parse_request(head, limits, last, serves_connect=self.serves_connect)
+        request = result[0]
+        if request is not last:
+            self._given = request.fields
+            receive(request, self.origin)
+            if request.upgrade and self._is_base_hubs:
+                bound_upgrade(request, 0, "upgrade-base-hub")
+        return result
+
+    def _read_hubs(self, bare: bytes, limits: ProxyLimits) -> tuple[Request, bytes]:
+        """Do the same for a head from our hub. The report behind the user's fields is read once if it repeats.
+
+        bare: the head without its id, and without the CRLFs at its end.
+        """
+        at = bare.rfind(REPORT)
+        ending = bare[at:] if at > 0 else b""
+        report = self._report
+        if report is not None and ending == report.ending:
+            last = self._last if self._last_is_cut else None
+            head = bare[:at] + b"\r\n\r\n"
+            result = parse_request(head, limits, last, serves_connect=self.serves_connect, known_fields=report.count)
+            if result[0] is last or receive_reported(result[0], report):
+                self._last_is_cut = True
+                return result
+        result = self._read(bare + b"\r\n\r\n", limits)
+        if ending != self._no_report and 0 < len(ending) <= REPORT_BYTES:
+            self._report = Report.of(ending, result[0], self._given)
+            self._no_report = ending if self._report is None else b""
+        return result
