@@ -28,7 +28,7 @@ def help_of(command: str) -> str:
 def groups_of(text: str) -> dict[str, list[str]]:
     """The flags of each group in a help, by heading."""
     blocks = re.findall(r"^(\w[^\n]*):\n((?:  [^\n]*\n)+)", text, re.MULTILINE)
-    return {heading: re.findall(r"^  (--[a-z-]+)", body, re.MULTILINE) for heading, body in blocks}
+    return {heading: re.findall(r"^  (--[a-z0-9-]+)", body, re.MULTILINE) for heading, body in blocks}
 
 
 @pytest.mark.parametrize("cls", CONFIGURATIONS, ids=lambda cls: cls.__name__)
@@ -53,7 +53,9 @@ def test_the_help_has_each_default_and_unit(command: str) -> None:
     for setting in settings(COMMANDS[command]):
         line = next(each for each in text.splitlines() if re.match(rf"  {setting.flag}[ /]", each + " "))
         assert not setting.metavar or line.startswith(f"  {setting.flag} {setting.metavar}")
-        if isinstance(setting.default, int | float) and setting.default is not False:
+        if setting.default is True:
+            assert f"[default: true; {setting.variable}]" in text
+        elif isinstance(setting.default, int | float) and setting.default is not False:
             assert re.search(rf"\[default: {setting.default:g}; {setting.variable}\]", text)
 
 
@@ -61,5 +63,5 @@ def test_the_help_has_each_default_and_unit(command: str) -> None:
 def test_the_help_has_an_example_that_calls_the_command(command: str) -> None:
     example = help_of(command).partition("Example:\n")[2].partition("\n\n")[0]
     assert example.strip().startswith(f"fastpipe-agent {command}")
-    flags = re.findall(r"--[a-z-]+", example)
-    assert set(flags) <= set(re.findall(r"^  (--[a-z-]+)", help_of(command), re.MULTILINE))
+    flags = re.findall(r"--[a-z0-9-]+", example)
+    assert set(flags) <= set(re.findall(r"^  (--[a-z0-9-]+)", help_of(command), re.MULTILINE))

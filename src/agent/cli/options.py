@@ -100,4 +100,6 @@ def _option(setting: Setting) -> Callable[[Command], Command]:
 
 
 def _shown(default: Any) -> str:
+    if default is True:
+        return "true"
     return f"{default:g}" if isinstance(default, float) else str(default)

@@ -39,6 +39,7 @@ async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int],
         limits=limits,
         max_connections=config.max_clients,
         owns_clients=True,
+        http2_max_streams=config.http2_max_streams if config.http2 else 0,
     )
     ids = itertools.count(1)
     address = parse_address(config.listen, listen=True)

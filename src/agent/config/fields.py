@@ -127,8 +127,8 @@ def choice(help: str, options: Sequence[str], *, default: str) -> Any:
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
-def boolean(help: str) -> Any:
-    """True or False. The default is False."""
+def boolean(help: str, *, default: bool = False) -> Any:
+    """True or False."""
 
     def parse(value: str) -> bool:
         if value.strip().lower() not in _BOOLEANS:
@@ -140,7 +140,7 @@ def boolean(help: str) -> Any:
             raise ValueError(f"must be true or false, not {value!r}")
         return bool(value)
 
-    return _field(False, Setting(help, convert, parse, ""))
+    return _field(default, Setting(help, convert, parse, ""))
 
 
 def integer(help: str, *, default: int | None, low: int, high: int, unit: str, unset: str = "") -> Any:

@@ -396,6 +396,14 @@ class HubConfig(Checked):
         high=1_000_000,
         unit="connections",
     )
+    http2: bool = kind.boolean("HTTP/2 for users, by ALPN or prior knowledge", default=True)
+    http2_max_streams: int = kind.integer(
+        "requests at once on one connection by HTTP/2, others are refused",
+        default=128,
+        low=1,
+        high=100_000,
+        unit="requests",
+    )
     max_agents: int = kind.integer(
         "agents' tunnels at once, others are refused",
         default=5000,
@@ -512,6 +520,14 @@ class ProxyConfig(Targets, Checked):
         low=1,
         high=1_000_000,
         unit="connections",
+    )
+    http2: bool = kind.boolean("HTTP/2 for clients, by ALPN or prior knowledge", default=True)
+    http2_max_streams: int = kind.integer(
+        "requests at once on one connection by HTTP/2, others are refused",
+        default=128,
+        low=1,
+        high=100_000,
+        unit="requests",
     )
     limits: TargetLimitsConfig = kind.group(TargetLimitsConfig)
     drain_grace_s: float = kind.seconds(_DRAIN_HELP, default=DRAIN_GRACE_S, low=0, high=3600)

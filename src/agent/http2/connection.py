@@ -76,7 +76,7 @@ LINGER_S = 2.0
 """How long a peer may take to read what is left when we close."""
 
 _MAX_PINGS = 200
-"""The most PINGs without an ACK: two for each stream by default, since each user measures with one PING at a time."""
+"""The most PINGs without an ACK: two for each of 100 streams. Each user has one PING at a time."""
 _SETTINGS = h2.settings.SettingCodes
 _MOST_STREAMS = 2**32 - 1  # h2's limit, which it never reaches, since it would close the connection
 _SIGN, _MEASURE = b"liveness", b"fastpipe"
@@ -156,7 +156,7 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         make_reader: makes a stream's reader after its head, from the stream and the peer's first credit in bytes.
         make_writer: makes a stream's writer from its id. By default both carry plain bytes.
         peer_limits: what the peer may do.
-        input_ended: called when the bytes of one arrival were all passed on. What they caused can be sent together.
+        input_ended: called when the bytes of one arrival were all passed on.
     """
 
     def __init__(

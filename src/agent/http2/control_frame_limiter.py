@@ -38,8 +38,7 @@ class ControlFrameLimiter:
         now_s: the loop's time.
         sent_bytes: the DATA bytes sent so far.
         counts_streams: each HEADERS and RST_STREAM frame counts. If false, a HEADERS frame counts only if its stream is
-            refused, and an RST_STREAM frame only if its stream had no response. Browsers and RPCs open and cancel many
-            streams.
+            refused. An RST_STREAM frame then counts only if its stream had no response.
     """
 
     def __init__(

@@ -31,6 +31,8 @@ cdef class DataPlane:
     @cython.locals(buffer=ReceiveBuffer)
     cpdef get_buffer(self, sizehint)
 
+    cpdef receive(self, bytes data)
+
     @cython.locals(buffer=ReceiveBuffer)
     cpdef buffer_updated(self, Py_ssize_t nbytes)
     cpdef window_update(self, unsigned int stream_id, long long increment)

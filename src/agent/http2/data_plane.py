@@ -92,6 +92,13 @@ class DataPlane:
         assert buffer.room is not None
         return buffer.room
 
+    def receive(self, data: bytes) -> None:
+        """Take bytes that another protocol received, before this one had the transport."""
+        for start in range(0, len(data), RECEIVE_BYTES):
+            part = data[start : start + RECEIVE_BYTES]
+            self.get_buffer(len(part))[: len(part)] = part
+            self.buffer_updated(len(part))
+
     def buffer_updated(self, nbytes: int) -> None:
         """nbytes were received into the buffer."""
         buffer = self._buffer

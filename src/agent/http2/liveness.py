@@ -1,4 +1,4 @@
-"""Finds a peer that is gone without a word: it gets a PING after a silence, and has some seconds to reply."""
+"""Finds a dead peer. After a silence the peer gets a PING, and then has some seconds to reply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the peer of an HTTP/2 connection may do. Each use of HTTP/2 has its own limits."""
+"""The limits of the peer of an HTTP/2 connection. Each use of HTTP/2 has its own."""
 
 from __future__ import annotations
 

@@ -129,8 +129,8 @@ class Http2Stream:
         self.finishing = False
         self.gone = False  # it sends nothing further
         self.trailers: Headers | None = None
-        self.responded = False  # the head of the final response was sent, as the user says
-        self.stops_peer = False  # behind our end, the peer has to stop sending: the response is complete
+        self.responded = False  # the user has sent the head of the final response
+        self.stops_peer = False  # the response is complete with our end, so the peer stops sending then
         self.queued = False  # in the sender's round
 
     def wake(self) -> None:

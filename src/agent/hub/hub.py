@@ -136,7 +136,7 @@ class Hub:
             client_ca_file=config.user_ca_file,
             client_ca_field="user_ca_file",
             client_required=False,  # the door responds to users without one
-            alpn=["http/1.1"],
+            alpn=["h2", "http/1.1"] if config.http2 else ["http/1.1"],
         )
         self._clusters = self._make_clusters(cluster_parser or config.cluster_parser)
         self._isolation = Isolation(self._clusters.locate)
@@ -225,6 +225,7 @@ class Hub:
             max_connections=shares.clients,
             party="hub",
             owns_clients=True,
+            http2_max_streams=self._config.http2_max_streams if self._config.http2 else 0,
             metrics={CARRIER: self.request_metrics} if self._page is not None else None,
         )
 

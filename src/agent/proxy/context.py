@@ -8,10 +8,13 @@ from typing import Protocol
 
 from ..config.limits import ProxyLimits
 from ..errors import Party
+from ..http2.connection import Http2Connection
 from ..messages import Target
+from ..outcome import Outcome
 from .clock import Clock
 from .decision import Process, Route
 from .metrics import RequestMetrics
+from .origin import Origin
 from .request_id import RequestIds
 from .upstream_stream import UpstreamStream
 
@@ -46,6 +49,7 @@ class ExchangeContext(Protocol):
 class OwnedConnection(Protocol):
     """One client connection, as its proxy sees it."""
 
+    conn_id: int
     carrier: str
     metrics: RequestMetrics | None
     requests_left: int
@@ -75,10 +79,16 @@ class ConnectionOwner(ExchangeContext, Protocol):
     request_ids: RequestIds
     widened_limits: ProxyLimits
     requests_in_flight: int
+    http2_max_streams: int
     refused: Counter[tuple[str, str]]
 
     def opened(self, connection: OwnedConnection) -> bool:
         """Count a connection. Returns whether it may have its requests served."""
+
+    def speak_http2(
+        self, connection: OwnedConnection, outcome: Outcome | None, origin: Origin, is_served: bool
+    ) -> Http2Connection:
+        """Return the protocol that takes a connection's place, because its client speaks HTTP/2."""
 
     def forget(self, connection: OwnedConnection) -> None:
         """Forget a closed connection."""

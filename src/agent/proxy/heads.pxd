@@ -60,6 +60,8 @@ cdef class Response:
     # the head for the client, as it was last written, and what it was written for
     cdef public long long framing
     cdef public bytes closing, written
+    cdef public long long http2_length
+    cdef public list http2_fields
 
 
 # Called for each head.

@@ -310,6 +310,7 @@ class Response:
         upgrade: the protocol of a 101, as the target spells it.
         block: the whole head as received, or b"" if it is too long to keep.
         framing, closing, written: the bytes last written to a client, with their length and `Connection`, or b"".
+        http2_fields: the same for a client by HTTP/2, with the `http2_length` that they were made for, or None.
         fault: the value of `Tunnel-Fault` on a failure, or b"".
         has_urls: a field is in WITH_URLS.
     """
@@ -322,6 +323,8 @@ class Response:
         "fault",
         "framing",
         "has_urls",
+        "http2_fields",
+        "http2_length",
         "keep_alive",
         "length",
         "line_bytes",
@@ -333,6 +336,8 @@ class Response:
 
     block: bytes
     framing: int
+    http2_length: int
+    http2_fields: Fields | None
     closing: bytes
     written: bytes
     status: int
@@ -612,6 +617,7 @@ def parse_response(head: bytes, fast: bool = USES_FAST_PARSER) -> Response:
     response = Response()
     response.block = head if len(head) <= KEPT_BYTES else b""
     response.framing = 0
+    response.http2_fields = None
     response.closing = response.written = response.upgrade = response.digits = response.fault = b""
     response.length = UNTIL_EOF
     response.content_length = -1
@@ -661,6 +667,7 @@ def with_fields(response: Response, fields: Fields) -> Response:
     made.keep_alive, made.upgrade, made.fault = response.keep_alive, response.upgrade, response.fault
     made.has_urls = response.has_urls
     made.framing = 0
+    made.http2_fields = None
     made.block = made.closing = made.written = b""  # it is written once
     return made
 

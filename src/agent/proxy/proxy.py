@@ -10,10 +10,12 @@ from typing import cast
 
 from ..config.limits import ProxyLimits
 from ..errors import Party
+from ..http2.connection import Http2Connection
 from ..outcome import Outcome
 from .clock import Clock
 from .context import OwnedConnection
 from .decision import Process, Route
+from .http2_clients import Http2ClientConnection
 from .metrics import RequestMetrics
 from .origin import A_HUB, Origin
 from .request_id import RequestIds
@@ -27,7 +29,7 @@ LOOKS = 32
 
 
 class Proxy:
-    """An HTTP/1.1 reverse proxy without a listener: `connection()` makes the protocol for one client connection.
+    """An HTTP reverse proxy without a listener: `connection()` makes the protocol for one client connection.
 
     Args:
         route: returns a request's target. It may return an awaitable, and raise Refused.
@@ -42,6 +44,7 @@ class Proxy:
         owns_clients: its connections belong to its clients, so closing one ends a body. An agent's connections belong
             to a hub, perhaps a base hub, which has no such end.
         metrics: by carrier, counts the times and responses of its requests.
+        http2_max_streams: requests at once on one user's connection by HTTP/2. 0: only HTTP/1.1 is spoken.
 
     Attributes:
         limits: of new requests and connections. `use_limits` sets them.
@@ -66,6 +69,7 @@ class Proxy:
         party: Party = "agent",
         owns_clients: bool = False,
         metrics: Mapping[str, RequestMetrics] | None = None,
+        http2_max_streams: int = 0,
     ) -> None:
         self.route = route
         self.process = process
@@ -79,6 +83,7 @@ class Proxy:
         self.party: Party = party
         self.owns_clients = owns_clients
         self.metrics = metrics or {}
+        self.http2_max_streams = http2_max_streams
         self.refused: Counter[tuple[str, str]] = Counter()
         self.draining = False
         self.leaving = False
@@ -162,6 +167,23 @@ class Proxy:
         else:
             return True
         return False
+
+    def speak_http2(
+        self, connection: OwnedConnection, outcome: Outcome | None, origin: Origin, is_served: bool
+    ) -> Http2Connection:
+        """Return the protocol that takes a connection's place, because its client speaks HTTP/2."""
+        made = Http2ClientConnection(
+            self,
+            connection.conn_id,
+            outcome,
+            connection.carrier,
+            origin,
+            is_served=is_served,
+            max_streams=self.http2_max_streams,
+        )
+        del self._connections[connection]
+        self._connections[made] = None
+        return made.protocol
 
     def make_room(self) -> bool:
         """Close a connection that has sent no byte for a second. Returns whether there is one, as far as it looks."""

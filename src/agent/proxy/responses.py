@@ -6,7 +6,7 @@ import http
 
 from .headers import Fields, serialize
 
-__all__ = ["CONTINUE", "own_response", "phrase"]
+__all__ = ["CONTINUE", "own_parts", "own_response", "phrase"]
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 PHRASES = {status.value: status.phrase.encode() for status in http.HTTPStatus}
@@ -15,6 +15,20 @@ PHRASES = {status.value: status.phrase.encode() for status in http.HTTPStatus}
 def phrase(status: int) -> bytes:
     """The reason phrase that goes with a status, b"" for one without a name."""
     return PHRASES.get(status, b"")
+
+
+def own_parts(status: int, reason: str, request_id: bytes, fields: Fields) -> tuple[Fields, bytes]:
+    """Make the fields and the body of a response. The arguments are those of `own_response`."""
+    head: Fields = []
+    body = b""
+    if status != 204:
+        body = reason.encode("utf-8", "replace") + b"\n"
+        if not fields or fields[0][0] != b"Content-Type":
+            body += b"request id: %b\n" % request_id
+            head.append((b"Content-Type", b"text/plain; charset=utf-8"))
+        head += [(b"X-Content-Type-Options", b"nosniff"), (b"Content-Length", b"%d" % len(body))]
+    head.append((b"X-Request-Id", request_id))
+    return head + fields, body
 
 
 def own_response(
@@ -28,16 +42,7 @@ def own_response(
     connection: the `Connection` field's value, b"" for none.
     head_only: for a HEAD request.
     """
-    head: Fields = []
-    body = b""
-    if status != 204:
-        body = reason.encode("utf-8", "replace") + b"\n"
-        if not fields or fields[0][0] != b"Content-Type":
-            body += b"request id: %b\n" % request_id
-            head.append((b"Content-Type", b"text/plain; charset=utf-8"))
-        head += [(b"X-Content-Type-Options", b"nosniff"), (b"Content-Length", b"%d" % len(body))]
-    head.append((b"X-Request-Id", request_id))
-    head += fields
+    head, body = own_parts(status, reason, request_id, fields)
     if connection:
         head.append((b"Connection", connection))
     answer = serialize(b"HTTP/1.1 %d %b" % (status, phrase(status)), head)

@@ -14,6 +14,7 @@ from agent.proxy.response_writer cimport ResponseWriter
 cdef object HEAD, BODY, WAITING, DRAINING, UPGRADED, LINGERING, CLOSED
 cdef object REQUEST, REQUEST_WITH_BODY, BODY_END, RESPONSE_END, SWITCH, LINGER, CLOSE, LOST
 cdef dict NEXT_BY_STATE
+cdef bytes PREFACE
 cdef double NEVER, SILENCE_S
 cdef long long CHUNKED, UNFRAMED
 cdef int HEADS_PER_TURN
@@ -39,7 +40,8 @@ cdef class ClientConnection(ClientSide):
     cdef public BodyReader _body
     cdef public Backlog _backlog
     cdef public long long _drain_left
-    cdef public bint _half_closed, _in_hand, _silent, _yielded
+    cdef public bint _half_closed, _in_hand, _silent, _yielded, _may_be_http2
+    cdef public bytes _preface
     # The request in flight, and its response.
     cdef public Exchange _exchange
     cdef public object _upgraded
@@ -48,6 +50,10 @@ cdef class ClientConnection(ClientSide):
     cdef public Stall _stall
 
     cpdef data_received(self, data)
+
+    @cython.locals(found=bytes)
+    cpdef bint _begins_http2(self, data) except -1
+    cpdef _hand_over(self, bytes data)
     cpdef bint eof_received(self)
 
     @cython.locals(row=dict)

@@ -21,6 +21,7 @@ from typing import cast
 
 from ..config.limits import ProxyLimits
 from ..errors import Party
+from ..http2.frames import PREFACE
 from ..outcome import Kind, Outcome, Stage
 from .backlog import Backlog
 from .blame import FAULT_FIELD, write_fault
@@ -78,8 +79,10 @@ class ClientConnection(ClientSide):
         "_in_hand",
         "_is_tls",
         "_is_trusted_hubs",
+        "_may_be_http2",
         "_origin",
         "_outcome",
+        "_preface",
         "_reports_faults",
         "_requests",
         "_served",
@@ -130,6 +133,8 @@ class ClientConnection(ClientSide):
         self._silent = True  # no request has come yet
         self._in_hand = False  # there is input behind the head that is begun
         self._yielded = False  # the backlog is worked on at the loop's next turn
+        self._may_be_http2 = False  # all bytes so far begin HTTP/2's preface
+        self._preface = b""  # those bytes
         self._stall = Stall()
 
     # -- the transport's calls
@@ -143,8 +148,45 @@ class ClientConnection(ClientSide):
         self._transport.set_write_buffer_limits(high=limits.buffer_bytes, low=limits.buffer_bytes // 4)
         self._served = self.owner.opened(self)
         self._deadline = self.owner.clock.later(limits.head_timeout_s)
+        if self.owner.http2_max_streams and not isinstance(self._origin, HubOrigin):
+            if not self._is_tls:
+                self._may_be_http2 = True
+            elif transport.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
+                self._hand_over(b"")
+
+    def _begins_http2(self, data: Piece) -> bool:
+        """Whether the connection's first bytes are HTTP/2's preface, or a part of it (RFC 9113, section 3.3)."""
+        found = self._preface + data
+        if not PREFACE.startswith(found[: len(PREFACE)]):
+            self._may_be_http2 = False
+            return False
+        self._preface = found
+        self._silent = False
+        if len(found) >= len(PREFACE):
+            self._hand_over(found)
+        return True
+
+    def _hand_over(self, data: bytes) -> None:
+        """Hand the connection to HTTP/2. data: its first bytes."""
+        transport, outcome = self._transport, self._outcome
+        self._may_be_http2 = False
+        self._outcome = None
+        protocol = self.owner.speak_http2(self, outcome, self._origin, self._served)
+        transport.pause_reading()  # uvloop chooses how it reads when reading begins
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        if data:
+            protocol.receive(data)
+        if not transport.is_closing():
+            transport.resume_reading()
 
     def data_received(self, data: Piece) -> None:
+        if self._may_be_http2:
+            held = self._preface
+            if self._begins_http2(data):
+                return
+            if held:
+                data = held + data
         if self._yielded:
             self._backlog.hold(data)
         else:
