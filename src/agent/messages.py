@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Connect", "MapFields", "Path", "RequestHead", "Target"]
+__all__ = ["TLS_SCHEMES", "URL_SCHEMES", "Connect", "MapFields", "Path", "RequestHead", "Target"]
 
 Connect = Callable[["asyncio.Protocol"], Awaitable["asyncio.Transport"]]
 """Opens a connection to a target that has no address. It gets the protocol, calls the protocol's `connection_made`, and
@@ -73,8 +73,14 @@ class RequestHead:
     request_id: str = ""
 
 
-# An absolute http or https URL in visible ASCII, without a fragment: (its origin, its path and query).
-_URL = re.compile(r"(https?://[^/?#\s]+)((?:[/?][!\"$-~]*)?)", re.ASCII)
+TLS_SCHEMES = frozenset({"https", "h2"})
+"""Schemes of targets over TLS. `h2` and `h2c` are HTTP/2, by ALPN and by prior knowledge (RFC 9113, section 3)."""
+
+URL_SCHEMES = ("http", "https", "h2", "h2c")
+
+# An absolute URL of these schemes in visible ASCII, without a fragment: (its origin, its path and query).
+_URL = re.compile(r"((?:https?|h2c?)://[^/?#\s]+)((?:[/?][!\"$-~]*)?)", re.ASCII)
+_URL_RULE = "a Target's url must be an absolute http, https, h2 or h2c URL in visible ASCII, not"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -82,10 +88,10 @@ def _origin(text: str) -> tuple[str, str, int, bytes]:
     """(scheme, host, port, authority) of an origin. Raises ValueError."""
     parts = urlsplit(text)
     if not text.isascii() or not text.isprintable() or not parts.hostname:
-        raise ValueError(f"a Target's url must be an absolute http or https URL in visible ASCII, not {text!r}")
+        raise ValueError(f"{_URL_RULE} {text!r}")
     if "@" in parts.netloc:
         raise ValueError("a Target's url can't hold user information")
-    default_port = 443 if parts.scheme == "https" else 80
+    default_port = 443 if parts.scheme in TLS_SCHEMES else 80
     port = default_port if parts.port is None else parts.port
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return parts.scheme, parts.hostname, port, (name if port == default_port else f"{name}:{port}").encode()
@@ -98,8 +104,8 @@ class Target:
     A Target is made once for each request, and never changes.
 
     Args:
-        url: absolute, http or https, in visible ASCII, without user information and fragment. The target gets its path
-            and query unchanged.
+        url: absolute, in visible ASCII, without user information and fragment. Its scheme is http, https, h2 (HTTP/2
+            over TLS) or h2c (HTTP/2 without TLS). The target gets its path and query unchanged.
         app: an ASGI 3 application in this process. `url` may then give the path and query. With "" the application
             gets the request's own, behind the cluster's name. The public prefix is in its scope's `root_path`.
         connect: opens the connection instead of a dial to the URL's host and port. A hub reaches its agents with it.
@@ -120,6 +126,7 @@ class Target:
         is_raw: the target of a CONNECT, and no HTTP server. Behind the proxy's own 200 the connection's bytes are the
             client's. Otherwise the target gets the CONNECT, and responds to it.
         addresses: the addresses to dial, as `getaddrinfo` returns them, instead of looking up the URL's host.
+        http2: an https target may choose HTTP/2 by ALPN. It is always true for h2 and h2c.
 
     Attributes:
         scheme, host, port, path: the URL's parts, path with the query.
@@ -146,6 +153,7 @@ class Target:
     cluster: str = ""
     is_raw: bool = False
     addresses: tuple[tuple[Any, ...], ...] = ()
+    http2: bool = False
     scheme: str = dataclasses.field(init=False, default="")
     host: str = dataclasses.field(init=False, default="")
     port: int = dataclasses.field(init=False, default=0)
@@ -162,14 +170,20 @@ class Target:
             return
         match = _URL.fullmatch(self.url)
         if match is None:
-            raise ValueError(f"a Target's url must be an absolute http or https URL in visible ASCII, not {self.url!r}")
+            raise ValueError(f"{_URL_RULE} {self.url!r}")
         origin, path = match.groups()
         self.origin = origin
         self.scheme, self.host, self.port, self.authority = _origin(origin)
+        self.http2 = self.scheme in ("h2", "h2c") or (self.http2 and self.scheme == "https")
         if not self.host_name and not self.preserve_host:
             self.fixed_host = self.authority
         # Unchanged, not joined from its parts, since the "?" of an empty query belongs to it too.
         self.path = (path if path[:1] == "/" else "/" + path).encode("ascii")
+
+    @property
+    def http_scheme(self) -> str:
+        """The scheme that the target knows itself by, "http" or "https"."""
+        return "https" if self.scheme in TLS_SCHEMES else "http"
 
     def with_path(self, path: bytes) -> Target:
         """The same with another path and query.
@@ -188,6 +202,14 @@ class Target:
         made.client_identity = client_identity
         return made
 
+    def for_upgrade(self) -> Target:
+        """The same for a request that asks for an upgrade. An https target then gets an HTTP/1.1 connection."""
+        if not self.http2 or self.scheme != "https":
+            return self
+        made = self._copy()
+        made.http2 = False
+        return made
+
     def _copy(self) -> Target:
         made = object.__new__(Target)
         made.url, made.app, made.connect = self.url, self.app, self.connect
@@ -196,7 +218,7 @@ class Target:
         made.host_name, made.stripped = self.host_name, self.stripped
         made.bounds_head = self.bounds_head
         made.cluster = self.cluster
-        made.is_raw, made.addresses = self.is_raw, self.addresses
+        made.is_raw, made.addresses, made.http2 = self.is_raw, self.addresses, self.http2
         made.map_request, made.map_response = self.map_request, self.map_response
         made.scheme, made.host, made.port, made.path = self.scheme, self.host, self.port, self.path
         made.origin, made.authority = self.origin, self.authority

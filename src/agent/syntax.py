@@ -310,6 +310,7 @@ class Route(NamedTuple):
         host with perhaps a port.
     strip_prefix: the target's path is without the prefix.
     rewrite: fields that name URLs are mapped between the target's paths and the public ones.
+    http2: an https target may choose HTTP/2. None: as `target_http2` says.
     """
 
     prefix: str
@@ -317,16 +318,17 @@ class Route(NamedTuple):
     host: str = "client"
     strip_prefix: bool = True
     rewrite: bool = True
+    http2: bool | None = None
 
     @property
     def is_short(self) -> bool:
         """Whether `PREFIX=URL` gives the same route."""
-        return self == (self.prefix, self.url, _default_host(self.url), True, True)
+        return self == (self.prefix, self.url, _default_host(self.url), True, True, None)
 
 
 def _default_host(url: str) -> str:
     """A target over TLS expects its own name, and other targets compare Host with the browser's Origin."""
-    return "target" if url.startswith("https:") else "client"
+    return "target" if url.startswith(("https:", "h2:")) else "client"
 
 
 def parse_route(text: str) -> Route:
@@ -338,11 +340,16 @@ def parse_route(text: str) -> Route:
 
 
 def check_route(
-    prefix: str, url: str, host: str | None = None, strip_prefix: bool = True, rewrite: bool = True
+    prefix: str,
+    url: str,
+    host: str | None = None,
+    strip_prefix: bool = True,
+    rewrite: bool = True,
+    http2: bool | None = None,
 ) -> Route:
     """Check the parts of a route and remove trailing slashes. Raises ValueError.
 
-    host: None for the default, which is `target` for https and `client` for http.
+    host: None for the default, which is `target` for https and h2, and `client` for http and h2c.
     The error never quotes the URL, since it may hold a password.
     """
     where = f"the prefix {prefix!r}"
@@ -359,8 +366,8 @@ def check_route(
     except ValueError:
         rule = "must have a port from 1 to 65535, or none, and an IPv6 address in brackets"
         raise ValueError(f"{where} {rule}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{where} must be http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH]")
+    if parts.scheme not in ("http", "https", "h2", "h2c") or not parts.hostname:
+        raise ValueError(f"{where} must be http://HOST[:PORT][/PATH], or the same with https, h2 or h2c")
     if "@" in parts.netloc:
         raise ValueError(f"{where} must hold no user info")
     if "?" in url:
@@ -380,8 +387,10 @@ def check_route(
         raise ValueError(
             f"the host for {prefix} must be client, target, or a host name with perhaps a port, not {host!r}"
         )
+    if http2 is not None and parts.scheme != "https":
+        raise ValueError(f"http2 for {prefix} must be set only with an https URL: the scheme {parts.scheme} decides")
     url = f"{parts.scheme}{url[len(parts.scheme) :].rstrip('/')}"
-    return Route(prefix.rstrip("/") or "/", url, host or _default_host(url), strip_prefix, rewrite)
+    return Route(prefix.rstrip("/") or "/", url, host or _default_host(url), strip_prefix, rewrite, http2)
 
 
 def _is_host(text: str) -> bool:

@@ -128,7 +128,7 @@ def test_a_route_that_only_changes_a_key_is_a_change() -> None:
     old = AgentConfig("h:1", "c1", routes=["/=http://a"])
     new = AgentConfig("h:1", "c1", routes=[{"prefix": "/", "url": "http://a", "host": "client"}])
     assert find_changes(old, new) == []
-    for key, value in {"host": "target", "strip_prefix": False, "rewrite": False}.items():
+    for key, value in {"host": "target", "strip_prefix": False, "rewrite": False, "url": "h2c://a"}.items():
         changed = AgentConfig("h:1", "c1", routes=[{"prefix": "/", "url": "http://a", key: value}])
         assert find_changes(old, changed) == ["route"]
 

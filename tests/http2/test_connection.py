@@ -73,6 +73,9 @@ class User(Changes):
         self.head, self.ended = headers, ended
         self.changed.set()
 
+    def informational_received(self, headers: Headers) -> None:
+        pass
+
     def trailers_received(self, headers: Headers) -> None:
         self.trailers, self.ended = headers, True
         self.changed.set()

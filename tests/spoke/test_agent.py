@@ -21,6 +21,7 @@ NEW = dataclasses.replace(
     memory_comm=MemoryCommConfig(buffer_size=8192, max_connections=7, canary_percent=100),
     limits=TargetLimitsConfig(**OTHERS),
     routes=["/=http://127.0.0.1:4"],
+    target_http2=True,
     connect_allow=["db:5432"],
     drain_grace_s=1.0,
 )

@@ -12,7 +12,7 @@ from ..config.credentials import EXPIRED, NOT_YET, check_credentials
 from ..config.loading import add_source
 from ..config.schema import AgentConfig
 from ..errors import ConfigError, HubError
-from ..messages import Target
+from ..messages import TLS_SCHEMES, Target
 from ..policy.api_server import AccessError, ApiAccess
 from ..policy.assembly import Policy, make_policy
 from ..spoke.hub_endpoint import EndpointSource
@@ -158,7 +158,7 @@ async def _resolved(what: str, host: str, port: int) -> Result:
 
 
 async def _target(what: str, target: Target, policy: Policy) -> Result:
-    context = policy.ssl_context(target) if target.scheme == "https" else None
+    context = policy.ssl_context(target) if target.scheme in TLS_SCHEMES else None
     return await _dialled(what, target.host, target.port, context)
 
 

@@ -26,7 +26,7 @@ async def run_proxy(config: ProxyConfig, on_listening: Callable[[str, str, int],
     on_listening: called with "proxy", the host as configured and the port. A second cancellation ends the drain at
     once. Raises ConfigError for a wrong route or CA file, ListenError where the address can't be listened on.
     """
-    router, processor = select_policy(cluster=None, routes=config.static_routes)
+    router, processor = select_policy(cluster=None, routes=config.static_routes, http2=config.target_http2)
     trust = FileTrust(
         config.target_ca_files, cert_file=config.target_client_cert_file, key_file=config.target_client_key_file
     )

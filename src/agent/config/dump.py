@@ -60,8 +60,12 @@ def write_toml(configs: Sequence[Any], sources: Mapping[str, str]) -> str:
 
 def _table(key: str, route: Route, source: str) -> list[str]:
     """The lines of one entry of an array of tables."""
-    fields = (f"{name} = {_value(value)}" for name, value in route._asdict().items())
-    return ["", f"[[{key}]]{_comment(source)}", *fields]
+    return ["", f"[[{key}]]{_comment(source)}", *_keys(route)]
+
+
+def _keys(route: Route) -> list[str]:
+    """The keys of a route that are set, with their values."""
+    return [f"{name} = {_value(value)}" for name, value in route._asdict().items() if value is not None]
 
 
 def _comment(source: str) -> str:
@@ -85,7 +89,7 @@ def _value(value: Any) -> str:
     if isinstance(value, Route):
         if value.is_short:
             return _text(f"{value.prefix}={value.url}")
-        return f"{{ {', '.join(f'{name} = {_value(part)}' for name, part in value._asdict().items())} }}"
+        return f"{{ {', '.join(_keys(value))} }}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
     return _text(str(value))

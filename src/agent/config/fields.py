@@ -294,11 +294,11 @@ def connect_entries(help: str) -> Any:
 
 def _split_routes(value: str) -> list[str]:
     """Split the routes in a variable at white space and at commas before another route, since URLs may have commas."""
-    return [item for item in re.split(r"[,\s]*\s[,\s]*|,+(?=/[^,\s=]*=https?://)", value) if item]
+    return [item for item in re.split(r"[,\s]*\s[,\s]*|,+(?=/[^,\s=]*=(?:https?|h2c?)://)", value) if item]
 
 
 _ROUTE_KEYS: Mapping[str, type] = MappingProxyType(
-    {"prefix": str, "url": str, "host": str, "strip_prefix": bool, "rewrite": bool}
+    {"prefix": str, "url": str, "host": str, "strip_prefix": bool, "rewrite": bool, "http2": bool}
 )
 _KEY_RULES = {str: "text", bool: "true or false"}
 _NO_ROUTE = "must be PREFIX=URL, a table with prefix and url, or a table of prefixes and URLs"

@@ -46,6 +46,7 @@ _ROUTE_HELP = (
     "a path prefix and the URL for requests below, repeatable, the longest prefix wins "
     "(more keys: [[routes]] in a file)"
 )
+_TARGET_HTTP2_HELP = "HTTP/2 to https targets of routes, if the target chooses it by ALPN"
 _TARGET_CA_HELP = "PEM certificates to trust targets by, besides the system's, reloaded on change"
 _TARGET_CERT_HELP = "PEM certificate to present to the targets of routes over TLS, reloaded on change"
 _TARGET_KEY_HELP = "its private key, unless it is in the same file"
@@ -250,6 +251,7 @@ class AgentConfig(Targets, Checked):
         check=_check_socket_path,
     )
     routes: Routes = kind.applied(kind.routes(_ROUTE_HELP, name="route"))
+    target_http2: bool = kind.applied(kind.boolean(_TARGET_HTTP2_HELP))
     app: Any = kind.reference("an ASGI application in this process for all requests")
     target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP, holds="roots")
     target_client_cert_file: str = kind.file(_TARGET_CERT_HELP, holds="certificate")
@@ -511,6 +513,7 @@ class ProxyConfig(Targets, Checked):
 
     listen: str = kind.address("address of the proxy (port 0: a free port)", default="127.0.0.1:8080")
     routes: Routes = kind.routes(_ROUTE_HELP, name="route")
+    target_http2: bool = kind.boolean(_TARGET_HTTP2_HELP)
     target_ca_file: str | Sequence[str] = kind.files(_TARGET_CA_HELP, holds="roots")
     target_client_cert_file: str = kind.file(_TARGET_CERT_HELP, holds="certificate")
     target_client_key_file: str = kind.file(_TARGET_KEY_HELP, holds="secret")

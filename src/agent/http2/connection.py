@@ -49,7 +49,7 @@ from ..errors import WireError
 from .coalescing import ReceiveCoalescing
 from .control_frame_limiter import ControlFrameLimiter
 from .data_plane import DataPlane
-from .errors import ErrorCode, GoAwayError, StreamReset
+from .errors import ErrorCode, GoAwayError, StreamReset, StreamsExhausted
 from .frames import ACK, END_STREAM, HEADERS, PING, PRIORITY, ByteSink, bare_headers
 from .framing import (
     DATA,
@@ -157,6 +157,8 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         make_writer: makes a stream's writer from its id. By default both carry plain bytes.
         peer_limits: what the peer may do.
         input_ended: called when the bytes of one arrival were all passed on.
+        settings_changed: called after each SETTINGS frame of the peer.
+        checks_own_heads: h2 checks the heads that are sent. If false, the user has done so.
     """
 
     def __init__(
@@ -170,6 +172,8 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         make_writer: Callable[[int], FrameWriter] = FrameWriter,
         peer_limits: PeerLimits = DEFAULT_LIMITS,
         input_ended: Callable[[], None] | None = None,
+        settings_changed: Callable[[], None] | None = None,
+        checks_own_heads: bool = True,
     ) -> None:
         if not DEFAULT_WINDOW <= window_bytes <= MAX_WINDOW:
             raise ValueError(f"window_bytes must be from {DEFAULT_WINDOW} to {MAX_WINDOW}, not {window_bytes}")
@@ -185,7 +189,14 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         self._make_writer = make_writer
         self._loop: asyncio.AbstractEventLoop | None = None
         self._limiter: ControlFrameLimiter | None = None
-        config = h2.config.H2Configuration(client_side=client, header_encoding=None, validate_inbound_headers=False)
+        self._tell_settings = settings_changed
+        config = h2.config.H2Configuration(
+            client_side=client,
+            header_encoding=None,
+            validate_inbound_headers=False,
+            validate_outbound_headers=checks_own_heads,
+            normalize_outbound_headers=checks_own_heads,
+        )
         self._h2 = h2.connection.H2Connection(config)
         self._decoder = Decoder()
         self._decoder.max_header_list_size = peer_limits.head_bytes
@@ -203,15 +214,35 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
 
     # ------------------------------------------------------------ what the users call
 
-    def open_stream(self, user: StreamUser[Any], headers: Headers) -> Http2Stream:
-        """Open a stream (the client's role). The request's head goes out at once, even before the peer's SETTINGS."""
-        stream_id = self._h2.get_next_available_stream_id()
-        self._h2.send_headers(stream_id, headers)
+    def open_stream(self, user: StreamUser[Any], headers: Headers, *, ended: bool = False) -> Http2Stream:
+        """Open a stream (the client's role). The request's head goes out at once, even before the peer's SETTINGS.
+
+        ended: no DATA follows.
+
+        Raises StreamsExhausted if the peer allows no further stream, or the connection has used all ids.
+        """
+        try:
+            stream_id = self._h2.get_next_available_stream_id()
+            self._h2.send_headers(stream_id, headers, end_stream=ended)
+        except (h2.exceptions.TooManyStreamsError, h2.exceptions.NoAvailableStreamIDError) as error:
+            raise StreamsExhausted from error
         stream = self._add_stream(stream_id)
         stream.user = user
+        stream.local_ended = ended
+        stream.responded = True  # a reset of it is no flood
         self._last_ours = stream_id
         self.flush()
         return stream
+
+    @property
+    def peer_streams(self) -> int:
+        """How many streams the peer allows at once, by its latest SETTINGS. Without any, the number is huge."""
+        return self._h2.remote_settings.max_concurrent_streams
+
+    @property
+    def peer_takes_connect(self) -> bool:
+        """Whether the peer takes extended CONNECT requests (RFC 8441)."""
+        return bool(self._h2.remote_settings.enable_connect_protocol)
 
     def ping(self, answered: Callable[[], None] | None = None) -> None:
         """Send a PING. `answered` is called when its ACK arrives.
@@ -483,6 +514,10 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
                     self._read(stream)
                     self._ended_remotely(stream, event.stream_ended is not None)
                     stream.user.headers_received(self._decoder.fields, event.stream_ended is not None)
+            case h2.events.InformationalResponseReceived():
+                stream = self.streams.get(event.stream_id)
+                if stream is not None and self._well_formed(stream, "response"):
+                    stream.user.informational_received(self._decoder.fields)
             case h2.events.TrailersReceived():
                 stream = self.streams.get(event.stream_id)
                 if stream is not None and self._well_formed(stream, "trailers"):
@@ -508,6 +543,8 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         size = event.changed_settings.get(_SETTINGS.MAX_FRAME_SIZE)
         if size is not None:
             self.sender.set_frame_size(size.new_value)
+        if self._tell_settings is not None:
+            self._tell_settings()
 
     def _request(self, stream_id: int, headers: Headers, ended: bool) -> None:
         assert self._limiter is not None
@@ -546,9 +583,13 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
     def _goaway(self, payload: bytes, whole: bytes) -> None:
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         code = int.from_bytes(payload[4:8], "big")
-        if code == ErrorCode.NO_ERROR and (not self.client or self._last_ours <= last):
+        unprocessed = [stream for stream in self.streams.values() if stream.id > last] if self.client else []
+        if code == ErrorCode.NO_ERROR and (not unprocessed or len(unprocessed) < len(self.streams)):
             # Graceful: a Go server sends two, the first with 2^31-1, then waits for its streams to end.
             self.user.goaway_received(self)
+            for stream in unprocessed:
+                self._take_back(stream)
+                stream.user.stream_lost(GoAwayError(code, last, payload[8:]))
             return
         self.flush()
         try:
@@ -603,6 +644,16 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         except h2.exceptions.ProtocolError:  # h2 has closed it already
             pass
         self.flush()
+        self._forget(stream)
+
+    def _take_back(self, stream: Http2Stream) -> None:
+        """Forget a stream of which the peer knows nothing. So a RST_STREAM frame would be an error to some peers."""
+        self.flush()
+        try:
+            self._h2.reset_stream(stream.id)
+        except h2.exceptions.ProtocolError:  # h2 has closed it already
+            pass
+        self._h2.clear_outbound_data_buffer()
         self._forget(stream)
 
     def _forget(self, stream: Http2Stream) -> None:

@@ -7,7 +7,7 @@ import enum
 from ..errors import AgentError
 from ..syntax import readable
 
-__all__ = ["ErrorCode", "GoAwayError", "StreamReset", "code_name"]
+__all__ = ["ErrorCode", "GoAwayError", "StreamReset", "StreamsExhausted", "code_name"]
 
 
 class ErrorCode(enum.IntEnum):
@@ -45,10 +45,21 @@ class StreamReset(AgentError):
         self.code = code
 
 
+class StreamsExhausted(AgentError):
+    """The connection has no room for a further stream."""
+
+    def __init__(self) -> None:
+        super().__init__("the connection has no room for a further stream")
+
+
 class GoAwayError(AgentError):
-    """The peer closed the connection with a GOAWAY that ends our stream. code: an HTTP/2 error code."""
+    """The peer closed the connection with a GOAWAY that ends our stream.
+
+    code: an HTTP/2 error code. last_stream_id: the peer did not process streams with a higher id.
+    """
 
     def __init__(self, code: int, last_stream_id: int, debug: bytes) -> None:
         text = f": {readable(debug)}" if debug else ""
         super().__init__(f"the peer sent GOAWAY {code_name(code)}, last stream {last_stream_id}{text}")
         self.code = code
+        self.last_stream_id = last_stream_id

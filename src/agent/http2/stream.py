@@ -44,6 +44,9 @@ class StreamUser(Protocol[Writer_contra]):
     def headers_received(self, headers: Headers, ended: bool) -> None:
         """The response's head (the client's role). ended: the stream ended with it."""
 
+    def informational_received(self, headers: Headers) -> None:
+        """A 1xx before the response's head (the client's role)."""
+
     def trailers_received(self, headers: Headers) -> None:
         """The peer ended its side, with these trailers."""
 

@@ -180,7 +180,12 @@ def make_policy(
         kubernetes = _Kubernetes(config, "request_processor")
         processor = kubernetes.processor
     router, processor = select_policy(
-        cluster=config.cluster_name, routes=config.static_routes, app=app, router=router, request_processor=processor
+        cluster=config.cluster_name,
+        routes=config.static_routes,
+        http2=config.target_http2,
+        app=app,
+        router=router,
+        request_processor=processor,
     )
     if trust is None:
         files = FileTrust(

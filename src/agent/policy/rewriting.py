@@ -258,7 +258,7 @@ class Rewriter:
         if self._is_app:
             scheme, mapped = head.scheme.encode("latin-1", "replace"), prefix + behind
         else:
-            scheme, mapped = target.scheme.encode("ascii"), self._above + behind[len(self._stripped) :] or b"/"
+            scheme, mapped = target.http_scheme.encode("ascii"), self._above + behind[len(self._stripped) :] or b"/"
         url = b"".join((scheme, b"://", _sent_host(head, target), mapped, query))
         if len(url) > MAX_VALUE_BYTES:
             raise _refused(f"the Destination has more than {MAX_VALUE_BYTES} bytes at the target")

@@ -85,8 +85,12 @@ class _Entry:
 
     __slots__ = ("above", "prefix", "stripped", "target")
 
-    def __init__(self, route: Route, leads_here: Callable[[_Entry, bytes], bool]) -> None:
-        """leads_here: whether a path behind the cluster's name belongs to this entry. Raises ValueError."""
+    def __init__(self, route: Route, http2: bool, leads_here: Callable[[_Entry, bytes], bool]) -> None:
+        """Set up the route. Raises ValueError.
+
+        http2: for a route without its own `http2`.
+        leads_here: whether a path behind the cluster's name belongs to this entry.
+        """
         self.prefix = route.prefix.rstrip("/").encode("ascii")
         self.stripped = self.prefix if route.strip_prefix else b""
         self.above = Target(route.url).path.rstrip(b"/")
@@ -98,6 +102,7 @@ class _Entry:
             stripped=self.stripped,
             map_request=rewriter.map_request if route.rewrite else None,
             map_response=rewriter.map_response if route.rewrite else None,
+            http2=http2 if route.http2 is None else route.http2,
         )
 
 
@@ -109,18 +114,19 @@ class StaticRouter:
     empty result is `/`.
     """
 
-    def __init__(self, routes: Iterable[Route | tuple[str, str]], cluster: str | None) -> None:
+    def __init__(self, routes: Iterable[Route | tuple[str, str]], cluster: str | None, *, http2: bool = False) -> None:
         """Set the routes. Raises ConfigError for a duplicate or wrong prefix or URL.
 
         Args:
             routes: routes, or (prefix, URL) pairs. A URL has no query, fragment or user information.
             cluster: the first segment of all paths, None for none (`fastpipe-agent proxy`).
+            http2: https targets may choose HTTP/2, unless their route forbids it.
         """
         self._paths = _ClusterPaths(cluster)
         found: dict[bytes, _Entry] = {}
         for given in routes:
             try:
-                entry = _Entry(check_route(*given), self._leads_to)
+                entry = _Entry(check_route(*given), http2, self._leads_to)
             except ValueError as error:
                 raise ConfigError("route", "argument", str(error)) from None
             if entry.prefix in found:

@@ -23,6 +23,7 @@ def select_policy(
     *,
     cluster: str | None,
     routes: Sequence[Route | tuple[str, str]] = (),
+    http2: bool = False,
     app: Any = None,
     router: Router | None = None,
     request_processor: RequestProcessor | None = None,
@@ -34,6 +35,7 @@ def select_policy(
     Args:
         cluster: the agent's name, None for paths without one.
         routes: routes, or (prefix, URL) pairs.
+        http2: https targets of routes may choose HTTP/2.
         app: an ASGI application.
         router, request_processor: the user's own, which win.
 
@@ -42,7 +44,7 @@ def select_policy(
             unauthenticated.
     """
     if router is None and (routes or app is not None):
-        router = StaticRouter(routes, cluster) if routes else AppRouter(app, cluster)
+        router = StaticRouter(routes, cluster, http2=http2) if routes else AppRouter(app, cluster)
     if (router is None or isinstance(router, KubernetesRouter)) and request_processor is None:
         raise _kubernetes_unavailable()
     if router is None:

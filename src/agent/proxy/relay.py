@@ -218,6 +218,8 @@ class Exchange:
         """Check the head for the target and send it on a stream that is there, or dial."""
         target, decided = decision
         request, context = self.request, self._context
+        if request.upgrade:
+            target = target.for_upgrade()
         self.target = target
         if request.is_connect:
             self._send_connect(target)

@@ -45,11 +45,13 @@ cdef class Upstreams:
     # The end.
     cdef public bint _closing
     cdef public object _closed
+    # The HTTP/2 connections.
+    cdef public object _http2
 
     cpdef object key(self, target)
 
     @cython.locals(idle=list, upstream=Upstream)
-    cpdef Upstream take(self, target)
+    cpdef UpstreamStream take(self, target)
 
     @cython.locals(idle=list)
     cpdef release(self, Upstream upstream)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 connections to targets: pooled, the stream of one exchange at a time, given back with nothing left on them.
+"""The pool of connections to targets. One by HTTP/1.1 is the stream of one exchange at a time.
 
 A pooled connection is in one of three states: in use (`user` set), idle (in the pool), gone. Invariants:
 
@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
-from typing import NamedTuple, cast
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, TypeVar, cast
 
 from ..config.limits import ProxyLimits
 from ..errors import TargetError
@@ -23,6 +23,7 @@ from .clock import Clock, Stall
 from .dial import dial, within
 from .head_writer import TargetHead
 from .heads import CHUNKED, Request
+from .http2_targets import Http2Targets
 from .liveness import is_gone, probe_when_idle
 from .pieces import Piece, write_pieces
 from .response_reader import ResponseReader
@@ -32,6 +33,8 @@ from .upstream_stream import HeldTunnel, StreamUser, TunnelUser, UpstreamStream
 __all__ = ["Upstream", "UpstreamKey", "Upstreams"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TURNS_TO_CLOSE = 4
 """How many turns of the loop an aborted connection takes at most until its descriptor is free."""
@@ -268,15 +271,16 @@ class Upstreams:
         self._closed = asyncio.Event()
         self._closed.set()
         self._closing = False
+        self._http2 = Http2Targets(self)
 
     @property
     def open_connections(self) -> int:
         """Connections to targets, used and idle."""
-        return len(self._open)
+        return len(self._open) + self._http2.open_connections
 
     @property
     def idle_connections(self) -> int:
-        return sum(map(len, self._idle.values()))
+        return sum(map(len, self._idle.values())) + self._http2.idle_connections
 
     def key(self, target: Target) -> UpstreamKey:
         """Return the key of the pool: requests with equal keys may share a connection (U3)."""
@@ -284,8 +288,8 @@ class Upstreams:
             target.scheme, target.host, target.port, self._generation(), target.client_identity, target.connect
         )
 
-    def take(self, target: Target) -> Upstream | None:
-        """Return the idle connection to the target that was used last, or None."""
+    def take(self, target: Target) -> UpstreamStream | None:
+        """Return the idle connection to the target that was used last, a stream on a shared one, or None."""
         # Equal to `key(target)`, without a call of a Python class on the way of each request.
         key = (target.scheme, target.host, target.port, self._generation(), target.client_identity, target.connect)
         idle: list[Upstream] | None = self._idle.get(key)  # type: ignore[call-overload]  # a NamedTuple is its tuple
@@ -294,21 +298,28 @@ class Upstreams:
             if upstream.is_usable():
                 upstream.reused = True
                 return upstream
-        return None
+        return self._http2.take(key) if target.http2 else None
 
-    async def dial(self, target: Target) -> Upstream:
-        """A new connection to the target. Raises TargetError. Cancelled: nothing stays open.
+    async def dial(self, target: Target) -> UpstreamStream:
+        """A stream on a new connection to the target, or on one that has room by then. Raises TargetError.
 
-        Where no descriptor is left and one is idle in the pool, that one is ended for it.
+        Where no descriptor is left and one is idle in the pool, that one is ended for it. Cancelled: nothing stays
+        open.
         """
+        if target.http2:
+            return await self._http2.open(target)
+        return await self.with_room(lambda: self._dial(target))
+
+    async def with_room(self, make: Callable[[], Awaitable[T]]) -> T:
+        """Await `make()`, which dials. Where it lacks a descriptor, end an idle connection and try again."""
         try:
-            return await self._dial(target)
+            return await make()
         except TargetError as error:
             if error.limit != DESCRIPTORS or not self._end_longest_idle():
                 raise
         for _ in range(TURNS_TO_CLOSE):
             await asyncio.sleep(0)
-        return await self._dial(target)
+        return await make()
 
     def _end_longest_idle(self) -> bool:
         """End the connection that has been idle for longest. Returns whether there was one."""
@@ -316,6 +327,10 @@ class Upstreams:
         for idle in self._idle.values():  # each has the one used last at its end
             if idle and (oldest is None or idle[0].idle_until < oldest.idle_until):
                 oldest = idle[0]
+        shared = self._http2.longest_idle()
+        if shared is not None and (oldest is None or shared.idle_until < oldest.idle_until):
+            shared.abort()
+            return True
         if oldest is None:
             return False
         self.retire(oldest)
@@ -330,9 +345,7 @@ class Upstreams:
             upstream.switch(held)
             upstream.held = held
         if target.scheme == "https" and target.connect is None:
-            if self._ssl_context is None:
-                raise ValueError("an https target needs Upstreams(ssl_context=...)")
-            context = self._ssl_context(target)
+            context = self.context(target)
         try:
             await dial(target, cast(asyncio.Protocol, upstream), self.limits, context)
             if upstream.transport is None:  # a `connect` that returns before its transport's first callback
@@ -347,6 +360,21 @@ class Upstreams:
             upstream.abort()
             self.lost(upstream)  # uvloop calls no connection_lost where a dial is cancelled just behind connection_made
             raise
+
+    def context(self, target: Target) -> ssl.SSLContext:
+        """The TLS context for a target."""
+        if self._ssl_context is None:
+            raise ValueError("a target over TLS needs Upstreams(ssl_context=...)")
+        return self._ssl_context(target)
+
+    def make_upstream(self, key: UpstreamKey) -> Upstream:
+        """A connection without a transport, for a target that chose HTTP/1.1."""
+        return Upstream(self, key)
+
+    def start_clock(self) -> Clock:
+        """The clock, which sweeps from now on."""
+        self._clock.start()
+        return self._clock
 
     def release(self, upstream: Upstream) -> None:
         """Take back a connection after an exactly framed exchange (U2)."""
@@ -414,6 +442,7 @@ class Upstreams:
                     "the CertificateProvider's generation failed: taken as unchanged", extra=said, exc_info=True
                 )
             generation = self._swept_generation
+        has_shared = self._http2.sweep(now, lambda key: generation is not None and key.generation != generation)
         for key, idle in list(self._idle.items()):
             old = generation is not None and key.generation != generation
             stale = [upstream for upstream in idle if old or upstream.idle_until <= now]
@@ -422,7 +451,7 @@ class Upstreams:
                 upstream.abort()
             if not idle:
                 del self._idle[key]
-        return bool(self._idle)
+        return bool(self._idle) or has_shared
 
     async def close(self) -> None:
         """Close every connection and wait for the end of each. If cancelled, they still close."""
@@ -432,4 +461,5 @@ class Upstreams:
         for upstream in list(self._open):
             if upstream.transport is not None:
                 upstream.transport.abort()
+        await self._http2.close()
         await self._closed.wait()

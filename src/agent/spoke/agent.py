@@ -277,9 +277,12 @@ class Agent:
             new: AgentConfig = merge(old, config, kept)
             self._endpoints.check(new)
             router = self._router_in_force
-            if new.static_routes != old.static_routes:
+            if (new.static_routes, new.target_http2) != (old.static_routes, old.target_http2):
                 router, _ = select_policy(
-                    cluster=new.cluster_name, routes=new.static_routes, request_processor=self.processor
+                    cluster=new.cluster_name,
+                    routes=new.static_routes,
+                    http2=new.target_http2,
+                    request_processor=self.processor,
                 )
             services = self.policy.services
             if services is not None:
@@ -326,10 +329,10 @@ class Agent:
         self._served = self._bound()
 
     def _can_change(self, name: str, new: AgentConfig) -> bool:
-        """Whether a reload applies this changed setting: by its declaration, except for two that depend on values."""
+        """Whether a reload applies this changed setting: by its declaration, except for those that depend on values."""
         if name == "hub_address":
             return len(new.hub_addresses) == len(self.config.hub_addresses)
-        if name == "route":  # other routes, but the same kind of router
+        if name in ("route", "target_http2"):  # other routes, but the same kind of router
             return not self._has_own_router and bool(self.config.static_routes) and bool(new.static_routes)
         return name not in _BY_RELOAD["restart"]
 

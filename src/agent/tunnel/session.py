@@ -262,6 +262,9 @@ class Tunnel(PacketFlow):
     def headers_received(self, headers: Headers, ended: bool) -> None:
         self._side.headers_received(headers, ended)
 
+    def informational_received(self, headers: Headers) -> None:
+        """Ignore a 1xx, which no gRPC peer sends."""
+
     def trailers_received(self, headers: Headers) -> None:
         self._side.trailers_received(headers)
 
