@@ -228,6 +228,9 @@ class Http2ClientStream(ClientSide):
     def headers_received(self, headers: Fields, ended: bool) -> None:
         """Only clients receive responses."""
 
+    def informational_received(self, headers: Fields) -> None:
+        """Only clients receive responses."""
+
     def stream_lost(self, error: Exception) -> None:
         """The client has reset the stream, or the connection is lost."""
         self._lose()

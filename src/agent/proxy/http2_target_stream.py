@@ -6,8 +6,8 @@
               └───────── MOVING ──another connection──► OPEN           at most once
                            └──none──► upstream_lost, with `failure`
 
-`deliver` passes on all parts of one arrival together: the head, the pieces of the body, and the end. So a small response
-reaches the client in one write.
+`deliver` passes on all parts of one arrival together: the head, the pieces of the body, and the end. So a small
+response reaches the client in one write.
 
 Invariants:
 S1. The connection counts the stream until `_release`, once. After that the stream makes no call to its user.
