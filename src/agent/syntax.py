@@ -310,7 +310,7 @@ class Route(NamedTuple):
         host with perhaps a port.
     strip_prefix: the target's path is without the prefix.
     rewrite: fields that name URLs are mapped between the target's paths and the public ones.
-    http2: an https target may choose HTTP/2. None: as `target_http2` says.
+    http2: an https target may choose HTTP/2. None: by `target_http2`.
     """
 
     prefix: str

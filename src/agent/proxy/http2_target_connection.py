@@ -248,7 +248,7 @@ class Negotiation(asyncio.Protocol):
         elif self._target.scheme == "https":
             self.found = speaker = self._make_http1()
         else:
-            made.abort()
+            made.close()  # in order, since the target may not have finished its handshake
             return
         made.set_protocol(speaker)
         speaker.connection_made(made)
@@ -258,4 +258,4 @@ class Negotiation(asyncio.Protocol):
         if self.found is not None:
             self.found.abort()
         elif self.transport is not None:
-            self.transport.abort()
+            self.transport.close()

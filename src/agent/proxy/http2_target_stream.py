@@ -314,11 +314,10 @@ class Http2TargetStream(UpstreamStream):
         self._unsent_bytes -= given
         if not unsent and self._request_ended and self._stream is not None:
             self._stream.finish()
-        if self.writing_paused and self._waiting_bytes() <= self._source.limits.buffer_bytes // 4:
+        # By what is unsent here alone, since the connection does not ask again for what it was given.
+        if self.writing_paused and self._unsent_bytes <= self._source.limits.buffer_bytes // 4:
             self.writing_paused = False
-            user = self.user or self._tunnel
-            if user is not None:
-                asyncio.get_running_loop().call_soon(self._resume_sending)
+            asyncio.get_running_loop().call_soon(self._resume_sending)
         return bool(unsent)
 
     def _resume_sending(self) -> None:
@@ -358,9 +357,11 @@ class Http2TargetStream(UpstreamStream):
         if self._is_head_only or status in (204, 304):
             self._left = 0
             self._length = length if length >= 0 and status != 204 else UNFRAMED
-        else:
-            self._length = length if length >= 0 else CHUNKED
-            self._left = length
+            return
+        self._left = length
+        takes_trailers = self._head is not None and self._head.request.takes_trailers
+        # In HTTP/1.1 only a chunked body has trailers, and they may follow a Content-Length in HTTP/2.
+        self._length = CHUNKED if length < 0 or takes_trailers else length
 
     def informational_received(self, headers: Headers) -> None:
         """Pass a 1xx on."""
@@ -418,8 +419,12 @@ class Http2TargetStream(UpstreamStream):
             return
         self._ended = True
         self._trailers = trailers if self._length == CHUNKED else []  # HTTP/1.1 has no others
-        if self._response is not None and not self._pieces and not trailers and self._length == CHUNKED:
-            self._length = 0  # a head with END_STREAM
+        response = self._response
+        if response is not None and not trailers and self._length == CHUNKED:
+            if response.content_length >= 0:
+                self._length = response.content_length
+            elif not self._pieces:
+                self._length = 0  # a head with END_STREAM
 
     def stream_lost(self, error: Exception) -> None:
         """The stream was reset, or its connection ended."""
