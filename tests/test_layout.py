@@ -79,6 +79,7 @@ COVERED_BY = {
     "agent/proxy/head_writer": "proxy/test_heads proxy/test_kept_heads",
     "agent/proxy/upstream": "proxy/test_targets proxy/test_dial",
     "agent/proxy/upstream_stream": "proxy/test_targets",
+    "agent/runtime/alpn": "proxy/test_http2_target_peers policy/test_check",
     "agent/runtime/deadlines": "proxy/test_clock tunnel/test_liveness",
     "agent/runtime/histogram": "telemetry/test_metrics",
     "agent/spoke/capacity": "rollout/test_few_descriptors whole/test_descriptors",

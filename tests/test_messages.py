@@ -14,6 +14,9 @@ from agent import Target
         ("https://a", "https", "a", 443, b"/"),
         ("http://a?b", "http", "a", 80, b"/?b"),
         ("https://a:8/x?", "https", "a", 8, b"/x?"),
+        ("h2://a/x", "h2", "a", 443, b"/x"),
+        ("h2c://a", "h2c", "a", 80, b"/"),
+        ("h2c://[::1]:50051/x", "h2c", "::1", 50051, b"/x"),
         ("http://[::1]:80/y//z?q=1?/..", "http", "::1", 80, b"/y//z?q=1?/.."),
         ("http://A.Example/%2F%zz", "http", "a.example", 80, b"/%2F%zz"),
         ('http://a/"<>|{}`^\\', "http", "a", 80, b'/"<>|{}`^\\'),
@@ -34,6 +37,9 @@ def test_a_target_is_its_url_to_the_letter(url: str, scheme: str, host: str, por
         "ftp://a/",
         "http://",
         "http:///x",
+        "h3://a/",
+        "h2",
+        "h2cc://a",
         "HTTP://a/",
         "http://u@a/",
         "http://u:p@a/",
@@ -55,6 +61,24 @@ def test_a_target_is_its_url_to_the_letter(url: str, scheme: str, host: str, por
 def test_what_is_no_such_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the text differs with the fault
         Target(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "asked", "http2", "http_scheme", "authority"),
+    [
+        ("http://a", True, False, "http", b"a"),
+        ("https://a", False, False, "https", b"a"),
+        ("https://a", True, True, "https", b"a"),
+        ("h2://a:443", False, True, "https", b"a"),
+        ("h2c://a:80", False, True, "http", b"a"),
+        ("h2c://a:443", False, True, "http", b"a:443"),
+    ],
+)
+def test_the_scheme_decides_about_http2(url: str, asked: bool, http2: bool, http_scheme: str, authority: bytes) -> None:
+    target = Target(url, http2=asked)
+    assert (target.http2, target.http_scheme, target.authority) == (http2, http_scheme, authority)
+    assert target.with_path(b"/x").http2 == target.with_identity("i").http2 == http2
+    assert target.for_upgrade().http2 == (http2 and not url.startswith("https:"))
 
 
 def test_an_app_needs_no_url() -> None:

@@ -98,6 +98,8 @@ def test_routes_are_written_in_any_of_four_ways(routes: Any) -> None:
         ("http://a", None, "client"),
         ("HTTP://a", None, "client"),
         ("https://a", None, "target"),
+        ("h2://a", None, "target"),
+        ("h2c://a", None, "client"),
         ("HTTPS://a", None, "target"),
         ("https://a", "client", "client"),
         ("https://a", "Client", "client"),
@@ -159,9 +161,13 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
         (AgentConfig, {"routes": ["/=http://h", {"prefix": "/a", "url": "http://h"} | keys]}, "route", text)
         for keys, text in (
             ({"hots": "client"}, "the entry with the prefix '/a': must have no key 'hots', perhaps host is meant"),
-            ({"zzz": 1}, "only prefix, url, host, strip_prefix, rewrite"),
+            ({"zzz": 1}, "only prefix, url, host, strip_prefix, rewrite, http2"),
             ({"strip_prefix": "yes"}, "'/a': must have true or false for strip_prefix, not 'yes'"),
             ({"rewrite": 0}, "'/a': must have true or false for rewrite, not 0"),
+            ({"http2": "yes"}, "'/a': must have true or false for http2, not 'yes'"),
+            ({"http2": True}, "http2 for /a must be set only with an https URL"),
+            ({"url": "h2://h", "http2": True}, "only with an https URL: the scheme h2 decides"),
+            ({"url": "h3://h"}, "or the same with https, h2 or h2c"),
             ({"host": 5}, "'/a': must have text for host, not 5"),
             ({"host": True}, "must have text for host"),
             ({"url": ["http://u:secret@h"]}, "'/a': must have text for url"),
@@ -625,6 +631,8 @@ def test_routes_of_a_file_are_an_array_of_tables(tmp_path: Path, cls: type) -> N
     for environ, flags in (({"AGENT_ROUTE": "/b=http://b"}, {}), ({}, {"route": ("/b=http://b",)})):
         config, _ = load(tmp_path, ROUTES, base | environ, cls=cls, **flags)
         assert config.static_routes == (Route("/b", "http://b"),)
+    config, _ = load(tmp_path, "", base | {"AGENT_ROUTE": "/b=h2c://b,/c=h2://c,/=https://d"}, cls=cls)
+    assert [route.url for route in config.static_routes] == ["h2c://b", "h2://c", "https://d"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import os
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -181,6 +182,33 @@ async def test_a_hub_over_tls(clusters: Callable[..., Any], tmp_path: Path, auth
         config = AgentConfig(hub_address=f"localhost:{port}", hub_token_file=str(tmp_path / "wrong"), **settings)
         (failed,) = [line for line in await lines(config) if line.startswith("FAIL")]
         assert failed.startswith(f"FAIL hub localhost:{port} tunnel: ")
+
+
+@pytest.mark.parametrize(("alpn", "expected"), [("h2", "ok"), ("http/1.1", "FAIL"), ("", "FAIL")])
+@pytest.mark.loops("uvloop")
+async def test_an_h2_route_needs_a_target_that_chooses_it(
+    alpn: str, expected: str, tmp_path: Path, authority: trustme.CA
+) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(tls)
+    if alpn:
+        tls.set_alpn_protocols([alpn])
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=tls)
+    target = f"h2://localhost:{server.sockets[0].getsockname()[1]}"
+    async with running_hub() as port:
+        config = AgentConfig(
+            hub_address=f"localhost:{port}",
+            cluster_name="c1",
+            insecure=True,
+            routes=[("/", target)],
+            target_ca_file=str(tmp_path / "ca.pem"),
+        )
+        (line,) = [line for line in await lines(config) if "route /" in line]
+        assert line.startswith(expected)
+        assert expected == "ok" or "does not choose HTTP/2 by ALPN" in line
+    server.close()
+    await server.wait_closed()
 
 
 @pytest.mark.loops("uvloop")  # asyncio in debug mode reports each failed handshake at the server

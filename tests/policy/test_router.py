@@ -334,6 +334,20 @@ def test_host_of_a_route_is_a_property_of_its_targets(
         assert (target.preserve_host, target.host_name, target.host, target.port) == (preserve_host, host_name, "h", 1)
 
 
+@pytest.mark.parametrize("all_routes", [False, True])
+def test_http2_of_a_route_is_a_property_of_its_targets(all_routes: bool) -> None:
+    routes = [
+        Route("/a", "https://h"),
+        Route("/b", "https://h", http2=True),
+        Route("/c", "https://h", http2=False),
+        Route("/d", "h2c://h"),
+        Route("/e", "http://h"),
+    ]
+    router = StaticRouter(routes, None, http2=all_routes)
+    found = [router.route(head(route.prefix)).http2 for route in routes]
+    assert found == [all_routes, True, False, True, False]
+
+
 def test_rewrite_of_a_route_decides_about_its_maps() -> None:
     router = StaticRouter([("/a", "http://h"), Route("/b", "http://h", rewrite=False)], "c1")
     mapped, plain = router.route(head("/c1/a/x")), router.route(head("/c1/b/x"))

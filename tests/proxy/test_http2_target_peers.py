@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import pytest
@@ -220,6 +221,57 @@ async def test_nghttpd(
     finally:
         process.kill()
         process.wait()
+
+
+async def test_grpcio(stack: Stacks) -> None:
+    """A unary call, and one that streams both ways at once."""
+    grpc = pytest.importorskip("grpc")
+
+    def both_ways(messages: Any, context: Any) -> Any:
+        for message in messages:
+            yield message.upper()
+        context.set_trailing_metadata((("x-end-bin", b"\0\1"),))
+
+    def refuse(message: bytes, context: Any) -> bytes:
+        context.abort(grpc.StatusCode.NOT_FOUND, "none")
+        return b""
+
+    methods = {
+        "Unary": grpc.unary_unary_rpc_method_handler(lambda message, context: message[::-1]),
+        "Refuse": grpc.unary_unary_rpc_method_handler(refuse),
+        "Both": grpc.stream_stream_rpc_method_handler(both_ways),
+    }
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("peer.Service", methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    head = (
+        "POST /peer.Service/{} HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\n"
+        "TE: trailers\r\nConnection: TE\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+
+    def chunk(message: bytes) -> bytes:
+        return b"%x\r\n\0%b%b\r\n" % (len(message) + 5, len(message).to_bytes(4, "big"), message)
+
+    try:
+        async with stack(f"h2c://127.0.0.1:{port}") as running:
+            client = await running.open()
+            client.send(head.format("Unary").encode() + chunk(b"abc") + b"0\r\n\r\n")
+            answer = await client.answer("POST")
+            assert (answer.body, dict(answer.trailers)[b"grpc-status"]) == (b"\0\0\0\0\3cba", b"0")
+            client.send(head.format("Both").encode())
+            for word in (b"one", b"two", b"three"):
+                client.send(chunk(word))
+                await client.read_until(chunk(word.upper()))
+            client.send(b"0\r\n\r\n")
+            assert b"grpc-status: 0\r\n" in await client.read_until(b"\r\n\r\n")
+            client.send(head.format("Refuse").encode() + chunk(b"abc") + b"0\r\n\r\n")
+            answer = await client.answer("POST")
+            fields = {**answer.headers, **dict(answer.trailers)}
+            assert (answer.status, fields[b"grpc-status"], fields[b"grpc-message"]) == (200, b"5", b"none")
+            assert running.upstreams.open_connections == 1
+    finally:
+        await asyncio.to_thread(server.stop(None).wait)
 
 
 # -- WebSockets

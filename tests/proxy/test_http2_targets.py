@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from agent.http2 import liveness
 from agent.http2.errors import ErrorCode
+from agent.messages import Target
+from agent.proxy import dial as dial_module
 from agent.proxy import http2_target_connection
 
 from .http2_origin import OK, Asked, http2_origin
@@ -428,6 +431,29 @@ async def test_idle_connections_close(stack: Stacks) -> None:
         await asyncio.wait_for(target.sessions[0].lost.wait(), 10)
         assert target.sessions[0].goaway.error_code == ErrorCode.NO_ERROR
         assert running.upstreams.open_connections == 0
+
+
+async def test_an_idle_connection_gives_its_descriptor_to_a_dial(
+    stack: Stacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with http2_origin() as idle, http2_origin() as other:
+        urls = iter((idle.url, other.url))
+        async with stack(lambda head: Target(next(urls))) as running:
+            client = await running.open()
+            assert (await client.get()).status == 200
+            real = dial_module._connect_to
+            failed: list[bool] = []
+
+            async def connect(info: Any) -> Any:
+                if not failed:
+                    failed.append(True)
+                    raise OSError(errno.EMFILE, "no descriptor")
+                return await real(info)
+
+            monkeypatch.setattr(dial_module, "_connect_to", connect)
+            assert (await client.get()).status == 200
+            await asyncio.wait_for(idle.sessions[0].lost.wait(), 10)
+            assert len(other.sessions) == 1
 
 
 async def test_a_new_generation_gets_its_own_connection(stack: Stacks) -> None:

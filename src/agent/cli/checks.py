@@ -15,6 +15,7 @@ from ..errors import ConfigError, HubError
 from ..messages import TLS_SCHEMES, Target
 from ..policy.api_server import AccessError, ApiAccess
 from ..policy.assembly import Policy, make_policy
+from ..runtime.alpn import OfferedContext
 from ..spoke.hub_endpoint import EndpointSource
 from ..syntax import Address
 from ..tunnel.call import Call
@@ -158,17 +159,21 @@ async def _resolved(what: str, host: str, port: int) -> Result:
 
 
 async def _target(what: str, target: Target, policy: Policy) -> Result:
-    context = policy.ssl_context(target) if target.scheme in TLS_SCHEMES else None
-    return await _dialled(what, target.host, target.port, context)
+    if target.scheme not in TLS_SCHEMES:
+        return await _dialled(what, target.host, target.port, None)
+    return await _dialled(what, target.host, target.port, policy.ssl_context(target), needs_http2=target.scheme == "h2")
 
 
-async def _dialled(what: str, host: str, port: int, context: ssl.SSLContext | None) -> Result:
-    """A connection, TLS included, that is closed again."""
+async def _dialled(
+    what: str, host: str, port: int, context: ssl.SSLContext | None, *, needs_http2: bool = False
+) -> Result:
+    """A connection, TLS included, that is closed again. needs_http2: its peer must choose HTTP/2 by ALPN."""
     where = str(Address(host, port))
+    offered: Any = OfferedContext(context, ["h2"]) if context is not None and needs_http2 else context
     try:
         async with asyncio.timeout(DIAL_TIMEOUT_S):
             _, writer = await asyncio.open_connection(
-                host, port, ssl=context, server_hostname=host if context is not None else None
+                host, port, ssl=offered, server_hostname=host if context is not None else None
             )
     except TimeoutError:
         return Result(False, what, f"{where} gave no connection within {DIAL_TIMEOUT_S:g} s")
@@ -187,6 +192,8 @@ async def _dialled(what: str, host: str, port: int, context: ssl.SSLContext | No
         await writer.wait_closed()
     except OSError:
         pass  # the close below still happens
+    if tls is not None and needs_http2 and tls.selected_alpn_protocol() != "h2":
+        return Result(False, what, f"{where} does not choose HTTP/2 by ALPN")
     return Result(True, what, f"{where} {'connects' if tls is None else tls.version()}")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol, cast
 
@@ -21,7 +20,7 @@ from ..messages import Target
 from .http2_target_heads import ResponseHeads
 from .http2_target_stream import Http2TargetStream
 
-__all__ = ["ConnectionPool", "Http2TargetConnection", "Negotiation", "OfferedContext"]
+__all__ = ["ConnectionPool", "Http2TargetConnection", "Negotiation"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,26 +48,6 @@ class ConnectionPool(Protocol):
 
     def lost(self, connection: Http2TargetConnection) -> None:
         """It is closed."""
-
-
-class OfferedContext:
-    """A client's TLS context that offers these protocols by ALPN. The event loop calls `wrap_bio` alone.
-
-    The context belongs to the policy, and also serves connections without HTTP/2. OpenSSL copies the protocols when a
-    connection's TLS begins, so they change only for that moment.
-    """
-
-    def __init__(self, context: ssl.SSLContext, protocols: list[str]) -> None:
-        self._context = context
-        self._protocols = protocols
-
-    def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
-        """One connection's TLS."""
-        self._context.set_alpn_protocols(self._protocols)
-        try:
-            return self._context.wrap_bio(*arguments, **named)
-        finally:
-            self._context.set_alpn_protocols(["http/1.1"])
 
 
 class Http2TargetConnection:

@@ -25,9 +25,10 @@ from typing import Any, Protocol, cast
 from ..config.limits import ProxyLimits
 from ..errors import TargetError
 from ..messages import TLS_SCHEMES, Target
+from ..runtime.alpn import OfferedContext
 from .clock import Clock
 from .dial import dial, within
-from .http2_target_connection import Http2TargetConnection, Negotiation, OfferedContext
+from .http2_target_connection import Http2TargetConnection, Negotiation
 from .http2_target_stream import Http2TargetStream
 from .upstream_stream import UpstreamStream
 
