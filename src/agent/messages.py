@@ -45,7 +45,7 @@ class RequestHead:
     version: "1.0" or "1.1".
     headers: (name, value) in the order received. Names have the client's spelling, values no surrounding white space.
     conn_id: the tunnel's connection.
-    cluster: the agent's own cluster name, or "".
+    cluster: the agent's own cluster name. At a hub: the cluster of the request's listener, "" for none.
     client_identity: set by a RequestProcessor if the head carries the agent's own authority. The connection to the
         target then presents that client certificate, and no other identity shares it.
     peer: the user's IP address, "" if unknown.

@@ -18,7 +18,7 @@ import pytest
 import trustme
 
 from agent.config.schema import LimitsConfig
-from agent.hub import user_door
+from agent.hub import entrance, user_door
 from agent.hub.proxy_protocol import SIGNATURE
 from agent.proxy.origin import ClientOrigin
 from agent.x509 import expiry
@@ -280,7 +280,7 @@ async def test_a_user_that_gives_way_while_the_door_answers_is_counted_no_longer
         theirs.sendall(HELLO)
         door._accepted(ours, "peer")
         await until(lambda: door.refused["handshakes"] == 1)
-        await until(lambda: not door._answering and ours.fileno() < 0)
+        await until(lambda: not door._entrance.answering and ours.fileno() < 0)
         await door.close()
         assert others.fileno() < 0
 
@@ -366,7 +366,7 @@ async def running_door(certificates: Certificates | None = None, **config: Any) 
         yield door
     finally:
         await door.close()
-        assert not door._entering
+        assert not door._entrance.entering
 
 
 def in_one_segment(port: int, header: bytes, context: ssl.SSLContext, request: bytes) -> bytes:
@@ -501,8 +501,8 @@ async def test_a_proxys_check_of_the_port_is_no_warning(
             with socket.create_connection(("127.0.0.1", door.port)) as sock:
                 if linger:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                await until(lambda: len(door._entering) == 1)
-            await until(lambda: not door._entering)
+                await until(lambda: len(door._entrance.entering) == 1)
+            await until(lambda: not door._entrance.entering)
         assert not door.refused
         assert not door.let_in
     assert not [each for each in caplog.records if each.levelno > logging.DEBUG]
@@ -571,7 +571,7 @@ async def test_connections_without_their_header_are_bounded(
         async with asyncio.timeout(20):
             for reader, _ in waiting[:5]:
                 assert await reader.read() == b""
-        await until(lambda: len(door._entering) == 10)
+        await until(lambda: len(door._entrance.entering) == 10)
         assert door.refused == {"handshakes": 5}
         waiting[-1][1].write(V2[13:] + (b"\x16" if is_tls else HELLO))
         if not is_tls:
@@ -611,8 +611,8 @@ async def test_connections_that_gave_way_hold_few_descriptors(certificates: Cert
         finally:
             for user in users:
                 user.close()
-        assert max(held) <= 10 + user_door.MOST_LEAVING + 1
-    assert not door._leaving
+        assert max(held) <= 10 + entrance.MOST_LEAVING + 1
+    assert not door._entrance.leaving
 
 
 async def test_a_header_is_due_within_the_time_for_a_head() -> None:

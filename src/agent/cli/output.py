@@ -52,8 +52,8 @@ def announce(line: str) -> None:
 
 
 def announce_listening(kind: str, host: str, port: int) -> None:
-    """Announce a listening port. kind: "grpc", "http" or "proxy"."""
-    announce(f"listening {kind} {Address(host, port)}")
+    """Announce a listening port. kind: "grpc", "http", "listener", "proxy" or "forward". port: 0 for a Unix socket."""
+    announce(f"listening {kind} {Address(host, port) if port else host}")
 
 
 def report(error: Exception, sources: Mapping[str, str] | None = None) -> int:

@@ -100,8 +100,7 @@ class CredentialWatch:
         """The faults at this time, in the settings' order. Unreadable files are skipped."""
         files, self._files, self.expiries = self._files, {}, {}
         for setting in settings(type(self.config)):
-            value = get_value(self.config, setting.name) if setting.holds else ""
-            for path in [value] if isinstance(value, str) else value:
+            for holds, path in setting.files_in(get_value(self.config, setting.name)):
                 if not path:
                     continue
                 file = files.get(path) or _File()
@@ -115,11 +114,11 @@ class CredentialWatch:
                 except OSError:
                     continue
                 self._files[path] = file
-                if (setting.holds == "secret" or file.has_key) and _is_exposed(info):
+                if (holds == "secret" or file.has_key) and _is_exposed(info):
                     mode = f"{stat.S_IMODE(info.st_mode):04o}"
                     yield Finding(setting.name, path, EXPOSED, {"mode": mode, "right": "chmod o-rwx"})
-                if setting.holds != "secret" and file.certificates:
-                    yield from self._dated(setting.name, setting.holds == "roots", path, file.certificates, now_s)
+                if holds != "secret" and file.certificates:
+                    yield from self._dated(setting.name, holds == "roots", path, file.certificates, now_s)
 
     def _dated(
         self, setting: str, any_will_do: bool, path: str, certificates: Sequence[Certificate], now_s: float

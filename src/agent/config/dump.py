@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..syntax import Route
+from .listeners import Listener
 from .loading import Setting, settings
 
 __all__ = ["find_changes", "get_value", "merge", "show_value", "write_toml"]
@@ -50,22 +51,29 @@ def write_toml(configs: Sequence[Any], sources: Mapping[str, str]) -> str:
             lines = tables.setdefault(group, []) if dot else top
             source = sources.get(setting.name, DEFAULT)
             value = get_value(config, setting.name)
-            if setting.table and not all(route.is_short for route in value):
-                arrays += (line for route in value for line in _table(setting.table, route, source))
+            if setting.table and not all(map(_short_form, value)):
+                arrays += (line for each in value for line in _table(setting.table, each, source))
             else:
                 lines.append(_line(key if dot else setting.name, setting, value, source))
     grouped = (line for name, lines in tables.items() for line in ("", f"[{name}]", *lines))
     return "\n".join([*top, *grouped, *arrays, ""])
 
 
-def _table(key: str, route: Route, source: str) -> list[str]:
+def _short_form(entry: Route | Listener) -> str:
+    """The text that gives the same entry, or ""."""
+    if isinstance(entry, Listener):
+        return entry.short_form
+    return f"{entry.prefix}={entry.url}" if entry.is_short else ""
+
+
+def _table(key: str, entry: Route | Listener, source: str) -> list[str]:
     """The lines of one entry of an array of tables."""
-    return ["", f"[[{key}]]{_comment(source)}", *_keys(route)]
+    return ["", f"[[{key}]]{_comment(source)}", *_keys(entry)]
 
 
-def _keys(route: Route) -> list[str]:
-    """The keys of a route that are set, with their values."""
-    return [f"{name} = {_value(value)}" for name, value in route._asdict().items() if value is not None]
+def _keys(entry: Route | Listener) -> list[str]:
+    """The keys of an entry that are set, with their values."""
+    return [f"{name} = {_value(value)}" for name, value in entry._asdict().items() if value is not None]
 
 
 def _comment(source: str) -> str:
@@ -86,9 +94,10 @@ def _value(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
-    if isinstance(value, Route):
-        if value.is_short:
-            return _text(f"{value.prefix}={value.url}")
+    if isinstance(value, Route | Listener):
+        short = _short_form(value)
+        if short:
+            return _text(short)
         return f"{{ {', '.join(_keys(value))} }}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"

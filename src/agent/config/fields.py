@@ -7,11 +7,10 @@ help: one line for the command line's help.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -26,7 +25,9 @@ from ..syntax import (
     parse_reference,
     parse_route,
 )
+from .listeners import Listener, check_listener, parse_listener
 from .loading import GROUP, ON_RELOAD, SETTING, OnReload, Setting
+from .tables import check_table
 
 __all__ = [
     "address",
@@ -41,6 +42,7 @@ __all__ = [
     "group",
     "integer",
     "label",
+    "listeners",
     "networks",
     "redials",
     "reference",
@@ -300,24 +302,12 @@ def _split_routes(value: str) -> list[str]:
 _ROUTE_KEYS: Mapping[str, type] = MappingProxyType(
     {"prefix": str, "url": str, "host": str, "strip_prefix": bool, "rewrite": bool, "http2": bool}
 )
-_KEY_RULES = {str: "text", bool: "true or false"}
 _NO_ROUTE = "must be PREFIX=URL, a table with prefix and url, or a table of prefixes and URLs"
 
 
 def _route_of_table(table: Mapping[Any, Any]) -> Route:
     """One entry of `[[routes]]`. Raises ValueError with the texts of all wrong keys."""
-    wrong: list[str] = []
-    for key, value in table.items():
-        if key not in _ROUTE_KEYS:
-            close = difflib.get_close_matches(str(key), _ROUTE_KEYS, n=1)
-            meant = f"perhaps {close[0]} is meant" if close else f"only {', '.join(_ROUTE_KEYS)}"
-            wrong.append(f"must have no key {key!r}, {meant}")
-        elif not isinstance(value, _ROUTE_KEYS[key]) or (isinstance(value, str) and "\0" in value):
-            shown = "" if key == "url" else f", not {value!r}"  # a URL may hold a password
-            wrong.append(f"must have {_KEY_RULES[_ROUTE_KEYS[key]]} for {key}{shown}")
-    wrong += [f"must have the key {key}" for key in ("prefix", "url") if key not in table]
-    if wrong:
-        raise ValueError(", and ".join(wrong))
+    check_table(table, _ROUTE_KEYS, required=("prefix", "url"), hidden=("url",))  # a URL may hold a password
     return check_route(**table)
 
 
@@ -363,6 +353,44 @@ def routes(help: str, *, name: str) -> Any:
         return _each(value.items() if isinstance(value, Mapping) else _items(value), check)
 
     return _field((), Setting(help, convert, _split_routes, "PREFIX=URL", many=True, name=name, table="routes"))
+
+
+def _listener(item: Any) -> Listener:
+    """One listener in any of its forms. Raises ValueError, which names the entry of a table by its address."""
+    if isinstance(item, Listener):
+        return check_listener(item._asdict())
+    if isinstance(item, str):
+        return parse_listener(item)
+    if isinstance(item, Mapping):
+        try:
+            return check_listener(item)
+        except ValueError as error:
+            raise ValueError(f"the entry with the address {item.get('address')!r}: {error}") from None
+    raise ValueError("must be ADDRESS=CLUSTER, ADDRESS=CLUSTER/HOST:PORT, or a table with address and cluster")
+
+
+def listeners(help: str, *, name: str) -> Any:
+    """Listeners, each as "ADDRESS=CLUSTER", "ADDRESS=CLUSTER/HOST:PORT" or a table of a listener's keys."""
+
+    def convert(value: Any) -> tuple[Listener, ...]:
+        if isinstance(value, Mapping) and "address" in value:
+            raise ValueError("must be an array of tables: [[listeners]], not [listeners]")
+        found = _each(_items(value), _listener)
+        fixed = [each.address for each in found if not each.is_free_port]
+        twice = sorted({each for each in fixed if fixed.count(each) > 1})
+        if twice:
+            raise ValueError(f"must have the address {twice[0]} once only")
+        return found
+
+    def list_files(value: tuple[Listener, ...]) -> Iterator[tuple[str, str]]:
+        for each in value:
+            yield "certificate", each.cert_file
+            yield "secret", each.key_file
+            yield "roots", each.client_ca_file
+
+    metavar = "ADDRESS=CLUSTER[/HOST:PORT]"
+    setting = Setting(help, convert, _split, metavar, many=True, name=name, table="listeners", list_files=list_files)
+    return _field((), setting)
 
 
 def reference(

@@ -82,6 +82,7 @@ class Setting:
     on_reload: the effect of a changed value: "restart" (none until then), "apply", or "redial" (the agent reconnects).
     heading: its group in the help.
     table: the TOML key of its array of tables, beside the name. "" if it has none.
+    list_files: returns (holds, path) of each file that a value names, if the value is not the path itself.
     """
 
     help: str
@@ -100,6 +101,15 @@ class Setting:
     on_reload: OnReload = "restart"
     heading: str = ""
     table: str = ""
+    list_files: Callable[[Any], Iterable[tuple[str, str]]] | None = None
+
+    def files_in(self, value: Any) -> Iterable[tuple[str, str]]:
+        """Return (holds, path) of each file that a value names, for files whose content is known. "" for no file."""
+        if self.list_files is not None:
+            return self.list_files(value)
+        if not self.holds:
+            return ()
+        return [(self.holds, path) for path in ([value] if isinstance(value, str) else value)]
 
     @property
     def flag(self) -> str:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, cast
 from ..syntax import SOCKET_PATH_BYTES, Address, ConnectEntry, Route, is_loopback, parse_address, parse_connect_entry
 from . import fields as kind
 from .limits import ProxyLimits
+from .listeners import Listener
 from .loading import Checked, ConfigErrors, Rule
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 Routes = Sequence[str | tuple[str, str] | Mapping[str, str | bool]] | Mapping[str, str]
+
+Listeners = Sequence[str | Mapping[str, str | bool] | Listener]
 
 DRAIN_GRACE_S = 25.0
 """Below Kubernetes' default terminationGracePeriodSeconds of 30, so that DRAIN still goes out."""
@@ -360,6 +363,8 @@ class HubConfig(Checked):
     headings: ClassVar = {
         "grpc_address": "Ports",
         "user_ca_file": "Users",
+        "listeners": "Listeners for CONNECT",
+        "max_clients": "Users",
         "max_agents": _AGENTS,
         "limits": _LIMITS_HEADING,
         "agent_ca_file": _AGENTS,
@@ -391,6 +396,11 @@ class HubConfig(Checked):
         what="a function from a RequestHead to a cluster's name",
     )
     index: bool = kind.boolean("a page at / with links to all connected clusters")
+    listeners: Listeners = kind.listeners(
+        "a port for CONNECT to a cluster, or a fixed port for a target of it, repeatable "
+        "(TLS: [[listeners]] in a file)",
+        name="listener",
+    )
     max_clients: int = kind.integer(
         "users' connections at once, else 503",
         default=10_000,
@@ -487,6 +497,11 @@ class HubConfig(Checked):
             "Otherwise any agent could take any cluster's requests. --allow-any-agent allows that",
         ),
     )
+
+    @property
+    def listener_entries(self) -> tuple[Listener, ...]:
+        """The listeners."""
+        return cast("tuple[Listener, ...]", self.listeners)  # converted by the field
 
     @property
     def authenticates_agents(self) -> bool:

@@ -15,14 +15,14 @@ import logging
 import os
 import secrets
 import socket
-import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from ..errors import ConfigError
 from ..outcome import Outcome
 from ..runtime.handover import HandOver
+from ..runtime.unix_sockets import OccupiedError, UnixListener, listen_at, locked, make_room_at
 from ..syntax import SOCKET_PATH_BYTES
 
 __all__ = ["PendingPeer", "UDSAcceptor"]
@@ -101,7 +101,7 @@ class UDSAcceptor:
         self._server: asyncio.AbstractServer | None = None
         self._directory = ""  # private, with everything in it, or "" if none is needed
         self._parent_made = ""  # of a configured path
-        self._identity: tuple[int, int] | None = None  # device and inode of the socket we made
+        self._listener: UnixListener | None = None
         self._announced: dict[str, PendingPeer] = {}  # not arrived yet
         self._accepted: set[PendingPeer] = set()
         self._strangers = 0
@@ -145,28 +145,17 @@ class UDSAcceptor:
         if not os.path.isdir(parent):
             os.mkdir(parent, 0o700)
             self._parent_made = parent
-        with _locked(parent):  # else of two agents that start at once one could remove the other's new socket
-            if os.path.lexists(self.path):
-                if not _is_left_behind(self.path):
-                    raise self._unusable("a path where nothing is, or no more than a dead agent's socket")
-                os.unlink(self.path)
-                logger.warning("replaced a socket that nobody listened on", extra={"path": self.path})
+        with locked(parent):
+            try:
+                make_room_at(self.path)
+            except OccupiedError:
+                raise self._unusable("a path where nothing is, or no more than a dead agent's socket") from None
             return self._bound()
 
     def _bound(self) -> socket.socket:
         """A socket that listens at `path`."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            sock.bind(self.path)
-            made = os.stat(self.path)
-            self._identity = made.st_dev, made.st_ino
-            os.chmod(self.path, 0o600)  # nobody can connect before `listen`
-            sock.listen(_BACKLOG)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+        self._listener = listen_at(self.path, backlog=_BACKLOG)
+        return self._listener.sock
 
     async def close(self) -> None:
         """Stop listening, end what was accepted, and remove what it made. Cancelled: all of it is done but waiting."""
@@ -180,12 +169,9 @@ class UDSAcceptor:
             await server.wait_closed()
 
     def _remove_what_we_made(self) -> None:
-        if self._identity is not None:
-            with contextlib.suppress(OSError):  # gone already
-                found = os.lstat(self.path)
-                if stat.S_ISSOCK(found.st_mode) and (found.st_dev, found.st_ino) == self._identity:
-                    os.unlink(self.path)
-            self._identity = None
+        if self._listener is not None:
+            self._listener.remove()
+            self._listener = None
         for name in self._announced:
             self._remove_name(name)
         self._announced.clear()
@@ -301,29 +287,6 @@ class UDSAcceptor:
             self._warn_again_at_s = now_s + _WARNING_INTERVAL_S
             extra = {"path": self.path, "so_far": self._strangers}
             logger.warning("dropped a peer that is no connection of this agent's", extra=extra)
-
-
-@contextlib.contextmanager
-def _locked(directory: str) -> Iterator[None]:
-    """Within the block no other agent looks at or makes a socket in this directory. Raises OSError."""
-    import fcntl  # not on Windows, where there are no Unix sockets either
-
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)  # which unlocks it
-
-
-def _is_left_behind(path: str) -> bool:
-    """Whether a socket of our user exists without a listening process, since that process was killed."""
-    found = os.lstat(path)
-    if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
-        return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        return probe.connect_ex(path) == errno.ECONNREFUSED  # a full backlog is EAGAIN
 
 
 def _private_directory() -> str:

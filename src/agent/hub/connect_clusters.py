@@ -1,4 +1,5 @@
-"""Names the cluster of a CONNECT: by the user name of `Proxy-Authorization: Basic`, or by `Tunnel-Cluster`.
+"""Names the cluster of a CONNECT: by the user name of `Proxy-Authorization: Basic`, by `Tunnel-Cluster`, or by its
+listener.
 
     sources                      response
     one, or two that agree       the cluster's own
@@ -26,6 +27,7 @@ MISSING = (
 MALFORMED = "Proxy-Authorization must be Basic, with a cluster's name as the user name"
 NO_LABEL = "Tunnel-Cluster must be a cluster's name, once"
 TWO = "Proxy-Authorization and Tunnel-Cluster name different clusters"
+NOT_HERE = "this port leads to another cluster than the CONNECT names"
 
 
 def cluster_of(request: RequestHead) -> str:
@@ -37,10 +39,13 @@ def cluster_of(request: RequestHead) -> str:
     user = _user_of(credentials) if credentials else b""
     if user and named and user != named[0]:
         raise Refused(400, TWO)
-    cluster = user or (named[0] if named else b"")
+    cluster = (user or (named[0] if named else b"")).decode("ascii")
+    if request.cluster and cluster and cluster != request.cluster:
+        raise Refused(400, NOT_HERE)
+    cluster = cluster or request.cluster
     if not cluster:
         raise Refused(407, MISSING)
-    return cluster.decode("ascii")
+    return cluster
 
 
 def _user_of(credentials: list[bytes]) -> bytes:

@@ -41,6 +41,8 @@ from .agent_door import AgentDoor
 from .browser_isolation import Isolation
 from .clusters import ByHost, ByParser, ByPath, ClusterParser, Clusters, warn_of_certificate
 from .connect_clusters import cluster_of
+from .connect_ports import ConnectPorts, listener_tls
+from .entrance import Entrance
 from .index import Index
 from .known_clusters import UNKNOWN, KnownClusters
 from .metrics import read
@@ -77,7 +79,8 @@ class Hub:
     """Runs a hub until cancelled.
 
     cluster_parser: the user's own, instead of the one that the configuration names.
-    on_listening: called with "grpc" and then "http", the host as configured and the port that is listened on.
+    on_listening: called with "grpc", then "http" and then "listener" for each listener, the configured host and the
+        port. A Unix socket has `unix:` with its path, and 0.
     tunnel_features: the extensions that the hub uses with agents that offer them.
     liveness: the times after which a silent agent gets a PING, is suspected, and loses its session.
 
@@ -106,6 +109,7 @@ class Hub:
         """Agents refused, by reason: `policy`, `tls`, `max_agents`, `max_sessions_per_cluster`."""
         self.agent_door: AgentDoor | None = None
         self.user_door: UserDoor | None = None
+        self.connect_ports: ConnectPorts | None = None
         self.request_metrics = RequestMetrics()
         self._past_bytes = [0, 0]  # of sessions that have ended
         self._page: MetricsPage | None = None
@@ -138,6 +142,7 @@ class Hub:
             client_required=False,  # the door responds to users without one
             alpn=["h2", "http/1.1"] if config.http2 else ["http/1.1"],
         )
+        self._listeners = [(each, listener_tls(each)) for each in config.listener_entries]
         self._clusters = self._make_clusters(cluster_parser or config.cluster_parser)
         self._isolation = Isolation(self._clusters.locate)
 
@@ -179,11 +184,14 @@ class Hub:
             messages=self.messages,
         )
         agent_door = self.agent_door = self._make_agent_door(tunnels, shares)
-        user_door = self.user_door = self._make_user_door(proxy, shares)
+        entrance = Entrance(max(1, (shares.clients + shares.spare_clients) // 2))
+        user_door = self.user_door = self._make_user_door(proxy, shares, entrance)
+        connect_ports = self.connect_ports = self._make_connect_ports(proxy, shares, entrance)
         health = HealthServer(lambda: self.ready, self._page.render if self._page is not None else None)
 
         async def drain() -> None:
             self.ready = False
+            connect_ports.stop()
             agent_door.stop()
             user_door.stop()
             proxy.start_draining()
@@ -198,11 +206,13 @@ class Hub:
             ends.push_async_callback(self._upstreams.close)
             ends.push_async_callback(agent_door.close)
             ends.push_async_callback(user_door.close)
+            ends.push_async_callback(connect_ports.close)
             ends.callback(proxy.close)
+            ends.callback(connect_ports.stop)
             ends.callback(user_door.stop)
             ends.callback(agent_door.stop)
             run_beside(ends, self.credentials.run())
-            await self._open_doors(agent_door, user_door)
+            await self._open_doors(agent_door, user_door, connect_ports)
             await health.listen(self._config.health_address)
             self.ready = True
             await serve_until_cancelled(drain)
@@ -239,7 +249,7 @@ class Hub:
             on_tls_failed=self._tls_failed,
         )
 
-    def _make_user_door(self, proxy: Proxy, shares: Shares) -> UserDoor:
+    def _make_user_door(self, proxy: Proxy, shares: Shares, entrance: Entrance) -> UserDoor:
         return UserDoor(
             protocol=lambda origin: proxy.connection(next(self._ids), log_outcome, CARRIER, origin),
             open_connections=lambda: proxy.open_connections,
@@ -251,10 +261,21 @@ class Hub:
             trusted_proxies=tuple(self._config.trusted_proxies),
             proxy_protocol=self._config.proxy_protocol,
             header_timeout_s=self._config.limits.head_timeout_s,
+            entrance=entrance,
         )
 
-    async def _open_doors(self, agent_door: AgentDoor, user_door: UserDoor) -> None:
-        """Listen on both ports before either door accepts. Raises ListenError; then neither port is open."""
+    def _make_connect_ports(self, proxy: Proxy, shares: Shares, entrance: Entrance) -> ConnectPorts:
+        return ConnectPorts(
+            self._listeners,
+            proxy=proxy,
+            route=self.route_connect,
+            serve=lambda make, origin: make(next(self._ids), log_outcome, CARRIER, origin),
+            max_connections=shares.clients + shares.spare_clients,
+            entrance=entrance,
+        )
+
+    async def _open_doors(self, agent_door: AgentDoor, user_door: UserDoor, connect_ports: ConnectPorts) -> None:
+        """Listen on all ports before any door accepts. Raises ListenError. Then no port is open."""
         grpc = parse_address(self._config.grpc_address, listen=True)
         http = parse_address(self._config.http_address, listen=True)
         with contextlib.ExitStack() as unopened:
@@ -264,12 +285,16 @@ class Hub:
                 unopened.callback(sock.close)
             with listening("http_address", http):
                 for_users = await listening_sockets(http.host, http.port, backlog=BACKLOG)
+            for sock in for_users:
+                unopened.callback(sock.close)
+            await connect_ports.listen(BACKLOG)
             unopened.pop_all()  # the doors own the sockets from here on
         grpc_port, http_port = agent_door.open(for_agents), user_door.open(for_users)
         if not (is_loopback(http.host) or self._config.user_ca_file):
             logger.warning(UNGUARDED, extra={"http_address": str(http)})
         self._on_listening("grpc", grpc.host, grpc_port)
         self._on_listening("http", http.host, http_port)
+        connect_ports.open(self._on_listening)
 
     def open_tunnel(self, tunnel: Tunnel, metadata: Sequence[tuple[bytes, bytes]]) -> AgentSession:
         """Open an agent's session for the cluster that it names. Raises GrpcStatus if the hub rejects the agent."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..proxy import Proxy
     from ..tunnel.budget import MessageBudget
     from .agent_door import AgentDoor
+    from .connect_ports import ConnectPorts
     from .session import AgentSession
     from .user_door import UserDoor
 
@@ -48,6 +49,8 @@ class HubState(Service, Protocol):
     def agent_door(self) -> AgentDoor | None: ...
     @property
     def user_door(self) -> UserDoor | None: ...
+    @property
+    def connect_ports(self) -> ConnectPorts | None: ...
     @property
     def proxy(self) -> Proxy | None: ...
     @property
@@ -97,14 +100,32 @@ def _agents(hub: HubState) -> Iterator[Metric]:
 
 def _users(hub: HubState) -> Iterator[Metric]:
     proxy, door = hub.proxy, hub.user_door
+    ports = hub.connect_ports.ports if hub.connect_ports is not None else ()
     connections = proxy.open_connections if proxy is not None else 0
     in_flight = proxy.requests_in_flight if proxy is not None else 0
     refused = sum(proxy.refused.values()) if proxy is not None else 0
     if door is not None:
         refused += door.refused["connections"] + door.refused_descriptors
+    refused += sum(each.refused["connections"] for each in ports)
     yield Metric.single("client_connections", "gauge", "Users' connections that are open.", connections)
     yield Metric.single("requests_in_flight", "gauge", "Requests being served.", in_flight)
     yield Metric.single("connections_refused", "counter", "Users' connections that got a 503 or were closed.", refused)
+    open_now = {each.listener.address: each.port.open_connections for each in ports}
+    so_far = {each.listener.address: each.port.opened_connections for each in ports}
+    by_reason = {(each.listener.address, reason): count for each in ports for reason, count in each.refused.items()}
+    yield Metric.by_label(
+        "listener_connections", "gauge", "Connections of listeners that are open.", "address", open_now
+    )
+    yield Metric.by_label(
+        "listener_connections_opened", "counter", "Connections of listeners so far.", "address", so_far
+    )
+    yield Metric.by_labels(
+        "listener_connections_refused",
+        "counter",
+        "Connections of listeners that were refused.",
+        ("address", "reason"),
+        by_reason,
+    )
 
 
 def _bytes(hub: HubState) -> Iterator[Metric]:

@@ -17,15 +17,18 @@ import functools
 import logging
 import socket
 import ssl
+import struct
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
+from ..proxy.liveness import reset_when_closed
 from ..proxy.origin import ClientOrigin
 from ..proxy.request_id import RequestIds
-from ..runtime.acceptor import Acceptor, RateLimitedLog, hang_up
+from ..runtime.acceptor import Acceptor, RateLimitedLog
 from ..runtime.handover import HandOver
 from ..x509.expiry import has_expired
+from .entrance import Abortable, Entrance
 from .first_bytes import peek, receive_header
 from .origins import Origins
 from .proxy_protocol import SIGNATURE, MalformedHeader, ProxyHeader, looks_like_header
@@ -36,9 +39,6 @@ logger = logging.getLogger(__name__)
 
 TLS_TIMEOUT_S = 10.0
 """From a connection, or the end of its PROXY header, to the end of its TLS handshake."""
-
-MOST_LEAVING = 16
-"""The most connections that have given way to others and are not closed yet, since each still has a descriptor."""
 
 ANSWER_TIMEOUT_S = 5.0
 """Seconds that a refused user has to send a byte, and to read the response."""
@@ -87,6 +87,8 @@ class UserDoor:
         trusted_proxies: addresses and networks of proxies in front of the hub.
         proxy_protocol: a connection from one of them must begin with a PROXY header.
         header_timeout_s: from a connection to the end of its PROXY header.
+        entrance: shared by all doors of a hub. None: the door's own.
+        fixed_port: the listener's name in the log, if its clients speak no HTTP. Then a refusal is a reset.
 
     Attributes:
         refused: connections refused here, by reason. `connections` and `handshakes` are too many, the latter of users
@@ -107,6 +109,8 @@ class UserDoor:
         trusted_proxies: Sequence[str] = (),
         proxy_protocol: bool = False,
         header_timeout_s: float = 10.0,
+        entrance: Entrance | None = None,
+        fixed_port: str = "",
     ) -> None:
         self._protocol = protocol
         self._open_connections = open_connections
@@ -120,10 +124,9 @@ class UserDoor:
         self._header_timeout_s = header_timeout_s
         self._loop = asyncio.get_running_loop()
         self._acceptor: Acceptor | None = None
-        self._entering: dict[asyncio.Task[Any], socket.socket] = {}  # the oldest first
-        self._leaving: set[asyncio.Task[Any]] = set()
-        self._answering: set[_Answer] = set()
-        self._max_entering = max(1, max_connections // 2)
+        self._entrance = Entrance(max(1, max_connections // 2)) if entrance is None else entrance
+        self._fixed_port = fixed_port
+        self._where = {"listener": fixed_port} if fixed_port else {}  # fields of log lines
         self.refused: Counter[str] = Counter()
         self._full = RateLimitedLog(logger, logging.WARNING, "too many connections from users, so some are refused")
         self._slow = RateLimitedLog(
@@ -132,10 +135,9 @@ class UserDoor:
 
     def open(self, sockets: list[socket.socket]) -> int:
         """Accept on these sockets, which are the door's from now on. Returns the port."""
-        refuse = _send_too_many if self._tls is None else lambda sock: None
-        self._acceptor = Acceptor(
-            sockets, self._accepted, refuse, name="http", is_busy=lambda: len(self._leaving) >= MOST_LEAVING
-        )
+        refuse = _send_too_many if self._tls is None and not self._fixed_port else lambda sock: None
+        name, entrance = self._fixed_port or "http", self._entrance
+        self._acceptor = Acceptor(sockets, self._accepted, refuse, name=name, is_busy=lambda: entrance.is_busy)
         self._origins.port = self._acceptor.port
         self._acceptor.start()
         return self._acceptor.port
@@ -148,12 +150,16 @@ class UserDoor:
         self._slow.close()
 
     async def close(self) -> None:
-        """Close all that is not the proxy's yet. Cancelled: all of it is closed but not waited for."""
+        """Close all that is not the proxy's yet, at other doors with this entrance too.
+
+        Cancelled: all of it is closed but not waited for.
+        """
         self.stop()
-        tasks = list(self._entering)
-        while self._entering:
-            self._hang_up_oldest()
-        for answer in list(self._answering):
+        entrance = self._entrance
+        tasks = list(entrance.entering)
+        while entrance.entering:
+            entrance.hang_up_oldest()
+        for answer in list(entrance.answering):
             answer.abort()
         if tasks:
             await asyncio.wait(tasks)
@@ -166,18 +172,20 @@ class UserDoor:
     # -- who comes
 
     def _has_room(self) -> bool:
-        taken = self._open_connections() + len(self._entering) + len(self._answering)
+        taken = self._open_connections() + len(self._entrance)
         if taken < self._max_connections or self._make_room():
             return True
         self.refused["connections"] += 1
-        self._full(limit=self._max_connections)
+        self._full(limit=self._max_connections, **self._where)
         return False
 
     def _accepted(self, sock: socket.socket, address: Any) -> None:
         sock.setblocking(False)
         if not self._has_room():
             with sock, contextlib.suppress(OSError):
-                if self._tls is None:
+                if self._fixed_port:
+                    _reset(sock)
+                elif self._tls is None:
                     _send_too_many(sock)
             return
         origin = self._origins.of_socket(address)
@@ -185,25 +193,19 @@ class UserDoor:
         if self._tls is None and not has_header:
             self._enter(self._loop.connect_accepted_socket(functools.partial(self._protocol, origin), sock), sock)
             return
-        if len(self._entering) >= self._max_entering:
-            self._hang_up_oldest()
+        if self._entrance.is_full:
+            self._entrance.hang_up_oldest()
             self.refused["handshakes"] += 1
-            self._slow(limit=self._max_entering)
+            self._slow(limit=self._entrance.most)
         self._enter(self._let_in(sock, address, origin, has_header=has_header), sock)
-
-    def _hang_up_oldest(self) -> None:
-        oldest = next(iter(self._entering))
-        self._leaving.add(oldest)
-        hang_up(self._entering.pop(oldest))
 
     def _enter(self, entering: Coroutine[Any, Any, Any], sock: socket.socket) -> None:
         task: asyncio.Task[Any] = self._loop.create_task(entering)
-        self._entering[task] = sock
+        self._entrance.entering[task] = sock
         task.add_done_callback(self._entered)
 
     def _entered(self, task: asyncio.Task[Any]) -> None:
-        self._entering.pop(task, None)
-        self._leaving.discard(task)
+        self._entrance.forget(task)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, OSError):  # the peer has left
             logger.debug("a user's connection can't be served", extra={"reason": str(error)})
@@ -239,7 +241,7 @@ class UserDoor:
         except BaseException:
             sock.close()
             raise
-        if asyncio.current_task() not in self._entering:  # it gave way to another, or the door has closed
+        if asyncio.current_task() not in self._entrance.entering:  # it gave way to another, or the door has closed
             sock.close()
             return None
         if reason:
@@ -257,7 +259,7 @@ class UserDoor:
             extra["limit"] = limit
         logger.warning("a trusted proxy sent no valid PROXY header", extra=extra)
         answer = _answer(request_id, "400 Bad Request", reason)
-        await self._loop.connect_accepted_socket(lambda: _Answer(self._answering, answer, at_once=True), sock)
+        await self._loop.connect_accepted_socket(lambda: _Answer(self._entrance.answering, answer, at_once=True), sock)
 
     async def _let_in_by_tls(self, sock: socket.socket, peer: Any, origin: ClientOrigin) -> None:
         protocol: Callable[[], asyncio.BaseProtocol] = functools.partial(self._protocol, origin)
@@ -268,8 +270,12 @@ class UserDoor:
             async with asyncio.timeout_at(due_s):
                 first = await peek(sock, len(SIGNATURE))
             answer = self._answer_to_plaintext(first, peer)
+            if answer is not None and self._fixed_port:
+                _reset(sock)
+                sock.close()
+                return
             if answer is not None:
-                await self._loop.connect_accepted_socket(lambda: _Answer(self._answering, answer), sock)
+                await self._loop.connect_accepted_socket(lambda: _Answer(self._entrance.answering, answer), sock)
                 return
             await self._loop.connect_accepted_socket(
                 protocol, sock, ssl=self._tls, ssl_handshake_timeout=max(0.1, due_s - self._loop.time())
@@ -290,21 +296,23 @@ class UserDoor:
         """The response to a user who begins with HTTP or a PROXY header. None: the handshake decides."""
         if looks_like_header(first):
             self.refused["unasked_proxy_header"] += 1
-            extra = {"request_id": _new_id(), "peer": peer}
+            extra = {"request_id": _new_id(), "peer": peer, **self._where}
             logger.warning("a user sent a PROXY header, which only trusted proxies may", extra=extra)
             return _answer(extra["request_id"], *UNASKED)
         if first[:1].isalpha() or first[:1] == b"\r":
             self.refused["not_tls"] += 1
-            extra = {"request_id": _new_id(), "peer": peer}
+            extra = {"request_id": _new_id(), "peer": peer, **self._where}
             logger.info("a user speaks plain HTTP to the TLS port", extra=extra)
             return _answer(extra["request_id"], *NOT_TLS)
         return None
 
     def _failed(self, peer: Any, reason: str) -> None:
         self.refused["tls"] += 1
-        logger.info("a user's TLS handshake failed", extra={"peer": peer, "reason": reason})
+        logger.info("a user's TLS handshake failed", extra={"peer": peer, "reason": reason, **self._where})
 
-    def _choose_by_certificate(self, peer: Any, origin: ClientOrigin, transport: asyncio.Transport) -> asyncio.Protocol:
+    def _choose_by_certificate(
+        self, peer: Any, origin: ClientOrigin, transport: asyncio.Transport
+    ) -> asyncio.Protocol | None:
         """The proxy's protocol for a user who shows a valid certificate, one that sends a 400 for any other.
 
         TLS also accepts users without a certificate, so that they get the 400. A TLS 1.3 client doesn't wait for the
@@ -314,12 +322,15 @@ class UserDoor:
         if certificate and not has_expired(certificate):
             return self._protocol(origin)
         self.refused["no_certificate"] += 1
-        extra = {"request_id": _new_id(), "peer": peer}
-        if certificate:  # expired since the handshake that this TLS session began with
-            logger.info("a user's certificate has expired", extra=extra)
-            return _Answer(self._answering, _answer(extra["request_id"], *EXPIRED))
-        logger.info("a user showed no certificate", extra=extra)
-        return _Answer(self._answering, _answer(extra["request_id"], *NO_CERTIFICATE))
+        extra = {"request_id": _new_id(), "peer": peer, **self._where}
+        # A certificate can expire after the handshake that this TLS session began with.
+        logger.info("a user's certificate has expired" if certificate else "a user showed no certificate", extra=extra)
+        if self._fixed_port:
+            reset_when_closed(transport, True)
+            return None  # which aborts the connection
+        if certificate:
+            return _Answer(self._entrance.answering, _answer(extra["request_id"], *EXPIRED))
+        return _Answer(self._entrance.answering, _answer(extra["request_id"], *NO_CERTIFICATE))
 
 
 class _Answer(asyncio.Protocol):
@@ -328,7 +339,7 @@ class _Answer(asyncio.Protocol):
     open: the set that holds this protocol while it is connected. at_once: without waiting for input.
     """
 
-    def __init__(self, open: set[_Answer], answer: bytes, *, at_once: bool = False) -> None:
+    def __init__(self, open: set[Abortable], answer: bytes, *, at_once: bool = False) -> None:
         self._open = open
         self._answer = answer
         self._at_once = at_once
@@ -359,6 +370,12 @@ class _Answer(asyncio.Protocol):
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+
+def _reset(sock: socket.socket) -> None:
+    """Have the close of a socket reset the connection. A Unix socket has no reset."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _send_too_many(sock: socket.socket) -> None:

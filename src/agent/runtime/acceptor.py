@@ -151,9 +151,9 @@ class Acceptor:
 
     @property
     def port(self) -> int:
-        """The port of the first socket."""
-        port: int = self._sockets[0].getsockname()[1]
-        return port
+        """The port of the first socket, 0 for a Unix socket."""
+        name = self._sockets[0].getsockname()
+        return int(name[1]) if isinstance(name, tuple) else 0
 
     def start(self) -> None:
         """Begin to accept."""
