@@ -16,7 +16,17 @@ from agent.tunnel.features import FEATURES
 
 from ..limits import scaled
 from .whole_cluster import Cluster, RunningAgent, Whole
-from .whole_connect import NO_ROUTE, ask, connecting, credentials, tcp_target
+from .whole_connect import (
+    NO_ROUTE,
+    SWAP_TIMEOUT_S,
+    SWAPS,
+    ask,
+    connecting,
+    credentials,
+    swap_as_client,
+    swap_as_target,
+    tcp_target,
+)
 from .whole_peers import until
 
 pytestmark = pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
@@ -253,50 +263,31 @@ async def test_a_drain_of_the_hub_lets_an_open_tunnel_finish_and_refuses_new_one
         await agent.stop()
 
 
-BYTES = 8 * 1024 * 1024
-CONNECTIONS = 20
+async def test_a_cut_tunnel_is_a_reset_and_never_looks_like_an_end(cluster: Cluster) -> None:
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"x")
+        await reader.read()
+
+    async with tcp_target(hold) as port, connecting(cluster, f"127.0.0.1:{port}") as whole:
+        async with asyncio.timeout(scaled(20)):
+            _, reader, writer = await ask(whole, f"127.0.0.1:{port}")
+            assert await reader.readexactly(1) == b"x"
+            whole.agent.task.cancel()
+            await until(lambda: not whole.agent.agent.ready)
+            whole.agent.task.cancel()
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.close()
 
 
 async def test_many_connections_carry_every_byte_both_ways_at_once(cluster: Cluster) -> None:
-    async def swap(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seed = int.from_bytes(await reader.readexactly(4), "big")
-        sent = random.Random(seed + 1000).randbytes(BYTES)
-
-        async def send() -> None:
-            for start in range(0, BYTES, 65536):
-                writer.write(sent[start : start + 65536])
-                await writer.drain()
-
-        sending = asyncio.ensure_future(send())
-        digest = hashlib.sha256()
-        while data := await reader.read(262144):
-            digest.update(data)
-        await sending
-        writer.write(digest.digest())  # behind the client's half-close
-        writer.write_eof()
-
     async def one(whole: Whole, port: int, seed: int) -> None:
         head, reader, writer = await ask(whole, f"127.0.0.1:{port}")
         assert head.startswith("HTTP/1.1 200 ")
-        mine = random.Random(seed).randbytes(BYTES)
-        writer.write(seed.to_bytes(4, "big"))
+        await swap_as_client(reader, writer, seed)
 
-        async def send() -> None:
-            for start in range(0, BYTES, 65536):
-                writer.write(mine[start : start + 65536])
-                await writer.drain()
-            writer.write_eof()
-
-        sending = asyncio.ensure_future(send())
-        received = await reader.read()
-        await sending
-        writer.close()
-        theirs = random.Random(seed + 1000).randbytes(BYTES)
-        assert hashlib.sha256(received[:-32]).digest() == hashlib.sha256(theirs).digest()
-        assert received[-32:] == hashlib.sha256(mine).digest()
-
-    async with tcp_target(swap) as port, connecting(cluster, f"127.0.0.1:{port}") as whole:
-        async with asyncio.timeout(scaled(120)):
-            await asyncio.gather(*(one(whole, port, seed) for seed in range(CONNECTIONS)))
+    async with tcp_target(swap_as_target) as port, connecting(cluster, f"127.0.0.1:{port}") as whole:
+        async with asyncio.timeout(SWAP_TIMEOUT_S):
+            await asyncio.gather(*(one(whole, port, seed) for seed in range(SWAPS)))
             await until(lambda: whole.agent.agent.open_connections == 0)
             assert whole.agent.agent.upstreams.open_connections == 0

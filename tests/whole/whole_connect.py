@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
+import os
+import random
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from ..limits import scaled
 from .whole_cluster import Cluster, Whole
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 NO_ROUTE = ("/=http://127.0.0.1:9",)
+
+SOAKS = os.environ.get("FASTPIPE_SOAK", "0") not in ("", "0")
+SWAPS = 100 if SOAKS else 20
+SWAP_BYTES = (64 if SOAKS else 1) * 1024 * 1024
+SWAP_TIMEOUT_S = scaled(900 if SOAKS else 60)
+"""Connections of a swap, and what each end of one sends."""
 
 
 def credentials(cluster: str) -> str:
@@ -52,3 +62,46 @@ async def ask(whole: Whole, target: str, *fields: str, version: str = "1.1") -> 
     writer.write("\r\n".join((f"CONNECT {target} HTTP/{version}", "Host: another.example", *fields, "", "")).encode())
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     return head, reader, writer
+
+
+async def _send(writer: asyncio.StreamWriter, seed: int) -> bytes:
+    """Send SWAP_BYTES that only this seed gives. Returns their digest."""
+    block, digest = random.Random(seed).randbytes(65528), hashlib.sha256()
+    for number in range(SWAP_BYTES // 65536):
+        piece = number.to_bytes(8, "big") + block
+        digest.update(piece)
+        writer.write(piece)
+        await writer.drain()
+    return digest.digest()
+
+
+async def swap_as_target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send bytes while the client's arrive, and behind the client's end the digest of both."""
+    seed = int.from_bytes(await reader.readexactly(4), "big")
+    sending = asyncio.ensure_future(_send(writer, seed + 1000))
+    digest = hashlib.sha256()
+    while data := await reader.read(262144):
+        digest.update(data)
+    writer.write(digest.digest() + await sending)
+    writer.write_eof()
+
+
+async def swap_as_client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seed: int) -> None:
+    """Send bytes to `swap_as_target` and end, while its own arrive. Checks both."""
+    writer.write(seed.to_bytes(4, "big"))
+
+    async def send() -> bytes:
+        sent = await _send(writer, seed)
+        writer.write_eof()
+        return sent
+
+    sending = asyncio.ensure_future(send())
+    digest, left = hashlib.sha256(), SWAP_BYTES
+    while left:
+        data = await reader.read(min(left, 262144))
+        assert data, f"{left} bytes are missing"
+        digest.update(data)
+        left -= len(data)
+    found = await reader.read()
+    assert found == await sending + digest.digest()
+    writer.close()

@@ -227,6 +227,7 @@ class FixedPortConnection(ClientSide):
         self._tunnel = upgraded
         self.response_begun = True
         probe_when_idle(self._transport)
+        reset_when_closed(self._transport, True)  # also by a kill of this process
         if rest:
             self._transport.write(rest)
         if self.writing_paused:
@@ -248,6 +249,7 @@ class FixedPortConnection(ClientSide):
     def tunnel_done(self) -> None:
         self._leave()
         self._tell(Kind.COMPLETE, Stage.UPGRADED)
+        reset_when_closed(self._transport, False)
         self._close()
 
     # -- ends

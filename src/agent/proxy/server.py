@@ -572,6 +572,8 @@ class ClientConnection(ClientSide):
         self._deadline = NEVER
         if response.status != 101:  # a CONNECT's tunnel may be silent for hours
             probe_when_idle(self._transport)
+            if self.owner.owns_clients:  # a tunnel that is cut must not look whole
+                self._end_by_closing()
         if self.writing_paused:
             upgraded.pause_receiving()
         if self._backlog.held:
@@ -591,6 +593,8 @@ class ClientConnection(ClientSide):
     def tunnel_done(self) -> None:
         self._drop_exchange()
         self._tell(Kind.COMPLETE, Stage.UPGRADED)
+        if self._ends_by_closing:
+            reset_when_closed(self._transport, False)
         self._shut()
 
     # -- ends
