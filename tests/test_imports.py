@@ -42,6 +42,7 @@ ARROWS = {
         "agent.tunnel.packet",
     },
     "spoke": {"runtime"},
+    "forward": {"runtime"},
     "cli": {"runtime", "config", "telemetry"},
 }
 """The allowed arrows: rooms, or single modules, that a room may import besides the vocabulary and itself."""
@@ -53,6 +54,7 @@ ROOTS = {
     "agent.spoke.hub_endpoint": {"config", "policy", "tunnel"},
     "agent.spoke.links": {"tunnel"},
     "agent.spoke.metrics": {"connections", "proxy", "telemetry", "tunnel"},
+    "agent.forward.setup": {"config"},
     "agent.hub.connect_ports": {"config", "policy", "proxy"},
     "agent.hub.hub": {"config", "policy", "proxy", "telemetry", "tunnel"},
     "agent.hub.metrics": {"agent.tunnel.budget", "proxy", "telemetry"},
@@ -60,6 +62,7 @@ ROOTS = {
     "agent.cli.checks": {"policy", "spoke", "tunnel", "x509"},
     "agent.cli.configured": {"agent.spoke.outbound_proxy"},
     "agent.cli.demonstration": {"hub", "spoke"},
+    "agent.cli.forward": {"forward"},
     "agent.cli.hub": {"hub"},
     "agent.cli.proxy_server": {"policy", "proxy"},
     "agent.cli.run": {"spoke"},
@@ -195,7 +198,7 @@ LOADED_WITH = {
 } | {
     # The help, --print-config and an error in the configuration need no more than the options.
     f"agent.cli.{command}": ["ssl", "h2", "httptools", "asyncio", "agent.spoke.agent", "agent.hub.hub", "agent.proxy"]
-    for command in ("run", "hub", "proxy", "demo", "check")
+    for command in ("run", "hub", "proxy", "demo", "check", "forward")
 }
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 __all__ = [
     "AgentError",
     "ConfigError",
+    "ForwardError",
     "HubError",
     "ListenError",
     "Party",
@@ -129,6 +130,39 @@ class TargetError(AgentError):
         self.stage = stage
         self.fault: Party = fault
         self.limit = limit
+
+
+class ForwardError(AgentError):
+    """A forwarded connection could not be opened (`fastpipe-agent forward`).
+
+    status: of the hub's response, 0 without one.
+    fault: the party, for the log.
+    request_id: of the hub's response, "" for none. The hub's log has it.
+    """
+
+    def __init__(self, reason: str, *, fault: Party, status: int = 0, request_id: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.fault: Party = fault
+        self.status = status
+        self.request_id = request_id
+
+    @classmethod
+    def of_response(cls, status: int, reason: str, request_id: str = "") -> ForwardError:
+        """Return the error for a hub's response. reason: its text, which names the rule."""
+        kinds: dict[int, tuple[str, Party]] = {
+            401: ("the hub did not accept the credentials (token_file, FORWARD_TOKEN)", "client"),
+            403: ("the target is not allowed", "policy"),
+            404: ("the hub does not know the cluster", "client"),
+            407: ("the hub did not accept the credentials (token_file, FORWARD_TOKEN)", "client"),
+            421: ("the agent serves another cluster", "agent"),
+            501: ("the agent serves no CONNECT", "agent"),
+            502: ("the target was not reached", "target"),
+            503: ("no agent serves the cluster now", "agent"),
+            504: ("the target did not respond in time", "target"),
+        }
+        what, fault = kinds.get(status, ("the hub refused the connection", "client" if status < 500 else "hub"))
+        return cls(f"{what}: {status} {reason}".rstrip(), fault=fault, status=status, request_id=request_id)
 
 
 class PolicyError(AgentError):

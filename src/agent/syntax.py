@@ -20,6 +20,7 @@ __all__ = [
     "IpNetwork",
     "Route",
     "check_domain",
+    "check_hub_url",
     "check_label",
     "check_route",
     "find_address",
@@ -36,6 +37,7 @@ __all__ = [
     "parse_reference",
     "parse_route",
     "readable",
+    "split_hub_url",
     "split_target",
     "without_plain_dots",
 ]
@@ -63,6 +65,7 @@ _PLAIN_DOTS = re.compile(rb"(?:/\.)+(?=/)")
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[-A-Za-z0-9_.]{0,251}[A-Za-z0-9_])?\.?")  # "_": names in compose files
 _HOST_FIELD = re.compile(r"([^:\s]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?", re.ASCII)
+_HUB_URL = re.compile(r"([Hh][Tt][Tt][Pp][Ss]?)://(\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@\s]+)(?::([0-9]{1,5}))?/?", re.ASCII)
 _REFERENCE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_](?:[-A-Za-z0-9_.]{0,251}[A-Za-z0-9_])?\.?):[0-9]{1,5}")
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
@@ -391,6 +394,32 @@ def check_route(
         raise ValueError(f"http2 for {prefix} must be set only with an https URL: the scheme {parts.scheme} decides")
     url = f"{parts.scheme}{url[len(parts.scheme) :].rstrip('/')}"
     return Route(prefix.rstrip("/") or "/", url, host or _default_host(url), strip_prefix, rewrite, http2)
+
+
+def check_hub_url(url: str) -> str:
+    """Return `url` if it is http://HOST[:PORT] or https://HOST[:PORT], without a slash behind it. Raises ValueError.
+
+    The error never quotes the URL, since it may hold a password.
+    """
+    wrong = ValueError("must be http://HOST[:PORT] or https://HOST[:PORT], without user info, path and query")
+    match = _HUB_URL.fullmatch(url)
+    if match is None:
+        raise wrong
+    scheme, host, port = match.groups()
+    try:
+        parse_address(f"{host}:{port or 80}")
+    except ValueError:
+        raise wrong from None
+    return f"{scheme.lower()}://{host}" + (f":{port}" if port else "")
+
+
+def split_hub_url(url: str) -> tuple[bool, Address]:
+    """Return (whether it is https, the address to dial) of a checked hub's URL."""
+    scheme, _, authority = url.partition("://")
+    is_tls = scheme == "https"
+    host = authority if authority.endswith("]") else authority.rpartition(":")[0] or authority
+    port = authority[len(host) + 1 :] or ("443" if is_tls else "80")
+    return is_tls, parse_address(f"{host}:{port}")
 
 
 def _is_host(text: str) -> bool:

@@ -337,7 +337,7 @@ def test_the_version_is_an_option_too() -> None:
 
 def test_the_list_of_commands_is_cut_nowhere() -> None:
     commands = finished("--help").stdout.partition("Commands:")[2]
-    assert commands.count("\n") == 7
+    assert commands.count("\n") == 8
     assert "..." not in commands
 
 

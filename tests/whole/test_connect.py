@@ -280,6 +280,7 @@ async def test_a_cut_tunnel_is_a_reset_and_never_looks_like_an_end(cluster: Clus
             writer.close()
 
 
+@pytest.mark.timeout(SWAP_TIMEOUT_S + 20)
 async def test_many_connections_carry_every_byte_both_ways_at_once(cluster: Cluster) -> None:
     async def one(whole: Whole, port: int, seed: int) -> None:
         head, reader, writer = await ask(whole, f"127.0.0.1:{port}")

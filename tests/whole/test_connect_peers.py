@@ -22,7 +22,7 @@ import trustme
 
 from ..limits import scaled
 from .whole_cluster import Cluster, RunningAgent, Whole, running_hub
-from .whole_connect import ask, connecting, tcp_target
+from .whole_connect import connecting, forwarding, tcp_target
 from .whole_peers import free_port, missing, program, until
 
 pytestmark = pytest.mark.parametrize("hub_kind", ["ours"], indirect=True)
@@ -99,22 +99,8 @@ async def test_curl_reaches_a_target_by_a_hub_with_tls(mode: str, hub_kind: str,
 
 @contextlib.asynccontextmanager
 async def forwarder(whole: Whole, target: str) -> AsyncIterator[int]:
-    """A local port whose connections go to the target by CONNECT, for clients that know no proxies."""
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-        writer.write_eof()
-
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head, far_reader, far_writer = await ask(whole, target)
-        assert head.startswith("HTTP/1.1 200 "), head
-        with contextlib.suppress(OSError):
-            await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
-        far_writer.close()
-
-    async with tcp_target(forward) as port:
+    """A local port of `forward`, for clients that know no proxies."""
+    async with forwarding(f"http://127.0.0.1:{whole.http_port}", whole.cluster, target) as (port,):
         yield port
 
 
@@ -151,6 +137,10 @@ async def test_redis_cli_speaks_with_a_redis_server(cluster: Cluster, tmp_path: 
         lines = b"".join(b"INCR n\n" for _ in range(1000))
         code, out, _ = await run(cli, "-p", str(local), stdin=lines)
         assert (code, out.split()[-1]) == (0, b"1000")
+        benchmark = program("redis-benchmark"), "-p", str(local), "-q", "-n", "2000", "-c", "50"
+        code, out, error = await run(*benchmark, "-P", "4", "-d", "1000", "-t", "set,get,lrange_100")
+        assert (code, error) == (0, b"")
+        assert out.count(b"requests per second") == 4
 
 
 def postgres_program(name: str) -> str:
@@ -225,8 +215,8 @@ async def test_ssh_by_a_proxy_command_and_git_over_it(cluster: Cluster, tmp_path
     try:
         async with connecting(cluster, f"127.0.0.1:{port}") as whole:
             await until((tmp_path / "pid").exists)
-            script = pathlib.Path(__file__).parent / "connect_stdio.py"
-            command = f"{sys.executable} {script} {whole.http_port} {whole.cluster} %h:%p"
+            hub = f"--hub http://127.0.0.1:{whole.http_port} --cluster {whole.cluster}"
+            command = f"{sys.executable} -m agent forward {hub} --stdio %h:%p"
             options = (
                 *("-F", "none", "-i", str(tmp_path / "user"), "-p", str(port), "-o", f"ProxyCommand={command}"),
                 *(

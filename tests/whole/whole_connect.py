@@ -12,8 +12,14 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from agent.config.schema import ForwardConfig
+from agent.forward.addresses import parse_forward
+from agent.forward.local_ports import LocalPorts
+from agent.forward.setup import make_carrier
+
 from ..limits import scaled
 from .whole_cluster import Cluster, Whole
+from .whole_peers import until
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 NO_ROUTE = ("/=http://127.0.0.1:9",)
@@ -21,7 +27,7 @@ NO_ROUTE = ("/=http://127.0.0.1:9",)
 SOAKS = os.environ.get("FASTPIPE_SOAK", "0") not in ("", "0")
 SWAPS = 100 if SOAKS else 20
 SWAP_BYTES = (64 if SOAKS else 1) * 1024 * 1024
-SWAP_TIMEOUT_S = scaled(900 if SOAKS else 60)
+SWAP_TIMEOUT_S = scaled(1500 if SOAKS else 60)
 """Connections of a swap, and what each end of one sends."""
 
 
@@ -53,6 +59,30 @@ async def connecting(cluster: Cluster, *entries: str, **config: Any) -> AsyncIte
     async with cluster.hub() as whole:
         await whole.start_agent(routes=() if entries else NO_ROUTE, connect_allow=entries, **config)
         yield whole
+
+
+@contextlib.asynccontextmanager
+async def forwarding(hub: str, cluster: str, *targets: str, token: str = "", **config: Any) -> AsyncIterator[list[int]]:
+    """`forward` in this process: a local port for each target."""
+    ports: list[int] = []
+    given = ForwardConfig(hub=hub, cluster=cluster, connect_timeout_s=scaled(10), **config)
+    local = LocalPorts(
+        [parse_forward(f"0={target}") for target in targets],
+        make_carrier(given, token),
+        max_connections=given.max_connections,
+        drain_grace_s=given.drain_grace_s,
+        on_listening=lambda _, port: ports.append(port),
+    )
+    task = asyncio.ensure_future(local.run())
+    try:
+        await until(lambda: task.done() or len(ports) == len(targets))
+        yield ports
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        assert local.open_connections == 0
+        if not task.cancelled():
+            task.result()
 
 
 async def ask(whole: Whole, target: str, *fields: str, version: str = "1.1") -> tuple[str, Any, Any]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "proxy": "The agent's proxy alone, on a TCP port.",
     "demo": "Hub, agent and target in one process: try it.",
     "check": "Try what `run` needs with these options.",
+    "forward": "Local ports for targets behind a hub.",
     "version": "Versions, fastpipe's twin and the loop.",
 }
 """Each command, in the order of the help, with its short help. The command is `command` in the module of its name."""

@@ -14,7 +14,7 @@ import click
 from ..config.loading import Setting, settings
 from ..config.variables import list_config_variables
 
-__all__ = ["GroupedCommand", "options", "print_config_option"]
+__all__ = ["GroupedCommand", "GroupedOption", "options", "print_config_option"]
 
 Command = Callable[..., None]
 
@@ -22,7 +22,7 @@ _CONFIGURATION = "Configuration"
 _OTHERS = "Options"
 
 
-class _GroupedOption(click.Option):
+class GroupedOption(click.Option):
     """An option with the heading of its group in the help."""
 
     def __init__(self, *args: Any, heading: str, **kwargs: Any) -> None:
@@ -36,9 +36,9 @@ class GroupedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
         for each in self.get_params(ctx):
-            record = each.get_help_record(ctx)
+            record = each.get_help_record(ctx) if isinstance(each, click.Option) else None
             if record is not None:
-                heading = each.heading if isinstance(each, _GroupedOption) else _OTHERS
+                heading = each.heading if isinstance(each, GroupedOption) else _OTHERS
                 groups.setdefault(heading, []).append(record)
         for heading, records in groups.items():
             with formatter.section(heading):
@@ -47,7 +47,7 @@ class GroupedCommand(click.Command):
 
 print_config_option = click.option(
     "--print-config",
-    cls=_GroupedOption,
+    cls=GroupedOption,
     heading=_CONFIGURATION,
     is_flag=True,
     help="print the values in force as TOML, each with its source, and exit",
@@ -71,7 +71,7 @@ def options(*classes: type[Any]) -> Callable[[Command], Command]:
         return click.option(
             "--config",
             "config_file",
-            cls=_GroupedOption,
+            cls=GroupedOption,
             heading=_CONFIGURATION,
             metavar="FILE.toml",
             default=None,
@@ -88,7 +88,7 @@ def _option(setting: Setting) -> Callable[[Command], Command]:
     if setting.unset:
         default = f"{setting.unset}; "
     shared: dict[str, Any] = {
-        "cls": _GroupedOption,
+        "cls": GroupedOption,
         "heading": setting.heading,
         "help": f"{setting.help}  [{'required; ' if setting.required else default}{setting.variable}]",
     }

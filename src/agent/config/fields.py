@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from ..syntax import (
     Route,
     check_domain,
+    check_hub_url,
     check_label,
     check_route,
     parse_address,
@@ -40,6 +41,7 @@ __all__ = [
     "file",
     "files",
     "group",
+    "hub_url",
     "integer",
     "label",
     "listeners",
@@ -270,6 +272,11 @@ def addresses(help: str) -> Any:
         return found
 
     return _field(dataclasses.MISSING, Setting(help, convert, _split, "HOST:PORT", many=True))
+
+
+def hub_url(help: str) -> Any:
+    """The URL of a hub's HTTP port, http or https, without a path. The field is required."""
+    return _field(dataclasses.MISSING, Setting(help, lambda value: check_hub_url(_text(value)), str, "URL"))
 
 
 def networks(help: str) -> Any:

@@ -27,6 +27,7 @@ __all__ = [
     "GROUP",
     "OLD_PREFIX",
     "ON_RELOAD",
+    "RENAMED",
     "SETTING",
     "Checked",
     "ConfigErrors",
@@ -48,7 +49,10 @@ CONFIG = "config"  # the file itself
 OnReload = Literal["restart", "apply", "redial"]
 
 OLD_PREFIX = "AGENT_"
-"""The former prefix of every command's variables."""
+"""The former prefix of the hub's variables, and the prefix of most commands."""
+
+RENAMED = frozenset({"HUB_"})
+"""Prefixes whose variables had OLD_PREFIX once."""
 
 
 class ConfigErrors(ConfigError):
@@ -121,8 +125,8 @@ class Setting:
 
     @property
     def old_variable(self) -> str:
-        """The variable's former name, with the prefix of all commands."""
-        return OLD_PREFIX + self.variable.removeprefix(self.prefix)
+        """The variable's former name. If it never had another one, its name."""
+        return OLD_PREFIX + self.variable.removeprefix(self.prefix) if self.prefix in RENAMED else self.variable
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ __all__ = [
     "COMMANDS",
     "AgentConfig",
     "ConfigErrors",
+    "ForwardConfig",
     "HubConfig",
     "LimitsConfig",
     "MemoryCommConfig",
@@ -397,8 +398,7 @@ class HubConfig(Checked):
     )
     index: bool = kind.boolean("a page at / with links to all connected clusters")
     listeners: Listeners = kind.listeners(
-        "a port for CONNECT to a cluster, or a fixed port for a target of it, repeatable "
-        "(TLS: [[listeners]] in a file)",
+        "a port for CONNECT to a cluster, or a fixed port for one target, repeatable (TLS: [[listeners]] in a file)",
         name="listener",
     )
     max_clients: int = kind.integer(
@@ -557,6 +557,48 @@ class ProxyConfig(Targets, Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class ForwardConfig(Checked):
+    """`fastpipe-agent forward`: local ports for targets behind a hub, by CONNECT."""
+
+    variable_prefix: ClassVar = "FORWARD_"
+    headings: ClassVar = {"hub": "Hub", "max_connections": "Local ports", "drain_grace_s": _PROCESS}
+
+    hub: str = kind.hub_url("the hub's HTTP port, as https://hub.example.com")
+    cluster: str = kind.label("the cluster of all targets, an RFC 1123 label")
+    token_file: str = kind.file(
+        "a file with the user's token for the hub, read for each connection, else the variable FORWARD_TOKEN",
+        holds="secret",
+    )
+    ca_file: str = kind.file("PEM certificates to trust the hub by, instead of the system's roots", holds="roots")
+    client_cert_file: str = kind.file("PEM certificate to present to the hub", holds="certificate")
+    client_key_file: str = kind.file("its private key, unless it is in the same file", holds="secret")
+    server_name: str = kind.text("the name in the hub's certificate, if it differs from the URL", metavar="NAME")
+    connect_timeout_s: float = kind.seconds(
+        "time from the dial to the hub's response", default=30.0, low=0.1, high=3600
+    )
+    max_connections: int = kind.integer(
+        "local connections at once, others are reset", default=1000, low=1, high=1_000_000, unit="connections"
+    )
+    drain_grace_s: float = kind.seconds(_DRAIN_HELP, default=DRAIN_GRACE_S, low=0, high=3600)
+
+    rules: ClassVar = (
+        Rule(
+            ("client_key_file", "client_cert_file"),
+            lambda key, cert: key and not cert,
+            "must be set together with client_cert_file",
+        ),
+        *(
+            Rule(
+                (name, "hub"),
+                lambda value, hub: value and hub.startswith("http:"),
+                "must be set together with an https URL for hub",
+            )
+            for name in ("ca_file", "client_cert_file", "server_name")
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class ProcessConfig(Checked):
     """The settings of the command line itself. They have no effect on an Agent in another program's loop."""
 
@@ -572,5 +614,7 @@ class ProcessConfig(Checked):
     )
 
 
-COMMANDS: Mapping[str, type[Checked]] = MappingProxyType({"run": AgentConfig, "hub": HubConfig, "proxy": ProxyConfig})
+COMMANDS: Mapping[str, type[Checked]] = MappingProxyType(
+    {"run": AgentConfig, "hub": HubConfig, "proxy": ProxyConfig, "forward": ForwardConfig}
+)
 """Each command's configuration. A setting of one command is an error in the file of another."""

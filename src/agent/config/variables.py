@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .loading import OLD_PREFIX, Setting, settings
+from .loading import OLD_PREFIX, RENAMED, Setting, settings
 
 __all__ = ["Doubt", "describe_rename", "find_doubts", "find_outdated", "list_config_variables"]
 
@@ -22,9 +22,11 @@ READ_BY_US = frozenset(
         "FASTPIPE_DEBUG",
         "FASTPIPE_QUICK_BUILD",
         "FASTPIPE_SANITIZE",
+        "FORWARD_TOKEN",
     }
 )
-"""Variables that the library reads on import or build. The tests use more, so only slips are reported."""
+"""Variables that `forward` reads by itself, and the library on import or build. The tests use more, so only slips are
+reported."""
 
 NEAR = 0.85
 """The similarity (difflib's ratio, 1 for equal names) from which one name counts as a slip of the other."""
@@ -47,7 +49,7 @@ class Doubt(NamedTuple):
 
 def list_config_variables(prefix: str) -> list[str]:
     """The variables that name the TOML file: a command's own, and its former name."""
-    return list(dict.fromkeys((f"{prefix}CONFIG", f"{OLD_PREFIX}CONFIG")))
+    return [f"{prefix}CONFIG", *([f"{OLD_PREFIX}CONFIG"] if prefix in RENAMED else [])]
 
 
 def find_doubts(
