@@ -85,6 +85,31 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "log"
 
 
+WITHOUT_UVICORN = [
+    sys.executable,
+    "-c",
+    "import sys; sys.modules['uvicorn'] = None; from agent.cli.main import main; main()",
+]
+
+
+@pytest.mark.parametrize(("command", "code"), [("run", 2), ("check", 1)])
+def test_an_app_without_its_extra_names_the_extra(command: str, code: int, tmp_path: Path) -> None:
+    """The agent hung silently, and `check` reported that all was well."""
+    (tmp_path / "main.py").write_text("async def app(scope, receive, send): ...\n")
+    ended = subprocess.run(
+        [*WITHOUT_UVICORN, command, *RUN[1:], "--insecure", "--app", "main:app"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=ENVIRON,
+        check=False,
+    )
+    assert ended.returncode == code, ended.stderr
+    told = ended.stderr if command == "run" else ended.stdout
+    assert "app (from --app): the extra is missing (pip install 'fastpipe-agent[asgi]')" in told
+
+
 # Usage and configuration ------------------------------------------------------------------------------------------
 
 

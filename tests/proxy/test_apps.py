@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
+from agent.errors import ConfigError
 from agent.messages import RequestHead, Target
 from agent.policy.router import AppRouter
 from agent.proxy import HubOrigin
@@ -272,6 +274,20 @@ SPOOFED = {
     "X-Forwarded-Port": "1",
     "X-Forwarded-Prefix": "/evil",
 }
+
+
+async def test_a_routers_app_without_uvicorn_is_502(stack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a request waited for ever."""
+    monkeypatch.setitem(sys.modules, "fastpipe.asgi", None)
+    apps = Apps()
+    with pytest.raises(ConfigError, match=r"pip install 'fastpipe-agent\[asgi\]'"):
+        await apps.start(object())
+    async with stack(apps.routed(lambda head: Target(app=head)), cluster="c1") as running:
+        client = await running.open()
+        client.send(b"GET /c1/ HTTP/1.1\r\nHost: hub.example\r\n\r\n")
+        answer = await client.answer()
+        assert (answer.status, b"uvicorn is not installed" in answer.body) == (502, True)
+    await apps.close()
 
 
 @pytest.mark.parametrize("spell", [str, str.lower, str.upper, lambda name: name.replace("-", "_")])

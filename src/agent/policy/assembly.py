@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+from importlib.util import find_spec
 from typing import Any
 
 from ..config.schema import AgentConfig
@@ -170,7 +171,7 @@ def make_policy(
     if trust is not None and not isinstance(trust.generation, int):
         expected = f"must have a generation that is a whole number, not {type(trust.generation).__name__}"
         raise ConfigError("certificate_provider", "argument", expected)
-    app = load_reference("app", config.app) if isinstance(config.app, str) else config.app
+    app = _load_app(config)
     if router is None and not config.static_routes and app is None:
         if processor is None and not reviewed and _serves_connect_alone(config):
             router = StaticRouter((), config.cluster_name)
@@ -216,6 +217,13 @@ def _kubernetes_policy(
         processor = kubernetes.processor
     assert processor is not None
     return Policy(router, processor, trust, services=services, kubernetes=kubernetes)
+
+
+def _load_app(config: AgentConfig) -> Any:
+    """The application of the configuration, or None. Raises ConfigError, also without the extra that serves it."""
+    if config.app is not None and find_spec("uvicorn") is None:
+        raise ConfigError("app", "argument", "the extra is missing (pip install 'fastpipe-agent[asgi]')")
+    return load_reference("app", config.app) if isinstance(config.app, str) else config.app
 
 
 def _serves_connect_alone(config: AgentConfig) -> bool:

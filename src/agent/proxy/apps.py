@@ -38,8 +38,9 @@ class _App:
         self._stop = asyncio.Event()
 
     async def listener(self) -> Any:
-        """Return the app's fastpipe.Listener after its lifespan startup. Raises RuntimeError if the startup failed.
+        """Return the app's fastpipe.Listener after its lifespan startup.
 
+        Raises RuntimeError if the startup failed, and ImportError without uvicorn.
         If cancelled, the startup continues for the next caller.
         """
         if self._listener is None:
@@ -49,8 +50,11 @@ class _App:
 
     async def _serve(self, listener: asyncio.Future[Any]) -> None:
         """One task from the lifespan's startup to its shutdown: what an app opens in one, it closes in the same."""
-        from fastpipe.asgi import serve
-
+        try:
+            from fastpipe.asgi import serve
+        except ImportError as error:
+            _fail(listener, error)
+            return
         try:
             # uvicorn's access log has query strings: tokens, too.
             async with serve(self._app, trust_forwarded_fields=True, access_log=False) as serving:
@@ -71,6 +75,9 @@ class _App:
         try:
             listener = await self.listener()
             transport, _ = await listener.connect(lambda: protocol)
+        except ImportError as error:
+            reason = "the agent cannot serve applications, because uvicorn is not installed"
+            raise TargetError(502, reason, stage="connect", fault="agent") from error
         except (RuntimeError, OSError) as error:
             raise TargetError(502, "the application could not be started", stage="connect") from error
         return cast(asyncio.Transport, transport)
