@@ -181,7 +181,7 @@ class PolicyError(AgentError):
 
 
 class Redirected(AgentError):
-    """Raised by the hub's own router: nobody's fault. The client gets a 308 to `location`, a path with its query."""
+    """Raised by our own routers: nobody's fault. The client gets a 308 to `location`, a path with its query."""
 
     def __init__(self, location: bytes) -> None:
         super().__init__("redirected")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agent.errors import ConfigError, Refused
+from agent.errors import ConfigError, Redirected, Refused
 from agent.messages import RequestHead, Target
 from agent.policy.router import AppRouter, KubernetesRouter, Router, StaticRouter
 from agent.syntax import Route
@@ -21,9 +21,9 @@ def anything(namespace: bytes, service: bytes, port: int) -> bool:
     return True
 
 
-def head(target: str | bytes) -> RequestHead:
+def head(target: str | bytes, method: str = "GET") -> RequestHead:
     raw = target if isinstance(target, bytes) else target.encode("latin-1")
-    return RequestHead("GET", raw, "1.1", [(b"Host", b"hub")], conn_id=1, cluster="c1")
+    return RequestHead(method, raw, "1.1", [(b"Host", b"hub")], conn_id=1, cluster="c1")
 
 
 def outcome(router: Router, target: str | bytes) -> str | int:
@@ -271,10 +271,58 @@ ROUTES = [
 def test_longest_prefix_of_whole_segments_wins(path: str, expected: str) -> None:
     for routes in (ROUTES, list(reversed(ROUTES))):
         wanted = Target(expected)
-        found = StaticRouter(routes, "c1").route(head("/c1" + path))
+        found = StaticRouter(routes, "c1").route(head("/c1" + path, "POST"))
         assert (found.url, found.path, found.authority) == (wanted.url, wanted.path, wanted.authority)
         if path.startswith("/"):
-            assert StaticRouter(routes, None).route(head(path)).url == wanted.url
+            assert StaticRouter(routes, None).route(head(path, "POST")).url == wanted.url
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    ("cluster", "public", "path", "location"),
+    [
+        ("c1", "/c1", "/c1/files", "/c1/files/"),
+        ("c1", "/c1", "/c1/files?a=/b&c=//d", "/c1/files/?a=/b&c=//d"),
+        ("c1", "", "/c1/files", "/files/"),
+        ("c1", "/outer/c1", "/c1/files/deep", "/outer/c1/files/deep/"),
+        (None, "", "/files?", "/files/?"),
+    ],
+)
+def test_a_prefix_without_its_slash_is_redirected(
+    method: str, cluster: str | None, public: str, path: str, location: str
+) -> None:
+    """The page's relative links would leave the route."""
+    router = StaticRouter([("/files", "http://h"), ("/files/deep/", "http://d/")], cluster)
+    for _ in range(2):
+        asked = head(path, method)
+        asked.prefix = public
+        with pytest.raises(Redirected) as caught:
+            router.route(asked)
+        assert caught.value.location == location.encode()
+        assert router.route(head(path, "POST")).path.startswith(b"/")  # and it is not kept for the next GET
+    assert router.route(head(path.replace("?", "/?") if "?" in path else path + "/")).path[:1] == b"/"
+
+
+def test_a_websocket_at_a_prefix_is_not_redirected() -> None:
+    asked = head("/c1/ws")
+    asked.headers.append((b"Sec-WebSocket-Key", b"dGhlIHNhbXBsZSBub25jZQ=="))
+    assert StaticRouter([("/ws", "http://h")], "c1").route(asked).url == "http://h/"
+
+
+@pytest.mark.parametrize(
+    ("route", "path", "expected"),
+    [
+        (Route("/", "http://h"), "/c1", "http://h/"),
+        (Route("/health", "http://h/health"), "/c1/health", "http://h/health"),
+        (Route("/a", "http://h", strip_prefix=False), "/c1/a", "http://h/a"),
+        (Route("/a", "http://h", rewrite=False), "/c1/a", "http://h/"),
+        (Route("//a", "http://h"), "/c1//a", "http://h/"),
+    ],
+)
+def test_other_paths_are_not_redirected(route: Route, path: str, expected: str) -> None:
+    """Neither one resource, nor a path that the target sees, nor a route whose URLs must not be corrected."""
+    router = StaticRouter([route], "c1")
+    assert [router.route(head(path)).url for _ in range(2)] == [expected] * 2
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,9 @@ def started_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.asynccontextmanager
-async def agents_of(grpc_port: int, *, is_base: bool = False, **targets: str) -> AsyncIterator[dict[str, Agent]]:
+async def agents_of(
+    grpc_port: int, *, is_base: bool = False, prefix: str = "/", **targets: str
+) -> AsyncIterator[dict[str, Agent]]:
     """An agent for each cluster by name, with its target's URL. is_base: agents without our extensions."""
     running = {}
     try:
@@ -54,7 +56,7 @@ async def agents_of(grpc_port: int, *, is_base: bool = False, **targets: str) ->
                 hub_address=f"127.0.0.1:{grpc_port}",
                 cluster_name=name.replace("_", "-"),
                 insecure=True,
-                routes=(f"/={url}",),
+                routes=(f"{prefix}={url}",),
                 use_memory_comm=True,
             )
             if is_base:
@@ -114,6 +116,19 @@ async def test_each_clusters_host_is_an_origin(files: Files, is_base: bool) -> N
         assert seen(two) == ["GET /idn"]
         assert (await user(f"c1.{DOMAIN}", "/", "-X", "OPTIONS", "--request-target", "*"))[0] == 204
         assert seen(one) == ["GET /same"]
+
+
+async def test_a_routes_prefix_without_its_slash_is_redirected(files: Files) -> None:
+    async with (
+        running_origin() as origin,
+        running_hub(http_cert_file=files.cert, **BY_HOST) as (grpc_port, http_port),
+        agents_of(grpc_port, prefix="/files", c1=origin.url),
+    ):
+        user = User(http_port, files.ca)
+        status, head, _ = await user(f"c1.{DOMAIN}", "/files?q=1", "--max-redirs", "0")
+        assert (status, "\r\nLocation: /files/?q=1\r\n" in head) == (308, True)
+        assert (await user(f"c1.{DOMAIN}", "/files/?q=1"))[0] == 200
+        assert seen(origin) == ["GET /?q=1"]
 
 
 async def test_other_hosts_are_refused_and_the_connection_closes(files: Files) -> None:

@@ -91,6 +91,19 @@ async def test_redirects_of_a_real_app_stay_behind_the_hub(cluster: Cluster, sta
                 assert answer.url.path == f"{root}{prefix}/slash/"
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_prefix_without_its_slash_is_redirected_for_relative_links(
+    cluster: Cluster, webdav: NginxServer, method: str
+) -> None:
+    async with routed(cluster, {"prefix": "/own", "url": webdav.url}) as (whole, client):
+        for query in ("", "?q=/x"):
+            public = f"/{whole.cluster}/own"
+            async with client.request(method, f"{whole.url}/own{query}", allow_redirects=False) as answer:
+                assert (answer.status, answer.headers["Location"]) == (308, f"{public}/{query}")
+        async with client.put(f"{whole.url}/own", data=b"content", allow_redirects=False) as answer:
+            assert answer.status == 409  # nginx's own response: a PUT needs a file's name
+
+
 async def test_cookies_and_other_fields_get_the_prefix_of_the_route(cluster: Cluster, starlette_port: int) -> None:
     async with routed(cluster, {"prefix": "/app", "url": f"http://127.0.0.1:{starlette_port}"}) as (whole, client):
         public = f"/{whole.cluster}/app"

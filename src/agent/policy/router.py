@@ -16,7 +16,7 @@ import functools
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
-from ..errors import ConfigError, Refused
+from ..errors import ConfigError, Redirected, Refused
 from ..messages import RequestHead, Target
 from ..syntax import Route, check_label, check_route, is_label, split_target
 from .rewriting import Rewriter
@@ -28,6 +28,9 @@ _API_NAMESPACES = b"/api/v1/namespaces/"
 
 _KEPT_TARGETS = 1024  # raw targets whose Target is kept, and how long they may be: at most some hundred KiB
 _KEPT_BYTES = 256
+
+_REDIRECTED = ("GET", "HEAD")
+"""Methods of requests that are redirected to the root of a route. Clients repeat other requests only if asked to."""
 
 
 @runtime_checkable
@@ -81,9 +84,11 @@ class _Entry:
     prefix: b"" for "/", so that all prefixes end alike.
     stripped: the part of it that the target does not see.
     above: the URL's path, which the target sees in front.
+    is_moved: a request for the prefix itself is one for `/` at the target. So the links of its page are relative to
+        the prefix with a slash.
     """
 
-    __slots__ = ("above", "prefix", "stripped", "target")
+    __slots__ = ("above", "is_moved", "prefix", "stripped", "target")
 
     def __init__(self, route: Route, http2: bool, leads_here: Callable[[_Entry, bytes], bool]) -> None:
         """Set up the route. Raises ValueError.
@@ -94,6 +99,9 @@ class _Entry:
         self.prefix = route.prefix.rstrip("/").encode("ascii")
         self.stripped = self.prefix if route.strip_prefix else b""
         self.above = Target(route.url).path.rstrip(b"/")
+        # By host, a prefix that begins with two slashes would name another host.
+        is_safe = not self.stripped.startswith(b"//")
+        self.is_moved = bool(self.stripped) and not self.above and route.rewrite and is_safe
         rewriter = Rewriter(self.stripped, self.above, functools.partial(leads_here, self))
         self.target = Target(
             route.url,
@@ -111,7 +119,7 @@ class StaticRouter:
 
     The longest prefix of whole segments wins: `/api` matches `/api` and `/api/x`, not `/apix`. The URL's path replaces
     the prefix, or comes before the prefix if the route does not strip it. Trailing slashes of both are ignored, and an
-    empty result is `/`.
+    empty result is `/`. GET and HEAD of a prefix whose result is empty are redirected to the prefix with a slash.
     """
 
     def __init__(self, routes: Iterable[Route | tuple[str, str]], cluster: str | None, *, http2: bool = False) -> None:
@@ -135,25 +143,31 @@ class StaticRouter:
             found[entry.prefix] = entry
         # Two prefixes that match one path are prefixes of each other, so the longer text has more segments.
         self._routes = sorted(found.values(), key=lambda entry: -len(entry.prefix))
-        self._known: dict[bytes, Target] = {}  # recent decisions, which depend on the raw target alone
+        self._known: dict[bytes, Target] = {}  # recent decisions, if they depend on the raw target alone
 
     def route(self, request: RequestHead) -> Target:
-        """The target of the longest prefix. Raises Refused: 400, 421, and 404 where no prefix matches."""
-        target = self._known.get(request.target)
-        if target is None:
-            target = self._decide(request.target)
-            if len(request.target) <= _KEPT_BYTES:
-                if len(self._known) >= _KEPT_TARGETS:
-                    self._known.clear()
-                self._known[request.target] = target
-        return target
+        """The target of the longest prefix.
 
-    def _decide(self, target: bytes) -> Target:
-        path, query = self._paths.split(target)
+        Raises Refused: 400, 421, and 404 where no prefix matches. Raises Redirected for a prefix without its slash.
+        """
+        target = self._known.get(request.target)
+        return self._decide(request) if target is None else target
+
+    def _decide(self, request: RequestHead) -> Target:
+        path, query = self._paths.split(request.target)
         entry = self._find(path)
         if entry is None:
             raise Refused(404, "no route for this path")
-        return entry.target.with_path((entry.above + path[len(entry.stripped) :] or b"/") + query)
+        target = entry.target.with_path((entry.above + path[len(entry.stripped) :] or b"/") + query)
+        if entry.is_moved and path == entry.prefix:
+            if request.method in _REDIRECTED and not _opens_websocket(request):
+                raise Redirected(request.prefix.encode("ascii") + path + b"/" + query)
+            return target  # not kept, since GET of the same path is redirected
+        if len(request.target) <= _KEPT_BYTES:
+            if len(self._known) >= _KEPT_TARGETS:
+                self._known.clear()
+            self._known[request.target] = target
+        return target
 
     def _find(self, path: bytes) -> _Entry | None:
         for entry in self._routes:
@@ -164,6 +178,11 @@ class StaticRouter:
 
     def _leads_to(self, entry: _Entry, path: bytes) -> bool:
         return self._find(path) is entry
+
+
+def _opens_websocket(request: RequestHead) -> bool:
+    """Whether a request is the handshake of a WebSocket. Browsers follow no redirect there."""
+    return any(name.lower() == b"sec-websocket-key" for name, _ in request.headers)
 
 
 class AppRouter:
