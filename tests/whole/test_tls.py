@@ -19,6 +19,7 @@ import pytest
 import trustme
 from aiohttp import web
 
+from agent.cli.checks import run_checks
 from agent.x509.peer import whose_dates
 
 from ..own_responses import reason_of
@@ -142,6 +143,9 @@ MISTAKES = [
     ("by address", {"hub_ca_file": "ca", "host": "127.0.0.1"}, "(hub_server_name sets another name)"),
     ("plaintext", {"insecure": True}, "before its first byte. If it speaks TLS there, unset insecure"),
     ("tls", {"hub_ca_file": "ca", "plain": True}, "the hub doesn't speak TLS there (insecure dials in plaintext)"),
+    ("http port", {"hub_ca_file": "ca", "http": True}, "perhaps this is the hub's HTTP port"),
+    ("plain http port", {"hub_ca_file": "ca", "http": True, "plain": True}, "perhaps this is the hub's HTTP port"),
+    ("both plain", {"insecure": True, "http": True, "plain": True}, "perhaps this is the hub's HTTP port"),
 ]
 
 
@@ -150,12 +154,12 @@ MISTAKES = [
 async def test_what_is_wrong_with_a_dial_is_said_with_what_helps(
     given: dict[str, Any], said: str, files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
-    served = {} if given.get("plain") else {"grpc_cert_file": files.named, "grpc_key_file": ""}
+    served = {} if given.get("plain") else {"grpc_cert_file": files.named, "http_cert_file": files.named}
     config = {"insecure": given.get("insecure", False)}
     if "hub_ca_file" in given:
         config["hub_ca_file"] = files.ca
-    async with running_hub(**served) as (port, _):
-        address = f"{given.get('host', 'localhost')}:{port}"
+    async with running_hub(**served) as (port, http_port):
+        address = f"{given.get('host', 'localhost')}:{http_port if 'http' in given else port}"
         async with running_agent("memory", port, "http://127.0.0.1:9", hub_address=address, **config):
             await until(lambda: [each for each in caplog.records if said in each.getMessage()])
 
@@ -322,6 +326,23 @@ async def test_a_targets_certificate_is_named_in_the_log_once_and_not_to_its_cli
         assert told["target"] == target.removeprefix("https://")
         assert "the target's certificate (" in told["reason"]
         assert DATES[kind][2] in told["reason"]
+    server.close()
+
+
+@pytest.mark.loops("uvloop")
+async def test_a_target_of_an_unknown_ca_names_the_setting(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="agent.proxy.dial")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(files.named)
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+    target = f"https://localhost:{server.sockets[0].getsockname()[1]}"
+    said = "unable to get local issuer certificate (target_ca_file sets the trusted CAs)"
+    async with running_hub() as (port, http_port), running_agent("memory", port, target, insecure=True) as agent:
+        await agent.wait_ready()
+        await curl(f"http://127.0.0.1:{http_port}/c1/")
+        assert [each.__dict__["reason"] for each in caplog.records if each.name == "agent.proxy.dial"] == [said]
+        results = [str(each) async for each in run_checks(agent.agent.config)]
+    assert f"FAIL route /: TLS with {target.removeprefix('https://')} failed: {said}" in results
     server.close()
 
 

@@ -23,7 +23,7 @@ from ..tunnel.grpc import check_metadata
 from ..tunnel.packet import ControlCode
 from ..tunnel.session import Tunnel
 from ..tunnel.sizes import MESSAGE_BYTES, WINDOW_BYTES
-from ..x509.peer import whose_dates
+from ..x509.peer import verify_reason, whose_dates
 
 __all__ = ["Result", "run_checks"]
 
@@ -161,13 +161,23 @@ async def _resolved(what: str, host: str, port: int) -> Result:
 async def _target(what: str, target: Target, policy: Policy) -> Result:
     if target.scheme not in TLS_SCHEMES:
         return await _dialled(what, target.host, target.port, None)
-    return await _dialled(what, target.host, target.port, policy.ssl_context(target), needs_http2=target.scheme == "h2")
+    context, needs_http2 = policy.ssl_context(target), target.scheme == "h2"
+    return await _dialled(what, target.host, target.port, context, "target_ca_file", needs_http2=needs_http2)
 
 
 async def _dialled(
-    what: str, host: str, port: int, context: ssl.SSLContext | None, *, needs_http2: bool = False
+    what: str,
+    host: str,
+    port: int,
+    context: ssl.SSLContext | None,
+    ca_setting: str = "",
+    *,
+    needs_http2: bool = False,
 ) -> Result:
-    """A connection, TLS included, that is closed again. needs_http2: its peer must choose HTTP/2 by ALPN."""
+    """A connection, TLS included, that is closed again.
+
+    ca_setting: the setting with the context's CAs, if one has. needs_http2: the peer must choose HTTP/2 by ALPN.
+    """
     where = str(Address(host, port))
     offered: Any = OfferedContext(context, ["h2"]) if context is not None and needs_http2 else context
     try:
@@ -178,7 +188,7 @@ async def _dialled(
     except TimeoutError:
         return Result(False, what, f"{where} gave no connection within {DIAL_TIMEOUT_S:g} s")
     except ssl.SSLError as error:
-        reason = getattr(error, "verify_message", "") or error.reason or error
+        reason = verify_reason(error, ca_setting)
         loop = asyncio.get_running_loop()
         whose = await whose_dates(
             error, "the target", host, lambda reader: loop.create_connection(lambda: reader, host, port)

@@ -49,7 +49,7 @@ from ..errors import WireError
 from .coalescing import ReceiveCoalescing
 from .control_frame_limiter import ControlFrameLimiter
 from .data_plane import DataPlane
-from .errors import ErrorCode, GoAwayError, StreamReset, StreamsExhausted
+from .errors import ErrorCode, GoAwayError, OtherProtocolError, StreamReset, StreamsExhausted
 from .frames import ACK, END_STREAM, HEADERS, PING, PRIORITY, ByteSink, bare_headers
 from .framing import (
     DATA,
@@ -359,7 +359,7 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
             return
         tls = transport.get_extra_info("ssl_object")
         if tls is not None and self._checks_alpn and tls.selected_alpn_protocol() != "h2":
-            self._error = WireError("TLS: the peer did not choose h2 by ALPN")
+            self._error = OtherProtocolError("TLS: the peer did not choose h2 by ALPN")
             self._says_goaway = False  # it would not understand one
             self.close()
             return

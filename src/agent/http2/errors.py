@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import enum
 
-from ..errors import AgentError
+from ..errors import AgentError, WireError
 from ..syntax import readable
 
-__all__ = ["ErrorCode", "GoAwayError", "StreamReset", "StreamsExhausted", "code_name"]
+__all__ = ["ErrorCode", "GoAwayError", "OtherProtocolError", "StreamReset", "StreamsExhausted", "code_name"]
 
 
 class ErrorCode(enum.IntEnum):
@@ -63,3 +63,7 @@ class GoAwayError(AgentError):
         super().__init__(f"the peer sent GOAWAY {code_name(code)}, last stream {last_stream_id}{text}")
         self.code = code
         self.last_stream_id = last_stream_id
+
+
+class OtherProtocolError(WireError):
+    """The peer does not speak HTTP/2 on this port."""

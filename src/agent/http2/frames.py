@@ -9,7 +9,7 @@ import struct
 from typing import Protocol
 
 from ..errors import WireError
-from .errors import ErrorCode
+from .errors import ErrorCode, OtherProtocolError
 
 __all__ = ["ByteSink", "FrameHandler", "frame", "frame_name"]
 
@@ -138,7 +138,9 @@ def no_preface() -> WireError:
 
 
 def no_settings(kind: int) -> WireError:
-    return WireError(f"HTTP/2: the first frame is {frame_name(kind)}, not SETTINGS (is the peer speaking HTTP/2?)")
+    return OtherProtocolError(
+        f"HTTP/2: the first frame is {frame_name(kind)}, not SETTINGS (is the peer speaking HTTP/2?)"
+    )
 
 
 def frame_too_large(kind: int, length: int, limit: int) -> WireError:

@@ -16,7 +16,7 @@ from ..errors import HubError, Party, TargetError
 from ..messages import Target
 from ..runtime.deadlines import timeout
 from ..syntax import Address
-from ..x509.peer import whose_dates
+from ..x509.peer import verify_reason, whose_dates
 from .shortage import connect_error, is_shortage, lacks_descriptors, most_telling
 
 __all__ = ["dial", "resolve", "within"]
@@ -186,6 +186,6 @@ async def _tell_of_certificate(target: Target, error: ssl.SSLCertVerificationErr
         await asyncio.get_running_loop().create_connection(lambda: reader, target.host, target.port)
 
     whose = await whose_dates(error, "the target", target.host, again)
-    reason = error.verify_message.rstrip(".") + (f": {whose}" if whose else "")
+    reason = f"{verify_reason(error, 'target_ca_file')}{whose and f': {whose}'}"
     extra = {"target": str(Address(target.host, target.port)), "stage": "tls", "fault": "target", "reason": reason}
     logger.info("a target's certificate was not accepted", extra=extra)  # beside the request's own WARNING

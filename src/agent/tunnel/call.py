@@ -20,11 +20,12 @@ from ssl import SSLContext
 
 from ..errors import HubError, WireError
 from ..http2.connection import Http2Connection
+from ..http2.errors import OtherProtocolError
 from ..http2.heads import Headers
 from ..http2.stream import Http2Stream
 from ..runtime.deadlines import CATCH_UP_S, LATE_S
 from ..syntax import Address
-from ..x509.peer import TIMEOUT_S, fault_of_own, has_wrong_dates, whose_dates
+from ..x509.peer import TIMEOUT_S, fault_of_own, has_wrong_dates, verify_reason, whose_dates
 from .budget import SharedBudget, SparedAccount
 from .connect import Proxy, connect
 from .features import GOAWAY, read_features, write_features
@@ -56,12 +57,11 @@ _REFUSALS = {
 }
 """TLS alerts (RFC 8446, section 6.2) with which a hub rejects our certificate, and their meaning."""
 
-_HINTS = dict.fromkeys((18, 19, 20, 21), "hub_ca_file sets the trusted CAs") | dict.fromkeys(
-    (62, 64), "hub_server_name sets another name"
-)
-"""The advice for a rejected certificate of a hub, by OpenSSL's codes (x509_vfy.h).
+_WRONG_NAME = (62, 64)
+"""OpenSSL's codes of a certificate for another name or address (x509_vfy.h)."""
 
-The codes are: an unknown, self-signed or missing issuer, a leaf alone, a wrong name or address."""
+_WRONG_PORT = "perhaps this is the hub's HTTP port (grpc_address of the hub is the agents' port)"
+"""The advice if a hub speaks no tunnel on the port that was dialled."""
 
 _ASK_AGAIN_S = 60.0
 """How long a hub isn't asked again for the dates of its certificate: a dial fails each second at first."""
@@ -433,9 +433,10 @@ class Call:
             # Later it is about a message that was too long (wire.md, "agent → hub, DATA").
             full = refused and status.code == Status.RESOURCE_EXHAUSTED
             cause = "rejected" if rejected else "full" if full else "ended"
+            hint = f"; {_WRONG_PORT}" if refused and status.code == Status.UNIMPLEMENTED else ""
             self.fail(
                 HubError(
-                    f"the hub closed the tunnel with {status}",
+                    f"the hub closed the tunnel with {status}{hint}",
                     retryable=not (rejected or full),
                     cause=cause,
                     pushback_s=status.pushback_s if status.code == Status.UNAVAILABLE else None,
@@ -451,18 +452,18 @@ class Call:
 def _tls_reason(error: ssl.SSLError) -> object:
     """Why a handshake failed, and what may be done about it here."""
     if error.reason == "WRONG_VERSION_NUMBER":
-        return "the hub doesn't speak TLS there (insecure dials in plaintext)"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        hint = _HINTS.get(error.verify_code, "")
-        return error.verify_message.rstrip(".") + (f" ({hint})" if hint else "")
-    return error.reason or error
+        return f"the hub doesn't speak TLS there (insecure dials in plaintext), or {_WRONG_PORT}"
+    reason = verify_reason(error, "hub_ca_file")
+    is_wrong_name = isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _WRONG_NAME
+    return f"{reason} (hub_server_name sets another name)" if is_wrong_name else reason
 
 
 def _hub_error(error: Exception | None) -> HubError:
     if isinstance(error, HubError):
         return error
     if isinstance(error, WireError):
-        return HubError(f"the hub broke the protocol: {error}", cause="protocol")
+        hint = f"; {_WRONG_PORT}" if isinstance(error, OtherProtocolError) else ""
+        return HubError(f"the hub broke the protocol: {error}{hint}", cause="protocol")
     if error is None:
         return HubError("the session is closed")
     if isinstance(error, OSError):

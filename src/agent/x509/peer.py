@@ -18,9 +18,11 @@ from typing import cast
 
 from .certificate import Certificate, in_pem, read_certificate
 
-__all__ = ["Reader", "fault_of_own", "has_wrong_dates", "whose_dates"]
+__all__ = ["Reader", "fault_of_own", "has_wrong_dates", "verify_reason", "whose_dates"]
 
 NOT_YET_VALID, HAS_EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID and …_HAS_EXPIRED (OpenSSL's x509_vfy.h)
+UNKNOWN_CA = frozenset((18, 19, 20, 21))
+"""OpenSSL's codes of an unknown, self-signed or missing issuer, and of a leaf alone (x509_vfy.h)."""
 TIMEOUT_S = 3.0
 MAX_HANDSHAKE_BYTES = 1 << 20
 
@@ -91,6 +93,14 @@ class Reader(asyncio.BufferedProtocol):
 
 
 Connect = Callable[[Reader], Awaitable[object]]
+
+
+def verify_reason(error: ssl.SSLError, ca_setting: str = "") -> object:
+    """Why a handshake failed. ca_setting: the setting of the trusted CAs, named if no such CA signed a certificate."""
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        return error.reason or error
+    reason = error.verify_message.rstrip(".")
+    return f"{reason} ({ca_setting} sets the trusted CAs)" if ca_setting and error.verify_code in UNKNOWN_CA else reason
 
 
 def has_wrong_dates(error: BaseException) -> bool:
