@@ -120,7 +120,7 @@ class Isolation:
         if len(self._warned) > MOST_WARNED:
             self._warned.popitem(last=False)
         logger.warning(
-            "cookies named __Host-… are dropped, because by path they reach every cluster",
+            "cookies whose names begin with __Host- are dropped, because by path they reach every cluster",
             extra={"cluster": cluster.decode("ascii", "replace"), "fault": "target", "limit": "cluster_from"},
         )
 
