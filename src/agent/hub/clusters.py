@@ -21,7 +21,7 @@ from ..errors import PolicyError, Redirected, Refused
 from ..messages import RequestHead
 from ..syntax import has_dot_segments, is_label, is_origin_form
 from ..x509.certificate import names_in_pem
-from .known_clusters import UNKNOWN, UNKNOWN_SEGMENT
+from .known_clusters import HEARD, UNKNOWN, UNKNOWN_SEGMENT
 
 __all__ = ["ByHost", "ByParser", "ByPath", "ClusterParser", "Clusters", "Located", "host_name", "warn_of_certificate"]
 
@@ -43,7 +43,9 @@ MOST_LOCATED = 1000
 """Clusters whose first segment is kept. A user may ask for any."""
 
 FOREIGN_HOST = "the hub does not serve this host: it must be <cluster>.%s"
-UNKNOWN_HOST = "the hub knows no such cluster: the host must be a cluster's name before the domain, as in <cluster>.%s"
+UNKNOWN_HOST = (
+    f"the hub knows no such cluster: the host must be a cluster's name before the domain, as in <cluster>.%s. {HEARD}"
+)
 PATH_RULE = "a name and a path in visible ASCII that begins with /, without #, backslashes and dot segments"
 
 _PORT = re.compile(r":[0-9]*\Z", re.ASCII)

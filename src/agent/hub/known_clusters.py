@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from ..errors import Refused
 
-__all__ = ["UNKNOWN", "UNKNOWN_SEGMENT", "KnownClusters"]
+__all__ = ["HEARD", "UNKNOWN", "UNKNOWN_SEGMENT", "KnownClusters"]
 
 REMEMBERED_S = 3600.0
 STARTING_S = 60.0
@@ -21,9 +21,11 @@ STARTING_S = 60.0
 MOST = 10_000
 """Clusters remembered without an agent: those seen last. Without tokens and certificates an agent may name any."""
 
-UNKNOWN = "the hub knows no cluster of this name"
+HEARD = "Its agent must have been connected within the last hour"
+UNKNOWN = f"the hub knows no cluster of this name: names are in lower case. {HEARD}"
 UNKNOWN_SEGMENT = (
-    "the hub knows no such cluster: the first segment of the path must be a cluster's name, as in /<cluster>/path"
+    "the hub knows no such cluster: the first segment of the path must be a cluster's name in lower case, as in "
+    f"/<cluster>/path. {HEARD}"
 )
 ABSENT = "no agent is connected for this cluster"
 
