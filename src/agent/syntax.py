@@ -221,7 +221,8 @@ def parse_network(text: str) -> IpNetwork:
 
     A network of IPv4-mapped IPv6 addresses is the IPv4 one.
     """
-    wrong = ValueError(f"must be IP addresses or networks without host bits, as 10.0.0.0/8 or fd00::/8, not {text!r}")
+    rule = "must be IP addresses or networks without host bits, as 10.0.0.0/8 or fd00::/8 (names are not resolved)"
+    wrong = ValueError(f"{rule}, not {text!r}")
     if not _NETWORK.fullmatch(text):
         raise wrong
     try:

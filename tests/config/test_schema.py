@@ -247,7 +247,7 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     (HubConfig, {"cluster_parser": "x"}, "cluster_parser", "module:name"),
     (HubConfig, {"cluster_parser": 3}, "cluster_parser", "a function from a RequestHead"),
     (HubConfig, {"cluster_from": "header"}, "cluster_from", "one of path, host"),
-    (HubConfig, {"cluster_from": "host"}, "cluster_domain", "together with cluster_from = host"),
+    (HubConfig, {"cluster_from": "host"}, "cluster_from", "together with cluster_domain, the clusters' domain"),
     (HubConfig, {"cluster_domain": "a.example"}, "cluster_domain", "together with cluster_from = host"),
     *[
         (HubConfig, {"cluster_from": "host", "cluster_domain": domain}, "cluster_domain", "must be a DNS name")
@@ -305,7 +305,7 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     (AgentConfig, {"connect_allow": ["a:1", "http://b:80/"]}, "connect_allow", "'http://b:80/'"),
     (AgentConfig, {"connect_allow": [443]}, "connect_allow", "must be text"),
     (HubConfig, {"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies", "without host bits, as 10.0.0.0/8"),
-    (HubConfig, {"trusted_proxies": "lb.example"}, "trusted_proxies", "not 'lb.example'"),
+    (HubConfig, {"trusted_proxies": "lb.example"}, "trusted_proxies", "(names are not resolved), not 'lb.example'"),
     (HubConfig, {"trusted_proxies": ["10.0.0.0/33", "::1", "fe80::1%eth0"]}, "trusted_proxies", "'fe80::1%eth0'"),
     (HubConfig, {"trusted_proxies": "10.0.0.0/255.0.0.0"}, "trusted_proxies", "IP addresses or networks"),
     (HubConfig, {"trusted_proxies": ["10.0.0.0/"]}, "trusted_proxies", "IP addresses or networks"),

@@ -465,8 +465,13 @@ class HubConfig(Checked):
         ),
         Rule(
             ("cluster_domain", "cluster_from"),
-            lambda domain, source: (source == "host") != bool(domain),
+            lambda domain, source: domain and source != "host",
             "must be set together with cluster_from = host",
+        ),
+        Rule(
+            ("cluster_from", "cluster_domain"),
+            lambda source, domain: source == "host" and not domain,
+            "must be set together with cluster_domain, the clusters' domain, as tunnel.example.com",
         ),
         Rule(
             ("cluster_parser", "cluster_from"),
