@@ -131,6 +131,7 @@ def test_an_app_without_its_extra_names_the_extra(command: str, code: int, tmp_p
         (["run", "--no-such-flag"], ["--no-such-flag"]),
         (["hub", "--grpc-address", "0.0.0.0:0"], ["grpc_address", "--allow-any-agent"]),
         (["hub", "--http-address", "nowhere"], ["http_address (from --http-address)"]),
+        (["hub", "--cluster-from", "host"], ["cluster_from (from --cluster-from)", "together with cluster_domain"]),
         (["hub", "--grpc-cert-file", "/none"], ["grpc_cert_file (from --grpc-cert-file)", "readable file"]),
         (["proxy", "--listen", "127.0.0.1:0"], ["route", "PREFIX=URL"]),
         (["proxy", "--listen", "127.0.0.1", "--route", "/=http://u:secret@h"], ["listen", "route", "user info"]),
@@ -270,6 +271,12 @@ def port_of(line: str, kind: str) -> int:
     found = re.fullmatch(rf"listening {kind} 127\.0\.0\.1:([0-9]+)", line)
     assert found, line
     return int(found[1])
+
+
+def test_every_interface_is_announced_as_a_star(log: Path) -> None:
+    """Other programs read HOST:PORT."""
+    with running(log, "proxy", "--listen", ":0", "--route", "/=http://127.0.0.1:9") as proxy:
+        assert re.fullmatch(r"listening proxy \*:[0-9]+", proxy.line())
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

@@ -22,8 +22,8 @@ __all__ = ["command"]
 def command(config_file: str, print_config: bool, **given: Any) -> None:
     """Run a hub: agents dial its gRPC port, users send requests for /<cluster>/… to its HTTP port.
 
-    Prints `listening grpc HOST:PORT` and `listening http HOST:PORT`. The first SIGTERM or SIGINT drains, the second
-    aborts.
+    Prints `listening grpc HOST:PORT` and `listening http HOST:PORT`. The host `*` is every interface. The first SIGTERM
+    or SIGINT drains, the second aborts.
 
     \b
     Example:

@@ -52,8 +52,11 @@ def announce(line: str) -> None:
 
 
 def announce_listening(kind: str, host: str, port: int) -> None:
-    """Announce a listening port. kind: "grpc", "http", "listener", "proxy" or "forward". port: 0 for a Unix socket."""
-    announce(f"listening {kind} {Address(host, port) if port else host}")
+    """Announce a listening port. kind: "grpc", "http", "listener", "proxy" or "forward".
+
+    host: "" is announced as `*`, every interface. port: 0 for a Unix socket.
+    """
+    announce(f"listening {kind} {Address(host or '*', port) if port else host}")
 
 
 def report(error: Exception, sources: Mapping[str, str] | None = None) -> int:

@@ -22,7 +22,8 @@ __all__ = ["command"]
 def command(config_file: str, print_config: bool, **given: Any) -> None:
     """Run the agent's proxy alone on a TCP port, with no cluster name in the paths, to try routes.
 
-    Prints `listening proxy HOST:PORT`. The first SIGTERM or SIGINT drains, the second aborts.
+    Prints `listening proxy HOST:PORT`. The host `*` is every interface. The first SIGTERM or SIGINT drains, the second
+    aborts.
 
     \b
     Example:
