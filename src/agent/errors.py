@@ -194,9 +194,12 @@ class Refused(AgentError):
     status: 400 to 599.
     reason: shown to the client, so without secrets.
     fault, limit: for the log, as in TargetError. The default fault is the client's below 500, else the policy's.
+    cluster: the cluster of the request, for a hub's log.
     """
 
-    def __init__(self, status: int, reason: str, *, fault: Party | None = None, limit: str = "") -> None:
+    def __init__(
+        self, status: int, reason: str, *, fault: Party | None = None, limit: str = "", cluster: str = ""
+    ) -> None:
         if not 400 <= status <= 599:
             raise ValueError(f"status must be from 400 to 599, not {status}")
         super().__init__(f"{status} {reason}")
@@ -204,6 +207,7 @@ class Refused(AgentError):
         self.reason = reason
         self.fault: Party = fault or ("client" if status < 500 else "policy")
         self.limit = limit
+        self.cluster = cluster
 
 
 class Responded(AgentError):

@@ -18,7 +18,7 @@ GET = b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 def route(head: RequestHead) -> Target:
-    if head.target == b"/refused":
+    if head.target.startswith(b"/refused"):
         raise Refused(404, "no route for this path")
     if head.target == b"/bug":
         raise KeyError("a secret")
@@ -40,12 +40,14 @@ class Client(asyncio.Protocol):
 @pytest.mark.parametrize(
     ("sent", "fields"),
     [
-        (GET % b"refused", {"level": "info", "stage": "policy", "status": "404"}),
-        (GET % b"bug", {"level": "error", "stage": "policy", "status": "503"}),
+        (GET % b"refused", {"level": "info", "stage": "policy", "status": "404", "host": "a", "path": "/refused"}),
+        (GET % b"bug", {"level": "error", "stage": "policy", "status": "503", "method": "GET", "path": "/bug"}),
+        (GET % b"refused?secret", {"status": "404", "path": "/refused"}),
+        (GET % (b"refused/" + b"x" * 200), {"status": "404", "path": "/refused/" + "x" * 91}),
         (GET % b"", {"level": "warning", "stage": "connect", "status": "502", "target": "127.0.0.1:9"}),
         (b"GET / HTTP/3.0\r\n\r\n", {"level": "info", "stage": '"request head"', "status": "505"}),
     ],
-    ids=["refused", "bug", "unreachable", "malformed"],
+    ids=["refused", "bug", "query", "long", "unreachable", "malformed"],
 )
 async def test_a_failure_is_one_line_with_its_fields(
     caplog: pytest.LogCaptureFixture, sent: bytes, fields: dict[str, str]

@@ -58,6 +58,21 @@ async def test_a_cluster_whose_agent_left_is_still_known(cluster: Cluster) -> No
 
 
 @pytest.mark.usefixtures("started_long_ago")
+async def test_the_log_has_what_was_asked(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """Not the query, which may hold secrets. CONNECT has no path."""
+    caplog.set_level("INFO", "agent.proxy.refusals")
+    async with running_origin() as origin, cluster.running(origin.url) as whole:
+        await whole.agents.pop().stop()
+        await ask(f"{whole.url}/{'x' * 200}?secret")
+        await ask(f"http://127.0.0.1:{whole.http_port}/Upper/x")
+        found = [vars(each) for each in caplog.records if each.name == "agent.proxy.refusals"]
+        expected = {"peer": "127.0.0.1", "method": "GET", "host": f"127.0.0.1:{whole.http_port}", "stage": "policy"}
+        assert [{name: each.get(name) for name in expected} for each in found] == [expected] * 2
+        path = f"/{whole.cluster}/{'x' * 200}"[:100]
+        assert [(each.get("cluster"), each["path"]) for each in found] == [(whole.cluster, path), (None, "/Upper/x")]
+
+
+@pytest.mark.usefixtures("started_long_ago")
 async def test_a_cluster_that_the_token_file_names_is_known(cluster: Cluster, tmp_path: pathlib.Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("c1 a-token\n")

@@ -389,7 +389,7 @@ class Hub:
         session = self._newest_of(cluster, CONNECT)
         if session is None:
             if self._newest_of(cluster) is not None:
-                raise Refused(501, "the agent of this cluster does not serve CONNECT", fault="agent")
+                raise Refused(501, "the agent of this cluster does not serve CONNECT", fault="agent", cluster=cluster)
             raise self._known.refusal(cluster, hint=UNKNOWN)
         return Target("http://agent", connect=session.connect, cluster=cluster, party="agent")
 

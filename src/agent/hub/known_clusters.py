@@ -58,6 +58,6 @@ class KnownClusters:
         now_s = self._clock()
         is_starting = self._started_s is None or now_s - self._started_s < STARTING_S
         if is_starting or self._is_known(cluster) or now_s - self._seen_s.get(cluster, float("-inf")) <= REMEMBERED_S:
-            return Refused(503, ABSENT, fault="agent")
+            return Refused(503, ABSENT, fault="agent", cluster=cluster)
         self._seen_s.pop(cluster, None)
         return Refused(404, hint)

@@ -210,7 +210,7 @@ class Exchange:
 
     def _policy_failed(self, error: BaseException) -> None:
         self._end_upstream()
-        respond_to_policy(self.client, error)
+        respond_to_policy(self.client, error, self._received)
 
     # -- the request's way
 
