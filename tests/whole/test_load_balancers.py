@@ -9,17 +9,21 @@ import asyncio
 import contextlib
 import logging
 import pathlib
+import re
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import trustme
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from agent.config.schema import HubConfig
 from agent.hub.hub import Hub
+from agent.proxy.forwarded_fields import _NAMES
 from agent.proxy.origin import ClientOrigin
 
 from .whole_cluster import RunningAgent, running_hub
@@ -28,11 +32,16 @@ from .whole_peers import START_TIMEOUT_S, NginxServer, Origin, curl, free_port, 
 USER = "127.0.0.2"
 SPOOFED = "192.0.2.66"
 SPOOFS = ("-H", f"X-Real-IP: {SPOOFED}", "-H", f"X-Forwarded-Host: {SPOOFED}", "-H", "X-Forwarded-Proto: ftp")
-NAMES = ("X-Forwarded-Host", "X-Forwarded-Prefix", "X-Forwarded-User", "X-Request-Id")
-MORE_SPOOFS = tuple(word for name in NAMES for word in ("-H", f"{name}: /{SPOOFED}"))
+MORE_NAMES = (
+    *("X-Forwarded-Host", "X-Forwarded-Prefix", "X-Forwarded-User", "X-Forwarded-Groups", "X-Forwarded-Email"),
+    *("X-Client-Cert", "X-SSL-Client-Verify", "SSL-Client-S-DN", "X-Forwarded-Client-Cert", "X_Real_IP", "X.Real.IP"),
+)
+ALL_SPOOFS = tuple(
+    word for name in (*MORE_NAMES, *(each.decode() for each in _NAMES)) for word in ("-H", f"{name}: /{SPOOFED}")
+)
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "operating.md"
 TRUSTED: dict[str, Any] = {"trusted_proxies": ("127.0.0.1",)}
 BY_HEADER: dict[str, Any] = {**TRUSTED, "proxy_protocol": True}
-USERS_FIELDS = "^(x-(forwarded|real|client|remote|original|rewrite|ssl|request-id|scheme)|ssl-client|true-client)"
 STREAM_MODULE = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
@@ -80,6 +89,15 @@ def nginx_stream(directory: pathlib.Path, *directives: str) -> LoadBalancer:
     """
     command = ("nginx", "-c", str(directory / "config"), "-e", f"{directory}/error.log")
     return LoadBalancer(directory, port, config, *command)
+
+
+def page_blocks(words: str) -> Iterator[str]:
+    """The blocks of code in docs/operating.md behind these words."""
+    if not PAGE.exists():
+        pytest.skip("the checkout has no docs/operating.md")
+    _, found, text = PAGE.read_text(encoding="utf-8").partition(words)
+    assert found
+    yield from re.findall(r"^```\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -194,51 +212,74 @@ async def test_nginx_sends_the_users_address_in_a_proxy_header(
 
 
 async def test_haproxy_sends_the_users_address_in_a_field(tmp_path: pathlib.Path, origins: list[ClientOrigin]) -> None:
-    """In HTTP mode, with the configuration of docs/operating.md."""
+    """In HTTP mode, with the configuration of docs/operating.md. No forged field arrives."""
+    block = next(page_blocks("haproxy, with TLS at haproxy."))
+    lines = [line.strip() for line in block.splitlines()[1:] if "bind" not in line]
     async with hub_with_agent(**TRUSTED) as (port, target):
-        lines = (
-            "mode http",
-            f"http-request del-header {USERS_FIELDS} -m reg",
-            "http-request set-header X-Forwarded-For %[src]",
-            "http-request set-header X-Forwarded-Proto https",
-            "http-request set-header X-Forwarded-Port 443",
-            f"server hub 127.0.0.1:{port}",
-        )
+        lines[-1] = f"server hub 127.0.0.1:{port}"
         front = await asyncio.to_thread(haproxy, tmp_path, *lines)
         try:
-            await get(f"http://127.0.0.1:{front.port}", *SPOOFS, *MORE_SPOOFS)
+            await get(f"http://127.0.0.1:{front.port}", *SPOOFS, *ALL_SPOOFS)
             assert {(each.peer, each.is_trusted) for each in origins} == {("127.0.0.1", True)}
-            assert_fields(target, forwarded_for=f"{USER}, 127.0.0.1", proto="https", port=443)
+            assert_fields(target, forwarded_for=f"{USER}, 127.0.0.1", proto="https", port=front.port)
+            assert target.headers["host"] == target.headers["x-forwarded-host"] == f"127.0.0.1:{front.port}"
             assert SPOOFED not in "".join(target.headers.values())
         finally:
             await asyncio.to_thread(front.close)
 
 
-async def test_nginx_sends_the_users_address_in_a_field(tmp_path: pathlib.Path, origins: list[ClientOrigin]) -> None:
-    """With the configuration of docs/operating.md."""
+async def test_nginx_sends_the_users_address_in_a_field(
+    tmp_path: pathlib.Path, certificates: tuple[str, str], origins: list[ClientOrigin]
+) -> None:
+    """With the configuration of docs/operating.md, on another port than 443. No forged field arrives."""
+    blocks = page_blocks("nginx, with TLS at nginx, in its `http` block.")
+    http, fields = next(blocks), next(blocks)
+    (tmp_path / "users_fields.conf").write_text(fields)
+    ca, certificate = certificates
     async with hub_with_agent(**TRUSTED) as (port, target):
-        location = f"""
-            location / {{
-                proxy_pass http://127.0.0.1:{port};
-                proxy_http_version 1.1;
-                proxy_set_header Host $host;
-                proxy_set_header X-Forwarded-For $remote_addr;
-                proxy_set_header X-Forwarded-Proto $scheme;
-                proxy_set_header X-Forwarded-Port $server_port;
-                proxy_set_header X-Forwarded-Host $host;
-                proxy_set_header X-Forwarded-Prefix "";
-                proxy_set_header X-Request-Id $request_id;
-                proxy_set_header X-Forwarded-User "";
-            }}
-        """
-        front = await asyncio.to_thread(NginxServer, tmp_path, location)
+        for given, own in (
+            ("/etc/nginx/users_fields.conf", str(tmp_path / "users_fields.conf")),
+            ("/etc/nginx/hub.pem", certificate),
+            ("/etc/nginx/hub.key", certificate),
+            ("10.0.0.5:8080", f"127.0.0.1:{port}"),
+            ("listen 443 ssl;", "listen 127.0.0.1:TLS_PORT ssl;"),
+        ):
+            assert given in http
+            http = http.replace(given, own)
+        tls_port = free_port()
+        http = http.replace("TLS_PORT", str(tls_port))
+        front = await asyncio.to_thread(NginxServer, tmp_path / "nginx", "return 404;", beside=http)
         try:
-            await get(front.url, *MORE_SPOOFS)
+            await get(f"https://127.0.0.1:{tls_port}", "--cacert", ca, *SPOOFS, *ALL_SPOOFS)
             assert {(each.peer, each.is_trusted) for each in origins} == {("127.0.0.1", True)}
-            assert_fields(target, forwarded_for=f"{USER}, 127.0.0.1", proto="http", port=front.port)
+            assert_fields(target, forwarded_for=f"{USER}, 127.0.0.1", proto="https", port=tls_port)
+            assert target.headers["host"] == target.headers["x-forwarded-host"] == f"127.0.0.1:{tls_port}"
             assert SPOOFED not in "".join(target.headers.values())
         finally:
             await asyncio.to_thread(front.close)
+
+
+@pytest.mark.parametrize("proxies", [("127.0.0.1",), ("10.0.0.4", "127.0.0.1")], ids=["one", "two"])
+async def test_frameworks_find_the_user_before_the_trusted_proxies(proxies: tuple[str, ...]) -> None:
+    """With the lines of docs/web-apps.md. X-Forwarded-For has the user, then each trusted proxy."""
+    user = "203.0.113.9"
+    async with hub_with_agent(trusted_proxies=proxies) as (port, target):
+        sent = ", ".join((SPOOFED, user, *proxies[:-1]))
+        code, *_ = await curl("-H", f"X-Forwarded-For: {sent}", f"http://127.0.0.1:{port}/c1/")
+        forwarded = target.headers["x-forwarded-for"]
+    assert (code, forwarded) == (0, ", ".join((user, *proxies)))
+
+    flask = ProxyFix(lambda environ, start: [environ["REMOTE_ADDR"].encode()], x_for=1 + len(proxies))
+    environ = {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_FORWARDED_FOR": forwarded}
+    assert list(flask(environ, lambda *_: lambda data: None)) == [user.encode()]
+
+    scope: Any = {"type": "http", "client": ("127.0.0.1", 1), "scheme": "http"}
+    scope["headers"] = [(b"x-forwarded-for", forwarded.encode()), (b"x-forwarded-proto", b"https")]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["client"][0] == user
+
+    await ProxyHeadersMiddleware(app, trusted_hosts="127.0.0.1,10.0.0.4")(scope, None, None)  # type: ignore[arg-type]
 
 
 async def test_a_load_balancer_that_is_not_trusted_is_the_user(

@@ -127,9 +127,9 @@ async def until(state: Callable[..., Any], condition: Callable[..., bool] = bool
 
 
 class NginxServer:
-    """Debian's nginx on a free port. directives: of its one `server` block."""
+    """Debian's nginx on a free port. directives: of its `server` block. beside: blocks beside that one."""
 
-    def __init__(self, directory: pathlib.Path, directives: str) -> None:
+    def __init__(self, directory: pathlib.Path, directives: str, *, beside: str = "") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.port = free_port()
@@ -148,6 +148,7 @@ class NginxServer:
               client_max_body_size 0;
               default_type text/plain;
               server {{ listen 127.0.0.1:{self.port}; {directives} }}
+              {beside}
             }}
             """
         )
