@@ -9,6 +9,7 @@ from typing import cast
 
 from ..config.limits import ProxyLimits
 from ..errors import Party, Refused
+from ..http2.connection import Http2Connection
 from ..messages import RequestHead, Target
 from ..outcome import Outcome
 from .clock import Clock
@@ -16,7 +17,7 @@ from .context import OwnedConnection
 from .decision import Process, Route
 from .fixed_port import FixedPortConnection, FixedPortOwner
 from .metrics import RequestMetrics
-from .origin import ClientOrigin
+from .origin import ClientOrigin, Origin
 from .proxy import Proxy
 from .request_id import RequestIds
 from .server import ClientConnection
@@ -55,6 +56,7 @@ class ProxyPort(FixedPortOwner):
         self.owns_clients = proxy.owns_clients
         self.connections_limit = proxy.connections_limit
         self.requests_per_connection = 0
+        self.http2_max_streams = 0
         self.open_connections = 0
         self.opened_connections = 0
         self.refused_tunnels = 0
@@ -121,6 +123,11 @@ class ProxyPort(FixedPortOwner):
         self.open_connections += 1
         self.opened_connections += 1
         return self._proxy.opened(connection)
+
+    def speak_http2(
+        self, connection: OwnedConnection, outcome: Outcome | None, origin: Origin, is_served: bool
+    ) -> Http2Connection:
+        raise NotImplementedError("the port serves HTTP/1.1 alone")
 
     def forget(self, connection: OwnedConnection) -> None:
         self.open_connections -= 1
