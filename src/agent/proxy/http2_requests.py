@@ -19,6 +19,7 @@ import hashlib
 import os
 
 from ..config.limits import ProxyLimits
+from ..errors import AgentError
 from .forwarded_fields import receive
 from .headers import Fields
 from .heads import Fault, Request, malformed_head, parse_request
@@ -33,7 +34,7 @@ COLON = b":"[0]
 SCHEMES = frozenset((b"http", b"https"))
 
 
-class MalformedStream(Exception):
+class MalformedStream(AgentError):
     """A head that is malformed by HTTP/2's own rules: a stream error PROTOCOL_ERROR. reason: for the log."""
 
     def __init__(self, reason: str) -> None:

@@ -14,6 +14,7 @@ import re
 from hpack import NeverIndexedHeaderTuple
 
 from ..config.limits import ProxyLimits
+from ..errors import AgentError
 from ..http2.heads import Headers
 from .head_writer import WITH_CONTENT, TargetHead
 from .headers import SPECIAL, Fields
@@ -43,7 +44,7 @@ FIELD_OVERHEAD_BYTES = 4
 TRAILER_NAME = re.compile(TOKEN)
 
 
-class MalformedTrailers(Exception):
+class MalformedTrailers(AgentError):
     """A response's trailers break a rule. The text is fit for the client. limit: the setting, or ""."""
 
     def __init__(self, reason: str, limit: str = "") -> None:
