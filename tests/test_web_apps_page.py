@@ -24,7 +24,8 @@ FOLDER = Path(__file__).parent / "browser"
 def functions_of(path: Path) -> set[str]:
     """The tests of a module. It is not imported, since the default environment has no Chromium and no applications."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return {node.name for node in functions if node.name.startswith("test_")}
 
 
 def test_each_section_is_run_or_says_that_it_is_not() -> None:
