@@ -114,7 +114,8 @@ class Http2TargetConnection:
         return self.connection.open_stream(user, fields, ended=ended)
 
     def touched(self, stream: Http2TargetStream) -> None:
-        if stream not in self._touched:
+        if not stream.is_touched:
+            stream.is_touched = True
             self._touched.append(stream)
 
     def release(self) -> None:
@@ -130,6 +131,7 @@ class Http2TargetConnection:
         while touched:
             self._touched = []
             for stream in touched:
+                stream.is_touched = False
                 stream.deliver()
             touched = self._touched
 

@@ -105,6 +105,7 @@ class Http2TargetStream(UpstreamStream):
 
     connection: counts this stream already.
     reused: the connection has served a stream before.
+    is_touched: the connection calls `deliver` soon.
     """
 
     __slots__ = (
@@ -134,6 +135,7 @@ class Http2TargetStream(UpstreamStream):
         "_unsent_bytes",
         "_was_moved",
         "_websocket_key",
+        "is_touched",
     )
 
     def __init__(self, source: StreamSource, connection: TargetConnection, reused: bool) -> None:
@@ -142,6 +144,7 @@ class Http2TargetStream(UpstreamStream):
         self.reused = reused
         self.has_answered = False
         self.writing_paused = False
+        self.is_touched = False
         self._source = source
         self._connection: TargetConnection | None = connection
         self._stream: Http2Stream | None = None

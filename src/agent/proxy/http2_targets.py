@@ -57,6 +57,9 @@ class TargetsOwner(Protocol):
     def release(self, upstream: Any) -> None:
         """Take back a connection by HTTP/1.1."""
 
+    def lost(self, upstream: Any) -> None:
+        """Forget a closed connection by HTTP/1.1."""
+
     def start_clock(self) -> Clock:
         """The clock whose sweep calls `Http2Targets.sweep`."""
 
@@ -157,6 +160,8 @@ class Http2Targets:
 
     async def _find(self, target: Target, other_than: object) -> Any:
         """A connection with one stream counted, or one by HTTP/1.1."""
+        if self._closing:
+            raise self._closed_error()
         key = self._owner.key(target)
         group = self._groups.setdefault(key, _Group())
         connection = group.find(other_than)
@@ -255,6 +260,11 @@ class Http2Targets:
             return found
         except BaseException:
             negotiation.abort()
+            # uvloop calls no connection_lost where a dial is cancelled just behind connection_made.
+            if isinstance(negotiation.found, Http2TargetConnection):
+                self.lost(negotiation.found)
+            elif negotiation.found is not None:
+                self._owner.lost(negotiation.found)
             raise
 
     @staticmethod
@@ -306,7 +316,10 @@ class Http2Targets:
         """Give waiting requests what has room."""
         for waiter in list(group.waiters):
             connection = group.find(waiter.other_than)
-            if connection is not None:
+            if connection is None:
+                if waiter.other_than is None:
+                    return
+            else:
                 group.waiters.remove(waiter)
                 if not waiter.future.done():
                     connection.used += 1
@@ -342,12 +355,19 @@ class Http2Targets:
         idle = [connection for connection in self._open if not connection.used and not connection.is_closing]
         return min(idle, key=lambda connection: connection.idle_until, default=None)
 
+    @staticmethod
+    def _closed_error() -> TargetError:
+        return TargetError(503, "the agent is closing", stage="connect", fault="agent")
+
     async def close(self) -> None:
         """Close every connection and wait for the end of each. If cancelled, they still close."""
         self._closing = True
         for group in list(self._groups.values()):
             for task in list(group.dials):
                 task.cancel()
+            for waiter in group.waiters:
+                if not waiter.future.done():
+                    waiter.future.set_exception(self._closed_error())
         for connection in list(self._open):
             connection.abort()
         await self._closed.wait()
