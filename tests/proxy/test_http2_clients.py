@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from agent.http2.errors import ErrorCode
 from agent.http2.frames import PREFACE, SETTINGS, frame
-from agent.proxy import ClientOrigin
 
-from .http2_client import Http2Client, http2_client
+from .http2_client import Http2Client
+from .http2_stack import USER, opened
 
-USER = ClientOrigin(peer="192.0.2.7")
 SIZED = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Kind: sized\r\n\r\nOK"
-
-
-@contextlib.asynccontextmanager
-async def opened(stack: Any, to: Any, settings: bytes = b"", **options: Any) -> AsyncIterator[tuple[Any, Http2Client]]:
-    """A proxy that speaks HTTP/2, and a client of it."""
-    options.setdefault("http2_max_streams", 128)
-    async with stack(to, owns_clients=True, **options) as h:
-        h.client_origin = USER
-        raw = await h.open()
-        async with http2_client(raw.reader, raw.writer, settings) as client:
-            yield h, client
 
 
 async def test_a_get_and_a_post_are_relayed(stack: Any, origin: Any) -> None:

@@ -217,7 +217,8 @@ class Http2ClientConnection:
             self._stall.reset()
         elif self._stall.is_longer_than(limits.write_timeout_s, buffered_bytes, now):
             self._end(logging.WARNING, "the client takes nothing", "write", "limits.write_timeout_s")
-        elif not self._silence.look(now):
+            return
+        if not self._silence.look(now):
             self._end(logging.INFO, "the client did not reply to a PING", "connection", "")
 
     def _look_at_begun(self, now: float) -> None:
