@@ -46,6 +46,8 @@ COVERED_BY = {
     "agent/http2/errors": "http2/test_connection http2/test_framing",
     "agent/http2/frames": "http2/test_framing http2/test_connection",
     "agent/http2/heads": "http2/test_frame_errors",
+    "agent/http2/head_rules": "http2/test_frame_errors proxy/test_http2_hostile",
+    "agent/http2/lean_connection": "proxy/test_http2_clients proxy/test_http2_hostile",
     "agent/http2/liveness": "proxy/test_http2_hostile proxy/test_http2_targets",
     "agent/http2/peer_limits": "http2/test_connection proxy/test_http2_hostile",
     "agent/http2/sizes": "http2/test_receiving http2/test_socket_options",

@@ -262,7 +262,7 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         """Send GOAWAY NO_ERROR. Open streams finish, new ones are refused, and the last one closes the connection."""
         if not self.closing and self.state is not State.DRAINING:
             self._move(Event.DRAIN)
-            last = self._h2.highest_inbound_stream_id
+            last = self._last_opened
             self.flush()  # I1
             # Not by h2, which would then close the connection and its open streams.
             self._write(frame(GOAWAY, 0, 0, last.to_bytes(4, "big") + bytes(4)))
@@ -283,14 +283,18 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
             return
         if self._says_goaway:
             self._says_goaway = False
-            try:
-                self._h2.close_connection(code)
-            except h2.exceptions.ProtocolError:  # h2 has written a GOAWAY itself
-                pass
+            self._say_goaway(code)
         self.flush()
         transport.close()
         assert self._loop is not None
         self._linger = self._loop.call_later(LINGER_S, transport.abort)
+
+    def _say_goaway(self, code: int) -> None:
+        """Write a GOAWAY, before the connection closes."""
+        try:
+            self._h2.close_connection(code)
+        except h2.exceptions.ProtocolError:  # h2 has written a GOAWAY itself
+            pass
 
     def fail(self, error: Exception) -> None:
         """Close the connection for this error, and report it to every stream's user."""
@@ -618,7 +622,13 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         """Whether nobody has opened this stream yet."""
         if stream_id % 2 == 0:
             return True  # neither side pushes
-        return stream_id > (self._last_ours if self.client else self._h2.highest_inbound_stream_id)
+        return stream_id > (self._last_ours if self.client else self._last_opened)
+
+    @property
+    def _last_opened(self) -> int:
+        """The highest stream that the peer has opened."""
+        found: int = self._h2.highest_inbound_stream_id
+        return found
 
     def _ended_remotely(self, stream: Http2Stream, ended: bool) -> None:
         if ended:

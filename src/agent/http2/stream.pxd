@@ -51,6 +51,7 @@ cdef class Sender:
     cdef object _finish
 
     cpdef wake(self, Http2Stream stream)
+    cpdef charge(self, Http2Stream stream, long long size_bytes)
     cpdef uncork(self)
     cpdef credit(self, long long increment)
     cdef _schedule(self)

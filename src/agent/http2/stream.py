@@ -215,6 +215,17 @@ class Sender:
             self._round.append(stream)
         self._schedule()
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether the transport is full."""
+        return self._paused
+
+    def charge(self, stream: Http2Stream, size_bytes: int) -> None:
+        """Count DATA that was written beside the streams' turns, within both windows."""
+        stream.window -= size_bytes
+        self.window -= size_bytes
+        self.sent_bytes += size_bytes
+
     def uncork(self) -> None:
         """Send what came up while this was corked, without another turn of the event loop."""
         self.corked = False

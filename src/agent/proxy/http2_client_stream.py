@@ -15,11 +15,12 @@ S4. A response that is whole before its request ends the stream: END_STREAM, the
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from typing import Protocol, cast
 
 from ..errors import Party
 from ..http2.errors import ErrorCode
 from ..http2.framing import FrameWriter
+from ..http2.lean_connection import LeanConnection
 from ..http2.stream import Http2Stream
 from .client_side import ClientSide, ClientTunnel
 from .clock import NEVER, Stall
@@ -43,6 +44,11 @@ __all__ = ["HIGH_BYTES", "Http2ClientStream"]
 
 HIGH_BYTES = 128 * 1024
 """The most bytes of a response that wait on one stream before its target is read no more."""
+
+NO_TRAILERS: Fields = []
+
+WHOLE_BYTES = 16384
+"""The longest body that leaves with its head in one write. A larger one takes its stream's turns."""
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +85,7 @@ class Http2ClientStream(ClientSide):
         "_early",
         "_exchange",
         "_held",
+        "_http2",
         "_left",
         "_owner",
         "_request_paused",
@@ -99,6 +106,7 @@ class Http2ClientStream(ClientSide):
         self._connection = connection
         self._owner = owner
         self._stream = stream
+        self._http2 = cast(LeanConnection, stream.connection)
         self._writer = stream.writer
         self._exchange: Exchange | None = None  # the request in flight
         self._upgraded: ClientTunnel | None = None  # what came of it behind a 101 or a CONNECT's 200
@@ -291,16 +299,39 @@ class Http2ClientStream(ClientSide):
             # By HTTP/2 a 2xx opens the tunnel, whose bytes the client would take for frames.
             exchange.fail(502, "the target did not switch to websocket", "response head")
             return
-        self._connection.responds()
-        self._head(response.status, response_fields(response, length), ended and not pieces and not trailers)
+        fields = response_fields(response, length)
+        if ended and pieces and not trailers and self._send_whole(response.status, fields, pieces):
+            return
+        self._head(response.status, fields, ended and not pieces and not trailers)
         if not ended or pieces or trailers:
             self.send_body(pieces, ended, trailers)
 
+    def _send_whole(self, status: int, fields: Fields, pieces: list[Piece]) -> bool:
+        """Send a small response in one write. Returns whether that was possible."""
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        size = len(body)
+        if size > WHOLE_BYTES:
+            return False
+        self._begin_response(status)
+        self._stream.stops_peer = True  # S4
+        if type(body) is not bytes:
+            body = bytes(body)
+        if not self._http2.send_whole(self._stream, fields, body):
+            self._stream.stops_peer = False
+            return False
+        self._sent_bytes = size
+        return True
+
+    def _begin_response(self, status: int) -> None:
+        if not self.response_begun:
+            self._connection.responds()
+            self.response_begun = self._stream.responded = True
+            self._status = status
+            self._deadline = NEVER
+
     def _head(self, status: int, fields: Fields, ended: bool) -> None:
         """Send the head of the final response."""
-        self.response_begun = self._stream.responded = True
-        self._status = status
-        self._deadline = NEVER
+        self._begin_response(status)
         if ended:
             self._stream.stops_peer = True  # S4
         self._stream.send_headers(fields, end_stream=ended)
@@ -347,10 +378,9 @@ class Http2ClientStream(ClientSide):
             body = b""
         if metrics is not None:
             metrics.own[status // 100] += 1
-        self._connection.responds()
         self._head(status, own_response_fields(status, head), not body)
         if body:
-            self.send_body([body], True, [])
+            self.send_body([body], True, NO_TRAILERS)
         self._drop_exchange()
 
     def abort_response(self) -> None:

@@ -59,6 +59,9 @@ class Http2RequestReader:
 
     __slots__ = (
         "_last",
+        "_last_ended",
+        "_last_fields",
+        "_last_limits",
         "_origin",
         "_serves_connect",
         "has_length",
@@ -72,6 +75,9 @@ class Http2RequestReader:
         self._origin = origin
         self._serves_connect = serves_connect
         self._last: Request | None = None
+        self._last_fields: Fields | None = None  # those of `request`, if they may repeat
+        self._last_ended = False
+        self._last_limits: ProxyLimits | None = None
         self.request: Request | None = None
         self.own_target = self.request_id = self.websocket_key = b""
         self.has_length = False
@@ -80,14 +86,16 @@ class Http2RequestReader:
         """Read a head. `request` and `own_target` have the result.
 
         Args:
-            fields: as decoded, checked by `http2.heads.fault_of`.
+            fields: as decoded, checked by `http2.head_rules.fault_of`. The list never changes.
             ended: the head has END_STREAM.
 
         Raises:
             MalformedStream: HTTP/2's rules forbid the head.
             heads.Fault: the response to another head that can't be served.
         """
-        self.request = None
+        if fields is self._last_fields and ended == self._last_ended and limits is self._last_limits:
+            return  # the decoder gives the same list for a head that repeats
+        self.request = self._last_fields = None
         self.websocket_key = b""
         method = path = authority = protocol = b""
         crumbs: list[bytes] | None = None
@@ -150,6 +158,8 @@ class Http2RequestReader:
         self.request, self.own_target = request, target
         self.request_id = request.request_id
         self.has_length = has_length
+        if not protocol and request.block:
+            self._last_fields, self._last_ended, self._last_limits = fields, ended, limits
 
     def _framing(self, method: bytes, protocol: bytes, has_length: bool, ended: bool, out: list[bytes]) -> bytes:
         """The lines that HTTP/1.1 needs for the same message."""

@@ -43,5 +43,9 @@ def trailer_fields(trailers: Fields) -> Fields:
 
 def _end_to_end(response: Response) -> Fields:
     """The end-to-end fields with names in lower case."""
-    lines = response.lines[response.line_bytes :].split(b"\r\n")
-    return [(name.lower(), value) for name, _, value in (line.partition(b": ") for line in lines if line)]
+    fields: Fields = []
+    for line in response.lines[response.line_bytes :].split(b"\r\n"):
+        name, colon, value = line.partition(b": ")
+        if colon:
+            fields.append((name.lower(), value))
+    return fields
