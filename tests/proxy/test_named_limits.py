@@ -21,6 +21,7 @@ from ..own_responses import reason_of
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
 POST_CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+CALL = POST.replace(b"Host", b"Content-Type: application/grpc\r\nHost") % 1 + b"x"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"
 SIZED = b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -101,6 +102,8 @@ CASES = [
     Case("collect_bytes", 10, "target", b"GET / HTTP/1.0\r\n\r\n", CHUNKED + b"20\r\n" + bytes(32), status=502),
     Case("chunk_line_bytes", 100, "target", GET, CHUNKED + b"5;" + b"x" * 500, status=502),
     Case("trailer_bytes", 100, "target", GET, CHUNKED + b"2\r\nhi\r\n0\r\nX: " + b"y" * 500, status=502),
+    Case("grpc_trailer_bytes", 100, "target", CALL, CHUNKED + b"2\r\nhi\r\n0\r\nX: " + b"y" * 500, status=502),
+    Case("grpc_trailer_fields", 2, "target", CALL, CHUNKED + b"2\r\nhi\r\n0\r\n" + b"X: y\r\n" * 9, status=502),
 ]
 
 

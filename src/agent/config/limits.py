@@ -27,6 +27,7 @@ class ProxyLimits:
         request_fields: header lines of a request, else 431.
         leading_blank_lines: CRLFs before a request line.
         chunk_line_bytes, trailer_bytes, trailer_fields: of chunked bodies, in both directions.
+        grpc_trailer_bytes, grpc_trailer_fields: of the response to a gRPC call, instead of these two.
         pipelined_bytes: unread bytes behind the request in flight, before reading pauses.
     Responses:
         response_head_bytes: size of one response head.
@@ -34,7 +35,7 @@ class ProxyLimits:
         collect_bytes: size of a body without Content-Length for an HTTP/1.0 client, else 502.
     Clients:
         head_timeout_s: from a head's first byte to its last, else 408.
-        body_timeout_s: without a byte of an expected body, else 408.
+        body_timeout_s: without a byte of an expected body before the response head, else 408.
         keep_alive_s: idle time between requests.
         write_timeout_s: a write without progress, in either direction.
         drain_bytes, drain_s: how much of a request's body is read after its response, before the connection closes.
@@ -63,6 +64,8 @@ class ProxyLimits:
     chunk_line_bytes: int = 4 * KIB
     trailer_bytes: int = 8 * KIB
     trailer_fields: int = 64
+    grpc_trailer_bytes: int = 64 * KIB
+    grpc_trailer_fields: int = 256
     pipelined_bytes: int = 64 * KIB
     response_head_bytes: int = 256 * KIB
     informational_responses: int = 5

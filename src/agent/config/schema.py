@@ -120,7 +120,7 @@ class LimitsConfig(Checked):
         high=3600,
     )
     body_timeout_s: float = kind.seconds(
-        "time without a byte of an expected request body, else 408",
+        "time without a byte of an expected request body before the response head, else 408",
         default=_LIMITS.body_timeout_s,
         low=0.1,
         high=_DAY_S,

@@ -38,12 +38,11 @@ def read_fault(value: bytes) -> tuple[Party, str, str]:
     return fault, "" if limit == "-" else limit[:LIMIT_CHARS], reason[:PEER_CHARS]
 
 
-def log_fault(fields: dict[str, object], value: bytes, status: int, method: bytes) -> None:
+def log_fault(fields: dict[str, object], fault: Party, limit: str, reason: str, status: int, method: bytes) -> None:
     """Log that an agent responded with a failure, and whose fault it was.
 
-    fields: the request's, for the log. value: the value of the agent's field.
+    fields: the request's, for the log. fault, limit, reason: as `read_fault` returns them.
     """
-    fault, limit, reason = read_fault(value)
     extra: dict[str, object] = {
         **fields,
         "stage": "response head",

@@ -12,6 +12,7 @@ cdef class ChunkedDecoder:
     # the begun line, and what bounds it
     cdef public bytes _partial
     cdef public object _limits
+    cdef public bint _is_grpc
     # the end: bytes of the trailer section so far, its fields, and what came behind the body
     cdef public Py_ssize_t _trailer_bytes
     cdef public list trailers

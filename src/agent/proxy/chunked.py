@@ -56,14 +56,16 @@ class State(enum.Enum):
 class ChunkedDecoder:
     """Takes a chunked body as it arrives, gives its content. After a ChunkError it must not be fed again.
 
+    is_grpc: the trailers are those of a gRPC call, which have their own limits.
     done: the last chunk and its trailers were read. trailers: as received. rest: after `done`, what followed in the
     last feed.
     """
 
-    __slots__ = ("_left", "_limits", "_partial", "_state", "_trailer_bytes", "done", "rest", "trailers")
+    __slots__ = ("_is_grpc", "_left", "_limits", "_partial", "_state", "_trailer_bytes", "done", "rest", "trailers")
 
-    def __init__(self, limits: ProxyLimits) -> None:
+    def __init__(self, limits: ProxyLimits, is_grpc: bool = False) -> None:
         self._limits = limits
+        self._is_grpc = is_grpc
         self._state = State.LINE
         self._left = 0
         self._partial = b""
@@ -129,14 +131,14 @@ class ChunkedDecoder:
         else:
             start, shift = position, 0
         fresh = start + known - 1 if known else start
-        limit = self._limits.chunk_line_bytes if self._state is State.LINE else self._limits.trailer_bytes
+        limit = self._limits.chunk_line_bytes if self._state is State.LINE else self._most_trailer_bytes()
         end = raw.find(b"\r\n", fresh, start + limit + 2)
         if end < 0:
             partial = raw[start:]
             if STRAY_BREAK.search(partial, fresh - start, limit):
                 raise ChunkError("a line of the chunked coding doesn't end in CRLF")
             if len(partial) > limit + 1 or (len(partial) > limit and partial[limit:] != b"\r"):
-                name = "chunk_line_bytes" if self._state is State.LINE else "trailer_bytes"
+                name = "chunk_line_bytes" if self._state is State.LINE else self._limit("trailer_bytes")
                 raise ChunkError("a line of the chunked coding is too long", limit=f"limits.{name}")
             self._partial = partial
             return None, len(raw) + shift
@@ -158,11 +160,19 @@ class ChunkedDecoder:
         if match is None:
             raise ChunkError("malformed trailer field")
         self._trailer_bytes += len(line) + 2
-        if self._trailer_bytes > self._limits.trailer_bytes:
-            raise ChunkError("the trailers are too large", limit="limits.trailer_bytes")
-        if len(self.trailers) >= self._limits.trailer_fields:
-            raise ChunkError("the trailers are too many", limit="limits.trailer_fields")
+        if self._trailer_bytes > self._most_trailer_bytes():
+            raise ChunkError("the trailers are too large", limit=f"limits.{self._limit('trailer_bytes')}")
+        most = self._limits.grpc_trailer_fields if self._is_grpc else self._limits.trailer_fields
+        if len(self.trailers) >= most:
+            raise ChunkError("the trailers are too many", limit=f"limits.{self._limit('trailer_fields')}")
         self.trailers.append((match.group(1), match.group(2)))
+
+    def _most_trailer_bytes(self) -> int:
+        return self._limits.grpc_trailer_bytes if self._is_grpc else self._limits.trailer_bytes
+
+    def _limit(self, name: str) -> str:
+        """The name of a limit of these trailers."""
+        return f"grpc_{name}" if self._is_grpc else name
 
 
 def encode_chunk(pieces: list[bytes | memoryview]) -> list[bytes | memoryview]:

@@ -42,9 +42,18 @@ class ClientSide:
         is_delivering: the client side is working on input, and then calls `Exchange.uncork`.
         may_have_left: the client has sent its whole request and its FIN, so `target_moved` must be called.
         response_begun: a byte of the final response's head was sent.
+        carries_grpc: a request with gRPC's content type is a call (grpc.py). False: it is ordinary HTTP.
     """
 
-    __slots__ = ("conn_id", "is_delivering", "may_have_left", "request_id", "response_begun", "writing_paused")
+    __slots__ = (
+        "carries_grpc",
+        "conn_id",
+        "is_delivering",
+        "may_have_left",
+        "request_id",
+        "response_begun",
+        "writing_paused",
+    )
 
     def __init__(self, conn_id: int) -> None:
         self.conn_id = conn_id
@@ -53,6 +62,7 @@ class ClientSide:
         self.is_delivering = False
         self.may_have_left = False
         self.response_begun = False
+        self.carries_grpc = False
 
     def log_fields(self) -> dict[str, object]:
         """The first fields of a log line about the connection's last request."""
@@ -126,8 +136,11 @@ class ClientSide:
         """
         raise NotImplementedError
 
-    def abort_response(self) -> None:
-        """Cut the response short, visibly for the client. The exchange has ended."""
+    def abort_response(self, reason: str, limit: str) -> None:
+        """Cut the response short, visibly for the client. The exchange has ended.
+
+        reason, limit: as in `respond_with`, for a client whose protocol has a place for them.
+        """
         raise NotImplementedError
 
     def truncation(self) -> dict[str, int]:

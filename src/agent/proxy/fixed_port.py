@@ -160,7 +160,7 @@ class FixedPortConnection(ClientSide):
         """The agent refused the CONNECT. Its reason is in the body."""
         self._refused_status = response.status
         self._refusal = bytearray()
-        self._is_explained = bool(response.fault)
+        self._is_explained = bool(response.fault) and response.status >= 500  # as the exchange logs them
         self.send_body(pieces, ended, trailers)
 
     def send_body(self, pieces: list[Piece], ended: bool, trailers: Fields) -> None:
@@ -209,7 +209,7 @@ class FixedPortConnection(ClientSide):
         self._leave()
         self._reset(Stage.HEAD)
 
-    def abort_response(self) -> None:
+    def abort_response(self, reason: str, limit: str) -> None:
         """The tunnel was cut, or the agent's refusal. The reset shows that bytes are missing."""
         if self.metrics is not None:
             self.metrics.cut += 1

@@ -115,7 +115,7 @@ def drop_named(fields: Fields, options: frozenset[bytes]) -> Fields:
 
 
 def forwarded_trailers(fields: Fields) -> Fields:
-    """The trailer fields of a response that the proxy forwards."""
+    """The trailer fields of a response that the proxy forwards. `grpc.grpc_trailers`: those of a call."""
     return [field for field in fields if field[0].lower() not in NOT_A_TRAILER]
 
 

@@ -2,6 +2,7 @@
 cimport cython
 
 from agent.proxy.fast_parser cimport HeaderBlock
+from agent.proxy.grpc cimport is_grpc
 
 cdef bint USES_FAST_PARSER  # the default of `fast`
 cdef int ZERO
@@ -25,7 +26,7 @@ cdef class Request:
     cdef public str name
     cdef public list received
     cdef public bytes host
-    cdef public bint has_urls
+    cdef public bint has_urls, is_grpc
     # The user, and the lines that report the user to the target.
     cdef public str peer, scheme, public_host, prefix_text
     cdef public bytes prefix, request_id, forwarding

@@ -31,6 +31,7 @@ from .fast_parser import (
     plain_request_line,
     plain_status_line,
 )
+from .grpc import is_grpc
 from .headers import COMMON_OPTIONS, NO_OPTIONS, Fields, drop_named, elements, is_protected, tokens
 from .rules import (
     RULES,
@@ -231,6 +232,7 @@ class Request:
         upgrade: the protocols of its `Upgrade`, in order and spelling, joined by ", ", or b"".
         expects_continue: it waits for a 100.
         takes_trailers: it has `TE: trailers`.
+        is_grpc: its Content-Type is gRPC's.
         name, received: method and fields as the policy gets them, the latter with `Host`.
         has_urls: a field is in WITH_URLS.
         is_connect: the method is CONNECT, and the target a host and a port. Nothing follows it as a request.
@@ -251,6 +253,7 @@ class Request:
         "host",
         "is_1_0",
         "is_connect",
+        "is_grpc",
         "keep_alive",
         "length",
         "method",
@@ -285,6 +288,7 @@ class Request:
     upgrade: bytes
     expects_continue: bool
     takes_trailers: bool
+    is_grpc: bool
     has_urls: bool
     peer: str
     scheme: str
@@ -470,6 +474,7 @@ def parse_request(
     request.is_1_0 = is_1_0
     request.fields = lines.fields
     request.has_urls = lines.has_urls
+    request.is_grpc = is_grpc(request.fields)
     request.peer = request.public_host = ""
     request.scheme = "http"
     request.prefix_text = ""
@@ -637,7 +642,7 @@ def parse_response(head: bytes, fast: bool = USES_FAST_PARSER) -> Response:
     response.keep_alive = (not is_1_0 or b"keep-alive" in options) and b"close" not in options
     if b"upgrade" in special:
         response.upgrade = b",".join(elements(special[b"upgrade"]))
-    if response.status >= 500 and b"tunnel-fault" in special:
+    if response.status >= 400 and b"tunnel-fault" in special:
         response.fault = special[b"tunnel-fault"][0]
     lengths, codings = special.get(b"content-length"), special.get(b"transfer-encoding")
     if codings is not None or lengths is not None:

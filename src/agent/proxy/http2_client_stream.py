@@ -25,8 +25,9 @@ from ..http2.stream import Http2Stream
 from .client_side import ClientSide, ClientTunnel
 from .clock import NEVER, Stall
 from .context import ConnectionOwner
+from .grpc import failure_head, failure_trailers, is_grpc
 from .headers import Fields
-from .heads import ALLOW, CHUNKED, Fault, Response
+from .heads import ALLOW, CHUNKED, UNFRAMED, Fault, Response
 from .http2_requests import Http2RequestReader, MalformedStream, accept_of
 from .http2_responses import (
     CONTINUE_FIELDS,
@@ -86,6 +87,7 @@ class Http2ClientStream(ClientSide):
         "_exchange",
         "_held",
         "_http2",
+        "_is_grpc",
         "_left",
         "_owner",
         "_request_paused",
@@ -103,6 +105,7 @@ class Http2ClientStream(ClientSide):
         self.conn_id = connection.conn_id
         self.request_id = b""
         self.writing_paused = self.is_delivering = self.may_have_left = self.response_begun = False
+        self.carries_grpc = True
         self._connection = connection
         self._owner = owner
         self._stream = stream
@@ -110,6 +113,7 @@ class Http2ClientStream(ClientSide):
         self._writer = stream.writer
         self._exchange: Exchange | None = None  # the request in flight
         self._upgraded: ClientTunnel | None = None  # what came of it behind a 101 or a CONNECT's 200
+        self._is_grpc = False  # the request is a call, even if its head can't be served
         self._left = CHUNKED  # bytes of the body that Content-Length still owes, CHUNKED without one
         self._held: Piece = b""  # the body's last piece (S1)
         self._early: list[Piece] | None = None  # a tunnel's first bytes, before the tunnel is open
@@ -127,6 +131,7 @@ class Http2ClientStream(ClientSide):
         """Check the head, and begin the exchange, or respond here."""
         owner = self._owner
         self.request_id = b""
+        self._is_grpc = is_grpc(fields)
         try:
             reader.take(fields, ended, owner.limits)
             request, target = reader.request, reader.own_target
@@ -152,11 +157,11 @@ class Http2ClientStream(ClientSide):
         elif target == b"*":
             self.respond_with(204, "", fields=[(b"Allow", ALLOW)])
         elif not ended and self._left == 0:
-            self._deadline = owner.clock.later(owner.limits.body_timeout_s)  # S1: it starts with END_STREAM
+            self._await_body()  # S1: it starts with END_STREAM
         elif request.length == 0:
             exchange.start()
         else:
-            self._deadline = owner.clock.later(owner.limits.body_timeout_s)
+            self._await_body()
             self.is_delivering = True
             self._connection.corked.append(self)
             exchange.start()
@@ -167,6 +172,12 @@ class Http2ClientStream(ClientSide):
         if self._exchange is not None:
             self._exchange.uncork()
 
+    def _await_body(self) -> None:
+        """Set when the next byte of the request's body is due. A call's body, and one behind a response head, may take
+        any time."""
+        if not self._is_grpc and not self.response_begun:
+            self._deadline = self._owner.clock.later(self._owner.limits.body_timeout_s)
+
     def _refuse(self, fault: Fault) -> None:
         """Respond to a head that can't be served."""
         self.request_id = self._owner.request_ids.next()
@@ -176,7 +187,7 @@ class Http2ClientStream(ClientSide):
         if fault.limit:
             extra["limit"] = fault.limit
         logger.info(fault.reason, extra=extra)
-        self.respond_with(fault.status, fault.reason, fields=fault.fields)
+        self.respond_with(fault.status, fault.reason, fields=fault.fields, limit=fault.limit)
 
     def _malformed(self, reason: str, stage: str) -> None:
         """End the stream, because the client has broken a rule of HTTP/2's."""
@@ -204,8 +215,7 @@ class Http2ClientStream(ClientSide):
                 if self._left < 0:
                     self._malformed("the DATA are more than the Content-Length", "request body")
                     return
-            if not self.response_begun:
-                self._deadline = self._owner.clock.later(self._owner.limits.body_timeout_s)
+            self._await_body()
             if self._left == 0:
                 self._held = data
             else:
@@ -299,6 +309,8 @@ class Http2ClientStream(ClientSide):
             # By HTTP/2 a 2xx opens the tunnel, whose bytes the client would take for frames.
             exchange.fail(502, "the target did not switch to websocket", "response head")
             return
+        if self._is_grpc and length == 0:
+            length = UNFRAMED  # only a head, which gRPC knows by its END_STREAM
         fields = response_fields(response, length)
         if ended and pieces and not trailers and self._send_whole(response.status, fields, pieces):
             return
@@ -343,7 +355,7 @@ class Http2ClientStream(ClientSide):
             writer.append(piece)
         if ended:
             self._stream.stops_peer = True  # S4
-            self._stream.finish((trailer_fields(trailers) or None) if trailers else None)
+            self._stream.finish((trailer_fields(trailers, self._is_grpc) or None) if trailers else None)
         elif pieces:
             self._sending()
 
@@ -371,6 +383,9 @@ class Http2ClientStream(ClientSide):
         limit: str = "",
     ) -> None:
         owner, metrics = self._owner, self._connection.metrics
+        if self._is_grpc and status >= 300:
+            self._fail_call(status, reason, limit)
+            return
         if status == 503:
             fields = [*(fields or ()), (b"Retry-After", b"%d" % owner.limits.retry_after_s)]
         head, body = own_parts(status, reason, self.request_id, fields or [])
@@ -383,14 +398,26 @@ class Http2ClientStream(ClientSide):
             self.send_body([body], True, NO_TRAILERS)
         self._drop_exchange()
 
-    def abort_response(self) -> None:
+    def _fail_call(self, status: int, reason: str, limit: str) -> None:
+        """Respond to a call with a status of gRPC: a head, and nothing behind it."""
+        if self._connection.metrics is not None:
+            self._connection.metrics.own[status // 100] += 1
+        self._head(200, [(b":status", b"200"), *failure_head(status, reason, self.request_id, limit)], True)
+        self._drop_exchange()
+
+    def abort_response(self, reason: str, limit: str) -> None:
         code = ErrorCode.INTERNAL_ERROR
         if self._upgraded is not None:
             code = ErrorCode.CANCEL if self._websocket_key else ErrorCode.CONNECT_ERROR
         if self._connection.metrics is not None:
             self._connection.metrics.cut += 1
+        is_call = self._is_grpc and self._upgraded is None
         self._drop_exchange()
-        self._reset(code)
+        if is_call:
+            self._stream.stops_peer = True  # S4
+            self._stream.finish(failure_trailers(reason, self.request_id, limit))
+        else:
+            self._reset(code)
 
     def truncation(self) -> dict[str, int]:
         if not self.response_begun:
@@ -469,7 +496,7 @@ class Http2ClientStream(ClientSide):
             self._deadline = NEVER
             self._late()
         pending = self._writer.pending
-        if not pending:
+        if not pending or (self._is_grpc and self._exchange is not None):  # a call's client may read late
             self._stall.reset()
         elif self._stall.is_longer_than(self._owner.limits.write_timeout_s, self._sent_bytes - pending, now):
             self._stalled()

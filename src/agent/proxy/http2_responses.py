@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .grpc import grpc_trailers
 from .headers import Fields, forwarded_trailers
 from .heads import Response
 
@@ -36,8 +37,10 @@ def own_response_fields(status: int, fields: Fields) -> Fields:
     return [(b":status", b"%d" % status), *[(name.lower(), value) for name, value in fields]]
 
 
-def trailer_fields(trailers: Fields) -> Fields:
-    """The trailers that are sent on. They may be none."""
+def trailer_fields(trailers: Fields, is_grpc: bool) -> Fields:
+    """The trailers that are sent on. They may be none. is_grpc: they are those of a call."""
+    if is_grpc:
+        return [(name.lower(), value) for name, value in grpc_trailers(trailers)]
     return [(name.lower(), value) for name, value in forwarded_trailers(trailers) if name[:1] != b":"]
 
 

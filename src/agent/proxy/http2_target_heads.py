@@ -176,15 +176,19 @@ def _as_http1(fields: Headers, status: bytes) -> bytes:
     return b"".join(lines)
 
 
-def check_trailers(fields: Headers, limits: ProxyLimits) -> Fields:
-    """Check the trailers of a response as those of a chunked body are. Raises MalformedTrailers."""
-    if len(fields) > limits.trailer_fields:
-        raise MalformedTrailers("the trailers are too many", "limits.trailer_fields")
+def check_trailers(fields: Headers, limits: ProxyLimits, is_grpc: bool) -> Fields:
+    """Check the trailers of a response as those of a chunked body are. Raises MalformedTrailers.
+
+    is_grpc: they are those of a call, which have their own limits.
+    """
+    prefix = "limits.grpc_" if is_grpc else "limits."
+    if len(fields) > (limits.grpc_trailer_fields if is_grpc else limits.trailer_fields):
+        raise MalformedTrailers("the trailers are too many", f"{prefix}trailer_fields")
     size = 0
     for name, value in fields:
         size += len(name) + len(value) + FIELD_OVERHEAD_BYTES
         if TRAILER_NAME.fullmatch(name) is None or CONTROL.search(value):
             raise MalformedTrailers("malformed trailer field")
-    if size > limits.trailer_bytes:
-        raise MalformedTrailers("the trailers are too large", "limits.trailer_bytes")
+    if size > (limits.grpc_trailer_bytes if is_grpc else limits.trailer_bytes):
+        raise MalformedTrailers("the trailers are too large", f"{prefix}trailer_bytes")
     return fields

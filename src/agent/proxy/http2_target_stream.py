@@ -114,6 +114,7 @@ class Http2TargetStream(UpstreamStream):
         "_failure",
         "_head",
         "_informational",
+        "_is_grpc",
         "_is_head_only",
         "_kept",
         "_kept_bytes",
@@ -160,7 +161,7 @@ class Http2TargetStream(UpstreamStream):
         self._moving: asyncio.Task[None] | None = None
         self._was_moved = False
         # the response
-        self._is_head_only = False
+        self._is_head_only = self._is_grpc = False
         self._informational = 0
         self._response: Response | None = None
         self._length = CHUNKED
@@ -188,6 +189,7 @@ class Http2TargetStream(UpstreamStream):
             return False
         self.user = user
         self._is_head_only = request.method == b"HEAD"
+        self._is_grpc = request.is_grpc
         return True
 
     def send(self, head: TargetHead | None, pieces: list[Piece], ended: bool) -> None:
@@ -402,7 +404,7 @@ class Http2TargetStream(UpstreamStream):
     def trailers_received(self, headers: Headers) -> None:
         """The response is whole, with these trailers."""
         try:
-            trailers = check_trailers(headers, self._source.limits)
+            trailers = check_trailers(headers, self._source.limits, self._is_grpc)
         except MalformedTrailers as error:
             self._fail(f"the target's body is broken: {error}", "response body", limit=error.limit)
             return

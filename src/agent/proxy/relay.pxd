@@ -26,7 +26,7 @@ cdef class Exchange:
     cdef public bint corked
     cdef public bytearray _unsent
     cdef public object _task
-    cdef public bint _request_done, _retried
+    cdef public bint _request_done, _retried, is_call
     # The received part of the response.
     cdef public object _state
     cdef public int _status
@@ -69,7 +69,7 @@ cdef class Exchange:
     @cython.locals(client=ClientSide, idle_s=double)
     cpdef _leave_for_tunnel(self, UpstreamStream upstream, Response response, rest)
 
-    @cython.locals(client=ClientSide, mapped=Response)
+    @cython.locals(client=ClientSide, mapped=Response, upstream=UpstreamStream)
     cpdef response_started(self, Response response, long long length, list pieces, bint ended, list trailers)
 
     @cython.locals(client=ClientSide)

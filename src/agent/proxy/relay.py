@@ -32,11 +32,12 @@ from typing import Any
 from ..errors import Party, TargetError
 from ..messages import RequestHead, Target
 from ..syntax import Address
-from .blame import log_fault
+from .blame import log_fault, read_fault
 from .client_side import ClientSide
 from .clock import NEVER
 from .context import ExchangeContext
 from .decision import Decision, PendingDecision, decide
+from .grpc import CALL_DEADLINE, SLACK_S, timeout_s
 from .head_writer import ESTABLISHED, TargetHead, check_size, head_for_target
 from .headers import Fields, check_fields
 from .heads import (
@@ -79,7 +80,8 @@ class Exchange:
         request, own_target: its checked head.
         target: chosen by the route, None before.
         corked: the head waits for the first piece of body, so that both are sent together.
-        deadline: for the target's response head.
+        deadline: for the target's response head. Of a call: for all of it.
+        is_call: it is a gRPC call, without any timeout but its own (grpc.py).
         waits_at: the time to ask whether the path to the target is alive.
         continue_at: the time at which the proxy sends a 100.
     """
@@ -102,6 +104,7 @@ class Exchange:
         "continue_at",
         "corked",
         "deadline",
+        "is_call",
         "metrics",
         "own_target",
         "request",
@@ -124,6 +127,7 @@ class Exchange:
         self.target: Target | None = None
         self.corked = False
         self.deadline = self.continue_at = self.waits_at = NEVER
+        self.is_call = request.is_grpc and client.carries_grpc
         self._context = context
         self._upstream: UpstreamStream | None = None
         self._task: asyncio.Task[None] | None = None
@@ -151,6 +155,8 @@ class Exchange:
             self._began_s = self._mark_s = perf_counter()
         if request.expects_continue:
             self.continue_at = context.clock.later(context.limits.expect_timeout_s)
+        if self.is_call:
+            self.deadline = context.clock.later(timeout_s(request.fields) + SLACK_S)
         version = "1.0" if request.is_1_0 else "1.1"
         fields = request.received.copy()
         self._received = head = RequestHead(
@@ -291,7 +297,7 @@ class Exchange:
             self._await_response()
 
     def _await_response(self) -> None:
-        if self._state is AWAITED:
+        if self._state is AWAITED and not self.is_call:
             self.deadline = self._context.clock.later(self._context.limits.first_byte_timeout_s)
 
     def uncork(self) -> None:
@@ -417,9 +423,21 @@ class Exchange:
             response = mapped
         self._state = RELAYED
         self._status = response.status
-        self.deadline = self.waits_at = NEVER
+        self.waits_at = NEVER
+        if not self.is_call:
+            self.deadline = NEVER
         if response.fault and self._context.party == "hub":
-            log_fault(client.log_fields(), response.fault, response.status, self.request.method)
+            fault, limit, reason = read_fault(response.fault)
+            if response.status >= 500:
+                log_fault(client.log_fields(), fault, limit, reason, response.status, self.request.method)
+            if self.is_call:
+                upstream = self._upstream
+                if ended and upstream is not None:
+                    self._upstream = None
+                    upstream.finish(self._request_done)
+                self._end_upstream()
+                client.respond_with(response.status, reason, fault=fault, limit=limit)
+                return
         client.start_response(response, length, pieces, ended, trailers)
         if self._state is DONE:  # the client side could not relay it
             return
@@ -529,7 +547,9 @@ class Exchange:
         self._upstream = None
         upstream.abort()
         self.corked = True
-        self.deadline = self.waits_at = NEVER
+        self.waits_at = NEVER
+        if not self.is_call:
+            self.deadline = NEVER
         self._run(self._dial(target))
 
     @property
@@ -577,7 +597,7 @@ class Exchange:
         logger.log(logging.WARNING if status >= 500 else logging.INFO, reason, extra=extra)
         self._end_upstream()
         if client.response_begun:
-            client.abort_response()
+            client.abort_response(reason, limit)
         else:
             client.respond_with(status, reason, close=close, fault=fault, limit=limit)
 
@@ -597,13 +617,22 @@ class Exchange:
             self._say_continue()
         if now >= self.deadline:
             self.deadline = NEVER
-            limit, party = "limits.first_byte_timeout_s", self._party
-            self.fail(504, f"the {party} did not respond in time", "response head", fault=party, limit=limit)
-        elif self._upstream is not None and self._upstream.takes_nothing(now):
+            self._fail_late()
+        elif self._upstream is not None and not self.is_call and self._upstream.takes_nothing(now):
             limit, party = "limits.write_timeout_s", self._party
             self.fail(504, f"the {party} takes nothing", "request body", fault=party, limit=limit)
         elif now >= self.waits_at:
             self._look_at_path()
+
+    def _fail_late(self) -> None:
+        """The deadline has passed."""
+        party = self._party
+        if self.is_call:
+            stage = "response head" if self._state is AWAITED else "response body"
+            self.fail(504, "the call's grpc-timeout passed", stage, fault=party, limit=CALL_DEADLINE)
+        else:
+            limit = "limits.first_byte_timeout_s"
+            self.fail(504, f"the {party} did not respond in time", "response head", fault=party, limit=limit)
 
     def _look_at_path(self) -> None:
         """No response head yet: is the way to the target dead, and is there another? Each sweep asks."""

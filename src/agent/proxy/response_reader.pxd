@@ -17,14 +17,14 @@ cdef class ResponseReader:
     cdef public ResponseHeadReader _heads
     # Of the response that is read.
     cdef public object _state
-    cdef public bint _is_head_only, _is_connect
+    cdef public bint _is_head_only, _is_connect, _is_grpc
     cdef public int _informational
     cdef public long long _left
     cdef public ChunkedDecoder _decoder
     # Of the response that was read last.
     cdef public bint is_reusable
 
-    cpdef expect(self, bint is_head_only, bint is_connect=*)
+    cpdef expect(self, bint is_head_only, bint is_connect=*, bint is_grpc=*)
 
     @cython.locals(left=cython.longlong)
     cpdef feed(self, user, data)

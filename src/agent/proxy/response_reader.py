@@ -49,6 +49,7 @@ class ResponseReader:
         "_heads",
         "_informational",
         "_is_connect",
+        "_is_grpc",
         "_is_head_only",
         "_left",
         "_limits",
@@ -60,17 +61,21 @@ class ResponseReader:
         self._limits = limits
         self._heads = ResponseHeadReader(limits)
         self._state = DONE
-        self._is_connect = self._is_head_only = False
+        self._is_connect = self._is_head_only = self._is_grpc = False
         self._informational = 0
         self._left = 0
         self._decoder: ChunkedDecoder | None = None
         self.is_reusable = False
 
-    def expect(self, is_head_only: bool, is_connect: bool = False) -> None:
-        """Expect the response to a new request. is_head_only: it was a HEAD request. is_connect: it was a CONNECT."""
+    def expect(self, is_head_only: bool, is_connect: bool = False, is_grpc: bool = False) -> None:
+        """Expect the response to a new request.
+
+        is_head_only: it was a HEAD request. is_connect: it was a CONNECT. is_grpc: it was a call.
+        """
         self._state = HEAD
         self._is_head_only = is_head_only
         self._is_connect = is_connect
+        self._is_grpc = is_grpc
         self._informational = 0
         self._decoder = None
         self.is_reusable = False
@@ -139,7 +144,7 @@ class ResponseReader:
         elif length < 0:
             if length == CHUNKED:
                 self._state = IN_CHUNKS
-                self._decoder = ChunkedDecoder(self._limits)
+                self._decoder = ChunkedDecoder(self._limits, self._is_grpc)
             else:
                 self._state = TO_EOF
             self._read_body(user, rest, response)

@@ -15,14 +15,14 @@ cdef class ResponseWriter:
     cdef public object transport
     # Of the response in flight: how far it has come, and how its body is framed.
     cdef public object stage
-    cdef public bint _is_chunked
+    cdef public bint _is_chunked, _is_grpc
     cdef public long long _sent_bytes
     cdef public int _status
     # A body that is collected before its head goes out.
     cdef public Response collecting
     cdef public bytearray _collected
 
-    cpdef expect(self)
+    cpdef expect(self, bint is_grpc=*)
 
     @cython.locals(head=bytes, out=list)
     cpdef start(self, Response response, long long length, bytes connection, list pieces, bint ended, list trailers,

@@ -12,6 +12,7 @@ from typing import cast
 
 from ..outcome import Stage
 from .chunked import encode_chunk, encode_last
+from .grpc import grpc_trailers
 from .head_writer import head_for_client
 from .headers import Fields, forwarded_trailers
 from .heads import CHUNKED, Response
@@ -30,19 +31,20 @@ class ResponseWriter:
     body is collected before its head goes out.
     """
 
-    __slots__ = ("_collected", "_is_chunked", "_sent_bytes", "_status", "collecting", "stage", "transport")
+    __slots__ = ("_collected", "_is_chunked", "_is_grpc", "_sent_bytes", "_status", "collecting", "stage", "transport")
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.stage = BEFORE_HEAD
         self.collecting: Response | None = None
         self._collected: bytearray | None = None
-        self._is_chunked = False
+        self._is_chunked = self._is_grpc = False
         self._sent_bytes = 0  # of the body
         self._status = 0
 
-    def expect(self) -> None:
-        """Prepare for the response to a new request."""
+    def expect(self, is_grpc: bool = False) -> None:
+        """Prepare for the response to a new request. is_grpc: it is a call, whose trailers pass nearly all."""
+        self._is_grpc = is_grpc
         self.stage = BEFORE_HEAD
         self.collecting = self._collected = None
 
@@ -98,7 +100,7 @@ class ResponseWriter:
             return pieces
         out = encode_chunk(pieces) if pieces else []
         if ended:
-            out.append(encode_last(forwarded_trailers(trailers)))
+            out.append(encode_last(grpc_trailers(trailers) if self._is_grpc else forwarded_trailers(trailers)))
         return out
 
     def collect(self, pieces: list[Piece], limit_bytes: int) -> bool:

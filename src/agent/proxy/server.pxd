@@ -71,10 +71,14 @@ cdef class ClientConnection(ClientSide):
 
     @cython.locals(exchange=Exchange, body=BodyReader, pieces=list, ended=bint)
     cpdef _take_body(self, data)
+
+    @cython.locals(exchange=Exchange)
+    cdef _await_body(self)
     cpdef _refuse(self, fault)
     cdef _head_limits(self)
 
     cpdef _start(self, Request request, Response response, long long length, list pieces, bint ended, list trailers)
+    cdef _begin_response(self)
 
     @cython.locals(exchange=Exchange)
     cpdef bint _announce_close(self, Request request) except -1

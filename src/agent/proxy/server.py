@@ -105,6 +105,7 @@ class ClientConnection(ClientSide):
         self.conn_id = conn_id
         self.request_id = b""
         self.writing_paused = self.is_delivering = self.may_have_left = self.response_begun = False
+        self.carries_grpc = isinstance(origin, HubOrigin)
         self.owner = owner
         self.carrier = carrier
         self.metrics = owner.metrics.get(carrier)
@@ -348,11 +349,12 @@ class ClientConnection(ClientSide):
         else:
             if not self._move(REQUEST_WITH_BODY):
                 return
-            self._deadline = owner.clock.later(owner.limits.body_timeout_s)
             self._body = BodyReader(request.length, owner.limits)
         self._exchange = exchange = Exchange(self, owner, self.metrics, request, target)
-        self._writer.expect()
+        self._writer.expect(exchange.is_call)
         self._silent = self.response_begun = False
+        if request.length != 0:
+            self._await_body()
         owner.requests_in_flight += 1
         if not self._served:
             self._turn_away()
@@ -392,7 +394,7 @@ class ClientConnection(ClientSide):
                 self._stop_draining(reason, "limits.drain_bytes")
                 return b""
         else:
-            self._deadline = self.owner.clock.later(self.owner.limits.body_timeout_s)
+            self._await_body()
         ended = body.ended
         if ended:
             self._body = None
@@ -404,6 +406,15 @@ class ClientConnection(ClientSide):
             self._next()
         return rest
 
+    def _await_body(self) -> None:
+        """Set when the next byte of the request's body is due. A call's body, and one behind a response head, may take
+        any time."""
+        exchange = self._exchange
+        if self.response_begun or exchange is None or exchange.is_call:
+            self._deadline = NEVER
+        else:
+            self._deadline = self.owner.clock.later(self.owner.limits.body_timeout_s)
+
     def _refuse(self, fault: Fault) -> None:
         """Respond to a head that can't be served, and close."""
         self.request_id = self.owner.request_ids.next()
@@ -413,7 +424,9 @@ class ClientConnection(ClientSide):
         if fault.limit:
             extra["limit"] = fault.limit
         logger.info(fault.reason, extra=extra)
-        self.respond_with(fault.status, fault.reason, close=True, fields=fault.fields)
+        self.respond_with(
+            fault.status, fault.reason, close=True, fields=fault.fields, fault="client", limit=fault.limit
+        )
 
     # -- what the exchange calls: the client side
 
@@ -422,7 +435,7 @@ class ClientConnection(ClientSide):
 
     def resume_request(self) -> None:
         if self._backlog.resume() and self._state is BODY:
-            self._deadline = self.owner.clock.later(self.owner.limits.body_timeout_s)
+            self._await_body()
 
     def target_moved(self) -> None:
         self._deadline = self.owner.clock.later(self.owner.limits.half_closed_s)
@@ -443,7 +456,7 @@ class ClientConnection(ClientSide):
         if length != CHUNKED or not request.is_1_0:
             self._start(request, response, length, pieces, ended, trailers)
         elif self.owner.owns_clients:
-            self.response_begun = True
+            self._begin_response()
             self._announce_close(None)
             writer.start(response, UNFRAMED, b"close", pieces, ended, trailers, True)
             self._end_by_closing()
@@ -455,9 +468,16 @@ class ClientConnection(ClientSide):
         self, request: Request, response: Response, length: int, pieces: list[Piece], ended: bool, trailers: Fields
     ) -> None:
         """Write the head. It announces whether the connection closes."""
-        self.response_begun = True
+        self._begin_response()
         connection = b"close" if self._announce_close(request) else b"keep-alive" if request.is_1_0 else b""
         self._writer.start(response, length, connection, pieces, ended, trailers)
+
+    def _begin_response(self) -> None:
+        """The head goes out. The rest of the body may take any time, so the kernel looks for a dead client."""
+        self.response_begun = True
+        if self._state is BODY:
+            self._deadline = NEVER
+            probe_when_idle(self._transport)
 
     def send_body(self, pieces: list[Piece], ended: bool, trailers: Fields) -> None:
         writer = self._writer
@@ -502,7 +522,7 @@ class ClientConnection(ClientSide):
         fault: Party | None = None,
         limit: str = "",
     ) -> None:
-        if status >= 500 and fault and self._reports_faults:
+        if fault and self._reports_faults:
             fields = [*(fields or ()), (FAULT_FIELD, write_fault(fault, limit, reason))]
         if status == 503:
             fields = [*(fields or ()), (b"Retry-After", b"%d" % self.owner.limits.retry_after_s)]
@@ -541,7 +561,7 @@ class ClientConnection(ClientSide):
         elif self._move(RESPONSE_END):
             self._next()
 
-    def abort_response(self) -> None:
+    def abort_response(self, reason: str, limit: str) -> None:
         """Close once the written bytes are sent, unless closing ends the body (`_end_by_closing`)."""
         stage = Stage.UPGRADED if self._upgraded is not None else self._writer.stage
         self._drop_exchange()
@@ -717,7 +737,8 @@ class ClientConnection(ClientSide):
         if now >= self._deadline:
             self._deadline = NEVER
             self._late()
-        if self.writing_paused or self._state is CLOSED or self._state is LINGERING:
+        is_call = self._exchange is not None and self._exchange.is_call  # its client may read late
+        if (self.writing_paused and not is_call) or self._state is CLOSED or self._state is LINGERING:
             limit_s = self.owner.limits.write_timeout_s
             if self._stall.is_longer_than(limit_s, self._transport.get_write_buffer_size(), now):
                 self._log_end(logging.WARNING, "the client takes nothing", "write", "limits.write_timeout_s")
@@ -737,7 +758,7 @@ class ClientConnection(ClientSide):
                 self._finish()
         elif state is BODY:
             if self._backlog.is_paused:  # it is the target that is slow
-                self._deadline = self.owner.clock.later(self.owner.limits.body_timeout_s)
+                self._await_body()
             else:
                 assert self._exchange is not None
                 reason, limit = "the request's body did not come in time", "limits.body_timeout_s"

@@ -119,8 +119,9 @@ class Upgraded:
         elif self._upstream is not None and self._upstream.takes_nothing(now):
             limit = "limits.write_timeout_s"
             extra = {**self._client.log_fields(), "stage": "upgraded", "fault": self._party, "limit": limit}
-            logger.warning(f"the {self._party} takes nothing", extra=extra)
-            self._cut()
+            reason = f"the {self._party} takes nothing"
+            logger.warning(reason, extra=extra)
+            self._cut(reason, limit)
         elif self._target_ended and self._upstream is not None and self._upstream.is_gone():
             self._drop_upstream()
             self.upstream_lost(ConnectionResetError())
@@ -168,8 +169,9 @@ class Upgraded:
             self._end()
             return
         extra = {**self._client.log_fields(), "stage": "upgraded", "fault": self._party}
-        logger.warning(f"the connection to the {self._party} was lost", extra=extra)
-        self._client.abort_response()
+        reason = f"the connection to the {self._party} was lost"
+        logger.warning(reason, extra=extra)
+        self._client.abort_response(reason, "")
 
     def pause_sending(self) -> None:
         """The target takes no more for now."""
@@ -185,11 +187,11 @@ class Upgraded:
         """Cut the client's connection, because the target's ended by a known failure."""
         extra = {**self._client.log_fields(), "stage": "upgraded", "fault": failure.fault}
         logger.warning(failure.reason, extra=extra)
-        self._cut()
+        self._cut(failure.reason)
 
-    def _cut(self) -> None:
+    def _cut(self, reason: str, limit: str = "") -> None:
         self._drop_upstream()
-        self._client.abort_response()
+        self._client.abort_response(reason, limit)
 
     def _end(self) -> None:
         """Both directions are through."""

@@ -165,7 +165,7 @@ class Upstream(UpstreamStream):
         self.user = user
         self.has_answered = False
         self._is_chunked = request.length == CHUNKED
-        self._reader.expect(request.method == b"HEAD", request.is_connect)
+        self._reader.expect(request.method == b"HEAD", request.is_connect, request.is_grpc)
         return True
 
     def send(self, head: TargetHead | None, pieces: list[Piece], ended: bool) -> None:
