@@ -14,6 +14,7 @@ import pytest
 from agent.errors import Refused
 from agent.proxy import ClientOrigin, ProxyLimits
 from agent.proxy.blame import read_fault
+from agent.proxy.client_side import ClientSide
 from agent.proxy.clock import NEVER
 from agent.proxy.grpc import (
     CALL_DEADLINE,
@@ -25,6 +26,7 @@ from agent.proxy.grpc import (
     timeout_s,
 )
 from agent.proxy.heads import parse_request
+from agent.proxy.relay import Exchange
 
 INPUTS = int(os.environ.get("FASTPIPE_INPUTS", "50000"))
 HASTY = dict.fromkeys(("first_byte_timeout_s", "body_timeout_s", "write_timeout_s", "head_timeout_s"), 0.1)
@@ -298,6 +300,65 @@ async def test_longer_trailers_cut_the_call(stack, origin):
         assert b"200" in await client.read_until(b"\r\n\r\n")
         go.set()
         assert b"0\r\n" not in await client.read_all()
+
+
+# -- a call at a hub
+
+
+class RecordingClient(ClientSide):
+    """A client that can carry calls, and notes what its exchange calls."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.carries_grpc = True
+        self.request_id = b"0abc"
+        self.calls: list[tuple[str, object]] = []
+        self.ended = asyncio.Event()
+
+    def truncation(self):
+        return {}
+
+    def start_response(self, response, length, pieces, ended, trailers):
+        self.response_begun = True
+        self.calls.append(("head", response.status))
+        self.calls.append(("body", b"".join(bytes(piece) for piece in pieces)))
+
+    def send_body(self, pieces, ended, trailers):
+        self.calls.append(("trailers", trailers))
+
+    def response_done(self):
+        self.ended.set()
+
+    def respond_with(self, status, reason, *, close=False, fields=None, fault=None, limit=""):
+        self.calls.append(("own", (status, reason, fault, limit)))
+        self.ended.set()
+
+    def abort_response(self, reason, limit):
+        self.calls.append(("abort", (reason, limit)))
+        self.ended.set()
+
+
+async def outcome_of(stack, origin, sent: bytes, call: bytes = CALL) -> list[tuple[str, object]]:
+    """The calls that the client of a hub gets, if an agent sends these bytes."""
+    async with origin(answering(sent)) as o, stack(o.url, party="hub") as h:
+        client = RecordingClient()
+        request, target = parse_request(call + b"Content-Length: 0\r\n\r\n", ProxyLimits())
+        Exchange(client, h.proxy, None, request, target).start()
+        await asyncio.wait_for(client.ended.wait(), 20)
+        return client.calls
+
+
+@pytest.mark.parametrize("carrier", ["pipe"], indirect=True)
+async def test_an_agents_failure_becomes_the_hubs_own(stack, origin):
+    """It is distinguished from a target's by `Tunnel-Fault`, and its body is not passed on."""
+    head = b"HTTP/1.1 %d Some\r\nTunnel-Fault: target limits.x it failed\r\nContent-Length: 4\r\n\r\ntext"
+    for status in (404, 502):
+        calls = await outcome_of(stack, origin, head % status)
+        assert calls == [("own", (status, "it failed", "target", "limits.x"))]
+    plain = CALL.replace(b"grpc", b"grpc-web")
+    assert await outcome_of(stack, origin, head % 502, plain) == [("head", 502), ("body", b"text")]
+    without = b"HTTP/1.1 503 Some\r\nContent-Length: 4\r\n\r\ntext"
+    assert await outcome_of(stack, origin, without) == [("head", 503), ("body", b"text")]
 
 
 # -- everything else
