@@ -17,9 +17,9 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 def all_cases() -> list[Case]:
     """Every case, in the order of the report."""
-    from . import hop, idle_connections, pipe, pooling, resources, streams, tunnel, uploads, users, whole_path
+    from . import calls, hop, idle_connections, pipe, pooling, resources, streams, tunnel, uploads, users, whole_path
 
-    rooms = (pipe, streams, tunnel, idle_connections, hop, uploads, pooling, whole_path, users, resources)
+    rooms = (pipe, streams, tunnel, idle_connections, hop, uploads, pooling, whole_path, calls, users, resources)
     return [case for room in rooms for case in room.CASES]
 
 

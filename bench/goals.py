@@ -157,6 +157,16 @@ GOALS = (
         True,
         True,
     ),
+    Goal("gRPC unary against nginx with two hops", "gRPC unary", "calls/s", "memory", "nginx, two hops", 0.35),
+    Goal("failures of these calls", "gRPC unary", "failures", "memory", "", 0, "", True, True),
+    Goal(
+        "CPU of an HTTP/2 request against an HTTP/1.1 request (1 / 1.5)",
+        "HTTP/2 requests",
+        "hub's and agent's CPU per request",
+        "HTTP/2, 50 × 10",
+        "HTTP/1.1, 500",
+        1 / 1.5,
+    ),
     Goal("requests/s to a TLS target, pooled", "hop TLS target", "requests/s", "pooled", "connection per request", 10),
 )
 

@@ -21,6 +21,8 @@ import trustme
 __all__ = ["SMALL", "Nginx", "Program", "agent", "agent_command", "free_ports", "hub", "load", "nginx", "program"]
 
 START_TIMEOUT_S = 20.0
+PACKAGES = {"h2load": "nghttp2-client", "nghttp": "nghttp2-client", "nginx": "nginx-light"}
+"""Debian's packages of programs whose names differ."""
 SMALL = bytes(range(32, 96)) * 16  # 1 KiB
 
 
@@ -28,7 +30,7 @@ def program(name: str) -> str:
     """The path of a program. Raises FileNotFoundError with what to install."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if found is None:
-        raise FileNotFoundError(f"{name} is needed for this case: apt-get install {name}")
+        raise FileNotFoundError(f"{name} is needed for this case: apt-get install {PACKAGES.get(name, name)}")
     return found
 
 
