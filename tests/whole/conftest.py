@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from .whole_calls import CertificateFiles, Peer
 from .whole_cluster import Cluster
 from .whole_grpc import GrpcClient, Tunnel
 from .whole_log import Process as LoggingProcess
@@ -29,6 +30,27 @@ def tunnel() -> Iterator[Tunnel]:
     """Calls of grpcio's client, which runs in one child process for all tests."""
     client = GrpcClient()
     yield client.tunnel
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def grpc_files(tmp_path_factory: pytest.TempPathFactory) -> CertificateFiles:
+    return CertificateFiles(tmp_path_factory.mktemp("grpc"))
+
+
+@pytest.fixture(scope="session")
+def grpc_server(grpc_files: CertificateFiles) -> Iterator[Peer]:
+    """grpcio's server of a service."""
+    server = Peer("server", grpc_files.key, grpc_files.cert)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def grpc_client() -> Iterator[Peer]:
+    """grpcio's client of that service. Each test has its own channel."""
+    client = Peer("client")
+    yield client
     client.close()
 
 

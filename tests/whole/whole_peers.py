@@ -127,9 +127,12 @@ async def until(state: Callable[..., Any], condition: Callable[..., bool] = bool
 
 
 class NginxServer:
-    """Debian's nginx on a free port. directives: of its `server` block. beside: blocks beside that one."""
+    """Debian's nginx on a free port.
 
-    def __init__(self, directory: pathlib.Path, directives: str, *, beside: str = "") -> None:
+    directives: of its `server` block. listening: options of its `listen`. beside: blocks beside that one.
+    """
+
+    def __init__(self, directory: pathlib.Path, directives: str, listening: str = "", *, beside: str = "") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.port = free_port()
@@ -147,7 +150,7 @@ class NginxServer:
               access_log {directory}/access.log;
               client_max_body_size 0;
               default_type text/plain;
-              server {{ listen 127.0.0.1:{self.port}; {directives} }}
+              server {{ listen 127.0.0.1:{self.port} {listening}; {directives} }}
               {beside}
             }}
             """
