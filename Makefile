@@ -66,8 +66,8 @@ test-pythons: $(VENV)/.tested ## run the transport's tests on every newer CPytho
 	@mkdir -p build
 	@printf '%s\n' $(OTHER_PYTHONS) | FASTPIPE_QUICK_BUILD=1 xargs -r -P 2 -I {} sh -c ' \
 	  version=$$({} -c "import sys; print(\"%d.%d\" % sys.version_info[:2])"); \
-	  $(MAKE) --no-print-directory test-compiled VENV=$(VENV)-$$version PYTHON={} PYTEST_ARGS=tests/fastpipe \
-	    >build/test-$$version.log 2>&1; \
+	  $(MAKE) --no-print-directory test-compiled VENV=$(VENV)-transport-$$version PYTHON={} TEST_EXTRA=test-transport \
+	    PYTEST_ARGS=tests/fastpipe >build/test-$$version.log 2>&1; \
 	  code=$$?; cat build/test-$$version.log; exit $$code'
 
 # The transport's and the tunnel's tests on extensions that the address and undefined-behaviour sanitizers watch. They
@@ -177,7 +177,8 @@ COMPILING := Installing what is missing, and compiling the extensions on all cor
 	$*/bin/python -m pip install --quiet --upgrade pip
 
 # The extensions are rebuilt when their sources change: once for the whole chain, since pip builds them each time.
-$(VENV)/.tested: EXTRAS := [test]
+TEST_EXTRA ?= test
+$(VENV)/.tested: EXTRAS := [$(TEST_EXTRA)]
 $(VENV)/.tested: DONE := $(VENV)/.installed
 $(VENV)/.linted: EXTRAS := [test,lint]
 $(VENV)/.linted: DONE := $(VENV)/.installed $(VENV)/.tested
