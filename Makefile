@@ -30,12 +30,20 @@ test: alone-compiled alone-python ## run the whole suite on both twins (a part: 
 # Half of a test's time is waiting, so more processes than cores. WORKERS=0 runs all tests in one process.
 WORKERS ?= 3
 PARALLEL = $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist worksteal)
-# The parts of the suite for code that has one twin. A whole run tests them once, on the compiled twin.
-ONE_TWIN := tests/bench tests/config tests/spoke tests/x509 tests/cli/test_allocator.py tests/cli/test_options.py \
-  tests/connections/test_ids.py tests/fastpipe/test_pipe_types.py tests/hub/test_agent_door.py \
-  $(patsubst %,tests/policy/test_%.py,agents chains identity router trust) \
+# The parts of the suite for code that has one twin: command line, configuration, policy, telemetry, settings, reloads,
+# signals. A whole run tests them once, on the compiled twin. Some of them start processes, but their subject is no
+# compiled module. The drain itself is tested on both twins by tests/connections and tests/whole/test_drain.py.
+# tests/whole/test_cli.py and the rest of tests/rollout test processes on the Python twin too.
+ONE_TWIN := tests/bench tests/cli tests/config tests/spoke tests/x509 tests/connections/test_ids.py \
+  tests/fastpipe/test_pipe_types.py \
+  $(patsubst %,tests/hub/test_%.py,agent_door clusters connect_clusters first_bytes index origins proxy_protocol) \
+  $(patsubst %,tests/policy/test_%.py,agent_identity api_server chains check connect_rules connecting identity \
+  kubernetes reviews rewriting router services trust) \
+  $(patsubst %,tests/rollout/test_%.py,drain_process few_descriptors hub_health hub_settings metrics_page \
+  own_parts reload) \
   $(patsubst %,tests/runtime/test_%.py,acceptor descriptors serving) \
   $(patsubst %,tests/telemetry/test_%.py,health logs repeats writing) tests/tunnel/test_backoff.py \
+  $(patsubst %,tests/whole/test_%.py,hub_proxy links logging signals) \
   $(patsubst %,tests/test_%.py,architecture commit_message contributing deploy errors language layout messages packaging \
   time_limits web_apps_page)
 TEST_COMPILED = $(BIN)/python -m pytest

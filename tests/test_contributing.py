@@ -55,6 +55,22 @@ def test_every_target_is_phony() -> None:
     assert set(re.findall(r"^([a-z-]+):(?!=)", MAKEFILE, re.MULTILINE)) == phony()
 
 
+def test_the_parts_that_are_tested_on_one_twin_exist() -> None:
+    """Else a renamed test runs on both twins, and nobody notices."""
+    done = subprocess.run(
+        ["make", "--no-print-directory", "--dry-run", "share-python"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"MAKEFLAGS": "", "MAKELEVEL": "0", "PYTEST_ARGS": ""},
+        timeout=60,
+    )
+    left_out = re.findall(r"--ignore=(\S+)", done.stdout)
+    assert len(left_out) > 20
+    assert not [path for path in left_out if not (CHECKOUT / path).exists()]
+
+
 @pytest.mark.parametrize("page", [*PAGES, "README.md"])
 def test_pages_name_make_targets_that_exist(page: str) -> None:
     text = PAGES.get(page) or (CHECKOUT / page).read_text(encoding="utf-8")
