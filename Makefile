@@ -177,7 +177,7 @@ clean: ## remove environments and everything that was built
 COMPILING := Installing what is missing, and compiling the extensions on all cores: about a minute, several on a slow \
   machine. FASTPIPE_NO_EXTENSIONS=1 leaves them out; everything works without them, and is slower.
 
-.PRECIOUS: %/bin/python
+.PRECIOUS: %/bin/python %/.applications
 %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: set PYTHON=")'
 	@echo "Making $*, an environment for Python."
@@ -195,11 +195,17 @@ $(VENV)/.installed $(VENV)/.tested $(VENV)/.linted: $(VENV)/bin/python pyproject
 	$(BIN)/python -m pip install --editable '.$(EXTRAS)'
 	touch $(DONE) $@
 
-# The extensions in `src` serve this environment too, so nothing is compiled for it. vite comes from npm's registry.
+# vite comes from npm's registry. None of this needs the package, so .ci/run installs it while the extensions compile.
 VITE := vite@>=6
-%/.browser: %/bin/python pyproject.toml
-	FASTPIPE_NO_EXTENSIONS=1 $*/bin/python -m pip install --quiet --editable '.[asgi]' --group browser
+%/.applications: %/bin/python pyproject.toml
+	$*/bin/python -m pip install --quiet --group browser
 	PATH="$(abspath $*)/bin:$$PATH" npm install --silent --no-audit --no-fund --prefix $*/npm '$(VITE)'
+	touch $@
+
+# The extensions in `src` serve this environment too, so nothing is compiled for it. Two installs of this tree at a time
+# would write the same metadata.
+%/.browser: %/.applications | $(VENV)/.tested
+	FASTPIPE_NO_EXTENSIONS=1 $*/bin/python -m pip install --quiet --editable '.[asgi]'
 	touch $@
 
 # Packaging's tools need no install of this package, and are separate from the tests' tools.
