@@ -118,6 +118,7 @@ def extensions() -> list[Extension]:
         compiler_directives=DIRECTIVES,
         build_dir="build/cython",
         include_path=["src"],
+        cache=is_set("CYTHON_CACHE_DIR"),  # by the content of all that a file is made of
         nthreads=cython_processes(),  # 30 s of a build's 110 s of CPU time are Cython's
     )
     return made
