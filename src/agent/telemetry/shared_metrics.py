@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from typing import Protocol
 
 import fastpipe
@@ -53,6 +52,8 @@ class Measured(Protocol):
 
 def of_service(service: Service) -> Iterator[Metric]:
     """The metrics of a process: its versions, whether it is ready, when its certificates expire, and its log."""
+    from importlib.metadata import version  # brings 33 modules, which most agents never need
+
     values = {
         "version": version("fastpipe-agent"),
         "fastpipe": fastpipe.IMPLEMENTATION,
