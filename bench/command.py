@@ -17,9 +17,35 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 def all_cases() -> list[Case]:
     """Every case, in the order of the report."""
-    from . import calls, hop, idle_connections, pipe, pooling, resources, streams, tunnel, uploads, users, whole_path
+    from . import (
+        calls,
+        forwarded,
+        hop,
+        idle_connections,
+        pipe,
+        pooling,
+        resources,
+        streams,
+        tunnel,
+        uploads,
+        users,
+        whole_path,
+    )
 
-    rooms = (pipe, streams, tunnel, idle_connections, hop, uploads, pooling, whole_path, calls, users, resources)
+    rooms = (
+        pipe,
+        streams,
+        tunnel,
+        idle_connections,
+        hop,
+        uploads,
+        pooling,
+        whole_path,
+        calls,
+        forwarded,
+        users,
+        resources,
+    )
     return [case for room in rooms for case in room.CASES]
 
 

@@ -59,6 +59,30 @@ GOALS = (
         )
         for mode in ("memory", "UDS")
     ),
+    *(
+        Goal(
+            f"1 GiB over {way} to the HTTP download, {mode}",
+            "forwarded 1 GiB",
+            "throughput",
+            f"{mode}, {way}",
+            f"{mode}, HTTP",
+            0.9,
+        )
+        for mode in ("memory", "UDS")
+        for way in ("fixed port", "CONNECT")
+    ),
+    *(
+        Goal(
+            f"64 B there and back over {way}, to a kept-alive request (1 / 1.2), {mode}",
+            "forwarded 64 B",
+            "round trip",
+            f"{mode}, {way}",
+            f"{mode}, HTTP",
+            1 / 1.2,
+        )
+        for mode in ("memory", "UDS")
+        for way in ("fixed port", "CONNECT")
+    ),
     Goal("cold start of `run` to ready", "start", "time to ready", "memory", "", 400, "ms", True),
     Goal("round trip 64 B, default delivery", "pipe round trip 64 B", "round trip", "pipe", "UDS", 20),
     Goal("round trip 64 B, inline", "pipe round trip 64 B", "round trip", "pipe, inline", "UDS", 40),
