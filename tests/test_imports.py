@@ -42,7 +42,7 @@ ARROWS = {
         "agent.tunnel.packet",
     },
     "spoke": {"runtime"},
-    "forward": {"runtime"},
+    "forward": {"http2", "runtime"},
     "cli": {"runtime", "config", "telemetry"},
 }
 """The allowed arrows: rooms, or single modules, that a room may import besides the vocabulary and itself."""

@@ -39,6 +39,7 @@ COVERED_BY = {
     "agent/connections/probing": "connections/test_connection",
     "agent/connections/socket_end": "connections/test_uds",
     "agent/forward/carrier": "forward/test_http1",
+    "agent/forward/http2": "whole/test_forward",
     "agent/forward/joining": "whole/test_forward",
     "agent/forward/local_ports": "whole/test_forward",
     "agent/forward/standard_streams": "whole/test_forward",

@@ -39,7 +39,7 @@ def test_changed_certificates_apply_and_wrong_ones_do_not(
 ) -> None:
     authority, ca = trustme.CA(), tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(ca))
-    contexts = _Contexts(ForwardConfig(hub="https://hub", cluster="c1", ca_file=str(ca)))
+    contexts = _Contexts(ForwardConfig(hub="https://hub", cluster="c1", ca_file=str(ca)), ["http/1.1"])
     first = contexts.current()
     assert contexts.current() is first
     ca.write_text("nonsense")

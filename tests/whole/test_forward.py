@@ -20,6 +20,7 @@ import pytest
 import trustme
 
 from agent.forward import joining
+from agent.forward.http1 import dial
 
 from ..limits import scaled
 from .whole_cluster import Cluster, RunningAgent, Whole, running_hub
@@ -32,7 +33,7 @@ from .whole_connect import (
     swap_as_target,
     tcp_target,
 )
-from .whole_peers import until
+from .whole_peers import free_port, until
 
 PIPE = asyncio.subprocess.PIPE
 
@@ -203,6 +204,7 @@ async def tls_hub(mode: str, folder: pathlib.Path, **config: Any) -> AsyncIterat
             insecure=True,
             use_memory_comm=mode == "memory",
             connect_allow="127.0.0.1:1-65535",
+            drain_grace_s=0.1,
         )
         try:
             await agent.wait_ready()
@@ -228,7 +230,7 @@ async def test_tls_with_a_client_certificate_and_its_half_close(
     monkeypatch.setattr(joining, "HALF_CLOSED_IDLE_S", 0.3)
     async with tcp_target(greet) as target:
         roots = str(tmp_path / "users.pem")
-        async with tls_hub(mode, tmp_path, user_ca_file=roots) as (http_port, _):
+        async with tls_hub(mode, tmp_path, user_ca_file=roots, http2=False) as (http_port, _):
             hub, where = f"https://127.0.0.1:{http_port}", f"127.0.0.1:{target}"
             async with forwarding(hub, "c1", where, ca_file=ca, client_cert_file=user) as (port,):
                 async with asyncio.timeout(scaled(10)):
@@ -244,6 +246,79 @@ async def test_tls_with_a_client_certificate_and_its_half_close(
                         await exchange(port, b"hello\n")
                 (line,) = [each for each in caplog.records if each.name == "agent.forward.local_ports"]
                 assert reason in vars(line)["reason"]
+
+
+async def test_http2_shares_one_connection_and_has_half_closes(
+    mode: str, hub_kind: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialled: list[int] = []
+
+    async def counted(*given: Any) -> None:
+        dialled.append(1)
+        await dial(*given)
+
+    monkeypatch.setattr("agent.forward.http2.dial", counted)
+    ca = str(tmp_path / "ca.pem")
+    async with tcp_target(swap_as_target) as target, tls_hub(mode, tmp_path) as (http_port, _):
+        where = f"127.0.0.1:{target}"
+        async with forwarding(f"https://127.0.0.1:{http_port}", "c1", where, ca_file=ca) as (port,):
+            async with asyncio.timeout(scaled(60)):
+                for _ in range(2):
+                    opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
+                    swaps = (swap_as_client(*each, seed) for seed, each in enumerate(opened))
+                    await asyncio.gather(*swaps)
+                assert dialled == [1]
+
+
+async def test_more_tunnels_than_streams_take_another_connection(
+    mode: str, hub_kind: str, tmp_path: pathlib.Path
+) -> None:
+    watched, ca = Watched(), str(tmp_path / "ca.pem")
+    async with tcp_target(watched.serve) as target, tls_hub(mode, tmp_path, http2_max_streams=2) as (http_port, _):
+        where = f"127.0.0.1:{target}"
+        config: dict[str, Any] = {"ca_file": ca, "drain_grace_s": 0.0}
+        async with forwarding(f"https://127.0.0.1:{http_port}", "c1", where, **config) as (port,):
+            opened = await open_some(port, 5)
+        await are_reset(opened)
+        await until(lambda: len(watched.ends) == 5)
+
+
+async def test_http2_refusals_losses_and_a_restart_of_the_hub(
+    mode: str, hub_kind: str, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    watched, ca = Watched(), str(tmp_path / "ca.pem")
+    hub_port = free_port()
+    trustme.CA().cert_pem.write_to_path(ca)  # each hub has another one, and the changed file applies
+    async with tcp_target(watched.serve) as target:
+        where, hub = f"127.0.0.1:{target}", f"https://127.0.0.1:{hub_port}"
+        async with forwarding(hub, "c1", where, "db:5432", ca_file=ca) as (port, refused):
+            for _ in range(2):  # the second hub is another process to `forward`
+                async with tls_hub(mode, tmp_path, http_address=f"127.0.0.1:{hub_port}", drain_grace_s=0.1):
+                    opened = await open_some(port, 2)
+                    caplog.clear()
+                    with pytest.raises(ConnectionResetError):
+                        await exchange(refused, b"")
+                    (line,) = [each for each in caplog.records if each.name == "agent.forward.local_ports"]
+                    assert "403 the agent does not allow" in vars(line)["reason"]
+                    assert vars(line)["request_id"]
+                await are_reset(opened)
+                await until(lambda: len(watched.ends) % 2 == 0)
+
+
+async def test_a_hub_without_http2_is_spoken_to_by_http1(mode: str, hub_kind: str, tmp_path: pathlib.Path) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write((await reader.readline()).upper())
+
+    ca = str(tmp_path / "ca.pem")
+    async with tcp_target(greet) as target, tls_hub(mode, tmp_path, http2=False) as (http_port, _):
+        hub, where = f"https://127.0.0.1:{http_port}", f"127.0.0.1:{target}"
+        async with forwarding(hub, "c1", where, ca_file=ca) as (port,):
+            for _ in range(2):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"hello\n")
+                assert await reader.read() == b"HELLO\n"
+                writer.close()
 
 
 # -- standard streams

@@ -19,7 +19,7 @@ from ..errors import ForwardError
 from ..syntax import Address, readable
 from .carrier import HubAddress, HubEnd, credentials
 
-__all__ = ["Http1Carrier"]
+__all__ = ["REASON_BYTES", "Http1Carrier", "dial"]
 
 HEAD_BYTES = 65536
 REASON_BYTES = 4096
@@ -51,7 +51,7 @@ class Http1Carrier:
         opening = _Opening(head.encode("ascii"))
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._dial(opening)
+                await dial(self._hub, opening, self._timeout_s)
                 await opening.opened
         except TimeoutError as error:
             opening.abort()
@@ -62,33 +62,34 @@ class Http1Carrier:
             raise
         return opening
 
-    async def _dial(self, opening: _Opening) -> None:
-        hub = self._hub
-        context = hub.tls() if hub.tls is not None else None
-        name = (hub.server_name or hub.address.host) if context is not None else None
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.create_connection(
-                lambda: cast(asyncio.Protocol, opening),
-                hub.address.host,
-                hub.address.port,
-                ssl=context,
-                server_hostname=name,
-                ssl_handshake_timeout=self._timeout_s if context is not None else None,
-            )
-        except ssl.SSLCertVerificationError as error:
-            reason = f"the certificate of the hub {hub.address} was not accepted (ca_file): {error.verify_message}"
-            raise ForwardError(reason, fault="hub") from error
-        except ssl.SSLError as error:
-            reason = (error.reason or str(error)).replace("_", " ").lower()
-            raise ForwardError(f"the TLS handshake with the hub {hub.address} failed: {reason}", fault="hub") from error
-        except OSError as error:
-            number = error.errno or 0  # an unresolved name has a negative one
-            reason = os.strerror(number) if number > 0 else error.strerror or str(error) or type(error).__name__
-            raise ForwardError(f"the hub {hub.address} can't be reached: {reason}", fault="hub") from error
-
     async def close(self) -> None:
         """Do nothing, since tunnels share nothing."""
+
+
+async def dial(hub: HubAddress, protocol: asyncio.Protocol, timeout_s: float) -> None:
+    """Connect a protocol to the hub, with TLS if the hub has it. Raises ForwardError. Cancelled: nothing stays open."""
+    context = hub.tls() if hub.tls is not None else None
+    name = (hub.server_name or hub.address.host) if context is not None else None
+    loop = asyncio.get_running_loop()
+    try:
+        await loop.create_connection(
+            lambda: protocol,
+            hub.address.host,
+            hub.address.port,
+            ssl=context,
+            server_hostname=name,
+            ssl_handshake_timeout=timeout_s if context is not None else None,
+        )
+    except ssl.SSLCertVerificationError as error:
+        reason = f"the certificate of the hub {hub.address} was not accepted (ca_file): {error.verify_message}"
+        raise ForwardError(reason, fault="hub") from error
+    except ssl.SSLError as error:
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        raise ForwardError(f"the TLS handshake with the hub {hub.address} failed: {reason}", fault="hub") from error
+    except OSError as error:
+        number = error.errno or 0  # an unresolved name has a negative one
+        reason = os.strerror(number) if number > 0 else error.strerror or str(error) or type(error).__name__
+        raise ForwardError(f"the hub {hub.address} can't be reached: {reason}", fault="hub") from error
 
 
 class _Opening(asyncio.Protocol):

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, ForwardError
@@ -29,12 +30,18 @@ def make_carrier(config: ForwardConfig, token: str) -> Carrier:
     """Make the carrier. token: of the environment, if no file has one. Raises ConfigError."""
     is_tls, address = split_hub_url(config.hub)
     _check_token(token, "FORWARD_TOKEN")
-    tls = None
-    if is_tls:
-        tls = _Contexts(config).current
-    hub = HubAddress(address, tls, config.server_name)
     read_token = functools.partial(_token, config.token_file, token)
-    return Http1Carrier(hub, config.cluster, read_token, config.connect_timeout_s)
+
+    def hub(*protocols: str) -> HubAddress:
+        tls = _Contexts(config, protocols).current if is_tls else None
+        return HubAddress(address, tls, config.server_name)
+
+    http1 = Http1Carrier(hub("http/1.1"), config.cluster, read_token, config.connect_timeout_s)
+    if not is_tls:
+        return http1  # without TLS, HTTP/1.1 has half-closes too
+    from .http2 import Http2Carrier
+
+    return Http2Carrier(hub("h2", "http/1.1"), config.cluster, read_token, config.connect_timeout_s, http1)
 
 
 class _Contexts:
@@ -43,10 +50,11 @@ class _Contexts:
     Raises ConfigError if the files can't be used now.
     """
 
-    def __init__(self, config: ForwardConfig) -> None:
+    def __init__(self, config: ForwardConfig, protocols: Sequence[str]) -> None:
         self._config = config
+        self._protocols = protocols
         self._stamps = self._look()
-        self._context = _make_context(config)
+        self._context = _make_context(config, protocols)
 
     def _look(self) -> list[tuple[int, int, int]]:
         config = self._config
@@ -62,19 +70,19 @@ class _Contexts:
         if stamps != self._stamps:
             self._stamps = stamps
             try:
-                self._context = _make_context(self._config)
+                self._context = _make_context(self._config, self._protocols)
             except ConfigError as error:
                 logger.error("changed files can't be used, and the last ones stay", extra={"reason": str(error)})
         return self._context
 
 
-def _make_context(config: ForwardConfig) -> ssl.SSLContext:
-    """Raises ConfigError."""
+def _make_context(config: ForwardConfig, protocols: Sequence[str]) -> ssl.SSLContext:
+    """The TLS now. protocols: offered by ALPN. Raises ConfigError."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(list(protocols))
     try:
         if config.ca_file:
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
