@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Callable
 from typing import cast
 
-from ..errors import ForwardError
+from ..errors import ConfigError, ForwardError
 from ..syntax import Address, readable
 from .carrier import HubAddress, HubEnd, credentials
 
@@ -68,7 +68,10 @@ class Http1Carrier:
 
 async def dial(hub: HubAddress, protocol: asyncio.Protocol, timeout_s: float) -> None:
     """Connect a protocol to the hub, with TLS if the hub has it. Raises ForwardError. Cancelled: nothing stays open."""
-    context = hub.tls() if hub.tls is not None else None
+    try:
+        context = hub.tls() if hub.tls is not None else None
+    except ConfigError as error:  # the files have changed since the start
+        raise ForwardError(str(error), fault="client") from error
     name = (hub.server_name or hub.address.host) if context is not None else None
     loop = asyncio.get_running_loop()
     try:

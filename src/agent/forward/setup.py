@@ -32,16 +32,20 @@ def make_carrier(config: ForwardConfig, token: str) -> Carrier:
     _check_token(token, "FORWARD_TOKEN")
     read_token = functools.partial(_token, config.token_file, token)
 
-    def hub(*protocols: str) -> HubAddress:
-        tls = _Contexts(config, protocols).current if is_tls else None
-        return HubAddress(address, tls, config.server_name)
-
-    http1 = Http1Carrier(hub("http/1.1"), config.cluster, read_token, config.connect_timeout_s)
-    if not is_tls:
-        return http1  # without TLS, HTTP/1.1 has half-closes too
+    if not is_tls:  # then HTTP/1.1 has half-closes, too
+        return Http1Carrier(HubAddress(address), config.cluster, read_token, config.connect_timeout_s)
     from .http2 import Http2Carrier
 
-    return Http2Carrier(hub("h2", "http/1.1"), config.cluster, read_token, config.connect_timeout_s, http1)
+    by_http1 = functools.cache(lambda: _Contexts(config, ["http/1.1"]))  # most hubs need none, and it takes a while
+    by_http2 = _Contexts(config, ["h2", "http/1.1"])
+    http1 = Http1Carrier(
+        HubAddress(address, lambda: by_http1().current(), config.server_name),
+        config.cluster,
+        read_token,
+        config.connect_timeout_s,
+    )
+    hub = HubAddress(address, by_http2.current, config.server_name)
+    return Http2Carrier(hub, config.cluster, read_token, config.connect_timeout_s, http1)
 
 
 class _Contexts:
