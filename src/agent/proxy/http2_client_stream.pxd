@@ -26,6 +26,7 @@ cdef class Http2ClientStream(ClientSide):
     cdef Exchange _exchange
     cdef object _upgraded
     cdef bytes _websocket_key
+    cdef bint _is_grpc
     # in: the body's missing bytes, what waits, and the credit that is held back
     cdef long long _left, _unread
     cdef object _held
