@@ -32,6 +32,7 @@ ARROWS = {
     "proxy": {"http2", "runtime", "x509", "agent.config.limits"},
     "policy": {"config", "runtime", "x509"},
     "hub": {
+        "http2",
         "runtime",
         "x509",
         "connections",

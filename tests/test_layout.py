@@ -55,6 +55,7 @@ COVERED_BY = {
     "agent/http2/stream": "http2/test_connection",
     "agent/hub/connect_ports": "whole/test_listeners",
     "agent/hub/entrance": "hub/test_user_door",
+    "agent/hub/http2_answer": "hub/test_user_door",
     "agent/hub/hub": "whole/test_hub whole/test_our_hub",
     "agent/hub/known_clusters": "whole/test_known_clusters",
     "agent/hub/metrics": "telemetry/test_metrics_are_documented rollout/test_metrics_page",

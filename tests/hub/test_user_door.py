@@ -26,7 +26,7 @@ from agent.x509 import expiry
 from ..limits import scaled
 from ..own_responses import reason_of
 from ..whole.whole_cluster import RunningAgent, running_hub
-from ..whole.whole_peers import running_origin, until
+from ..whole.whole_peers import curl, running_origin, until
 
 VALID_S = 86400.0
 """How long users' certificates are valid."""
@@ -120,6 +120,17 @@ async def test_a_user_without_the_certificate_that_is_required_gets_a_400(
         assert reason_of(body_of(told)) == b"the client sent no certificate, and one is required\n"
         assert not seen
         assert (await answer(port, certificates.client(certificates.user, version), HELLO)).startswith(b"HTTP/1.1 200")
+        assert seen == ["GET /hello"]
+
+
+async def test_by_http2_a_user_without_the_certificate_gets_the_400_too(certificates: Certificates) -> None:
+    async with hub_with_agent(certificates, user_ca_file=certificates.ca) as (port, seen):
+        shown = ("-k", "--http2", "-w", "%{http_version} %{http_code}")
+        for more, status in (((), b"2 400"), (("-I",), b"2 400"), (("--cert", certificates.user), b"2 200")):
+            code, output, errors = await curl(*shown, *more, f"https://127.0.0.1:{port}/c1/hello")
+            assert code == 0, errors
+            assert output.endswith(status)
+            assert (b"the client sent no certificate" in output) is (more == ())
         assert seen == ["GET /hello"]
 
 

@@ -30,6 +30,7 @@ from ..runtime.handover import HandOver
 from ..x509.expiry import has_expired
 from .entrance import Abortable, Entrance
 from .first_bytes import peek, receive_header
+from .http2_answer import Http2Answer
 from .origins import Origins
 from .proxy_protocol import SIGNATURE, MalformedHeader, ProxyHeader, looks_like_header
 
@@ -312,7 +313,7 @@ class UserDoor:
 
     def _choose_by_certificate(
         self, peer: Any, origin: ClientOrigin, transport: asyncio.Transport
-    ) -> asyncio.Protocol | None:
+    ) -> asyncio.BaseProtocol | None:
         """The proxy's protocol for a user who shows a valid certificate, one that sends a 400 for any other.
 
         TLS also accepts users without a certificate, so that they get the 400. A TLS 1.3 client doesn't wait for the
@@ -328,9 +329,10 @@ class UserDoor:
         if self._fixed_port:
             reset_when_closed(transport, True)
             return None  # which aborts the connection
-        if certificate:
-            return _Answer(self._entrance.answering, _answer(extra["request_id"], *EXPIRED))
-        return _Answer(self._entrance.answering, _answer(extra["request_id"], *NO_CERTIFICATE))
+        answering, (status, text) = self._entrance.answering, EXPIRED if certificate else NO_CERTIFICATE
+        if transport.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
+            return Http2Answer(answering, int(status[:3]), text, extra["request_id"], ANSWER_TIMEOUT_S).protocol
+        return _Answer(answering, _answer(extra["request_id"], status, text))
 
 
 class _Answer(asyncio.Protocol):
