@@ -455,8 +455,9 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         stream = self.streams.get(stream_id)
         if stream is None:
             return
+        user = stream.user
         self.reset(stream, error.http2_code)
-        stream.user.stream_lost(error)
+        user.stream_lost(error)
 
     def _headers(self, flags: int, stream_id: int, whole: bytes) -> None:
         """A HEADERS frame without padding and priority. CONTINUATION frames may follow."""
@@ -592,8 +593,9 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
             # Graceful: a Go server sends two, the first with 2^31-1, then waits for its streams to end.
             self.user.goaway_received(self)
             for stream in unprocessed:
+                user = stream.user
                 self._take_back(stream)
-                stream.user.stream_lost(GoAwayError(code, last, payload[8:]))
+                user.stream_lost(GoAwayError(code, last, payload[8:]))
             return
         self.flush()
         try:

@@ -34,6 +34,7 @@ from .frames import (
     bare_headers,
     frame,
 )
+from .framing import FrameWriter
 from .head_rules import Headers, fault_of
 from .header_codec import HeaderDecoder, HeaderEncoder
 from .stream import Http2Stream, StreamUser
@@ -46,6 +47,22 @@ MOST_RESET = 1000
 """The ids kept of streams that this side has reset. Frames that cross a reset are ignored (section 5.1)."""
 
 MOST_ID = 2**31 - 1
+
+
+class _Nobody:
+    """The user of a stream that has ended."""
+
+    def headers_received(self, headers: Headers, ended: bool) -> None: ...
+    def informational_received(self, headers: Headers) -> None: ...
+    def trailers_received(self, headers: Headers) -> None: ...
+    def stream_ended(self) -> None: ...
+    def stream_lost(self, error: Exception) -> None: ...
+
+    def fill(self, writer: FrameWriter) -> bool:
+        return False
+
+
+NOBODY = _Nobody()
 
 
 class LeanConnection(Http2Connection):
@@ -113,8 +130,9 @@ class LeanConnection(Http2Connection):
             if fault:
                 self.stream_error(stream_id, WireError(f"HTTP/2: malformed trailers: {fault}"))
             else:
+                user = stream.user
                 self._ended_remotely(stream, True)
-                stream.user.trailers_received(fields)
+                user.trailers_received(fields)
         else:
             self._response(stream, fields, ended)
 
@@ -166,17 +184,19 @@ class LeanConnection(Http2Connection):
         elif not is_final:
             stream.user.informational_received(fields)
         else:
+            user = stream.user
             stream.head_received = True
             self._read(stream)
             self._ended_remotely(stream, ended)
-            stream.user.headers_received(fields, ended)
+            user.headers_received(fields, ended)
 
     def _reset_received(self, stream_id: int, code: int) -> None:
         assert self._limiter is not None
         stream = self.streams.get(stream_id)
         if stream is not None:
+            user = stream.user
             self._forget(stream)
-            stream.user.stream_lost(StreamReset(code))
+            user.stream_lost(StreamReset(code))
             self._limiter.stream_reset(responded=stream.responded)
         elif self.is_idle(stream_id):
             raise WireError(f"HTTP/2: RST_STREAM frame on idle stream {stream_id}")
@@ -191,8 +211,9 @@ class LeanConnection(Http2Connection):
     def data_ended(self, stream_id: int) -> None:
         stream = self.streams.get(stream_id)
         if stream is not None:
+            user = stream.user
             self._ended_remotely(stream, True)
-            stream.user.stream_ended()
+            user.stream_ended()
 
     @property
     def _last_opened(self) -> int:
@@ -273,6 +294,12 @@ class LeanConnection(Http2Connection):
 
     def _take_back(self, stream: Http2Stream) -> None:
         self._forget(stream)
+
+    def _forget(self, stream: Http2Stream) -> None:
+        """Forget a stream. It lets go of its user, since a circle of both would wait for the garbage collector."""
+        super()._forget(stream)
+        stream.reader = None
+        stream.user = NOBODY
 
     def _note_reset(self, stream_id: int) -> None:
         if len(self._reset_here) >= MOST_RESET:
