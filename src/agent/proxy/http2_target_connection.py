@@ -13,6 +13,7 @@ from ..http2 import liveness
 from ..http2.connection import Http2Connection
 from ..http2.errors import GoAwayError, StreamsExhausted
 from ..http2.heads import Headers
+from ..http2.lean_connection import LeanConnection
 from ..http2.liveness import SilenceWatch
 from ..http2.peer_limits import PeerLimits
 from ..http2.stream import Http2Stream
@@ -69,7 +70,7 @@ class Http2TargetConnection:
         self.idle_until = 0.0
         self.heads = ResponseHeads()
         self.failure: TargetError | None = None
-        self.connection = Http2Connection(
+        self.connection = LeanConnection(
             self,
             client=True,
             window_bytes=WINDOW_BYTES,

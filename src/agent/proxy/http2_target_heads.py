@@ -11,8 +11,6 @@ import functools
 import hashlib
 import re
 
-from hpack import NeverIndexedHeaderTuple
-
 from ..config.limits import ProxyLimits
 from ..errors import AgentError
 from ..http2.heads import Headers
@@ -36,8 +34,6 @@ WEBSOCKET = b"websocket"
 WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 # The key belongs to the HTTP/1.1 handshake (RFC 8441, section 5).
 NOT_EXTENDED = SPECIAL | {b"sec-websocket-key", b"sec-websocket-accept"}
-SECRETS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
-"""Fields whose values HPACK must not keep (RFC 7541, section 7.1.3)."""
 FIELD_OVERHEAD_BYTES = 4
 """Of a field line in HTTP/1.1, so that both protocols count trailers alike."""
 
@@ -110,9 +106,7 @@ def _first(head: TargetHead, method: bytes) -> Headers:
 
 
 def _add(out: Headers, fields: Fields) -> None:
-    for name, value in fields:
-        lower = name.lower()
-        out.append(NeverIndexedHeaderTuple(lower, value) if lower in SECRETS else (lower, value))
+    out += [(name.lower(), value) for name, value in fields]
 
 
 def _add_last(out: Headers, head: TargetHead) -> None:
@@ -122,8 +116,7 @@ def _add_last(out: Headers, head: TargetHead) -> None:
         out += _kept_lines(request.forwarding) if len(request.forwarding) <= KEPT_BYTES else _lines(request.forwarding)
     if stripped or request.prefix:
         out.append((b"x-forwarded-prefix", request.prefix + stripped))
-    # It is never the same, so an entry of HPACK's table would only push others out.
-    out.append(NeverIndexedHeaderTuple(b"x-request-id", head.request_id))
+    out.append((b"x-request-id", head.request_id))
 
 
 KEPT_BYTES = 1024
