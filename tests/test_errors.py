@@ -22,8 +22,8 @@ BASES = {"agent": AgentError, "fastpipe": PipeError}
 TWINS_OFF = os.environ.get("FASTPIPE_NO_EXTENSIONS") == "1"
 """Whether this run is the Python twin's: compiled modules cannot be imported then."""
 
-INTERNAL = {"Party", "Redirected", "Responded", "listening"}
-"""Names of agent.errors that no user meets: a type for log fields, the hub's own responses, and a helper."""
+INTERNAL = {"ForwardError", "Party", "Redirected", "Responded", "listening"}
+"""Names of agent.errors that no user of the package meets: a command's error, a type, the hub's responses, a helper."""
 
 
 def modules() -> Iterator[str]:

@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from ..errors import ForwardError, WireError
+from ..errors import AgentError, ForwardError, WireError
 from ..http2.connection import Http2Connection
 from ..http2.errors import ErrorCode, GoAwayError, StreamReset, StreamsExhausted
 from ..http2.framing import FrameWriter
@@ -126,7 +126,7 @@ class Http2Carrier:
         await self._http1.close()
 
 
-class _NotProcessedError(Exception):
+class _NotProcessedError(AgentError):
     """The hub has not looked at the stream, so another connection may carry it (RFC 9113, section 8.7)."""
 
 

@@ -17,12 +17,14 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ..errors import AgentError
+
 __all__ = ["OccupiedError", "UnixListener", "listen_at", "locked", "make_room_at"]
 
 logger = logging.getLogger(__name__)
 
 
-class OccupiedError(OSError):
+class OccupiedError(AgentError, OSError):
     """The path has a socket that a process listens on, or no socket."""
 
     def __init__(self) -> None:
