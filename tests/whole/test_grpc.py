@@ -291,6 +291,25 @@ async def test_failures_before_the_head_are_statuses(cluster: Cluster, grpc_serv
             assert (found["code"], "(request id: " in found["details"]) == (14, True)
 
 
+async def test_one_call_too_many_is_resource_exhausted(mode: str, grpc_server: Peer, grpc_client: Peer) -> None:
+    """At the agent, which has one connection for each call, and at the hub's port for users."""
+    limits = {"memory_comm": MemoryCommConfig(max_connections=1)}
+    async with (
+        running_hub(max_clients=1) as (grpc_port, http_port),
+        one_agent(grpc_port, mode, target(grpc_server), **limits),
+        grpc_server.orders() as orders,
+        grpc_client.channel(f"127.0.0.1:{http_port}", prefix="/c1") as channel,
+        grpc_client.channel(f"127.0.0.1:{http_port}", prefix="/c1") as another,
+    ):
+        await orders("again")
+        held = asyncio.ensure_future(channel("echoes", calls=2, size=9, at_once=2, method="Hold"))
+        assert (await orders("event"))["event"] == "arrived"
+        found = await call(another, "Echo")
+        assert (found["code"], found["details"].startswith("too many connections")) == (8, True)
+        await orders("release")
+        assert (await held)["codes"] == {"OK": 1, "RESOURCE_EXHAUSTED": 1}
+
+
 @one_mode
 async def test_an_unknown_cluster_is_unimplemented(
     cluster: Cluster, grpc_server: Peer, grpc_client: Peer, monkeypatch: pytest.MonkeyPatch
