@@ -133,8 +133,8 @@ fuzz: $(VENV)/.tested ## give the decoders a million random inputs each, on both
 
 # Nightly too: short tests of the suite at full length, on both twins. 20 readers of 1 GiB pause for a minute. A hub is
 # killed 50 times under load. The run takes about a quarter of an hour, and prints its measurements at the end.
-SOAK_SUITE := tests/tunnel/test_stalled.py tests/whole/test_kills.py
-soak: $(VENV)/.tested ## run the long tests: stalled readers, and a hub that is killed 50 times
+SOAK_SUITE := tests/tunnel/test_stalled.py tests/whole/test_kills.py tests/whole/test_grpc.py tests/whole/test_grpc_kills.py
+soak: $(VENV)/.tested ## run the long tests: stalled readers, kills of hub and agent, gRPC in full size
 	FASTPIPE_SOAK=1 $(BIN)/python -m pytest -s $(SOAK_SUITE) $(PYTEST_ARGS)
 	FASTPIPE_SOAK=1 FASTPIPE_NO_EXTENSIONS=1 $(BIN)/python -m pytest -s $(SOAK_SUITE) $(PYTEST_ARGS)
 
