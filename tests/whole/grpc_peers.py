@@ -62,6 +62,7 @@ class Server:
         self.handlers = {
             "Echo": grpc.unary_unary_rpc_method_handler(self.echo),
             "Chat": grpc.stream_stream_rpc_method_handler(self.chat),
+            "Refuse": grpc.stream_stream_rpc_method_handler(self.refuse),
             "Collect": grpc.stream_unary_rpc_method_handler(self.collect),
             "Generate": grpc.unary_stream_rpc_method_handler(self.generate),
             "End": grpc.unary_unary_rpc_method_handler(self.end),
@@ -105,6 +106,12 @@ class Server:
             number += 1
             if number == CHATTING:
                 self.say("chatting")
+
+    async def refuse(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        """End the call in the middle of its messages."""
+        async for request in requests:
+            yield request
+            await context.abort(grpc.StatusCode.OUT_OF_RANGE, "no more")
 
     async def collect(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
         count, digest = 0, hashlib.sha256()
@@ -213,16 +220,18 @@ class Client:
         await asyncio.gather(*(work() for _ in range(at_once)))
         return {"codes": codes, "wrong": wrong}
 
-    async def do_chats(self, streams: int, messages: int, size: int, ahead: int) -> dict[str, Any]:
+    async def do_chats(
+        self, streams: int, messages: int, size: int, ahead: int, method: str = "Chat"
+    ) -> dict[str, Any]:
         """Streams both ways at once. ahead: how many messages are sent without a response, 1 for ping-pong."""
-        method = self.channel.stream_stream(self.prefix + "Chat")
+        kind = self.channel.stream_stream(self.prefix + method)
         codes: collections.Counter[str] = collections.Counter()
         details: collections.Counter[str] = collections.Counter()
         wrong = received = 0
 
         async def work(stream: int) -> None:
             nonlocal wrong, received
-            call = method()
+            call = kind()
             room = asyncio.Semaphore(ahead)
 
             async def write() -> None:

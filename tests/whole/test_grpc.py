@@ -346,9 +346,9 @@ class RawCaller:
     def flush(self) -> None:
         self._writer.write(self._h2.data_to_send())
 
-    async def result(self, stream_id: int) -> list[Any]:
+    async def result(self, stream_id: int, *ends: Any) -> list[Any]:
         """The events of a stream, up to its end."""
-        ends = (h2.events.StreamEnded, h2.events.StreamReset)
+        ends = ends or (h2.events.StreamEnded, h2.events.StreamReset)
         while not any(isinstance(event, ends) and event.stream_id == stream_id for event in self.events):
             data = await self._reader.read(65536)
             assert data, self.events
@@ -402,6 +402,25 @@ async def test_a_status_without_a_body_is_one_frame(cluster: Cluster, grpc_serve
             assert (head[":status"], head["grpc-status"], head["content-type"]) == ("200", code, "application/grpc")
             assert f"(request id: {head['x-request-id']})" in unquote(head["grpc-message"])
             assert "content-length" not in head
+
+
+@one_mode
+async def test_a_server_may_end_a_call_whose_client_still_sends(
+    cluster: Cluster, grpc_server: Peer, grpc_client: Peer
+) -> None:
+    """The client gets the whole response, and then RST_STREAM with NO_ERROR, as from the server itself."""
+    async with cluster.running(target(grpc_server)) as whole, raw_caller(whole.http_port) as caller:
+        stream_id = caller.begin(f"/{whole.cluster}/fastpipe.test.Peer/Refuse", ended=False)
+        events = await caller.result(stream_id)
+        found = kinds(events)
+        assert found[:2] == ["ResponseReceived", "DataReceived"]
+        assert found.index("TrailersReceived") < found.index("StreamEnded")
+        trailers = next(event for event in events if isinstance(event, h2.events.TrailersReceived))
+        assert dict(trailers.headers)[b"grpc-status"] == b"11"
+        if "StreamReset" not in found:
+            events = await caller.result(stream_id, h2.events.StreamReset)
+        assert [event.error_code for event in events if isinstance(event, h2.events.StreamReset)] == [0]
+        await until(lambda: whole.agent.agent.open_connections <= 1)
 
 
 @one_mode
