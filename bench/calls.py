@@ -156,7 +156,7 @@ def open_calls(scale: Scale) -> Iterator[Mapping[str, Turn]]:
             for mode in MODES
         }
         calls = Calls(chain, folder, http, running)
-        yield {who: functools.partial(calls.turn, who, scale.of(20_000, 5_000)) for who in (*MODES, HOPS)}
+        yield {who: functools.partial(calls.turn, who, scale.of(10_000, 5_000)) for who in (*MODES, HOPS)}
 
 
 def request_turn(
@@ -180,7 +180,7 @@ def open_requests(scale: Scale) -> Iterator[Mapping[str, Turn]]:
         its_hub, grpc, http = stack.enter_context(hub())
         running = (its_hub, stack.enter_context(agent(grpc, "c1", server.url, memory=True, options=MANY)))
         turn = functools.partial(
-            request_turn, f"http://{http}/c1/1k", server.files["1k"], running, scale.of(40_000, 10_000)
+            request_turn, f"http://{http}/c1/1k", server.files["1k"], running, scale.of(20_000, 10_000)
         )
         yield {
             "HTTP/2, 50 × 10": functools.partial(turn, CLIENTS, STREAMS),
