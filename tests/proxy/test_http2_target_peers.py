@@ -434,7 +434,10 @@ async def test_a_lost_end_of_a_tunnel_ends_the_other(stack: Stacks, eventually: 
 
 
 async def test_a_tunnel_waits_for_a_slow_end(stack: Stacks, eventually: Eventually) -> None:
-    async with http2_origin(echoing(), settings={8: 1}) as target, stack(target.url) as running:
+    async def handler(asked: Asked) -> None:
+        asked.head([(b":status", b"200")])
+
+    async with http2_origin(handler, settings={8: 1}) as target, stack(target.url) as running:
         target.consumes = False
         client = await running.open()
         client.send(WEBSOCKET)
