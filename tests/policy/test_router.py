@@ -392,7 +392,7 @@ def test_http2_of_a_route_is_a_property_of_its_targets(all_routes: bool) -> None
         Route("/e", "http://h"),
     ]
     router = StaticRouter(routes, None, http2=all_routes)
-    found = [router.route(head(route.prefix)).http2 for route in routes]
+    found = [router.route(head(f"{route.prefix}/")).http2 for route in routes]
     assert found == [all_routes, True, False, True, False]
 
 

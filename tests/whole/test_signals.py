@@ -242,7 +242,7 @@ def test_a_second_signal_during_the_drain_aborts(started: type[Process], blocked
             assert agent.line() == "ready"
             service = hub if role == "hub" else agent
         with socket.create_connection(("127.0.0.1", port)) as client:
-            client.sendall(b"GET /%s HTTP/1.1\r\nHost: h\r\n\r\n" % (b"" if role == "proxy" else b"c1/x"))
+            client.sendall(b"GET /%s HTTP/1.1\r\nHost: h\r\n\r\n" % (b"" if role == "proxy" else b"c1/x/"))
             until(lambda: accepted, "the request at its target")
             service.process.send_signal(signal.SIGTERM)
             if blocked:  # only a port that refuses shows that the drain has begun

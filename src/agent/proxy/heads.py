@@ -622,7 +622,7 @@ def parse_response(head: bytes, fast: bool = USES_FAST_PARSER) -> Response:
     response = Response()
     response.block = head if len(head) <= KEPT_BYTES else b""
     response.framing = 0
-    response.http2_fields = None
+    response.http2_length, response.http2_fields = 0, None
     response.closing = response.written = response.upgrade = response.digits = response.fault = b""
     response.length = UNTIL_EOF
     response.content_length = -1
@@ -672,7 +672,7 @@ def with_fields(response: Response, fields: Fields) -> Response:
     made.keep_alive, made.upgrade, made.fault = response.keep_alive, response.upgrade, response.fault
     made.has_urls = response.has_urls
     made.framing = 0
-    made.http2_fields = None
+    made.http2_length, made.http2_fields = 0, None
     made.block = made.closing = made.written = b""  # it is written once
     return made
 
