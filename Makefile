@@ -81,7 +81,8 @@ test-pythons: $(VENV)/.tested ## run the transport's tests on every newer CPytho
 
 # The transport's and the tunnel's tests on extensions that the address and undefined-behaviour sanitizers watch. They
 # are made from the sdist, because this tree's objects have no sanitizers. A finding ends the run.
-SANITIZE_SUITE ?= tests/fastpipe tests/tunnel/test_messages.py tests/http2/test_framing.py tests/proxy/test_heads.py
+SANITIZE_SUITE ?= tests/fastpipe tests/tunnel/test_messages.py tests/http2/test_framing.py \
+  tests/http2/test_header_blocks.py tests/http2/test_header_blocks_twins.py tests/proxy/test_heads.py
 SANITIZERS = $(shell gcc -print-file-name=libasan.so):$(shell gcc -print-file-name=libubsan.so)
 sanitize: $(VENV)-sanitize/.packaging ## run transport and decoders under the address and undefined-behaviour sanitizers
 	rm -rf build/sanitize
@@ -127,7 +128,8 @@ bench-docs: $(VENV)/.tested ## put the last figures into README.md and docs/perf
 
 # The nightly run: a million packets and a million heads, on both twins. CI takes 50,000 of each.
 fuzz: $(VENV)/.tested ## give the decoders a million random inputs each, on both twins
-	FASTPIPE_INPUTS=1000000 $(BIN)/python -m pytest tests/tunnel/test_messages_twins.py tests/http2/test_framing_twins.py $(PYTEST_ARGS)
+	FASTPIPE_INPUTS=1000000 $(BIN)/python -m pytest tests/tunnel/test_messages_twins.py tests/http2/test_framing_twins.py \
+	  tests/http2/test_header_blocks_twins.py $(PYTEST_ARGS)
 	FASTPIPE_INPUTS=1000000 $(BIN)/python -m pytest tests/proxy/test_head_twins.py $(PYTEST_ARGS)
 	FASTPIPE_INPUTS=1000000 FASTPIPE_NO_EXTENSIONS=1 $(BIN)/python -m pytest tests/proxy/test_head_twins.py $(PYTEST_ARGS)
 

@@ -46,6 +46,7 @@ COVERED_BY = {
     "agent/http2/data_plane": "http2/test_connection http2/test_receiving",
     "agent/http2/errors": "http2/test_connection http2/test_framing",
     "agent/http2/frames": "http2/test_framing http2/test_connection",
+    "agent/http2/header_block_rules": "http2/test_header_blocks",
     "agent/http2/heads": "http2/test_frame_errors",
     "agent/http2/head_rules": "http2/test_frame_errors proxy/test_http2_hostile",
     "agent/http2/lean_connection": "proxy/test_http2_clients proxy/test_http2_hostile",

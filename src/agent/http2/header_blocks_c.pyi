@@ -1,0 +1,13 @@
+from typing import final
+
+__all__ = ["BlockDecoder", "BlockEncoder"]
+
+@final
+class BlockEncoder:
+    def set_table_bytes(self, size_bytes: int) -> None: ...
+    def encode(self, fields: list[tuple[bytes, bytes]]) -> bytes: ...
+
+@final
+class BlockDecoder:
+    def __init__(self, list_bytes: int, table_bytes: int = ...) -> None: ...
+    def decode(self, block: bytes) -> list[tuple[bytes, bytes]]: ...
