@@ -21,7 +21,7 @@ from agent.http2.connection import TRANSITIONS, Event, Http2Connection, State
 from agent.http2.errors import ErrorCode, StreamReset
 from agent.http2.frames import DATA, END_STREAM, GOAWAY, PREFACE, RST_STREAM
 from agent.http2.framing import FrameWriter
-from agent.http2.heads import Headers
+from agent.http2.head_rules import Headers
 from agent.http2.stream import Http2Stream
 
 from ..limits import scaled

@@ -8,7 +8,7 @@ from typing import Any
 import hpack
 import pytest
 
-from agent.http2.heads import fault_of
+from agent.http2.head_rules import fault_of
 from agent.tunnel.packet import Packet
 
 CALL = [

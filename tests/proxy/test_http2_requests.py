@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent.config.limits import ProxyLimits
-from agent.http2.heads import fault_of
+from agent.http2.head_rules import fault_of
 from agent.proxy.heads import CHUNKED, Fault, Request
 from agent.proxy.http2_requests import Http2RequestReader, MalformedStream, accept_of
 from agent.proxy.origin import ClientOrigin

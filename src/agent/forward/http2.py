@@ -21,7 +21,7 @@ from ..errors import AgentError, ForwardError, WireError
 from ..http2.connection import Http2Connection
 from ..http2.errors import ErrorCode, GoAwayError, StreamReset, StreamsExhausted
 from ..http2.framing import FrameWriter
-from ..http2.heads import Headers
+from ..http2.head_rules import Headers
 from ..http2.liveness import SilenceWatch
 from ..http2.peer_limits import PeerLimits
 from ..http2.stream import Http2Stream
@@ -165,7 +165,6 @@ class _Session:
             peer_limits=PeerLimits(max_streams=0, counts_streams=False),
             input_ended=self._deliver,
             settings_changed=self._settings_changed,
-            checks_own_heads=False,
         )
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.touched: list[_Tunnel] = []

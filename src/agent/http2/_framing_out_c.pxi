@@ -26,7 +26,7 @@ cdef class FrameWriter:
             size = min(min(limit, self.pending), max_frame_size)
             limit -= size
             self.pending -= size
-            self.frame_head(header, size)
+            put_header(header, size, DATA, 0, self.stream_id)
             out.append(PyBytes_FromStringAndSize(<char*>header, 9))
             while size:
                 piece = pieces[self.first]
@@ -59,7 +59,7 @@ cdef class FrameWriter:
             size = min(left, max_frame_size)
             left -= size
             self.pending -= size
-            self.frame_head(target, size)
+            put_header(target, size, DATA, 0, self.stream_id)
             target += 9
             while size:
                 piece = pieces[self.first]
@@ -74,18 +74,6 @@ cdef class FrameWriter:
                     self.gone += part
         self.spent()
         return out
-
-    cdef int frame_head(self, unsigned char* header, Py_ssize_t size) noexcept:
-        """A DATA frame's header, without flags."""
-        header[0] = <unsigned char>(size >> 16)
-        header[1] = <unsigned char>(size >> 8 & 0xFF)
-        header[2] = <unsigned char>(size & 0xFF)
-        header[3] = header[4] = 0
-        header[5] = <unsigned char>(self.stream_id >> 24)
-        header[6] = <unsigned char>(self.stream_id >> 16 & 0xFF)
-        header[7] = <unsigned char>(self.stream_id >> 8 & 0xFF)
-        header[8] = <unsigned char>(self.stream_id & 0xFF)
-        return 0
 
     cdef int spent(self) except -1:
         """Drop the places of pieces that are sent."""

@@ -1,14 +1,13 @@
-"""The control plane: one HTTP/2 connection, either role, as an asyncio protocol. The h2 library speaks all but DATA.
+"""The control plane: one HTTP/2 connection, either role, as an asyncio protocol.
 
-The division of work (RFC 9113), from experiments with h2 4.4:
+The division of work (RFC 9113):
 
-    h2    the connection preface, SETTINGS and their ACKs, HPACK, the state of streams, PING, RST_STREAM, trailers
-    here  the cutting of frames (framing), DATA, WINDOW_UPDATE and all windows (data_plane, stream), GOAWAY, PRIORITY,
-          unknown frame types, the number of streams, and the fields of a head (heads)
+    h2             SETTINGS and their ACKs, with the errors of their values
+    data_plane     DATA, WINDOW_UPDATE and all windows
+    stream_plane   HEADERS, CONTINUATION, RST_STREAM and PRIORITY, the states and the number of streams
+    here           PING, GOAWAY, and the life of the connection
 
-h2 sees neither DATA nor WINDOW_UPDATE. With only one of them, its windows would overflow after 2 GiB. h2 sees no
-graceful GOAWAY. On any GOAWAY it closes the connection and drops its output. But NO_ERROR lets open streams finish, and
-its sender expects ACKs of PINGs. If DATA ends a stream, h2 gets an empty DATA frame with END_STREAM.
+h2 sees no stream. It would end the connection for faults that are a stream's, and for a graceful GOAWAY.
 
           connection_made           fail, close              connection_lost
     IDLE ───────────────► OPEN ─────────────────► CLOSING ─────────────────────► CLOSED
@@ -22,7 +21,7 @@ its sender expects ACKs of PINGs. If DATA ends a stream, h2 gets an empty DATA f
 The closing side sends GOAWAY, forgets the streams, and sends the bytes that are queued below.
 
 Invariants
-  I1  h2's output is written whole, in the order of its calls, before any later DATA.
+  I1  h2's output is written whole, in the order of its calls, before any later frame.
   I2  A stream's user gets one `stream_lost` or one end of the stream, and nothing after it.
   I3  At most UNSENT_BYTES wait in the transport, and as many unsent in the kernel. So the next choice leaves next.
   I4  A peer that does not read can cause only bounded output (ACKs of SETTINGS and PING).
@@ -36,7 +35,7 @@ import enum
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import h2.config
 import h2.connection
@@ -48,27 +47,24 @@ import hyperframe.exceptions
 from ..errors import WireError
 from .coalescing import ReceiveCoalescing
 from .control_frame_limiter import ControlFrameLimiter
-from .data_plane import DataPlane
-from .errors import ErrorCode, GoAwayError, OtherProtocolError, StreamReset, StreamsExhausted
-from .frames import ACK, END_STREAM, HEADERS, PING, PRIORITY, ByteSink, bare_headers
+from .errors import ErrorCode, GoAwayError, OtherProtocolError
+from .frames import ACK, PING, PUSH_PROMISE, ByteSink
 from .framing import (
-    DATA,
     DEFAULT_WINDOW,
     GOAWAY,
     MAX_WINDOW,
     PREFACE,
-    RST_STREAM,
     WINDOW_UPDATE,
     FrameReader,
     FrameWriter,
     StreamReader,
     frame,
 )
-from .heads import Decoder, Headers, HeadKind, fault_of
 from .peer_limits import DEFAULT_LIMITS, PeerLimits
 from .sizes import FRAME_BYTES
 from .socket_options import Link, size_receive_queue_freely
-from .stream import Http2Stream, Sender, StreamUser
+from .stream import Http2Stream, Sender
+from .stream_plane import ConnectionUser, StreamPlane
 
 __all__ = ["TRANSITIONS", "ConnectionUser", "Event", "Http2Connection", "State", "bytes_reader"]
 
@@ -78,7 +74,6 @@ LINGER_S = 2.0
 _MAX_PINGS = 200
 """The most PINGs without an ACK: two for each of 100 streams. Each user has one PING at a time."""
 _SETTINGS = h2.settings.SettingCodes
-_MOST_STREAMS = 2**32 - 1  # h2's limit, which it never reaches, since it would close the connection
 _SIGN, _MEASURE = b"liveness", b"fastpipe"
 """The payloads of PINGs: one for a mere sign of life, and one for a measurement."""
 
@@ -119,31 +114,12 @@ TRANSITIONS: Final = {
 """All transitions there are."""
 
 
-class ConnectionUser(Protocol):
-    """The owner of a connection."""
-
-    def connected(self, connection: Http2Connection) -> None:
-        """Streams can be opened from now on."""
-
-    def stream_opened(self, stream: Http2Stream, headers: Headers, ended: bool) -> None:
-        """The peer opened a stream (the server's role): set `stream.user` before returning."""
-
-    def stream_refused(self, connection: Http2Connection, fault: str) -> None:
-        """The peer opened a stream with a malformed head, and the stream was reset. fault: the broken rule."""
-
-    def goaway_received(self, connection: Http2Connection) -> None:
-        """The peer wants no new streams here. Those that are open stay so."""
-
-    def connection_ended(self, connection: Http2Connection, error: Exception | None) -> None:
-        """The transport is closed. This is the last call. error: the reason, None if this side closed it."""
-
-
 def bytes_reader(stream: Http2Stream, window_bytes: int) -> StreamReader:
     """A reader that hands the stream's bytes to its user, a ByteSink too, and returns credit as the user consumes."""
     return StreamReader(cast(ByteSink, stream.user), window=window_bytes)
 
 
-class Http2Connection(DataPlane, asyncio.BufferedProtocol):
+class Http2Connection(StreamPlane, asyncio.BufferedProtocol):
     """One HTTP/2 connection.
 
     The user of a stream returns its credit (`Http2Stream.consumed`), so a stream holds at most its window. The
@@ -158,7 +134,6 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         peer_limits: what the peer may do.
         input_ended: called when the bytes of one arrival were all passed on.
         settings_changed: called after each SETTINGS frame of the peer.
-        checks_own_heads: h2 checks the heads that are sent. If false, the user has done so.
     """
 
     def __init__(
@@ -173,71 +148,37 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         peer_limits: PeerLimits = DEFAULT_LIMITS,
         input_ended: Callable[[], None] | None = None,
         settings_changed: Callable[[], None] | None = None,
-        checks_own_heads: bool = True,
     ) -> None:
         if not DEFAULT_WINDOW <= window_bytes <= MAX_WINDOW:
             raise ValueError(f"window_bytes must be from {DEFAULT_WINDOW} to {MAX_WINDOW}, not {window_bytes}")
-        frames = FrameReader(self, expect_preface=not client)
-        super().__init__(self, window_bytes, frames, Sender(self.flush, self.finish), input_ended)
-        self.user = user
-        self.client = client
+        super().__init__(
+            self,
+            user,
+            client,
+            window_bytes,
+            FrameReader(self, expect_preface=not client),
+            Sender(self.flush, self.finish),
+            peer_limits,
+            make_reader,
+            make_writer,
+            input_ended,
+        )
         self.state = State.IDLE
         self._checks_alpn = checks_alpn
         self._limits = peer_limits
-        self._head_kind: HeadKind = "extended request" if peer_limits.extended_connect else "request"
-        self._make_reader = make_reader
-        self._make_writer = make_writer
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._limiter: ControlFrameLimiter | None = None
         self._tell_settings = settings_changed
-        config = h2.config.H2Configuration(
-            client_side=client,
-            header_encoding=None,
-            validate_inbound_headers=False,
-            validate_outbound_headers=checks_own_heads,
-            normalize_outbound_headers=checks_own_heads,
-        )
+        config = h2.config.H2Configuration(client_side=client, header_encoding=None)
         self._h2 = h2.connection.H2Connection(config)
-        self._decoder = Decoder()
-        self._decoder.max_header_list_size = peer_limits.head_bytes
-        self._h2.decoder = self._decoder
-        self._h2.local_settings = self._settings(peer_limits.max_streams)
+        self._h2.local_settings = self._settings()
         self._h2.max_inbound_frame_size = FRAME_BYTES  # the reader holds the peer to it, from the ACK on
-        self._malformed = ""  # the rule that a HEADERS frame has broken whose block isn't whole yet
-        self._settings_acked = False  # whether the peer has our SETTINGS
         self._says_goaway = True  # when it closes: not to a peer that would not hear it, nor twice
-        self._last_ours = 0
         self._error: Exception | None = None
         self._pings: deque[Callable[[], None]] = deque()
         self._taken_bytes = 0
         self._linger: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------ what the users call
-
-    def open_stream(self, user: StreamUser[Any], headers: Headers, *, ended: bool = False) -> Http2Stream:
-        """Open a stream (the client's role). The request's head goes out at once, even before the peer's SETTINGS.
-
-        ended: no DATA follows.
-
-        Raises StreamsExhausted if the peer allows no further stream, or the connection has used all ids.
-        """
-        try:
-            stream_id = self._h2.get_next_available_stream_id()
-            self._h2.send_headers(stream_id, headers, end_stream=ended)
-        except (h2.exceptions.TooManyStreamsError, h2.exceptions.NoAvailableStreamIDError) as error:
-            raise StreamsExhausted from error
-        stream = self._add_stream(stream_id)
-        stream.user = user
-        stream.local_ended = ended
-        stream.responded = True  # a reset of it is no flood
-        self._last_ours = stream_id
-        self.flush()
-        return stream
-
-    @property
-    def peer_streams(self) -> int:
-        """How many streams the peer allows at once, by its latest SETTINGS. Without any, the number is huge."""
-        return self._h2.remote_settings.max_concurrent_streams
 
     @property
     def peer_takes_connect(self) -> bool:
@@ -262,10 +203,7 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         """Send GOAWAY NO_ERROR. Open streams finish, new ones are refused, and the last one closes the connection."""
         if not self.closing and self.state is not State.DRAINING:
             self._move(Event.DRAIN)
-            last = self._last_opened
-            self.flush()  # I1
-            # Not by h2, which would then close the connection and its open streams.
-            self._write(frame(GOAWAY, 0, 0, last.to_bytes(4, "big") + bytes(4)))
+            self._write_goaway(ErrorCode.NO_ERROR)
             if not self.streams:
                 self.close()
 
@@ -281,20 +219,21 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None:
             return
+        self.flush()
         if self._says_goaway:
             self._says_goaway = False
-            self._say_goaway(code)
-        self.flush()
+            self._write_goaway(code)
         transport.close()
         assert self._loop is not None
         self._linger = self._loop.call_later(LINGER_S, transport.abort)
 
-    def _say_goaway(self, code: int) -> None:
-        """Write a GOAWAY, before the connection closes."""
-        try:
-            self._h2.close_connection(code)
-        except h2.exceptions.ProtocolError:  # h2 has written a GOAWAY itself
-            pass
+    def _write_goaway(self, code: int) -> None:
+        self.flush()  # I1
+        self._write(frame(GOAWAY, 0, 0, self.last_peer_id.to_bytes(4, "big") + code.to_bytes(4, "big")))
+
+    def streams_ended(self) -> None:
+        """The last stream has ended, and no new ones are served."""
+        self.close()
 
     def fail(self, error: Exception) -> None:
         """Close the connection for this error, and report it to every stream's user."""
@@ -371,7 +310,6 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         self.sender.start(transport, self._loop)  # I3
         self._coalescing = ReceiveCoalescing(transport, self._loop)
         self._h2.initiate_connection()
-        self._h2.local_settings = self._settings(_MOST_STREAMS)  # `_request` counts them
         if not self.client:
             self._h2.receive_data(PREFACE)  # the reader takes the client's
         self.flush()
@@ -412,73 +350,30 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
     def _move(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state, event]
         self.closing = self.state in (State.CLOSING, State.CLOSED)  # the data plane reads it for every packet
+        self.draining = self.state is State.DRAINING
 
-    # ------------------------------------------------------------ what the frame reader calls
+    # ------------------------------------------------------------ frames of the connection
 
-    def control_frame(self, kind: int, flags: int, stream_id: int, whole: bytes) -> None:
-        assert self._limiter is not None
-        self._limiter.frame(kind, flags)  # I5
+    def connection_frame(self, kind: int, flags: int, whole: bytes) -> None:
+        """Take a frame of the connection, from the streams' half."""
         if kind == GOAWAY:
-            self._goaway(whole[9:], whole)
-        elif kind == PING and flags & ACK and whole[9:] in (_SIGN, _MEASURE):
-            if whole[9:] == _MEASURE and self._pings:
-                self._pings.popleft()()
-        elif kind == RST_STREAM and stream_id not in self.streams:
-            # h2 would end the connection for one that crosses the end of the stream.
-            if self.is_idle(stream_id):
-                raise WireError(f"HTTP/2: RST_STREAM frame on idle stream {stream_id}")
-            self._limiter.closed_stream_reset()
-        elif kind == PRIORITY:  # of which nobody takes notice (section 5.3.2)
-            if len(whole) != 14:
-                rule = f"PRIORITY frame of {len(whole) - 9} bytes, not 5"
-                self.stream_error(stream_id, WireError(f"HTTP/2: {rule}", http2_code=ErrorCode.FRAME_SIZE_ERROR))
-        elif kind == HEADERS:
-            self._headers(flags, stream_id, bare_headers(whole))
-        else:
+            self._goaway(whole[9:])
+        elif kind == PUSH_PROMISE:  # our SETTINGS allow none, and no client may send one
+            raise WireError("HTTP/2: PUSH_PROMISE frame, which nobody has allowed")
+        elif kind != PING:
             self._feed_h2(whole)
-
-    def data_ended(self, stream_id: int) -> None:
-        self._feed_h2(frame(DATA, END_STREAM, stream_id))
-
-    def stray_data(self, stream_id: int) -> None:
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            if self.is_idle(stream_id):
-                raise WireError(f"HTTP/2: DATA frame on idle stream {stream_id}")
-        elif not stream.head_received:
-            self.stream_error(stream_id, WireError("HTTP/2: DATA frame before the response's headers"))
-        elif stream.remote_ended:
-            rule = f"DATA frame after the end of stream {stream_id}"
-            self.stream_error(stream_id, WireError(f"HTTP/2: {rule}", http2_code=ErrorCode.STREAM_CLOSED))
-
-    def stream_error(self, stream_id: int, error: WireError) -> None:
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            return
-        user = stream.user
-        self.reset(stream, error.http2_code)
-        user.stream_lost(error)
-
-    def _headers(self, flags: int, stream_id: int, whole: bytes) -> None:
-        """A HEADERS frame without padding and priority. CONTINUATION frames may follow."""
-        self._malformed = ""
-        stream = self.streams.get(stream_id)
-        if self.client and stream is None and self.is_idle(stream_id):
-            raise WireError(f"HTTP/2: HEADERS frame on stream {stream_id}, which nobody has opened")
-        if stream is not None and stream.head_received and not flags & END_STREAM:
-            # Malformed: an error of the stream (sections 8.1, 8.1.1). h2 would end the connection, so it sees an end.
-            self._malformed = "trailers don't end the stream (section 8.1)"
-            whole = whole[:4] + bytes((whole[4] | END_STREAM,)) + whole[5:]
-        self._feed_h2(whole)
+        elif not flags & ACK:
+            self._send(frame(PING, ACK, 0, whole[9:]))
+        elif whole[9:] == _MEASURE and self._pings:
+            self._pings.popleft()()
 
     # ------------------------------------------------------------ h2
 
-    def _settings(self, most_streams: int) -> h2.settings.Settings:
-        """Our settings, with so many streams."""
+    def _settings(self) -> h2.settings.Settings:
         values = {
             _SETTINGS.INITIAL_WINDOW_SIZE: self._window_bytes,
             _SETTINGS.MAX_FRAME_SIZE: FRAME_BYTES,
-            _SETTINGS.MAX_CONCURRENT_STREAMS: most_streams,
+            _SETTINGS.MAX_CONCURRENT_STREAMS: self._limits.max_streams,
             _SETTINGS.MAX_HEADER_LIST_SIZE: self._limits.announced_head_bytes,
             _SETTINGS.ENABLE_PUSH: 0,
         }
@@ -487,59 +382,22 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         return h2.settings.Settings(client=self.client, initial_values=values)
 
     def _feed_h2(self, whole: bytes) -> None:
+        self.flush()
         self.sender.answering = True
         try:
             events = self._h2.receive_data(whole)
-        except h2.exceptions.ProtocolError as error:
-            self._says_goaway = False  # h2 has written one
-            raise WireError(f"HTTP/2: {error}", http2_code=int(error.error_code)) from error
         except (h2.exceptions.H2Error, hyperframe.exceptions.HyperframeError) as error:
-            raise WireError(f"HTTP/2: {error}") from error
+            self._h2.clear_outbound_data_buffer()  # its GOAWAY names no stream
+            code = error.error_code if isinstance(error, h2.exceptions.ProtocolError) else ErrorCode.PROTOCOL_ERROR
+            raise WireError(f"HTTP/2: {error}", http2_code=int(code)) from error
         for event in events:
-            if self.closing:
-                return
-            self._handle(event)
-
-    def _handle(self, event: h2.events.Event) -> None:
-        match event:
-            case h2.events.RemoteSettingsChanged():
+            if isinstance(event, h2.events.RemoteSettingsChanged):
                 self._settings_changed(event)
-            case h2.events.SettingsAcknowledged():
-                if not self._settings_acked:
-                    self._settings_acked = True
-                    self._frames.max_frame_size = FRAME_BYTES
-                    for reader in self._frames.streams.values():
-                        reader.window += self._window_bytes - DEFAULT_WINDOW
-            case h2.events.RequestReceived():
-                self._request(event.stream_id, self._decoder.fields, event.stream_ended is not None)
-            case h2.events.ResponseReceived():
-                stream = self.streams.get(event.stream_id)
-                if stream is not None and self._well_formed(stream, "response"):
-                    stream.head_received = True
-                    self._read(stream)
-                    self._ended_remotely(stream, event.stream_ended is not None)
-                    stream.user.headers_received(self._decoder.fields, event.stream_ended is not None)
-            case h2.events.InformationalResponseReceived():
-                stream = self.streams.get(event.stream_id)
-                if stream is not None and self._well_formed(stream, "response"):
-                    stream.user.informational_received(self._decoder.fields)
-            case h2.events.TrailersReceived():
-                stream = self.streams.get(event.stream_id)
-                if stream is not None and self._well_formed(stream, "trailers"):
-                    self._ended_remotely(stream, True)
-                    stream.user.trailers_received(self._decoder.fields)
-            case h2.events.DataReceived():  # the mirror of an END_STREAM
-                stream = self.streams.get(event.stream_id)
-                if stream is not None:
-                    self._ended_remotely(stream, True)
-                    stream.user.stream_ended()
-            case h2.events.StreamReset():
-                stream = self.streams.get(event.stream_id)
-                if stream is not None:
-                    assert self._limiter is not None
-                    self._forget(stream)
-                    stream.user.stream_lost(StreamReset(int(event.error_code)))
-                    self._limiter.stream_reset(responded=stream.responded)
+            elif isinstance(event, h2.events.SettingsAcknowledged) and not self._settings_acked:
+                self._settings_acked = True
+                self._frames.max_frame_size = FRAME_BYTES
+                for reader in self._frames.streams.values():
+                    reader.window += self._window_bytes - DEFAULT_WINDOW
 
     def _settings_changed(self, event: h2.events.RemoteSettingsChanged) -> None:
         window = event.changed_settings.get(_SETTINGS.INITIAL_WINDOW_SIZE)
@@ -548,44 +406,14 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
         size = event.changed_settings.get(_SETTINGS.MAX_FRAME_SIZE)
         if size is not None:
             self.sender.set_frame_size(size.new_value)
+        size = event.changed_settings.get(_SETTINGS.HEADER_TABLE_SIZE)
+        if size is not None:
+            self._encoder.set_table_bytes(size.new_value)
+        self.peer_streams = self._h2.remote_settings.max_concurrent_streams
         if self._tell_settings is not None:
             self._tell_settings()
 
-    def _request(self, stream_id: int, headers: Headers, ended: bool) -> None:
-        assert self._limiter is not None
-        stream = self._add_stream(stream_id)
-        fault = fault_of(headers, self._head_kind)
-        if fault:
-            self.reset(stream, ErrorCode.PROTOCOL_ERROR)
-            self.user.stream_refused(self, fault)
-            self._limiter.stream_refused()
-            return
-        if self.state is State.DRAINING or len(self.streams) > self._limits.max_streams:  # section 5.1.2
-            self.reset(stream, ErrorCode.REFUSED_STREAM)
-            self._limiter.stream_refused()
-            return
-        stream.head_received = True
-        stream.remote_ended = ended
-        self.user.stream_opened(stream, headers, ended)
-        if self.streams.get(stream_id) is stream:
-            self._read(stream)
-
-    def _well_formed(self, stream: Http2Stream, kind: HeadKind) -> bool:
-        """Whether the last decoded head breaks no rule. Otherwise this has closed the stream."""
-        fault = self._malformed or fault_of(self._decoder.fields, kind)
-        if fault:
-            self.stream_error(stream.id, WireError(f"HTTP/2: malformed {kind}: {fault}"))
-        return not fault
-
-    def send_headers(self, stream: Http2Stream, headers: Headers, end_stream: bool) -> None:
-        """Send a head on this stream, where its side is still open."""
-        if self.streams.get(stream.id) is stream and not stream.local_ended:
-            self._h2.send_headers(stream.id, headers, end_stream=end_stream)
-            self.flush()
-            if end_stream:
-                self._ended_locally(stream)
-
-    def _goaway(self, payload: bytes, whole: bytes) -> None:
+    def _goaway(self, payload: bytes) -> None:
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         code = int.from_bytes(payload[4:8], "big")
         unprocessed = [stream for stream in self.streams.values() if stream.id > last] if self.client else []
@@ -594,106 +422,11 @@ class Http2Connection(DataPlane, asyncio.BufferedProtocol):
             self.user.goaway_received(self)
             for stream in unprocessed:
                 user = stream.user
-                self._take_back(stream)
+                self.take_back(stream)
                 user.stream_lost(GoAwayError(code, last, payload[8:]))
             return
-        self.flush()
-        try:
-            self._h2.receive_data(whole)
-        except h2.exceptions.H2Error:  # it only has to know
-            pass
         self._says_goaway = False  # there is nobody to hear one
         self.fail(GoAwayError(code, last, payload[8:]))
-
-    # ------------------------------------------------------------ streams
-
-    def _add_stream(self, stream_id: int) -> Http2Stream:
-        writer = self._make_writer(stream_id)
-        stream = self.streams[stream_id] = Http2Stream(self, self.sender, stream_id, writer)
-        return stream
-
-    def _read(self, stream: Http2Stream) -> None:
-        """Start reading the stream's DATA, after the peer's headers."""
-        if stream.reader is None:
-            window = self._window_bytes if self._settings_acked else DEFAULT_WINDOW
-            stream.reader = self._make_reader(stream, window)
-            stream.reader.ended = stream.remote_ended
-            self._frames.streams[stream.id] = stream.reader
-
-    def is_idle(self, stream_id: int) -> bool:
-        """Whether nobody has opened this stream yet."""
-        if stream_id % 2 == 0:
-            return True  # neither side pushes
-        return stream_id > (self._last_ours if self.client else self._last_opened)
-
-    @property
-    def _last_opened(self) -> int:
-        """The highest stream that the peer has opened."""
-        found: int = self._h2.highest_inbound_stream_id
-        return found
-
-    def _ended_remotely(self, stream: Http2Stream, ended: bool) -> None:
-        if ended:
-            stream.remote_ended = True
-            if stream.reader is not None:
-                stream.reader.ended = True
-            if stream.local_ended:
-                self._forget(stream)
-
-    def _ended_locally(self, stream: Http2Stream) -> None:
-        stream.local_ended = True
-        if stream.remote_ended:
-            self._forget(stream)
-        elif stream.stops_peer:
-            self.reset(stream, ErrorCode.NO_ERROR)  # section 8.1
-
-    def reset(self, stream: Http2Stream, code: int) -> None:
-        """Give this stream up, where it isn't already."""
-        if self.streams.get(stream.id) is not stream or self.closing:
-            return
-        try:
-            self._h2.reset_stream(stream.id, code)
-        except h2.exceptions.ProtocolError:  # h2 has closed it already
-            pass
-        self.flush()
-        self._forget(stream)
-
-    def _take_back(self, stream: Http2Stream) -> None:
-        """Forget a stream of which the peer knows nothing. So a RST_STREAM frame would be an error to some peers."""
-        self.flush()
-        try:
-            self._h2.reset_stream(stream.id)
-        except h2.exceptions.ProtocolError:  # h2 has closed it already
-            pass
-        self._h2.clear_outbound_data_buffer()
-        self._forget(stream)
-
-    def _forget(self, stream: Http2Stream) -> None:
-        self.streams.pop(stream.id, None)
-        if stream.local_ended and self._limiter is not None:
-            self._limiter.stream_completed()
-        self._frames.streams.pop(stream.id, None)
-        if stream.reader is not None:
-            stream.reader.close()
-        stream.gone = True
-        stream.writer.clear()
-        if self.state is State.DRAINING and not self.streams:
-            self.close()
-
-    # ------------------------------------------------------------ out
-
-    def finish(self, stream: Http2Stream) -> None:
-        """End this side of the stream, after its last byte."""
-        if stream.local_ended or self.streams.get(stream.id) is not stream:
-            return
-        if stream.trailers is not None:
-            self.send_headers(stream, stream.trailers, True)
-            if not stream.remote_ended:
-                self.reset(stream, ErrorCode.NO_ERROR)  # the response is complete (section 8.1)
-            return
-        self._h2.end_stream(stream.id)
-        self.flush()
-        self._ended_locally(stream)
 
     def flush(self) -> None:
         """Write h2's output."""

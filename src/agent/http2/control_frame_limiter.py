@@ -3,6 +3,8 @@
 CVE-2023-44487, CVE-2019-9512 and CVE-2019-9515 describe such floods. A frame costs its sender nothing, but its receiver
 decodes HPACK, opens a stream, or sends a reply. No window counts these frames, so each kind has an allowance that
 refills by the second. Honest peers stay far below it.
+
+Cython compiles this file as it is, with the types of `control_frame_limiter.pxd` (fastpipe/extensions.py).
 """
 
 from __future__ import annotations
@@ -23,12 +25,17 @@ ALLOWED = {
     PING: (200, 10.0),
 }
 """By frame type: how many at once, and how many more each second."""
-_ACKNOWLEDGING = 0x100
+_ACKNOWLEDGING, _CLOSED = 0x100, 0x200
 OTHERS = (1000, 100.0)  # such as PRIORITY, which is read and ignored
 
 
 RESETS = 200
 """Resets at once of streams that had no response, if streams are not counted. Each completed stream allows one more."""
+
+# C globals (control_frame_limiter.pxd), since an imported name is a Python number in a dictionary.
+_HEADERS = HEADERS
+_RST_STREAM = RST_STREAM
+_RESETS = RESETS
 
 
 class ControlFrameLimiter:
@@ -53,7 +60,7 @@ class ControlFrameLimiter:
 
     def frame(self, kind: int, flags: int) -> None:
         """A frame has come. Raises WireError where it is one too many."""
-        if not self._counts_streams and kind in (HEADERS, RST_STREAM):
+        if not self._counts_streams and kind in (_HEADERS, _RST_STREAM):
             return
         self._count(kind, flags, ALLOWED.get(kind, OTHERS))
 
@@ -79,9 +86,14 @@ class ControlFrameLimiter:
         if not self._counts_streams:
             self._count(RST_STREAM, 0, OTHERS)
 
+    def closed_stream_head(self) -> None:
+        """The peer has sent a head on a stream that was reset. Raises WireError where it is one too many."""
+        if not self._counts_streams:
+            self._count(HEADERS | _CLOSED, 0, OTHERS)
+
     def stream_completed(self) -> None:
         """A stream has ended in order."""
-        if self._resets_left < RESETS:
+        if self._resets_left < _RESETS:
             self._resets_left += 1
 
     def _count(self, kind: int, flags: int, limits: tuple[int, float]) -> None:

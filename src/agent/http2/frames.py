@@ -109,12 +109,14 @@ def check_control(kind: int, flags: int, stream_id: int, length: int) -> None:
         raise WireError(f"HTTP/2: {rule}", http2_code=ErrorCode.FRAME_SIZE_ERROR)
 
 
-def bare_headers(whole: bytes) -> bytes:
-    """A HEADERS frame without its padding and its priority, which nobody heeds (RFC 9113, sections 5.3.2 and 6.2).
+def header_fragment(whole: bytes, flags: int) -> bytes:
+    """The part of a header block in a HEADERS frame, without padding and priority (RFC 9113, section 6.2).
 
-    Raises WireError where they don't fit in: the header block can't be found then, and the connection ends.
+    Nobody heeds the priority (section 5.3.2). Raises WireError where they don't fit in: the header block can't be found
+    then, and the connection ends.
     """
-    flags = whole[4]
+    if not flags & (PADDED | WITH_PRIORITY):
+        return whole[9:]
     start, end = 9, len(whole)
     if flags & PADDED:
         if start == end:
@@ -126,8 +128,7 @@ def bare_headers(whole: bytes) -> bytes:
         start += 5
     if start > end:
         raise WireError(f"HTTP/2: HEADERS frame with {whole[9]} bytes of padding in {len(whole) - 10} of payload")
-    stream_id = int.from_bytes(whole[5:9], "big")
-    return frame(HEADERS, flags & ~(PADDED | WITH_PRIORITY), stream_id, whole[start:end])
+    return whole[start:end]
 
 
 # ---------------------------------------------------------------- what can be broken

@@ -17,14 +17,13 @@ from .frames import (
     RST_STREAM,
     WINDOW_UPDATE,
     FrameHandler,
-    frame,
 )
 
 # A type checker reads the compiled twin's stub.
 if TYPE_CHECKING or (are_enabled() and importlib.util.find_spec("agent.http2.framing_c")):
-    from .framing_c import FrameReader, FrameWriter, StreamReader
+    from .framing_c import FrameReader, FrameWriter, StreamReader, frame
 else:
-    from .framing_py import FrameReader, FrameWriter, StreamReader
+    from .framing_py import FrameReader, FrameWriter, StreamReader, frame
 
 __all__ = [
     "DATA",

@@ -109,5 +109,8 @@ cdef class FrameWriter:
     cpdef append(self, piece)
     cpdef list take(self, Py_ssize_t limit, Py_ssize_t max_frame_size)
     cpdef bytes take_joined(self, Py_ssize_t limit, Py_ssize_t max_frame_size)
-    cdef int frame_head(self, unsigned char* header, Py_ssize_t size) noexcept
     cdef int spent(self) except -1
+
+
+cpdef bytes frame(int kind, int flags, unsigned int stream_id, bytes payload=*)
+cdef int put_header(unsigned char* header, Py_ssize_t size, int kind, int flags, unsigned int stream_id) noexcept

@@ -4,7 +4,7 @@ from typing_extensions import disjoint_base
 
 from .frames import ByteSink, FrameHandler
 
-__all__ = ["FrameReader", "FrameWriter", "StreamReader"]
+__all__ = ["FrameReader", "FrameWriter", "StreamReader", "frame"]
 
 @disjoint_base
 class StreamReader:
@@ -43,3 +43,5 @@ class FrameWriter:
     def take(self, limit: int, max_frame_size: int) -> list[bytes | memoryview]: ...
     def take_joined(self, limit: int, max_frame_size: int) -> bytes: ...
     def clear(self) -> None: ...
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = ...) -> bytes: ...

@@ -15,7 +15,7 @@ from libc.string cimport memcmp, memcpy
 from ..errors import WireError
 from . import frames
 
-__all__ = ["FrameReader", "FrameWriter", "StreamReader"]
+__all__ = ["FrameReader", "FrameWriter", "StreamReader", "frame"]
 
 cdef int DATA = frames.DATA, HEADERS = frames.HEADERS, SETTINGS = frames.SETTINGS, PUSH_PROMISE = frames.PUSH_PROMISE
 cdef int WINDOW_UPDATE = frames.WINDOW_UPDATE, CONTINUATION = frames.CONTINUATION
@@ -192,7 +192,8 @@ cdef class FrameReader:
             if self.block_bytes > MAX_HEADER_BLOCK_BYTES:
                 raise frames.header_block_too_large()
             self.block_stream = 0 if flags & END_HEADERS else stream_id
-        frames.check_control(kind, flags, stream_id, length)
+        if kind != HEADERS or not stream_id:  # the most frequent one has no further rule
+            frames.check_control(kind, flags, stream_id, length)
         self.control = PyBytes_FromStringAndSize(NULL, 9 + length)
         memcpy(PyBytes_AS_STRING(self.control), header, 5)
         PyBytes_AS_STRING(self.control)[5] = <char>(header[5] & 0x7F)
@@ -288,6 +289,29 @@ cdef class FrameReader:
         cdef unsigned int stream_id = big_endian(whole + 5), increment = big_endian(whole + 9)
         self.handler.window_update(stream_id, increment)
         return 0
+
+
+cpdef bytes frame(int kind, int flags, unsigned int stream_id, bytes payload=b""):
+    """One HTTP/2 frame, header and payload."""
+    cdef Py_ssize_t size = len(payload)
+    cdef bytes whole = PyBytes_FromStringAndSize(NULL, 9 + size)
+    cdef unsigned char* header = <unsigned char*>PyBytes_AS_STRING(whole)
+    put_header(header, size, kind, flags, stream_id)
+    memcpy(header + 9, octets(payload), size)
+    return whole
+
+
+cdef int put_header(unsigned char* header, Py_ssize_t size, int kind, int flags, unsigned int stream_id) noexcept:
+    header[0] = <unsigned char>(size >> 16 & 0xFF)
+    header[1] = <unsigned char>(size >> 8 & 0xFF)
+    header[2] = <unsigned char>(size & 0xFF)
+    header[3] = <unsigned char>kind
+    header[4] = <unsigned char>flags
+    header[5] = <unsigned char>(stream_id >> 24)
+    header[6] = <unsigned char>(stream_id >> 16 & 0xFF)
+    header[7] = <unsigned char>(stream_id >> 8 & 0xFF)
+    header[8] = <unsigned char>(stream_id & 0xFF)
+    return 0
 
 
 include "_framing_out_c.pxi"

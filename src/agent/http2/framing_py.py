@@ -37,9 +37,9 @@ from collections import deque
 
 from ..errors import WireError
 from . import frames
-from .frames import DATA, HEAD, ByteSink, FrameHandler
+from .frames import DATA, HEAD, ByteSink, FrameHandler, frame
 
-__all__ = ["FrameReader", "FrameWriter", "StreamReader"]
+__all__ = ["FrameReader", "FrameWriter", "StreamReader", "frame"]
 
 
 class StreamReader:

@@ -44,7 +44,7 @@ cdef class Sender:
     # whether it may write now
     cdef public bint corked
     cdef bint _due
-    cdef bint _paused
+    cdef readonly bint is_paused
     # the control plane
     cdef public bint answering
     cdef object _flush

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from ..errors import WireError
 from .errors import ErrorCode
 from .framing import DEFAULT_WINDOW, MAX_WINDOW, MIN_MAX_FRAME_SIZE, FrameWriter, StreamReader
-from .heads import Headers
+from .head_rules import Headers
 from .sizes import FRAME_BYTES, UNSENT_BYTES
 from .socket_options import prepare
 
@@ -65,6 +65,9 @@ class StreamConnection(Protocol):
 
     def send_headers(self, stream: Http2Stream, headers: Headers, end_stream: bool) -> None:
         """Send a head on this stream, if our side is still open."""
+
+    def send_whole(self, stream: Http2Stream, headers: Headers, body: bytes) -> bool:
+        """Send a head with all of its DATA and END_STREAM at once. Returns False if that is not possible now."""
 
     def finish(self, stream: Http2Stream) -> None:
         """End this side of the stream, after its last byte."""
@@ -144,6 +147,10 @@ class Http2Stream:
         """Send the response's head, or a response that is only a head (the server's role)."""
         self.connection.send_headers(self, headers, end_stream)
 
+    def send_whole(self, headers: Headers, body: bytes) -> bool:
+        """Send a small and whole response in one write. Returns False if windows or transport have no room now."""
+        return self.connection.send_whole(self, headers, body)
+
     def finish(self, trailers: Headers | None = None) -> None:
         """End our side, with trailers or without, once what the writer has been given is out.
 
@@ -193,7 +200,7 @@ class Sender:
         self._due = False  # `_pump` is scheduled
         self.answering = False  # the control plane has read a frame and may have output
         self.corked = False  # set while bytes are received, so that `uncork` sends all replies together
-        self._paused = False
+        self.is_paused = False  # the transport is full
 
     def start(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         """Write to this transport from now on, and keep its buffers and the kernel's small."""
@@ -215,11 +222,6 @@ class Sender:
             self._round.append(stream)
         self._schedule()
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether the transport is full."""
-        return self._paused
-
     def charge(self, stream: Http2Stream, size_bytes: int) -> None:
         """Count DATA that was written beside the streams' turns, within both windows."""
         stream.window -= size_bytes
@@ -229,16 +231,16 @@ class Sender:
     def uncork(self) -> None:
         """Send what came up while this was corked, without another turn of the event loop."""
         self.corked = False
-        if self._round and not self._due and not self._paused:
+        if self._round and not self._due and not self.is_paused:
             self._pump()
 
     def pause(self) -> None:
         """The transport is full."""
-        self._paused = True
+        self.is_paused = True
 
     def resume(self) -> None:
         """The transport takes more."""
-        self._paused = False
+        self.is_paused = False
         self._pump()
 
     def credit(self, increment: int) -> None:
@@ -265,7 +267,7 @@ class Sender:
         self._frame_bytes = min(size, FRAME_BYTES)
 
     def _schedule(self) -> None:
-        if self._due or self.corked or self._paused:
+        if self._due or self.corked or self.is_paused:
             return
         if self._round and self._transport is not None:
             assert self.loop is not None
@@ -278,7 +280,7 @@ class Sender:
         if self.answering:
             self._flush()
         budget = _PUMP_BYTES
-        while self._round and not self._paused and self.window > 0:
+        while self._round and not self.is_paused and self.window > 0:
             transport = self._transport
             if transport is None or transport.is_closing():
                 return

@@ -16,10 +16,9 @@ cdef list NO_TRAILERS
 
 
 @cython.final
-@cython.freelist(64)
 cdef class Http2ClientStream(ClientSide):
     # its connection, and the stream there
-    cdef object _connection, _owner, _http2
+    cdef object _connection, _owner
     cdef Http2Stream _stream
     cdef Writer _writer
     # the request, and what came of it

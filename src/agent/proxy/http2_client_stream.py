@@ -15,12 +15,11 @@ S4. A response that is whole before its request ends the stream: END_STREAM, the
 from __future__ import annotations
 
 import logging
-from typing import Protocol, cast
+from typing import Protocol
 
 from ..errors import Party
 from ..http2.errors import ErrorCode
 from ..http2.framing import FrameWriter
-from ..http2.lean_connection import LeanConnection
 from ..http2.stream import Http2Stream
 from .client_side import ClientSide, ClientTunnel
 from .clock import NEVER, Stall
@@ -86,7 +85,6 @@ class Http2ClientStream(ClientSide):
         "_early",
         "_exchange",
         "_held",
-        "_http2",
         "_is_grpc",
         "_left",
         "_owner",
@@ -109,7 +107,6 @@ class Http2ClientStream(ClientSide):
         self._connection = connection
         self._owner = owner
         self._stream = stream
-        self._http2 = cast(LeanConnection, stream.connection)
         self._writer = stream.writer
         self._exchange: Exchange | None = None  # the request in flight
         self._upgraded: ClientTunnel | None = None  # what came of it behind a 101 or a CONNECT's 200
@@ -328,7 +325,7 @@ class Http2ClientStream(ClientSide):
         self._stream.stops_peer = True  # S4
         if type(body) is not bytes:
             body = bytes(body)
-        if not self._http2.send_whole(self._stream, fields, body):
+        if not self._stream.send_whole(fields, body):
             self._stream.stops_peer = False
             return False
         self._sent_bytes = size

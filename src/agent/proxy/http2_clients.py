@@ -19,7 +19,6 @@ from ..errors import WireError
 from ..http2.connection import Http2Connection
 from ..http2.errors import ErrorCode
 from ..http2.head_rules import Headers
-from ..http2.lean_connection import LeanConnection
 from ..http2.liveness import SilenceWatch
 from ..http2.peer_limits import PeerLimits
 from ..http2.stream import Http2Stream
@@ -88,7 +87,7 @@ class Http2ClientConnection:
         self._explained = False  # a log line has the reason that the connection ends
         self._stall = Stall()
         limits = owner.limits
-        self.protocol = LeanConnection(
+        self.protocol = Http2Connection(
             self,
             client=False,
             window_bytes=WINDOW_BYTES,

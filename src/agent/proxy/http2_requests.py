@@ -9,7 +9,7 @@ One set of rules holds for both versions, since both pass the same parser. This 
     no END_STREAM          Content-Length, or else chunked
     CONNECT, :protocol     GET with an Upgrade to websocket
 
-http2/heads.py has checked names, values and pseudo-fields before, so no byte here can end a line.
+http2/head_rules.py has checked names, values and pseudo-fields before, so no byte here can end a line.
 """
 
 from __future__ import annotations

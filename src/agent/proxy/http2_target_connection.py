@@ -12,8 +12,7 @@ from ..errors import TargetError, WireError
 from ..http2 import liveness
 from ..http2.connection import Http2Connection
 from ..http2.errors import GoAwayError, StreamsExhausted
-from ..http2.heads import Headers
-from ..http2.lean_connection import LeanConnection
+from ..http2.head_rules import Headers
 from ..http2.liveness import SilenceWatch
 from ..http2.peer_limits import PeerLimits
 from ..http2.stream import Http2Stream
@@ -70,7 +69,7 @@ class Http2TargetConnection:
         self.idle_until = 0.0
         self.heads = ResponseHeads()
         self.failure: TargetError | None = None
-        self.connection = LeanConnection(
+        self.connection = Http2Connection(
             self,
             client=True,
             window_bytes=WINDOW_BYTES,
@@ -83,7 +82,6 @@ class Http2TargetConnection:
             ),
             input_ended=self._deliver,
             settings_changed=self._settings_changed,
-            checks_own_heads=False,
         )
         self._pool = pool
         self._touched: list[Http2TargetStream] = []

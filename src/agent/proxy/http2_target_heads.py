@@ -1,7 +1,7 @@
 """The heads of HTTP/2 towards a target: a request's fields from its checked parts, and a response from its fields.
 
 A response is written as an HTTP/1.1 head and read by `heads.parse_response`. So all rules of HTTP/1.1 hold for it, and
-none exists twice. `http2.heads` has rejected every byte that ends a line before.
+none exists twice. `http2.head_rules` has rejected every byte that ends a line before.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 
 from ..config.limits import ProxyLimits
 from ..errors import AgentError
-from ..http2.heads import Headers
+from ..http2.head_rules import Headers
 from .head_writer import WITH_CONTENT, TargetHead
 from .headers import SPECIAL, Fields
 from .heads import STRICT_UPGRADES, Response, parse_response

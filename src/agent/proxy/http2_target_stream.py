@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..errors import TargetError, WireError
 from ..http2.errors import ErrorCode, GoAwayError, StreamReset, StreamsExhausted, code_name
 from ..http2.framing import FrameWriter
-from ..http2.heads import Headers
+from ..http2.head_rules import Headers
 from .clock import Stall
 from .heads import CHUNKED, UNFRAMED, Request, Response
 from .http2_target_heads import (

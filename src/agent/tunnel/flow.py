@@ -16,7 +16,7 @@ from typing import Protocol
 
 from ..errors import WireError
 from ..http2.errors import ErrorCode
-from ..http2.heads import Headers
+from ..http2.head_rules import Headers
 from ..http2.stream import Http2Stream
 from .features import CLOSE, WINDOW
 from .messages import MessageRefused, PacketWriter

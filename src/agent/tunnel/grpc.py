@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ..errors import AgentError
-from ..http2.heads import Headers
+from ..http2.head_rules import Headers
 
 __all__ = [
     "PATH",

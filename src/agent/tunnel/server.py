@@ -10,7 +10,7 @@ from typing import Protocol, cast
 from ..errors import AgentError, WireError
 from ..http2.connection import Http2Connection
 from ..http2.errors import ErrorCode
-from ..http2.heads import Headers
+from ..http2.head_rules import Headers
 from ..http2.stream import Http2Stream
 from ..runtime.deadlines import CATCH_UP_S, LATE_S
 from ..syntax import readable

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from ..errors import WireError
-from ..http2.heads import Headers
+from ..http2.head_rules import Headers
 from ..http2.socket_options import FAR_S
 from ..http2.stream import Http2Stream
 from .features import GOAWAY, WINDOW
