@@ -1,4 +1,4 @@
-"""The half of a connection that every byte of DATA passes. The other half is `connection`.
+"""The half of a connection that every byte of DATA passes. The heads are `stream_plane`'s.
 
     transport ──► DataPlane ──► FrameReader ──► StreamReader ──► user
                    a Chunk received    frames          bytes of DATA, and the windows they are counted against

@@ -250,7 +250,7 @@ class _Call:
                 path = readable(fields.get(b":path", b""))
                 raise GrpcStatus(Status.UNIMPLEMENTED, f"there is no method {path}")
             if b"content-length" in fields:
-                # h2 would hold its own count of bytes, of which it sees none, against it.
+                # Nobody would hold the call's DATA against it (RFC 9113, section 8.1.1).
                 raise GrpcStatus(Status.INVALID_ARGUMENT, "a tunnel's call has no content-length")
             if not fields.get(b"cluster-name"):
                 raise GrpcStatus(Status.UNKNOWN, "the metadata cluster-name is missing")  # as a base hub (wire.md)
