@@ -66,6 +66,10 @@ def resets(client: Http2Client, number: int) -> None:
     client.reset(client.request(client.head("/hold")))
 
 
+def faults_of_streams(client: Http2Client, number: int) -> None:
+    client.send(WINDOW_UPDATE, 0, client.request(client.head("/hold")), bytes(4))
+
+
 def resets_of_closed_streams(client: Http2Client, number: int) -> None:
     client.reset(1)
 
@@ -88,6 +92,7 @@ def continuations(client: Http2Client, number: int) -> None:
         (acks, 1000),
         (priorities, 1000),
         (resets, 200),
+        (faults_of_streams, 200),
         (resets_of_closed_streams, 1000),
         (malformed_heads, 200),
         (continuations, 1000),

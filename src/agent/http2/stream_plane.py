@@ -319,6 +319,12 @@ class StreamPlane(DataPlane):
             user = stream.user
             self._give_up(stream, error.http2_code)
             user.stream_lost(error)
+            self._count_fault(stream)
+
+    def _count_fault(self, stream: Http2Stream) -> None:
+        """A client may cause as many resets by faults as it may send itself. Raises WireError past that."""
+        if not self.client and self._limiter is not None:
+            self._limiter.stream_reset(responded=stream.responded)
 
     # ------------------------------------------------------------ out
 
@@ -373,8 +379,13 @@ class StreamPlane(DataPlane):
         self._ended_locally(stream)
 
     def reset(self, stream: Http2Stream, code: int) -> None:
-        """Give this stream up, where it isn't already. Its user gets no call."""
+        """Give this stream up, where it isn't already. Its user gets no call.
+
+        Raises WireError if the client has caused too many resets with PROTOCOL_ERROR. Give that code in its calls only.
+        """
         self._give_up(stream, code)
+        if code == ErrorCode.PROTOCOL_ERROR:
+            self._count_fault(stream)
 
     def _give_up(self, stream: Http2Stream, code: int) -> None:
         if self.streams.get(stream.id) is not stream or self.closing:

@@ -29,7 +29,7 @@ cdef class Http2ClientStream(ClientSide):
     # in: the body's missing bytes, what waits, and the credit that is held back
     cdef long long _left, _unread
     cdef object _held
-    cdef list _early
+    cdef bytearray _early
     cdef bint _request_paused
     cdef double _deadline
     # out

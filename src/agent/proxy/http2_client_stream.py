@@ -113,7 +113,7 @@ class Http2ClientStream(ClientSide):
         self._is_grpc = False  # the request is a call, even if its head can't be served
         self._left = CHUNKED  # bytes of the body that Content-Length still owes, CHUNKED without one
         self._held: Piece = b""  # the body's last piece (S1)
-        self._early: list[Piece] | None = None  # a tunnel's first bytes, before the tunnel is open
+        self._early: bytearray | None = None  # a tunnel's first bytes, before the tunnel is open
         self._request_paused = False
         self._unread = 0  # bytes without credit for the client, while the request is paused
         self._deadline = NEVER
@@ -144,7 +144,7 @@ class Http2ClientStream(ClientSide):
         self.request_id = reader.request_id or owner.request_ids.next()
         self._websocket_key = reader.websocket_key
         if request.is_connect or self._websocket_key:
-            self._early = []
+            self._early = bytearray()
         elif reader.has_length:
             self._left = request.length
         self._exchange = exchange = Exchange(self, owner, self._connection.metrics, request, target)
@@ -191,9 +191,9 @@ class Http2ClientStream(ClientSide):
         self._connection.log_malformed(self.request_id, reason, stage)
         exchange = self._exchange
         self._drop_exchange()
-        self._reset(ErrorCode.PROTOCOL_ERROR)
         if exchange is not None:
             exchange.client_lost()
+        self._reset(ErrorCode.PROTOCOL_ERROR)
 
     # -- what the stream calls
 
@@ -203,7 +203,7 @@ class Http2ClientStream(ClientSide):
         if self._upgraded is not None:
             self._upgraded.client_bytes(data)
         elif self._early is not None:
-            self._early.append(data)
+            self._early += data  # joined, since pieces of some bytes would take many times the memory
             self._unread += size
             return
         elif self._exchange is not None:
@@ -444,8 +444,8 @@ class Http2ClientStream(ClientSide):
         if self.writing_paused:
             upgraded.pause_receiving()
         early, self._early = self._early, None
-        for piece in early or ():
-            upgraded.client_bytes(piece)
+        if early:
+            upgraded.client_bytes(bytes(early))
         self._give_credit()
         if self._stream.remote_ended:
             upgraded.client_eof()
@@ -468,7 +468,7 @@ class Http2ClientStream(ClientSide):
 
     def _drop_exchange(self) -> None:
         if self._exchange is not None or self._upgraded is not None:
-            self._exchange = self._upgraded = None
+            self._exchange = self._upgraded = self._early = None
             self._held = b""
             self._deadline = NEVER
             self._owner.requests_in_flight -= 1
